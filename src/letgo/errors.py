@@ -1,0 +1,23 @@
+"""The errors a user can cause or meet; the command turns each into one message and an exit code."""
+
+from __future__ import annotations
+
+
+class LetgoError(Exception):
+    """Base of every error that letgo raises on purpose. The command exits 1 on it, without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(LetgoError):
+    """A mistake in what the user gave: a file, a field, a value. Says what, where, and the way out (exit 2)."""
+
+    exit_code = 2
+
+
+class NonFiniteLossError(LetgoError):
+    """A loss or a score that is NaN or infinite. Raised at once: a poisoned run is worth nothing."""
+
+
+class EmptyScoreError(LetgoError):
+    """A metric or an attack was about to be computed over zero samples."""
