@@ -1,0 +1,129 @@
+"""Rows to tokens: the template that turns a question into a prompt, and labels that cover the answer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from letgo.data.rows import Row
+from letgo.errors import UserError
+
+Template = Literal["auto", "plain", "chat"]
+LongRows = Literal["error", "cut", "drop"]
+IGNORE = -100
+"""The label that no loss and no score counts."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as tokens. `labels` equals `input_ids` on the target's tokens and `IGNORE` elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+    row: Row
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def resolve_template(tokenizer: Any, template: Template) -> Literal["plain", "chat"]:
+    """`auto` is the chat template where the tokenizer has one, else plain."""
+    has_chat = bool(getattr(tokenizer, "chat_template", None))
+    if template == "auto":
+        return "chat" if has_chat else "plain"
+    if template == "chat" and not has_chat:
+        raise UserError("template 'chat' was asked for, but this tokenizer has no chat template; use template: plain")
+    if template not in ("plain", "chat"):
+        raise UserError(f"unknown template {template!r}; known: auto, plain, chat")
+    return template
+
+
+def question_text(question: str) -> str:
+    """The plain template without its answer: "Question: {q}\\nAnswer:"; the answer follows after a space."""
+    return f"Question: {question}\nAnswer:"
+
+
+def encode_prompt(tokenizer: Any, row: Row, template: Literal["plain", "chat"]) -> list[int]:
+    """Tokens of what the model is given before the row's target."""
+    if row.form == ("text",):
+        return _bos(tokenizer)
+    if row.form == ("messages",) or (row.form == ("question", "answer") and template == "chat"):
+        messages = (
+            [{"role": role, "content": content} for role, content in row.context]
+            if row.form == ("messages",)
+            else [{"role": "user", "content": row.context}]
+        )
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(f"{row.where}: rows of 'messages' need a tokenizer with a chat template; this one has none")
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    text = question_text(str(row.context)) if row.form == ("question", "answer") else str(row.context)
+    return _bos(tokenizer) + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def target_text(row: Row, template: Literal["plain", "chat"], target: str | None = None) -> str:
+    """The target as it follows its prompt: after a space in the plain template, as it stands elsewhere."""
+    text = row.target if target is None else target
+    return " " + text if row.form == ("question", "answer") and template == "plain" else text
+
+
+def encode_target(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_rows(
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    template: Template = "auto",
+    max_length: int,
+    long_rows: LongRows = "error",
+    name: str = "data",
+) -> tuple[list[Encoded], list[str]]:
+    """Tokenise rows; returns them and what is to be said about them (rows cut or dropped, counted).
+
+    Prompt and target are tokenised apart, so the border between context and label is exact; one end token closes the
+    target. A row of more than `max_length` tokens is an error, cut at the right, or dropped, as `long_rows` says.
+    """
+    form = resolve_template(tokenizer, template)
+    encoded: list[Encoded] = []
+    long: list[Encoded] = []
+    for row in rows:
+        prompt = encode_prompt(tokenizer, row, form)
+        target = encode_target(tokenizer, target_text(row, form))
+        if not target:
+            raise UserError(f"{row.where}: the target {row.target!r} has no tokens in this tokenizer")
+        if tokenizer.eos_token_id is not None:
+            target = [*target, tokenizer.eos_token_id]
+        item = Encoded(prompt + target, [IGNORE] * len(prompt) + target, row)
+        if len(item) > max_length:
+            long.append(item)
+            if long_rows == "drop":
+                continue
+            item = Encoded(item.input_ids[:max_length], item.labels[:max_length], row)
+            if long_rows == "cut" and all(label == IGNORE for label in item.labels[1:]):
+                raise UserError(
+                    f"{row.where}: cut to max_length {max_length} the row has no target left; "
+                    "raise max_length or set long_rows: drop"
+                )
+        encoded.append(item)
+    if not long:
+        return encoded, []
+    longest = max(long, key=len)
+    said = (
+        f"{name}: {len(long)} of {len(rows)} rows are longer than max_length {max_length} tokens "
+        f"(longest {len(longest)}, at {longest.row.where})"
+    )
+    if long_rows == "error":
+        raise UserError(f"{said}\n  raise max_length, or set long_rows: cut or long_rows: drop")
+    if not encoded:
+        raise UserError(f"{said}: nothing is left after dropping them")
+    return encoded, [f"{said}; {'cut' if long_rows == 'cut' else 'dropped'}"]
+
+
+def _bos(tokenizer: Any) -> list[int]:
+    """The start token where the tokenizer puts one by itself (Llama does, SmolLM2 does not)."""
+    ids = tokenizer("a")["input_ids"]
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and ids and ids[0] == bos else []

@@ -1,0 +1,235 @@
+"""Reading forget and retain sets: JSONL, JSON, CSV, Parquet, or a data set of the hub.
+
+A row has one of four forms, told by its fields: `text`; `prompt` + `completion`; `question` + `answer`; `messages`.
+An optional `group` names what rows belong together (a person, a country), so that an attack can hold out whole groups.
+Every row remembers where it came from, so that an error can name the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from letgo.catalog import did_you_mean
+from letgo.errors import UserError
+
+FORMS: tuple[tuple[str, ...], ...] = (("messages",), ("question", "answer"), ("prompt", "completion"), ("text",))
+_FORMS_TEXT = "'text', 'prompt'+'completion', 'question'+'answer', or 'messages'"
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checked row. `context` is what the model is given, `target` what it is to say (or unsay).
+
+    For `text` rows the context is empty. For `messages` rows the context is all messages before the last.
+    """
+
+    form: tuple[str, ...]
+    context: str | tuple[tuple[str, str], ...]
+    target: str
+    group: str
+    where: str
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """All fields as they were read, for benchmarks that need more of them."""
+
+    @property
+    def content(self) -> tuple[Any, str]:
+        """What makes two rows the same."""
+        return (self.context, self.target)
+
+
+def read_rows(source: str | Path | Sequence[Mapping[str, Any]], *, name: str = "data") -> list[Row]:
+    """Rows of a file, of `hub:ID[@REVISION]:CONFIG:SPLIT`, or of a list of mappings.
+
+    `name` is what messages call the set ("forget set"). Raises `UserError` for a missing or malformed source, a row of
+    none of the four forms, an empty field, or an empty set.
+    """
+    if isinstance(source, str | Path):
+        text = str(source)
+        records = _read_hub(text) if text.startswith("hub:") else _read_file(Path(text), name)
+        origin = text
+    else:
+        records = [(f"{name}, row {index + 1}", record) for index, record in enumerate(source)]
+        origin = name
+    if not records:
+        raise UserError(f"{name}: {origin} has no rows; at least one is needed")
+    return [_row(where, record) for where, record in records]
+
+
+def rows_from_records(records: Iterable[Mapping[str, Any]], name: str) -> list[Row]:
+    """Rows of built-in data, checked like any other."""
+    return read_rows(list(records), name=name)
+
+
+def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
+    """Raise a `UserError` if a row stands in both sets: it would be forgotten and kept at once."""
+    seen = {row.content: row for row in forget}
+    shared = [(seen[row.content], row) for row in retain if row.content in seen]
+    if shared:
+        first_forget, first_retain = shared[0]
+        raise UserError(
+            f"the forget set and the retain set share {len(shared)} row(s); the first stands at {first_forget.where} "
+            f"and at {first_retain.where}\n  remove them from one of the two"
+        )
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
+    """A short hash of the rows' content in their order: the key of everything cached about them."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.form, row.context, row.target], ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def _row(where: str, record: Mapping[str, Any]) -> Row:
+    if not isinstance(record, Mapping):
+        raise UserError(f"{where}: a row must be an object with named fields, not {type(record).__name__}")
+    form = next((form for form in FORMS if all(key in record for key in form)), None)
+    if form is None:
+        raise UserError(_no_form(where, record))
+    group = str(record["group"]) if record.get("group") is not None else ""
+    if form == ("messages",):
+        messages = _messages(where, record["messages"])
+        context: str | tuple[tuple[str, str], ...] = messages[:-1]
+        target = messages[-1][1]
+    else:
+        values = [_text(where, key, record[key]) for key in form]
+        context, target = ("", values[0]) if len(values) == 1 else (values[0], values[1])
+    return Row(form=form, context=context, target=target, group=group or where, where=where, fields=dict(record))
+
+
+def _no_form(where: str, record: Mapping[str, Any]) -> str:
+    for form in FORMS:
+        present = [key for key in form if key in record]
+        missing = [key for key in form if key not in record]
+        if present and missing:
+            hint = did_you_mean(missing[0], [str(key) for key in record if key not in present])
+            return f"{where}: the row has {present[0]!r} but no {missing[0]!r}{hint}"
+    known = [key for form in FORMS for key in form]
+    hints = [did_you_mean(str(key), known) for key in record]
+    found = ", ".join(repr(str(key)) for key in record) or "no fields"
+    return f"{where}: a row needs {_FORMS_TEXT}; this one has {found}{next(filter(None, hints), '')}"
+
+
+def _text(where: str, key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where}: field {key!r} must be text, not {type(value).__name__} ({str(value)[:60]})")
+    if not value.strip():
+        raise UserError(f"{where}: field {key!r} is empty")
+    return value
+
+
+def _messages(where: str, messages: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise UserError(f"{where}: field 'messages' must be a list of {{role, content}} objects that is not empty")
+    result = []
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise UserError(f"{where}: message {number} must have 'role' and 'content'")
+        if message["role"] not in _ROLES:
+            raise UserError(f"{where}: message {number} has role {message['role']!r}; known: {', '.join(_ROLES)}")
+        result.append((message["role"], _text(where, f"messages[{number - 1}].content", message["content"])))
+    if result[-1][0] != "assistant":
+        raise UserError(f"{where}: the last message must be the assistant's, the one to forget or keep")
+    return tuple(result)
+
+
+def _read_file(path: Path, name: str) -> list[tuple[str, Any]]:
+    if not path.exists():
+        raise UserError(f"{name}: no such file: {path}")
+    if path.is_dir():
+        raise UserError(f"{name}: {path} is a directory; name a .jsonl, .json, .csv or .parquet file")
+    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{name}: {path}: unknown kind of file {path.suffix!r}; known: {', '.join(readers)}")
+    try:
+        return reader(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: {path} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{name}: {path} can't be read: {error.strerror or error}") from error
+
+
+def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
+    records = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                records.append((f"{path}:{number}", _parse_line(path, number, line)))
+    return records
+
+
+def _parse_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno}): {line.strip()[:80]}") from error
+
+
+def _read_json(path: Path) -> list[tuple[str, Any]]:
+    """A JSON list of rows; a file of one object a line, as some data sets name .json too, is read as JSONL."""
+    text = path.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("{"):
+        return _read_jsonl(path)
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: must be a list of rows, not {type(rows).__name__}")
+    return [(f"{path}, row {index + 1}", row) for index, row in enumerate(rows)]
+
+
+def _read_csv(path: Path) -> list[tuple[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restkey="")
+        records = []
+        for row in reader:
+            if "" in row or None in row.values():
+                raise UserError(
+                    f"{path}:{reader.line_num}: the row has not the {len(reader.fieldnames or [])} columns of the head"
+                )
+            records.append((f"{path}:{reader.line_num}", row))
+    return records
+
+
+def _read_parquet(path: Path) -> list[tuple[str, Any]]:
+    datasets = _datasets(f"{path} (Parquet)")
+    try:
+        table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+    except Exception as error:  # pyarrow raises many kinds for a file that is not Parquet
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+    return [(f"{path}, row {index + 1}", row) for index, row in enumerate(table)]
+
+
+def _read_hub(spec: str) -> list[tuple[str, Any]]:
+    """`hub:ID[@REVISION]:CONFIG:SPLIT`; CONFIG may be empty for the default one. ID may be a local folder."""
+    parts = spec.removeprefix("hub:").split(":")
+    if len(parts) != 3 or not parts[0] or not parts[2]:
+        raise UserError(f"{spec!r} is not of the form hub:ID[@REVISION]:CONFIG:SPLIT (CONFIG may be empty)")
+    repository, config, split = parts
+    identifier, _, revision = repository.partition("@")
+    datasets = _datasets(spec)
+    try:
+        table = datasets.load_dataset(identifier, config or None, split=split, revision=revision or None)
+    except Exception as error:  # many kinds: unreachable, gated, unknown config or split
+        raise UserError(
+            f"{spec}: could not be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]})\n"
+            "  if the hub can't be reached or the data set is gated, download it once and give the file's path"
+        ) from error
+    return [(f"{spec}, row {index + 1}", row) for index, row in enumerate(table)]
+
+
+def _datasets(what: str) -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise UserError(f"{what} needs the package 'datasets': pip install 'letgo[data]'") from error
+    return datasets

@@ -1,0 +1,86 @@
+"""From per-sample scores to a value with its n and 95 % interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from letgo.errors import EmptyScoreError
+from letgo.results import Metric
+
+RESAMPLES = 2000
+_SEED = 20240607
+
+
+def mean_metric(values: Sequence[float], groups: Sequence[str]) -> Metric:
+    """The mean over samples, with a bootstrap interval that resamples whole groups.
+
+    Samples of one group (two wordings of one fact, facts of one person) stand or fall together; resampling them one by
+    one would make the interval too narrow. Where every value is the same 0 or 1 the bootstrap sees no spread, and
+    Wilson's interval for as many trials as there are groups is given instead.
+    """
+    if not values:
+        raise EmptyScoreError("a mean over zero samples is not a score")
+    array = np.asarray(values, dtype=np.float64)
+    value = float(array.mean())
+    if set(values) <= {0.0, 1.0} and len(set(values)) == 1:
+        return Metric(value=value, n=len(values), ci95=_wilson(value, len(set(groups))))
+    return Metric(value=value, n=len(values), ci95=_bootstrap(array, np.ones_like(array), groups, lambda m: m))
+
+
+def perplexity_metric(totals: Sequence[float], tokens: Sequence[int], groups: Sequence[str]) -> Metric:
+    """exp(−Σ log p / Σ tokens) over texts, with a bootstrap interval over texts; n counts texts.
+
+    Args:
+        totals: each text's summed token log-probability.
+        tokens: each text's number of scored tokens.
+        groups: as in `mean_metric`.
+    """
+    if not totals or not sum(tokens):
+        raise EmptyScoreError("perplexity over zero tokens is not a score")
+
+    def exp(mean: np.ndarray) -> np.ndarray:
+        return np.exp(np.minimum(-mean, 700.0))
+
+    numerator, denominator = np.asarray(totals, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+    value = float(exp(numerator.sum() / denominator.sum()))
+    return Metric(value=value, n=len(totals), ci95=_bootstrap(numerator, denominator, groups, exp))
+
+
+def auc_metric(members: Sequence[float], others: Sequence[float]) -> Metric:
+    """Membership AUC with a bootstrap interval over both sides; n counts both."""
+    from letgo.metrics.privacy import membership_auc
+
+    value = membership_auc(members, others)
+    first, second = np.asarray(members), np.asarray(others)
+    wins = (first[:, None] > second[None, :]) + 0.5 * (first[:, None] == second[None, :])
+    generator = np.random.default_rng(_SEED)
+    draws = [
+        wins[np.ix_(generator.integers(0, len(first), len(first)), generator.integers(0, len(second), len(second)))]
+        for _ in range(500)
+    ]
+    low, high = np.quantile([draw.mean() for draw in draws], [0.025, 0.975])
+    return Metric(value=value, n=len(members) + len(others), ci95=(float(low), float(high)))
+
+
+def _bootstrap(
+    numerator: np.ndarray, denominator: np.ndarray, groups: Sequence[str], transform: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float]:
+    names = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    member = np.array([names[group] for group in groups])
+    tops = np.bincount(member, weights=numerator, minlength=len(names))
+    bottoms = np.bincount(member, weights=denominator, minlength=len(names))
+    # A generator of our own with a fixed seed: the same samples give the same interval everywhere.
+    draws = np.random.default_rng(_SEED).integers(0, len(names), size=(RESAMPLES, len(names)))
+    ratios = transform(tops[draws].sum(axis=1) / bottoms[draws].sum(axis=1))
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return (float(low), float(high))
+
+
+def _wilson(value: float, n: int) -> tuple[float, float]:
+    z = 1.959963984540054
+    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
+    return (max(0.0, centre - half), min(1.0, centre + half))
