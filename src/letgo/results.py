@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,9 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from letgo.errors import EmptyScoreError, NonFiniteLossError, UserError
+from letgo.errors import UserError
+from letgo.metrics.metric import Metric, Metrics
 
 SCHEMA = 1
 RESULT_FILE = "result.json"
@@ -29,33 +29,11 @@ CONFIG_FILE = "config.yaml"
 Status = Literal["finished", "collapsed", "failed"]
 
 
+__all__ = ["AttackResult", "Metric", "Metrics", "Result"]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Metric(_Model):
-    """A value over `n` samples with its 95 % interval."""
-
-    value: float
-    n: int
-    ci95: tuple[float, float]
-
-    @field_validator("n")
-    @classmethod
-    def _some_samples(cls, n: int) -> int:
-        if n < 1:
-            raise EmptyScoreError("a metric over zero samples is not a score")
-        return n
-
-    @field_validator("value")
-    @classmethod
-    def _finite(cls, value: float) -> float:
-        if not math.isfinite(value):
-            raise NonFiniteLossError(f"a metric came out as {value}")
-        return value
-
-
-Metrics = dict[str, Metric]
 
 
 class AttackResult(_Model):

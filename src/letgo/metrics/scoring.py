@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from letgo.errors import NonFiniteLossError
+from letgo.models.forward import logits_at
 
 TOKEN_BUDGET = 2048
 """Tokens in a batch. Bounds the logits' memory: 2,048 × 49,152 fp32 logits are 0.4 GB."""
@@ -174,7 +175,7 @@ def _plain(model: Any, prefixes: Tensor, flat: list[list[int]]) -> tuple[Tensor,
     padded = _right_padded(flat, prefixes.device)
     ids = torch.cat([prefixes, padded[:, :-1]], dim=1)
     mask = torch.cat([torch.ones_like(prefixes), _length_mask(flat, prefixes.device)[:, :-1]], dim=1)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=padded.shape[1]).logits
+    logits = logits_at(model, padded.shape[1], input_ids=ids, attention_mask=mask, use_cache=False)
     return logits[:, 0].float(), logits[:, 1:]
 
 
@@ -184,9 +185,9 @@ def _with_cache(
     """The prefix once, then all its continuations on copies of its cache."""
     repeats = torch.tensor(counts, device=prefixes.device)
     if widest == 1:
-        logits = model(input_ids=prefixes, use_cache=False, logits_to_keep=1).logits
+        logits = logits_at(model, 1, input_ids=prefixes, use_cache=False)
         return logits[:, -1].float().repeat_interleave(repeats, 0), logits[:, :0].repeat_interleave(repeats, 0)
-    output = model(input_ids=prefixes, use_cache=True, logits_to_keep=1)
+    output = model(input_ids=prefixes, use_cache=True)
     cache = output.past_key_values
     if len(set(counts)) > 1 or not hasattr(cache, "batch_repeat_interleave"):
         return _plain(model, prefixes.repeat_interleave(repeats, 0), flat)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from letgo.errors import EmptyScoreError
-from letgo.results import Metric
+from letgo.metrics.metric import Metric
 
 RESAMPLES = 2000
 _SEED = 20240607
