@@ -1,0 +1,131 @@
+"""From what a user calls a model to the model: a built-in name, a directory, or an id of the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from letgo.catalog import did_you_mean
+from letgo.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _smollm2() -> Path:
+    from letgo.models.smollm2 import smollm2_directory
+
+    return smollm2_directory()
+
+
+def _shipped(name: str) -> Callable[[], Path]:
+    # The benchmarks' floor is higher: only the place of its files is known here, not its code.
+    return lambda: Path(__file__).parent.parent / "benchmarks" / "assets" / "biographies" / name
+
+
+BUILTIN: Mapping[str, Callable[[], Path]] = {
+    "smollm2": _smollm2,
+    "biographies": _shipped("full"),
+    "biographies-retrained": _shipped("retrained"),
+}
+
+
+def resolve_model(model: str | Path) -> str:
+    """The directory or hub id behind a model's name.
+
+    Raises `UserError` for a path that doesn't exist or is no model, and for a bare word that is neither built in nor
+    of a hub id's form.
+    """
+    name = str(model)
+    if name in BUILTIN:
+        return str(BUILTIN[name]())
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{name} is not a model directory: it has no config.json")
+        return name
+    if path.exists():
+        raise UserError(f"{name} is a file; name the model's directory")
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local or "/" not in name:
+        raise UserError(
+            f"no such model: {name!r}{did_you_mean(name, BUILTIN)}\n"
+            f"  give a directory, a hub id (OWNER/NAME), or a built-in one: {', '.join(BUILTIN)}"
+        )
+    return name
+
+
+def load_tokenizer(model: str | Path) -> Any:
+    """The tokenizer of a model, with a pad token (the end token where it has none of its own)."""
+    from transformers import AutoTokenizer
+
+    name = resolve_model(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: its tokenizer can't be loaded ({_first_line(error)})") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"{name}: the tokenizer has neither a pad nor an end token; set one and save it")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(model: str | Path, *, dtype: str = "float32", device: str | torch.device | None = None) -> Any:
+    """A causal LM, in eval mode. No remote code is run and no pickle is read.
+
+    Args:
+        model: as in `resolve_model`.
+        dtype: float32, bfloat16 or float16.
+        device: where to put it; by default a GPU where there is one.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; known: {', '.join(DTYPES)}")
+    name = resolve_model(model)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            name, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        hint = "" if os.path.isdir(name) else "\n  if the hub can't be reached, download the model and give its path"
+        raise UserError(f"{name}: the model can't be loaded ({_first_line(error)}){hint}") from error
+    return loaded.to(device or best_device()).eval()
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def context_length(model: Any) -> int:
+    """The longest sequence that the model takes, from its config; 2,048 where the config does not say."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 2048)
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """A hash of all parameters' names, types and bytes: equal exactly when the weights are."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in model.named_parameters():
+        data = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
+        digest.update(data.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout to zero: two evaluations of one loss must differ by the weights alone."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,362 @@
+"""`UnlearnTrainer`: transformers' Trainer, driving optimizers of every grade through one closure.
+
+`Trainer` calls `optimizer.step()` without a closure, at one place, and that loop is left alone. When the next step
+needs a closure (`optimizer.needs_closure`: zeroth order, the hybrid's zeroth-order phase), `training_step` does no
+backward pass and only keeps the micro-batches of the accumulation window; a step pre-hook then hands the optimizer a
+closure over them. Checkpoints, resuming, logging, clipping and schedules stay Trainer's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from letgo.data.encode import IGNORE
+from letgo.data.pairs import ForgetRetainDataset, collate_pairs
+from letgo.errors import NonFiniteLossError
+from letgo.objectives import Objective, create_objective
+from letgo.objectives.likelihood import sequence_logps
+from letgo.optim import create_optimizer
+from letgo.progress import Quiet, Reporter, Task
+
+COMPLETE = "letgo_complete"
+"""A file written last into a checkpoint: one without it was cut off while being saved."""
+
+
+@dataclass
+class UnlearnConfig(TrainingArguments):
+    """Everything about a run, flat. The fields of `transformers.TrainingArguments` are all there, with defaults for
+    unlearning: no mixed-in trackers, every step logged, checkpoints every 100 steps.
+
+    One of `benchmark` or `forget` says what to forget.
+    """
+
+    output_dir: str | None = field(default=None, metadata={"help": "the run directory"})
+    model: str = field(default="", metadata={"help": "a model directory, a hub id, or a built-in model's name"})
+    dtype: str = field(default="float32", metadata={"help": "the weights' type: float32, bfloat16 or float16"})
+    benchmark: str | None = field(default=None, metadata={"help": "NAME:key=value,…: sets the data and the scores"})
+    forget: str | None = field(default=None, metadata={"help": "forget set: a file, or hub:ID[@REVISION]:CONFIG:SPLIT"})
+    retain: str | None = field(default=None, metadata={"help": "retain set: likewise"})
+    template: str = field(default="auto", metadata={"help": "how questions become prompts: auto, plain or chat"})
+    max_length: int | None = field(default=None, metadata={"help": "longest row in tokens; by default the context's"})
+    long_rows: str = field(default="error", metadata={"help": "rows that are longer: error, cut or drop"})
+    objective: str = field(default="npo_gdr", metadata={"help": "what to forget, how; see letgo list objectives"})
+    objective_args: dict[str, Any] | None = field(default=None, metadata={"help": "its settings, such as beta"})
+    retain_loss: str | None = field(default=None, metadata={"help": "in place of the objective's own retain term"})
+    retain_weight: float = field(default=1.0, metadata={"help": "λ, the retain term's weight"})
+    optimizer: str = field(default="adamw", metadata={"help": "its grade decides; see letgo list optimizers"})
+    optimizer_args: dict[str, Any] | None = field(default=None, metadata={"help": "its settings, such as zo_lr, mu"})
+    disable_dropout: bool = field(default=True, metadata={"help": "two evaluations must share their mask, or have none"})
+    attacks: list[str] | None = field(default=None, metadata={"help": "NAME:key=value,…: run on the saved result"})
+    eval_limit: int | None = field(default=None, metadata={"help": "score at most so many items of each set"})
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "η; the hybrid's first-order rate"})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "as in transformers"})
+    logging_steps: float = field(default=1, metadata={"help": "log every so many steps"})
+    save_strategy: str = field(default="steps", metadata={"help": "when checkpoints are written: no, steps or epoch"})
+    save_steps: float = field(default=100, metadata={"help": "steps between checkpoints"})
+    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept while running"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping of first-order steps; 0 for none"})
+    report_to: Any = field(default="none", metadata={"help": "trackers, as in transformers"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off: batches are nested"})
+    disable_tqdm: bool | None = field(default=True, metadata={"help": "letgo shows progress itself"})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay off: NaN stops the run"})
+
+    def __post_init__(self) -> None:
+        # Trainer turns a schedule's and a strategy's name into an enum of its own.
+        super().__post_init__()
+
+
+class UnlearnTrainer(Trainer):
+    """Train a model with an objective and an optimizer of the catalog.
+
+    Args:
+        model: a causal LM; for an objective with a reference it must hold the reference's weights when `train` is
+            called first, since reference log-probabilities are taken from it (or read from `reference_file`).
+        args: the run's config.
+        dataset: forget rows paired with retain rows.
+        pad_id: token id that pads batches.
+        reporter: where progress goes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: UnlearnConfig,
+        dataset: ForgetRetainDataset,
+        *,
+        pad_id: int,
+        reporter: Reporter | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.objective: Objective = create_objective(
+            args.objective,
+            retain_loss=args.retain_loss,
+            retain_weight=args.retain_weight,
+            **(args.objective_args or {}),
+        )
+        self.reporter = reporter or Quiet()
+        self.notes: list[str] = []
+        """What is to be said of the run beside its numbers (steps added so that it ends on a zeroth-order round)."""
+        self._window: list[Mapping[str, Any]] = []
+        self._window_size = 1
+        self._terms: list[dict[str, float]] = []
+        self._phase = ""
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            data_collator=collate_pairs(pad_id),
+            callbacks=[_Bookkeeping(self), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)
+        # The objective's loss is a mean over the micro-batch, so the window's mean is Trainer's to take.
+        self.model_accepts_loss_kwargs = False
+
+    # -- the optimizer ------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The catalog's optimizer over the trainable parameters; norms and biases are never decayed."""
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(trained))
+            named = [(n, p) for n, p in trained.named_parameters() if p.requires_grad]
+            settings = self._optimizer_settings()
+            groups: list[dict[str, Any]] = [{"params": [p for _, p in named]}]
+            if settings.get("weight_decay"):
+                groups = [
+                    {"params": [p for n, p in named if n in decayed]},
+                    {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
+                ]
+            optimizer = create_optimizer(self.args.optimizer, [g for g in groups if g["params"]], **settings)
+            if hasattr(optimizer, "attach"):
+                optimizer.attach(trained)
+            optimizer.register_step_pre_hook(self._hand_closure)
+            self.optimizer = optimizer
+        return self.optimizer
+
+    def _optimizer_settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {"lr": self.args.learning_rate}
+        if self.args.weight_decay:
+            settings["weight_decay"] = self.args.weight_decay
+        return settings | (self.args.optimizer_args or {})
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> tuple[Any, ...]:
+        """As Trainer's, with the total lengthened where the optimizer must end on a round of its own."""
+        values = super().set_initial_training_values(args, dataloader)
+        total = values[-1]
+        probe = create_optimizer(
+            self.args.optimizer, [torch.nn.Parameter(torch.zeros(1))], **self._optimizer_settings()
+        )
+        fitted = probe.fit_total_steps(total) if hasattr(probe, "fit_total_steps") else total
+        if fitted == total:
+            return values
+        note = f"{total} steps lengthened to {fitted}, so that the run ends on a complete zeroth-order round"
+        self.notes.append(note)
+        self.reporter.say(f"  {note}")
+        args.max_steps = fitted
+        return super().set_initial_training_values(args, dataloader)
+
+    def _hand_closure(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Step pre-hook: give a step that needs one a closure over the window's micro-batches."""
+        self._phase = str(getattr(optimizer, "phase", "") or "")
+        if not _needs_closure(optimizer):
+            return None
+        window, self._window = self._window, []
+        return (args[0], self._closure(optimizer, window)), {}
+
+    def _closure(self, optimizer: torch.optim.Optimizer, window: Sequence[Mapping[str, Any]]) -> Any:
+        model = self.model_wrapped
+        # Where dropout is on, all evaluations of one step share its mask: one state, drawn from once a step.
+        state = None if self.args.disable_dropout else _random_state()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            total = torch.zeros((), device=self.args.device)
+            with _restored(state):
+                for inputs in window:
+                    with self.compute_loss_context_manager():
+                        loss = self.compute_loss(model, dict(inputs)) / len(window)
+                    if loss.requires_grad:
+                        self.accelerator.backward(loss)
+                    total += loss.detach()
+            return self.accelerator.reduce(total, reduction="mean") if self.args.world_size > 1 else total
+
+        return closure
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Trainer's own, but for a step that needs a closure: then the batch is only kept."""
+        if not _needs_closure(self.optimizer):
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        self._window.append(self._prepare_inputs(inputs))
+        return torch.zeros((), device=self.args.device)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The objective's loss on a batch of {"forget": …, "retain": …}; its terms are kept for the log.
+
+        Raises:
+            NonFiniteLossError: if it is NaN or infinite in a first-order step (a zeroth-order optimizer decides
+                itself what to do with an evaluation that is).
+        """
+        terms = self.objective.terms(model, inputs)
+        loss = self.objective.total(terms)
+        values = {name: float(term.detach()) for name, term in terms.items()} | {"loss": float(loss.detach())}
+        self._terms.append(values)
+        if loss.requires_grad and not math.isfinite(values["loss"]):
+            raise NonFiniteLossError("the loss is not finite")
+        return (loss, None) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The window's micro-batches, each told the window's rows and label tokens per micro-batch, so that the
+        window's loss is the same however it is cut into micro-batches."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for name in ("forget", "retain"):
+            parts = [batch[name] for batch in batches if name in batch]
+            if len(parts) > 1:
+                rows = sum(part["labels"].shape[0] for part in parts) / len(parts)
+                tokens = sum(int((part["labels"][:, 1:] != IGNORE).sum()) for part in parts) / len(parts)
+                for part in parts:
+                    part["row_share"] = torch.tensor(rows, device=part["labels"].device)
+                    part["token_share"] = torch.tensor(tokens, device=part["labels"].device)
+        return batches, None
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As Trainer's; a loss that is not finite stops it with the step, the loss terms and the last checkpoint."""
+        self._terms.clear()
+        self._window.clear()
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except NonFiniteLossError as error:
+            last = last_checkpoint(Path(self.args.output_dir))
+            shown = ", ".join(f"{k} {v:g}" for k, v in (self._terms[-1] if self._terms else {}).items())
+            raise NonFiniteLossError(
+                f"{error}, at step {self.state.global_step + 1} ({shown or 'no terms'}); the run has stopped\n"
+                f"  last good checkpoint: {last or 'none was written (save_steps is too large)'}\n"
+                "  a smaller learning_rate, or a bounded objective such as npo, usually helps"
+            ) from error
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's, with the loss and its terms averaged over all evaluations since the last log, also those that
+        a closure made (Trainer sees only its own)."""
+        if "loss" in logs and self._terms:
+            for name in self._terms[0]:
+                key = name if name == "loss" else f"{name}_loss"
+                logs[key] = sum(terms[name] for terms in self._terms) / len(self._terms)
+            if self._phase:
+                logs["phase"] = self._phase  # type: ignore[assignment]
+            self._terms.clear()
+        super().log(logs, start_time)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row a logged step: step, phase, loss and its terms, learning rate. Kept in checkpoints."""
+        keys = ("step", "phase", "loss", "forget_loss", "retain_loss", "learning_rate", "grad_norm")
+        return [{k: row[k] for k in keys if k in row} for row in self.state.log_history if "loss" in row]
+
+    # -- the reference ------------------------------------------------------------------------------------------------
+
+    def reference_logps(self, rows: Sequence[Any] | None = None) -> Tensor:
+        """log π_ref(y|x) of every forget row under the model as it is now; shape (rows,), float32, CPU."""
+        rows = self.train_dataset.forget if rows is None else rows
+        collate, device = self.data_collator, next(self.model.parameters()).device
+        size = self.args.per_device_eval_batch_size
+        was_training = self.model.training
+        self.model.eval()
+        parts = []
+        with torch.no_grad(), self.reporter.task("reference log-probs", len(rows)) as task:
+            for start in range(0, len(rows), size):
+                batch = collate([{"forget": row} for row in rows[start : start + size]])["forget"]
+                parts.append(sequence_logps(self.model, {k: v.to(device) for k, v in batch.items()}).cpu())
+                task.advance(len(parts[-1]))
+        self.model.train(was_training)
+        logps = torch.cat(parts)
+        if not torch.isfinite(logps).all():
+            raise NonFiniteLossError("the reference model gives a forget row a log-probability that is not finite")
+        return logps
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint in a run directory that was written to its end."""
+    complete = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class _Bookkeeping(TrainerCallback):
+    """Tells the dataset its epoch, marks checkpoints complete, and shows progress."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+        self.task: Task | None = None
+        self.context: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.context = self.trainer.reporter.task("unlearning", state.max_steps)
+        self.task = self.context.__enter__()
+        self.task.advance(state.global_step)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Epoch 1.5 is where a resumed run goes on in epoch 1.
+        self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.task is not None:
+            terms = self.trainer._terms[-1] if self.trainer._terms else {}
+            phase = {"first_order": "FO ", "zeroth_order": "ZO "}.get(self.trainer._phase, "")
+            self.task.describe(phase + " ".join(f"{k} {v:.3g}" for k, v in terms.items()))
+            self.task.advance()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.context is not None:
+            self.context.__exit__(None, None, None)
+            self.context = self.task = None
+
+
+def _needs_closure(optimizer: Any) -> bool:
+    """Whether the next step needs a closure; accelerate's wrapper is looked through."""
+    return bool(getattr(getattr(optimizer, "optimizer", optimizer), "needs_closure", False))
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    # Drawing a number moves the generators on, so that the next step has another mask.
+    torch.rand(1)
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+class _restored:  # noqa: N801
+    """The random state as it was when the step began, within the block only."""
+
+    def __init__(self, state: tuple[Tensor, list[Tensor]] | None) -> None:
+        self.state = state
+        self.fork: Any = None
+
+    def __enter__(self) -> None:
+        if self.state is not None:
+            self.fork = torch.random.fork_rng()
+            self.fork.__enter__()
+            torch.set_rng_state(self.state[0])
+            if self.state[1]:
+                torch.cuda.set_rng_state_all(self.state[1])
+
+    def __exit__(self, *error: Any) -> None:
+        if self.fork is not None:
+            self.fork.__exit__(*error)
