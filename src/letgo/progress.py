@@ -108,3 +108,17 @@ class Live:
         else:
             yield _LineTask(self.console, name, total)
         self.say(f"  {name}: {time.monotonic() - start:.1f} s")
+
+
+def quiet_libraries() -> None:
+    """Silence the progress bars and warnings of the libraries beneath: a command shows its own progress."""
+    import logging
+
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    disable_progress_bars()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from letgo.catalog import settings_of
 from letgo.data.encode import IGNORE
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
 from letgo.errors import NonFiniteLossError
 from letgo.objectives import Objective, create_objective
 from letgo.objectives.likelihood import sequence_logps
-from letgo.optim import create_optimizer
+from letgo.optim import OPTIMIZERS, create_optimizer
 from letgo.progress import Quiet, Reporter, Task
 
 COMPLETE = "letgo_complete"
@@ -70,7 +71,9 @@ class UnlearnConfig(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay off: NaN stops the run"})
 
     def __post_init__(self) -> None:
-        # Trainer turns a schedule's and a strategy's name into an enum of its own.
+        if not torch.cuda.is_available():
+            # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
+            self.dataloader_pin_memory = False
         super().__post_init__()
 
 
@@ -144,7 +147,8 @@ class UnlearnTrainer(Trainer):
 
     def _optimizer_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"lr": self.args.learning_rate}
-        if self.args.weight_decay:
+        # Said always, also when it is 0: torch's AdamW decays by 0.01 where it is told nothing.
+        if self.args.weight_decay or "weight_decay" in settings_of(OPTIMIZERS.load(self.args.optimizer)):
             settings["weight_decay"] = self.args.weight_decay
         return settings | (self.args.optimizer_args or {})
 
@@ -260,6 +264,8 @@ class UnlearnTrainer(Trainer):
                 logs[key] = sum(terms[name] for terms in self._terms) / len(self._terms)
             if self._phase:
                 logs["phase"] = self._phase  # type: ignore[assignment]
+            if self._phase == "zeroth_order":
+                logs.pop("grad_norm", None)
             self._terms.clear()
         super().log(logs, start_time)
 

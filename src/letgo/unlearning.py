@@ -142,6 +142,8 @@ class _Job:
 
     def __init__(self, args: UnlearnConfig, directory: Path, reporter: Reporter) -> None:
         self.args, self.directory, self.reporter = args, directory, reporter
+        # Before a Trainer exists: making the default config to compare with resets accelerate's state.
+        self.settings, self.yaml = resolved_settings(args), dump_config(args)
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
         self.created = now()
@@ -162,7 +164,7 @@ class _Job:
             tokenizer = load_tokenizer(args.model)
             model = load_model(args.model, dtype=args.dtype)
         trainer = self.trainer(model, tokenizer, benchmark)
-        write_text(self.directory / CONFIG_FILE, dump_config(args))
+        write_text(self.directory / CONFIG_FILE, self.yaml)
         template = self.template(benchmark)
         limits = {"limit": args.eval_limit, "template": template, "reporter": reporter}
         with self.clock("evaluate"):
@@ -266,7 +268,7 @@ class _Job:
             versions=versions(),
             git=git_revision(),
             seed=self.args.seed,
-            config=resolved_settings(self.args),
+            config=self.settings,
             status=status,
             before=self.before,
             notes=self.notes,

@@ -1,0 +1,78 @@
+"""Scoring a model on benchmarks, without changing it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from letgo.benchmarks import create_benchmark
+from letgo.benchmarks.base import Benchmark
+from letgo.catalog import format_spec
+from letgo.environment import git_revision, peak_memory, versions
+from letgo.errors import UserError
+from letgo.models.load import load_model, load_tokenizer
+from letgo.progress import Quiet, Reporter
+from letgo.results import SAMPLES_FILE, Result, now, write_json_lines, write_result
+
+
+def evaluate(
+    model: str | Path,
+    benchmarks: Sequence[str | Benchmark],
+    *,
+    limit: int | None = None,
+    output: Path | None = None,
+    dtype: str = "float32",
+    reporter: Reporter | None = None,
+) -> dict[str, Result]:
+    """Score a model on benchmarks; it is loaded once.
+
+    Args:
+        model: a directory, a hub id, or a built-in model's name.
+        benchmarks: each "NAME:key=value,…", or a `Benchmark`.
+        limit: at most so many items of each set.
+        output: a directory for `result.json` and `samples.jsonl`, in a folder a benchmark where there are several.
+        dtype: the weights' type.
+        reporter: where progress goes.
+
+    Returns:
+        A result for each benchmark by its spec, with the metrics in `after`.
+    """
+    if not benchmarks:
+        raise UserError("no benchmark named; see `letgo list benchmarks`")
+    if output is not None and output.exists() and any(output.iterdir()):
+        raise UserError(f"output directory {output} is not empty; name another one")
+    built = {}
+    for given in benchmarks:
+        benchmark = given if isinstance(given, Benchmark) else create_benchmark(given)
+        spec = given if isinstance(given, str) else format_spec(benchmark.name, benchmark.settings)
+        if spec in built:
+            raise UserError(f"benchmark {spec!r} is named twice")
+        built[spec] = benchmark
+    tokenizer, loaded = load_tokenizer(model), load_model(model, dtype=dtype)
+    results = {}
+    for spec, benchmark in built.items():
+        start, created = time.perf_counter(), now()
+        samples = benchmark.samples(
+            loaded, tokenizer, limit=limit, reporter=reporter or Quiet(), name=f"scoring {benchmark.name}"
+        )
+        result = Result(
+            run_id=f"eval-{created.replace(':', '').replace('+0000', 'Z')}-{uuid.uuid4().hex[:6]}",
+            created=created,
+            letgo=versions()["letgo"],
+            versions=versions(),
+            git=git_revision(),
+            seed=0,
+            config={"model": str(model), "dtype": dtype, "benchmark": spec, "eval_limit": limit},
+            status="finished",
+            after=benchmark.summarise(samples),
+            seconds={"evaluate": round(time.perf_counter() - start, 3)},
+            peak_memory_bytes=peak_memory(),
+        )
+        if output is not None:
+            directory = output if len(built) == 1 else output / benchmark.name
+            write_json_lines(directory / SAMPLES_FILE, (sample.as_row("after", 0) for sample in samples))
+            write_result(directory, result)
+        results[spec] = result
+    return results

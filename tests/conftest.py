@@ -1,0 +1,38 @@
+"""What every test needs: one quiet thread, no hub, and a model small enough to train in a blink."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: two busy test workers with two threads each crawl on two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+from tests import tiny
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+@pytest.fixture
+def model():
+    return tiny.make_model()
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory):
+    """A saved random Llama with its tokenizer, as a user's model directory."""
+    directory = tmp_path_factory.mktemp("tiny-model")
+    tiny.make_model().save_pretrained(directory)
+    tiny.make_tokenizer().save_pretrained(directory)
+    return directory
