@@ -1,0 +1,183 @@
+"""Optimizers from zeroth to second order for PyTorch, and hybrids of them. Needs torch and nothing else.
+
+    from letgo.optim import FOZO
+
+    optimizer = FOZO(model.parameters(), lr=1e-5, zo_lr=1e-6)
+    for batch in batches:
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_of(model, batch)
+            if loss.requires_grad:
+                loss.backward()
+            return loss
+        optimizer.step(closure)
+
+`OPTIMIZERS` is the one list of them; a new optimizer is one file and one record here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from letgo.catalog import Catalog, Record
+from letgo.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from letgo.optim.base import ClosureOptimizer as ClosureOptimizer
+    from letgo.optim.compressed import SignAdam as SignAdam
+    from letgo.optim.compressed import SignSGD as SignSGD
+    from letgo.optim.hybrid import FOZO as FOZO
+    from letgo.optim.hybrid import Phases as Phases
+    from letgo.optim.zeroth_order import ZOSGD as ZOSGD
+    from letgo.optim.zeroth_order import AdaZO as AdaZO
+
+Grade = Literal["zeroth", "compressed", "first", "second", "hybrid", "smoothing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerRecord(Record):
+    """A record of an optimizer: what a step costs beside what every record says."""
+
+    grade: Grade
+    forwards: str
+    """Forward passes a step; q is `num_directions`."""
+    backwards: str
+    """Backward passes a step."""
+    state: str
+    """Memory of the state, in multiples of the parameters, without weights and gradients."""
+
+
+OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
+    "optimizer",
+    [
+        OptimizerRecord(
+            name="zo_sgd",
+            aliases=("mezo",),
+            target="letgo.optim.zeroth_order:ZOSGD",
+            summary="gradient descent on an estimate from loss differences",
+            source="MeZO, arXiv 2305.17333",
+            faithfulness="variant",
+            note="Rademacher noise by default (Gaussian is MeZO's), own seeds, no rounding drift of the weights",
+            grade="zeroth",
+            forwards="2q",
+            backwards="0",
+            state="0",
+        ),
+        OptimizerRecord(
+            name="ada_zo",
+            aliases=("adazo", "r_adazo"),
+            target="letgo.optim.zeroth_order:AdaZO",
+            summary="adaptive zeroth order: second moment of the first moment",
+            source="R-AdaZO, arXiv 2502.01014; AdaZO of arXiv 2510.00761",
+            faithfulness="variant",
+            note="all parameters are perturbed together; noise as in zo_sgd",
+            grade="zeroth",
+            forwards="2q",
+            backwards="0",
+            state="2",
+        ),
+        OptimizerRecord(
+            name="sign_sgd",
+            aliases=("signsgd",),
+            target="letgo.optim.compressed:SignSGD",
+            summary="sign of the gradient",
+            source="signSGD, arXiv 1802.04434",
+            faithfulness="faithful",
+            grade="compressed",
+            forwards="1",
+            backwards="1",
+            state="0",
+        ),
+        OptimizerRecord(
+            name="sign_adam",
+            aliases=("signadam", "signum"),
+            target="letgo.optim.compressed:SignAdam",
+            summary="sign of the momentum (1-bit Adam, which is Signum)",
+            source="signAdam of arXiv 2510.00761; Signum, arXiv 1802.04434",
+            faithfulness="faithful",
+            grade="compressed",
+            forwards="1",
+            backwards="1",
+            state="1",
+        ),
+        OptimizerRecord(
+            name="sgd",
+            target="torch.optim:SGD",
+            summary="gradient descent",
+            source="torch.optim.SGD",
+            faithfulness="library",
+            grade="first",
+            forwards="1",
+            backwards="1",
+            state="0 (1 with momentum)",
+        ),
+        OptimizerRecord(
+            name="adamw",
+            target="torch.optim:AdamW",
+            summary="Adam with decoupled weight decay",
+            source="torch.optim.AdamW",
+            faithfulness="library",
+            grade="first",
+            forwards="1",
+            backwards="1",
+            state="2",
+        ),
+        OptimizerRecord(
+            name="fozo",
+            aliases=("hybrid",),
+            target="letgo.optim.hybrid:FOZO",
+            summary="first-order steps, then zeroth-order steps, repeated",
+            source="the hybrid of arXiv 2510.00761",
+            faithfulness="variant",
+            note="settings the paper does not state are ours; moments are kept across switches",
+            grade="hybrid",
+            forwards="1 or 2q",
+            backwards="1 or 0",
+            state="4 (AdamW and AdaZO)",
+        ),
+    ],
+)
+
+_PUBLIC = {
+    "AdaZO": "zeroth_order",
+    "ClosureOptimizer": "base",
+    "FOZO": "hybrid",
+    "Phases": "hybrid",
+    "SignAdam": "compressed",
+    "SignSGD": "compressed",
+    "ZOSGD": "zeroth_order",
+}
+"""Public classes and the modules that they are imported from when first asked for."""
+
+__all__ = ["OPTIMIZERS", "OptimizerRecord", "create_optimizer", "list_optimizers", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def list_optimizers(pattern: str = "*", with_description: bool = False) -> list[str] | list[tuple[str, str]]:
+    """Names of the optimizers that match a shell pattern, or pairs of name and one-line description."""
+    names = OPTIMIZERS.names(pattern)
+    return [(name, OPTIMIZERS.record(name).summary) for name in names] if with_description else names
+
+
+def create_optimizer(name: str, params: Iterable[Any], **settings: Any) -> torch.optim.Optimizer:
+    """Make the optimizer of a name or an alias.
+
+    Raises:
+        UserError: the name or a setting is unknown (with the nearest ones), or a value is refused.
+    """
+    OPTIMIZERS.check_settings(name, settings)
+    try:
+        optimizer: torch.optim.Optimizer = OPTIMIZERS.load(name)(params, **settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer {OPTIMIZERS.record(name).name!r}: {error}") from error
+    return optimizer

@@ -1,0 +1,112 @@
+"""What every optimizer of this package obeys: one closure for every grade.
+
+    def closure():
+        optimizer.zero_grad()
+        loss = compute_loss()
+        if loss.requires_grad:
+            loss.backward()
+        return loss
+
+A first-order step runs the closure with gradients enabled, a zeroth-order step without. An optimizer that can also
+steps without a closure, from `.grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Closure = Callable[[], Any]
+ParamsT = Iterable[Any]
+
+
+class ClosureOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers here. Beside torch's interface:
+
+    `needs_closure`   whether the next step must be given a closure.
+    `phase`           "first_order" or "zeroth_order": how the next step runs it.
+    `last_losses`     the losses that the last step evaluated, in order.
+    `fit_total_steps` the number of steps to plan for when about n are wanted.
+
+    State dicts hold tensors, numbers, strings, lists and dicts only; what torch's own do not know (counters, seeds,
+    inner optimizers) is under the key "letgo".
+    """
+
+    last_losses: list[float]
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        self.last_losses = []
+
+    @property
+    def needs_closure(self) -> bool:
+        return False
+
+    @property
+    def phase(self) -> str:
+        return "first_order"
+
+    def fit_total_steps(self, n: int) -> int:
+        """The smallest number of steps >= n at which a run may end."""
+        return n
+
+    def extra_state(self) -> dict[str, Any]:
+        """What `state_dict` holds under "letgo"."""
+        return {}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Restore what `extra_state` returned."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        state["letgo"] = self.extra_state()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.load_extra_state(state_dict.get("letgo", {}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch keeps defaults, state and groups only, so that a copied or pickled optimizer would lose our settings.
+        # Hooks and a scheduler's wrapper around `step` stay behind, as they do in torch.
+        kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_") and k != "step"}
+        return {**kept, **super().__getstate__()}
+
+    def _loss_with_grad(self, closure: Closure | None) -> Any:
+        """Run a closure with gradients enabled and note its loss; None without a closure."""
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            loss = closure()
+        self.last_losses = [] if loss is None else [as_float(loss)]
+        return loss
+
+
+def as_float(loss: Any) -> float:
+    """A closure's loss, tensor or number, as a float."""
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All parameters in the order of the groups, frozen ones too."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def check_number(
+    name: str, value: float, *, low: float = 0.0, high: float | None = None, open_low: bool = False
+) -> None:
+    """Raise a ValueError unless low <= value (< high), or low < value if `open_low`."""
+    below = value <= low if open_low else value < low
+    if below or value != value or (high is not None and value >= high):
+        sign, rest = (">" if open_low else ">="), ("" if high is None else f" and < {high}")
+        raise ValueError(f"{name} must be {sign} {low}{rest}, not {value}")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise a ValueError unless the value is one of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")

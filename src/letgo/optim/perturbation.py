@@ -1,0 +1,157 @@
+"""The in-place engine: evaluate a loss at theta + alpha v without theta ever being touched.
+
+While the closure runs, a `TorchFunctionMode` sees every torch function before it runs. Where one takes a parameter,
+it is given a perturbed copy instead, which lives only for that call. So at most one tensor's copy exists at a time;
+the weights keep every bit, in bf16 as in fp64, whatever happens inside the closure; and tied weights, parameters used
+outside the module that owns them and nested modules need no care, because modules play no part.
+
+What the mode cannot see is code that reaches a parameter without torch functions (a scripted module, a C++ extension,
+sharded or replicated copies). Parameters that no function was given during an evaluation are therefore perturbed in
+memory from then on, with their original kept beside and put back after each evaluation: slower and larger, right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from letgo.optim.base import Closure
+from letgo.optim.noise import Direction
+
+_VALUE_ATTRIBUTES = {"data", "T", "mT", "H", "mH", "real", "imag"}
+"""Tensor attributes that hand out values; all others are about shape, dtype, place or gradient."""
+
+_NO_VALUES = {
+    "__len__", "__hash__", "dim", "ndimension", "size", "numel", "nelement", "stride", "storage_offset", "element_size",
+    "is_floating_point", "is_complex", "is_contiguous", "is_signed", "is_tensor", "get_device", "data_ptr",
+    "requires_grad_", "register_hook", "register_post_accumulate_grad_hook", "has_names", "is_inference",
+    "is_same_size", "is_storage", "is_nonzero_static", "empty_like", "zeros_like", "ones_like", "rand_like",
+    "randn_like", "new_empty", "new_zeros", "new_ones", "new_full", "full_like", "is_shared", "is_set_to", "result_type",
+    "can_cast",
+}  # fmt: skip
+"""Functions that read no values of a tensor: not worth a copy."""
+
+
+def _reads_values(function: Callable[..., Any]) -> bool:
+    name = getattr(function, "__name__", "")
+    if name == "__get__":
+        return getattr(getattr(function, "__self__", None), "__name__", "") in _VALUE_ATTRIBUTES
+    if name in ("__set__", "__setitem__") or name in _NO_VALUES:
+        return False
+    # A function that writes to a parameter must reach the parameter itself.
+    return not (name.endswith("_") and not name.endswith("__"))
+
+
+class _Substitution(TorchFunctionMode):
+    """Hands functions `copies(index)` in place of the parameters in `places` (id of the parameter -> index)."""
+
+    def __init__(self, places: dict[int, int], copies: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.places = places
+        self.copies = copies
+        self.seen: set[int] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _reads_values(func):
+            return func(*args, **kwargs)
+        made: dict[int, Tensor] = {}  # one copy a call, however often the parameter is among its arguments
+        args = tuple([self._substitute(a, made) for a in args])
+        if kwargs:
+            kwargs = {k: v if k == "out" else self._substitute(v, made) for k, v in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def _substitute(self, value: Any, made: dict[int, Tensor]) -> Any:
+        if isinstance(value, Tensor):
+            index = self.places.get(id(value))
+            if index is None:
+                return value
+            if index not in made:
+                self.seen.add(index)
+                made[index] = self.copies(index)
+            return made[index]
+        if type(value) in (list, tuple):
+            return type(value)([self._substitute(v, made) for v in value])
+        return value
+
+
+class InPlaceEngine:
+    """Evaluates a closure at perturbed weights and leaves the weights as they were, bit for bit.
+
+    Args:
+        always_save: perturb every parameter in memory with its original kept, instead of copies made per call.
+    """
+
+    def __init__(self, always_save: bool = False) -> None:
+        self.always_save = always_save
+        self.saved: set[int] = set()
+        self._looked = always_save
+
+    def evaluate(
+        self, closure: Closure, direction: Direction, alpha: float, trainable: Sequence[int], draws: SharedDraws
+    ) -> Any:
+        """closure() at theta + alpha * direction, for the tensors of the direction listed in `trainable`."""
+        if self.always_save:
+            self.saved = set(trainable)
+        draws.restore()
+        loss, unseen = self._evaluate(closure, direction, alpha, trainable)
+        if unseen and not self._looked:
+            self.saved |= unseen
+            draws.restore()
+            loss, _ = self._evaluate(closure, direction, alpha, trainable)
+        self._looked = True
+        return loss
+
+    def _evaluate(
+        self, closure: Closure, direction: Direction, alpha: float, trainable: Sequence[int]
+    ) -> tuple[Any, set[int]]:
+        tensors = direction.tensors
+        saved = [i for i in trainable if i in self.saved]
+        substituted = [i for i in trainable if i not in self.saved]
+        mode = _Substitution({id(tensors[i]): i for i in substituted}, lambda i: direction.shifted(i, alpha))
+        # Autocast keeps its casts of parameters until it is left; they would be of the weights as they were.
+        torch.clear_autocast_cache()
+        with _moved(tensors, saved, direction, alpha), mode:
+            loss = closure()
+        torch.clear_autocast_cache()
+        return loss, set(substituted) - mode.seen
+
+
+@contextmanager
+def _moved(tensors: Sequence[Tensor], indices: Sequence[int], direction: Direction, alpha: float) -> Iterator[None]:
+    """Within: the tensors are shifted in memory. After, whatever happened: their original bits."""
+    originals: dict[int, Tensor] = {}
+    try:
+        for i in indices:
+            originals[i] = tensors[i].detach().clone()
+            tensors[i].detach().copy_(direction.shifted(i, alpha))
+        yield
+    finally:
+        for i, original in originals.items():
+            tensors[i].detach().copy_(original)
+
+
+class SharedDraws:
+    """Gives every evaluation of a step the same draws of the global generators (the same dropout masks).
+
+    The difference of two losses means nothing if each had masks of its own. The generators are never seeded: their
+    state is read before the first evaluation and put back before the others, so that a step moves them on as one
+    forward pass would.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.cpu = torch.get_rng_state()
+        devices = {t.device for t in tensors if t.device.type == "cuda"}
+        self.cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        for device, state in self.cuda.items():
+            torch.cuda.set_rng_state(state, device)

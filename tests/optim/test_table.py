@@ -1,0 +1,222 @@
+"""Every optimizer in the catalog through the same examinations. A new one needs a line in SETTINGS at most."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from problems import TrickyModel, closure_of, make_problem, same_bits, snapshot
+from torch import Tensor, nn
+
+from letgo.catalog import settings_of
+from letgo.errors import UserError
+from letgo.optim import OPTIMIZERS, ClosureOptimizer, create_optimizer, list_optimizers
+
+# Rates at which thirty steps on the small problem visibly lower the loss.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "zo_sgd": {"lr": 0.02, "num_directions": 4},
+    "ada_zo": {"lr": 0.002, "num_directions": 4},
+    "sign_sgd": {"lr": 0.01},
+    "sign_adam": {"lr": 0.01},
+    "sgd": {"lr": 0.5},
+    "adamw": {"lr": 0.02},
+    "fozo": {"lr": 0.02, "zo_lr": 0.002, "fo_steps": 3, "zo_steps": 2, "num_directions": 4},
+}
+NAMES = list_optimizers()
+OURS = [name for name in NAMES if OPTIMIZERS.record(name).faithfulness != "library"]
+ZEROTH = [name for name in NAMES if OPTIMIZERS.record(name).grade == "zeroth"]
+FROM_GRADIENTS = [name for name in NAMES if OPTIMIZERS.record(name).grade in ("compressed", "first", "second")]
+
+
+def make(name: str, params: Any, **settings: Any) -> torch.optim.Optimizer:
+    return create_optimizer(name, params, **{**SETTINGS[name], **settings})
+
+
+def run(name: str, steps: int, dtype: torch.dtype = torch.float32) -> tuple[TrickyModel, Any, Callable[[], Tensor]]:
+    model, loss_of = make_problem(dtype)
+    optimizer = make(name, model.parameters())
+    for _ in range(steps):
+        optimizer.step(closure_of(optimizer, loss_of))
+    return model, optimizer, loss_of
+
+
+def test_the_table_covers_the_catalog() -> None:
+    assert set(SETTINGS) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thirty_steps_lower_the_loss_and_touch_no_frozen_parameter(name: str) -> None:
+    model, loss_of = make_problem()
+    before, frozen = float(loss_of().detach()), model.frozen.detach().clone()
+    model, _, loss_of = run(name, 30)
+    assert float(loss_of().detach()) < before - 0.1
+    assert torch.equal(model.frozen, frozen)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_saved_and_loaded_run_goes_on_with_the_same_bits(name: str, steps: int) -> None:
+    straight, _, _ = run(name, steps + 6)
+    model, optimizer, _ = run(name, steps)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    assert only_plain(saved["optimizer"])
+
+    resumed, loss_of = make_problem(seed=1)
+    resumed.load_state_dict(saved["model"])
+    optimizer = make(name, resumed.parameters())
+    optimizer.load_state_dict(optimizer.state_dict())  # what accelerate does to a new optimizer
+    optimizer.load_state_dict(saved["optimizer"])
+    for _ in range(6):
+        optimizer.step(closure_of(optimizer, loss_of))
+    assert same_bits(snapshot(straight), snapshot(resumed))
+
+
+def only_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(only_plain(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return all(map(only_plain, value))
+    return value is None or isinstance(value, Tensor | int | float | str)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copied_optimizer_keeps_its_settings(name: str) -> None:
+    model, optimizer, _ = run(name, 4)
+    both = copy.deepcopy((model, optimizer))
+    results = []
+    for m, o in ((model, optimizer), both):
+        ids = torch.randint(0, 19, (4, 7), generator=torch.Generator().manual_seed(0))
+
+        def loss_of(m: TrickyModel = m, ids: Tensor = ids) -> Tensor:
+            return nn.functional.cross_entropy(m(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+        for _ in range(4):
+            o.step(closure_of(o, loss_of))
+        results.append(snapshot(m))
+    assert same_bits(*results)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_obey_the_interface(name: str) -> None:
+    model, loss_of = make_problem()
+    optimizer = make(name, model.parameters())
+    assert isinstance(optimizer, ClosureOptimizer)
+    assert optimizer.fit_total_steps(7) >= 7
+    assert optimizer.phase == ("zeroth_order" if name in ZEROTH else "first_order")
+    assert optimizer.needs_closure == (name in ZEROTH)
+    loss = optimizer.step(closure_of(optimizer, loss_of))
+    assert float(loss.detach()) == pytest.approx(float(make_problem()[1]().detach()), rel=1e-2)
+    assert optimizer.last_losses
+
+
+@pytest.mark.parametrize("name", FROM_GRADIENTS)
+def test_stepping_from_grad_is_stepping_with_a_closure(name: str) -> None:
+    with_closure, optimizer, _ = run(name, 12)
+    model, loss_of = make_problem()
+    optimizer = make(name, model.parameters())
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss_of().backward()
+        optimizer.step()
+    assert same_bits(snapshot(with_closure), snapshot(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_batch_of_eight_is_eight_batches_of_one(name: str) -> None:
+    xs, ys = torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 2, dtype=torch.float64)
+    ends = []
+    for size in (8, 1):
+        model = nn.Linear(5, 2).double()
+        with torch.no_grad():
+            model.weight.fill_(0.3)
+            model.bias.fill_(0.1)
+        optimizer = make(name, model.parameters())
+
+        def closure(model: nn.Linear = model, optimizer: Any = optimizer, size: int = size) -> Tensor:
+            optimizer.zero_grad()
+            total = torch.zeros((), dtype=torch.float64)
+            for i in range(0, 8, size):
+                loss = nn.functional.mse_loss(model(xs[i : i + size]), ys[i : i + size]) * size / 8
+                if loss.requires_grad:
+                    loss.backward()
+                total = total + loss.detach()
+            return total
+
+        for _ in range(20):
+            optimizer.step(closure)
+        ends.append(model.weight.detach())
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_have_rates_of_their_own_and_may_be_empty(name: str) -> None:
+    model, loss_of = make_problem()
+    before = snapshot(model)
+    key = "lr"
+    still = [model.temperature, model.mixing]
+    others = [p for p in model.parameters() if all(p is not s for s in still)]
+    optimizer = make(name, [{"params": still}, {"params": []}, {"params": others}])
+    optimizer.param_groups[0][key] = 0.0
+    for _ in range(6):
+        optimizer.step(closure_of(optimizer, loss_of))
+    after = snapshot(model)
+    assert torch.equal(before["temperature"], after["temperature"])
+    assert torch.equal(before["mixing"], after["mixing"])
+    assert not torch.equal(before["embedding.weight"], after["embedding.weight"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scheduler_drives_the_rate(name: str) -> None:
+    model, loss_of = make_problem()
+    optimizer = make(name, model.parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 5 else 0.0)
+    for _ in range(5):
+        optimizer.step(closure_of(optimizer, loss_of))
+        scheduler.step()
+    before = snapshot(model)
+    for _ in range(5):
+        optimizer.step(closure_of(optimizer, loss_of))
+        scheduler.step()
+    assert same_bits(before, snapshot(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_runs_and_stays_finite(name: str) -> None:
+    model, _, _ = run(name, 10, torch.bfloat16)
+    assert all(p.dtype == torch.bfloat16 and bool(p.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_settings_are_a_users_mistake_with_a_suggestion(name: str) -> None:
+    with pytest.raises(UserError, match="did you mean 'lr'"):
+        create_optimizer(name, [nn.Parameter(torch.ones(1))], lrr=1.0)
+    with pytest.raises(UserError, match=name):
+        create_optimizer(name, [nn.Parameter(torch.ones(1))], lr=-1.0)
+    with pytest.raises(UserError, match=name):
+        create_optimizer(name, [])
+
+
+def test_names_are_found_by_pattern_alias_and_dash() -> None:
+    assert list_optimizers("zo_*")[0] == "zo_sgd"
+    assert all(isinstance(text, str) for _, text in list_optimizers(with_description=True))
+    assert OPTIMIZERS.record("MeZO").name == "zo_sgd"
+    assert OPTIMIZERS.record("sign-adam").name == "sign_adam"
+    with pytest.raises(UserError, match="did you mean"):
+        create_optimizer("adamv", [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_target_loads_and_documents_its_settings(name: str) -> None:
+    target = OPTIMIZERS.load(name)
+    assert "lr" in settings_of(target)
+    if name in OURS:
+        assert ".. code-block:: text" in target.__doc__
+        assert "Source:" in target.__doc__
+        assert "Args:" in target.__doc__

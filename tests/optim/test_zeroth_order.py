@@ -1,0 +1,243 @@
+"""The zeroth-order engine: exact weights, right estimates, equality with the plain references."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from problems import TrickyModel, closure_of, make_problem, same_bits, snapshot
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from letgo.errors import NonFiniteLossError
+from letgo.optim import ZOSGD, AdaZO
+from letgo.optim.noise import Direction, mix, row_blocks, rows_of
+from letgo.optim.perturbation import SharedDraws
+from reference.optim_zeroth_order import Descent, RAdaZO, estimate
+
+
+def reference_loss(model: nn.Module, loss_model_ids: Tensor, names: list[str]):
+    def f(xs: list[Tensor]) -> Tensor:
+        logits = functional_call(model, dict(zip(names, xs, strict=True)), (loss_model_ids[:, :-1],))
+        return F.cross_entropy(logits.flatten(0, 1), loss_model_ids[:, 1:].flatten())
+
+    return f
+
+
+@pytest.mark.parametrize("engine", ["in_place", "saved"])
+@pytest.mark.parametrize(
+    ("cls", "plain", "lr"), [(ZOSGD, Descent, 0.02), (AdaZO, RAdaZO, 0.002)], ids=["zo_sgd", "ada_zo"]
+)
+@pytest.mark.parametrize("noise", ["rademacher", "gaussian", "sphere"])
+@pytest.mark.parametrize(("q", "difference"), [(1, "central"), (3, "central"), (2, "forward")])
+@torch.no_grad()
+def test_fifty_steps_equal_the_reference(cls, plain, lr, noise, q, difference, engine) -> None:
+    torch.manual_seed(0)
+    model = TrickyModel().double()
+    ids = torch.randint(0, 19, (4, 7))
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    xs = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in model.parameters()]
+    f = reference_loss(model, ids, names)
+    optimizer = cls(
+        model.parameters(), lr, num_directions=q, noise=noise, difference=difference, seed=7, mu=1e-3, engine=engine
+    )
+    reference = plain(lr)
+    places = [i for i, p in enumerate(model.parameters()) if p.requires_grad]
+    for _ in range(50):
+        drawn = optimizer.directions(list(model.parameters()))
+        vs = [[d.tensor(i) for i in places] for d in drawn]
+        xs = reference.step(xs, estimate(f, xs, vs, 1e-3, difference))
+        optimizer.step(lambda: F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()))
+    assert max(float((p - s).norm()) for p, s in zip(model.parameters(), start, strict=True)) > 1e-2
+    for x, p in zip(xs, (p for p in model.parameters() if p.requires_grad), strict=True):
+        torch.testing.assert_close(p.detach(), x, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("engine", ["in_place", "saved"])
+def test_a_thousand_steps_of_rate_zero_change_no_bit(dtype: torch.dtype, engine: str) -> None:
+    model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 11, bias=False)).to(dtype)
+    model[3].weight = model[0].weight
+    ids = torch.arange(10).view(2, 5)
+    before = snapshot(model)
+    optimizer = ZOSGD(model.parameters(), lr=0.0, mu=1e-2, noise="gaussian", engine=engine)
+    for _ in range(1000):
+        optimizer.step(lambda: F.cross_entropy(model(ids).flatten(0, 1).float(), ids.flatten()))
+    assert same_bits(before, snapshot(model))
+    assert optimizer.last_losses[0] != optimizer.last_losses[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_weights_after_a_step_are_theta_minus_update_rounded_once(dtype: torch.dtype) -> None:
+    model, loss_of = make_problem(dtype)
+    before = snapshot(model)
+    optimizer = ZOSGD(model.parameters(), lr=0.05, mu=1e-2)
+    directions = optimizer.directions(list(model.parameters()))
+    optimizer.step(loss_of)
+    up, down = optimizer.last_losses
+    coefficient = (up - down) / 0.02
+    for i, (name, p) in enumerate(model.named_parameters()):
+        if p.requires_grad:
+            exact = before[name].float() - 0.05 * coefficient * directions[0].tensor(i)
+            assert torch.equal(p.detach(), exact.to(dtype)), name
+        else:
+            assert torch.equal(p.detach(), before[name])
+
+
+def test_each_evaluation_is_at_exactly_the_shifted_weights() -> None:
+    model, loss_of = make_problem()
+    twin, twin_loss = make_problem()
+    optimizer = ZOSGD(model.parameters(), lr=0.0, mu=0.05)
+    for _ in range(3):
+        direction = optimizer.directions(list(model.parameters()))[0]
+        optimizer.step(loss_of)
+        for sign, seen in zip((1, -1), optimizer.last_losses, strict=True):
+            with torch.no_grad():
+                for i, (p, q) in enumerate(zip(model.parameters(), twin.parameters(), strict=True)):
+                    q.copy_(p + sign * 0.05 * direction.tensor(i) if p.requires_grad else p)
+                assert seen == float(twin_loss())
+
+
+class Scripted(nn.Module):
+    """Keeps its weight where no torch function meets it: a scripted function takes the copy it is bound to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = nn.Linear(4, 4)
+        self.script = torch.jit.script(nn.Linear(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.script(torch.tanh(self.seen(x)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parameters_that_torch_functions_never_see_are_perturbed_all_the_same() -> None:
+    model = Scripted()
+    x, y = torch.randn(16, 4), torch.randn(16, 3)
+    before = snapshot(model)
+    one = ZOSGD(model.parameters(), lr=0.0, mu=0.1, engine="in_place")
+    two = ZOSGD(model.parameters(), lr=0.0, mu=0.1, engine="saved")
+    for _ in range(3):
+        one.step(lambda: F.mse_loss(model(x), y))
+        two.step(lambda: F.mse_loss(model(x), y))
+        assert one.last_losses == two.last_losses
+    assert same_bits(before, snapshot(model))
+
+
+def test_all_evaluations_of_a_step_share_their_dropout_and_the_global_generator_moves_on() -> None:
+    dropout = nn.Dropout(0.5)
+    masks = []
+
+    def closure() -> Tensor:
+        masks.append(dropout(torch.ones(64)))
+        return (masks[-1] * weight).sum()
+
+    weight = nn.Parameter(torch.ones(64))
+    optimizer = ZOSGD([weight], lr=1e-3, num_directions=2)
+    optimizer.step(closure)
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
+    optimizer.step(closure)
+    assert not torch.equal(masks[4], masks[0])
+
+
+def test_noise_never_touches_the_global_generator_and_depends_on_the_seed_only() -> None:
+    model, loss_of = make_problem()
+    state = torch.get_rng_state()
+    runs = []
+    for seed in (1, 1, 2):
+        model, loss_of = make_problem()
+        torch.rand(3)  # what was drawn before must not matter
+        optimizer = ZOSGD(model.parameters(), lr=0.1, seed=seed)
+        here = torch.get_rng_state()
+        for _ in range(3):
+            optimizer.step(loss_of)
+        assert torch.equal(here, torch.get_rng_state())
+        runs.append(snapshot(model))
+    torch.set_rng_state(state)
+    assert same_bits(runs[0], runs[1])
+    assert not same_bits(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(bad: float) -> None:
+    model, loss_of = make_problem()
+    before = snapshot(model)
+    optimizer = AdaZO(model.parameters(), lr=0.1, nonfinite="skip")
+    assert math.isnan(float(optimizer.step(lambda: loss_of() * 0 + bad)))
+    assert same_bits(before, snapshot(model))
+    assert not optimizer.state
+    assert math.isfinite(float(optimizer.step(loss_of)))
+    assert not same_bits(before, snapshot(model))
+
+    model, loss_of = make_problem()
+    optimizer = AdaZO(model.parameters(), lr=0.1)
+    with pytest.raises(NonFiniteLossError, match="step 0"):
+        optimizer.step(lambda: loss_of() * 0 + bad)
+    assert same_bits(before, snapshot(model))
+
+
+@pytest.mark.parametrize("engine", ["in_place", "saved"])
+def test_an_exception_in_the_closure_leaves_the_weights(engine: str) -> None:
+    model, loss_of = make_problem()
+    before = snapshot(model)
+
+    def closure() -> Tensor:
+        loss_of()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ZOSGD(model.parameters(), lr=0.1, engine=engine).step(closure)
+    assert same_bits(before, snapshot(model))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("noise", ["rademacher", "gaussian", "sphere"])
+def test_every_noise_has_the_same_size_and_blocks_make_up_the_whole(noise) -> None:
+    tensors = [nn.Parameter(torch.zeros(1500, 1003)), nn.Parameter(torch.zeros(33)), nn.Parameter(torch.zeros(()))]
+    direction = Direction(noise, (3, 1, 0), tensors)
+    for i in range(3):
+        whole = direction.tensor(i)
+        assert whole.shape == tensors[i].shape
+        for rows, values in direction.blocks(i):
+            assert torch.equal(rows_of(whole)[rows], values)
+        direction.forget()
+        assert torch.equal(whole, direction.tensor(i))
+    big = direction.tensor(0)
+    n = big.numel()
+    assert abs(float(big.square().mean()) - 1) < 5 * math.sqrt(2 / n)
+    assert abs(float(big.mean())) < 5 / math.sqrt(n)
+    assert len(list(row_blocks(tensors[0]))) == 2
+    if noise == "rademacher":
+        assert set(big.unique().tolist()) == {-1.0, 1.0}
+        assert abs(float((big[:, 1:] * big[:, :-1]).mean())) < 5 / math.sqrt(n)
+    if noise == "sphere":
+        total = sum(float(direction.tensor(i).double().square().sum()) for i in range(3))
+        assert total == pytest.approx(sum(t.numel() for t in tensors), rel=1e-5)
+
+
+def test_mix_tells_order_and_neighbours_apart() -> None:
+    keys = {mix(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
+    assert len(keys) == 8000
+    assert len({k & 0xFFFFFFFF for k in keys}) >= 7999
+
+
+def test_a_zeroth_order_step_needs_a_closure() -> None:
+    with pytest.raises(ValueError, match="closure"):
+        ZOSGD([nn.Parameter(torch.ones(2))]).step()
+
+
+def test_shared_draws_restore_the_state_they_read() -> None:
+    draws = SharedDraws([])
+    first = torch.rand(4)
+    draws.restore()
+    assert torch.equal(first, torch.rand(4))
+
+
+def test_the_closure_of_the_contract_leaves_no_gradients() -> None:
+    model, loss_of = make_problem()
+    optimizer = ZOSGD(model.parameters(), lr=0.1)
+    optimizer.step(closure_of(optimizer, loss_of))
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,58 @@
+"""Plain zeroth-order steps: whole vectors, every formula as printed. Directions are given, not drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Function = Callable[[list[Tensor]], Tensor]
+
+
+def moved(xs: list[Tensor], direction: list[Tensor], distance: float) -> list[Tensor]:
+    return [x + distance * v for x, v in zip(xs, direction, strict=True)]
+
+
+def estimate(
+    f: Function, xs: list[Tensor], directions: list[list[Tensor]], mu: float, difference: str = "central"
+) -> list[Tensor]:
+    """g = (1/q) sum_i [f(x + mu v_i) - f(x - mu v_i)] / (2 mu) v_i, or its forward form."""
+    total = [torch.zeros_like(x) for x in xs]
+    for v in directions:
+        if difference == "central":
+            slope = float(f(moved(xs, v, mu)) - f(moved(xs, v, -mu))) / (2 * mu)
+        else:
+            slope = float(f(moved(xs, v, mu)) - f(xs)) / mu
+        total = [t + slope * part / len(directions) for t, part in zip(total, v, strict=True)]
+    return total
+
+
+class Descent:
+    """x <- x - lr g."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def step(self, xs: list[Tensor], gs: list[Tensor]) -> list[Tensor]:
+        return [x - self.lr * g for x, g in zip(xs, gs, strict=True)]
+
+
+class RAdaZO:
+    """R-AdaZO (arXiv 2502.01014): the second moment is of the first moment; no bias correction."""
+
+    def __init__(self, lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
+        self.m: list[Tensor] = []
+        self.v: list[Tensor] = []
+
+    def step(self, xs: list[Tensor], gs: list[Tensor]) -> list[Tensor]:
+        if not self.m:
+            self.m = [torch.zeros_like(x) for x in xs]
+            self.v = [torch.zeros_like(x) for x in xs]
+        new = []
+        for i, (x, g) in enumerate(zip(xs, gs, strict=True)):
+            self.m[i] = self.beta1 * self.m[i] + (1 - self.beta1) * g
+            self.v[i] = self.beta2 * self.v[i] + (1 - self.beta2) * self.m[i] * self.m[i]
+            new.append(x - self.lr * self.m[i] / (torch.sqrt(self.v[i]) + self.eps))
+        return new
