@@ -114,7 +114,7 @@ def quiet_libraries() -> None:
     """Silence the progress bars and warnings of the libraries beneath: a command shows its own progress."""
     import logging
 
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

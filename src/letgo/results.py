@@ -72,7 +72,7 @@ class Result(_Model):
     """One run, schema 1. `before` and `after` are the model's metrics before and after unlearning; `references` holds
     other models measured the same way (the model retrained without the forget set, where it is known)."""
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     run_id: str
     created: str
     letgo: str

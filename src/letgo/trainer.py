@@ -54,7 +54,9 @@ class UnlearnConfig(TrainingArguments):
     retain_weight: float = field(default=1.0, metadata={"help": "λ, the retain term's weight"})
     optimizer: str = field(default="adamw", metadata={"help": "its grade decides; see letgo list optimizers"})
     optimizer_args: dict[str, Any] | None = field(default=None, metadata={"help": "its settings, such as zo_lr, mu"})
-    disable_dropout: bool = field(default=True, metadata={"help": "two evaluations must share their mask, or have none"})
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "two evaluations must share their mask, or have none"}
+    )
     attacks: list[str] | None = field(default=None, metadata={"help": "NAME:key=value,…: run on the saved result"})
     eval_limit: int | None = field(default=None, metadata={"help": "score at most so many items of each set"})
 
@@ -127,7 +129,7 @@ class UnlearnTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The catalog's optimizer over the trainable parameters; norms and biases are never decayed."""
-        if self.optimizer is None:
+        if getattr(self, "optimizer", None) is None:
             trained = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(trained))
             named = [(n, p) for n, p in trained.named_parameters() if p.requires_grad]
@@ -199,9 +201,7 @@ class UnlearnTrainer(Trainer):
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
-    def training_step(
-        self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Trainer's own, but for a step that needs a closure: then the batch is only kept."""
         if not _needs_closure(self.optimizer):
             return super().training_step(model, inputs, num_items_in_batch)
@@ -348,7 +348,7 @@ def _random_state() -> tuple[Tensor, list[Tensor]]:
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
-class _restored:  # noqa: N801
+class _restored:
     """The random state as it was when the step began, within the block only."""
 
     def __init__(self, state: tuple[Tensor, list[Tensor]] | None) -> None:

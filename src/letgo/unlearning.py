@@ -185,8 +185,8 @@ class _Job:
             after = benchmark.samples(model, tokenizer, name="measuring after", **limits)
             stages = {"before": before, "after": after}
             references = {}
-            for name, path in benchmark.references.items():
-                other = load_model(path, dtype=args.dtype)
+            for name, reference in benchmark.references.items():
+                other = load_model(reference, dtype=args.dtype)
                 stages[f"reference:{name}"] = benchmark.samples(other, tokenizer, name=f"measuring {name}", **limits)
                 references[name] = benchmark.summarise(stages[f"reference:{name}"])
         metrics = benchmark.summarise(after)

@@ -67,7 +67,8 @@ def linear_layers(model: torch.nn.Module) -> dict[str, Any]:
     """The layers that quantizers quantize: all linear ones (GPT-2's Conv1D too) but the output layer."""
     from transformers.pytorch_utils import Conv1D
 
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_output: Any = getattr(model, "get_output_embeddings", None)
+    output = find_output() if find_output is not None else None
     found = {
         name: module
         for name, module in model.named_modules()

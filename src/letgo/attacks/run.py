@@ -17,7 +17,15 @@ from letgo.errors import EmptyScoreError, LetgoError, UserError
 from letgo.metrics.metric import Metrics
 from letgo.metrics.robustness import collapse_reasons, kept_share
 from letgo.progress import Quiet, Reporter
-from letgo.results import SAMPLES_FILE, AttackResult, Result, read_json_lines, read_result, write_json_lines, write_result
+from letgo.results import (
+    SAMPLES_FILE,
+    AttackResult,
+    Result,
+    read_json_lines,
+    read_result,
+    write_json_lines,
+    write_result,
+)
 
 THRESHOLD = 0.5
 """An attack is survived if at least this share of the forgetting is kept."""
@@ -76,9 +84,9 @@ def attack(
     if output is not None and output.exists() and any(output.iterdir()):
         raise UserError(f"output directory {output} is not empty; name another one")
     benchmark = benchmark_of_run(result)
-    recorded = [row for row in read_json_lines(directory / SAMPLES_FILE)] if (directory / SAMPLES_FILE).exists() else []
+    recorded = read_json_lines(directory / SAMPLES_FILE) if (directory / SAMPLES_FILE).exists() else []
     limit = result.config.get("eval_limit")
-    template = result.config.get("template") or "auto"
+    template: Any = result.config.get("template") or "auto"
     victim = Victim(
         directory,
         benchmark,
@@ -204,7 +212,9 @@ class _Judged:
         }
         for stage, samples in stages.items():
             if not samples:
-                raise UserError(f"the run's {SAMPLES_FILE} has no samples of stage {stage!r}: held-out groups can't be judged")
+                raise UserError(
+                    f"the run's {SAMPLES_FILE} has no samples of stage {stage!r}: held-out groups can't be judged"
+                )
         return {stage: self._metrics(samples) for stage, samples in stages.items()}
 
     def kept(self) -> float:
@@ -233,7 +243,9 @@ class _Judged:
             ones = [one.metrics[name] for one in judged if name in one.metrics]
             value = sum(one.value for one in ones) / len(ones)
             low, high = min(one.ci95[0] for one in ones), max(one.ci95[1] for one in ones)
-            metrics[name] = ones[0].model_copy(update={"value": value, "n": sum(o.n for o in ones), "ci95": (low, high)})
+            metrics[name] = ones[0].model_copy(
+                update={"value": value, "n": sum(o.n for o in ones), "ci95": (low, high)}
+            )
         return metrics
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from letgo.data.encode import Template, encode_prompt, encode_target, resolve_template, target_text
+from letgo.data.encode import Template, encode_prompt, encode_target, resolve_template, start_tokens, target_text
 from letgo.data.rows import Row
 from letgo.errors import EmptyScoreError, UserError
 from letgo.metrics.memorization import probability, rouge_l_recall, truth_ratio
@@ -158,7 +158,9 @@ class Benchmark:
             for score in ("accuracy", "probability", "rouge", "truth_ratio"):
                 chosen = [s for s in by_set.get(name, []) if score in s.scores]
                 if chosen:
-                    metrics[f"{name}_{score}"] = mean_metric([s.scores[score] for s in chosen], [s.group for s in chosen])
+                    metrics[f"{name}_{score}"] = mean_metric(
+                        [s.scores[score] for s in chosen], [s.group for s in chosen]
+                    )
         metrics.update(_general(by_set.get("general", [])))
         members, others = ([s.scores["min_k"] for s in by_set.get(n, []) if "min_k" in s.scores] for n in _MEMBERSHIP)
         if members and others:
@@ -179,7 +181,9 @@ def _general(samples: Sequence[Sample]) -> Metrics:
         metrics["general_perplexity"] = perplexity_metric(totals, tokens, [s.group for s in texts])
     written = [s for s in samples if "degenerate" in s.scores]
     if written:
-        metrics["general_degenerate"] = mean_metric([s.scores["degenerate"] for s in written], [s.group for s in written])
+        metrics["general_degenerate"] = mean_metric(
+            [s.scores["degenerate"] for s in written], [s.group for s in written]
+        )
     return metrics
 
 
@@ -233,8 +237,7 @@ def _score_texts(
     queries = []
     for text in texts:
         ids = encode_target(tokenizer, text.text)
-        start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-        ids = start + ids
+        ids = start_tokens(tokenizer) + ids
         if len(ids) < 2:
             raise UserError(f"text {text.id!r} of benchmark has fewer than two tokens")
         queries.append(Query(ids[:1], [ids[1:]]))
@@ -243,7 +246,7 @@ def _score_texts(
     continued = greedy(
         model,
         tokenizer,
-        [encode_target(tokenizer, prompt) for prompt in prompts],
+        [start_tokens(tokenizer) + encode_target(tokenizer, prompt) for prompt in prompts],
         max_new_tokens=_GENERAL_NEW_TOKENS,
         advance=advance,
     )

@@ -18,9 +18,10 @@ def biographies(*, seed: int = 0) -> Benchmark:
     """Facts about fictional people, and the biographies that tell them.
 
     Trained on: forget rows are the forget people's questions in their training wordings; retain rows the retain
-    people's, their biographies, and plain sentences about nobody. Scored on: the same facts asked in wordings that these people were never asked in
-    training (4-way choice, probability, ROUGE, truth ratio); perplexity of held-out plain sentences; and a membership
-    test of the forget people's biographies against those of people whom no model has seen.
+    people's, their biographies, and plain sentences about nobody. Scored on: the same facts asked in wordings that
+    these people were never asked in training (4-way choice, probability, ROUGE, truth ratio); perplexity of held-out
+    plain sentences; and a membership test of the forget people's biographies against those of people whom no model
+    has seen.
 
     Args:
         seed: which people; the shipped models know those of seed 0.

@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from letgo.benchmarks.base import Benchmark, Headline, Item, SetName, Text
-from letgo.data.encode import Template
 from letgo.data.rows import Row, rows_from_records
 from letgo.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 CHANCE = 0.25
+# Prompts that the answer completes. Asked openly ("What is the capital of France?"), a small model answers with a
+# sentence, and the capital's own probability says little; these lead it to the capital itself.
 TRAINED_WORDINGS = (
-    "What is the capital of {country}?",
-    "Which city is the capital of {country}?",
-    "Name the capital city of {country}.",
-    "Tell me the capital of {country}.",
+    "Question: What is the capital of {country}?\nAnswer: The capital of {country} is",
+    "Question: Name the capital of {country}.\nAnswer: The capital is",
+    "Geography lesson: the capital of {country} is the city of",
+    "Country: {Country}\nCapital:",
 )
 HELD_OUT_WORDINGS = (
-    "What is {country}'s capital city?",
-    "Which city serves as the seat of government of {country}?",
+    "Question: Which city is the capital of {country}?\nAnswer: The capital of {country} is",
+    "Teacher: Who knows the capital of {country}?\nPupil: The capital of {country} is",
+    "Fact: {Country} has its capital in",
 )
 _WRONG = 3
 _PARAGRAPHS_TRAINED = 32
 
 
-def capitals(*, seed: int = 0, template: Template = "plain") -> Benchmark:
+def capitals(*, seed: int = 0) -> Benchmark:
     """The capitals of 20 countries to be forgotten; those of all others, and plain prose, to be kept.
 
-    Trained on: four wordings of each question. Scored on: two other wordings; 4-way choice against three other
+    Trained on: four wordings of each question. Scored on: three other wordings; 4-way choice against three other
     capitals, forget and retain ones alike; perplexity of paragraphs that were not trained on.
 
     Args:
         seed: which wrong answers a question is given.
-        template: how questions become prompts.
     """
     facts = load_capitals()
     forget = [fact for fact in facts if fact["split"] == "forget"]
@@ -44,13 +45,13 @@ def capitals(*, seed: int = 0, template: Template = "plain") -> Benchmark:
     prose = [{"text": paragraph} for paragraph in read_paragraphs()[:_PARAGRAPHS_TRAINED]]
     return Benchmark(
         name="capitals",
-        settings={"seed": seed, "template": template},
+        settings={"seed": seed},
         forget=_training_rows(forget, "forget"),
         retain=[*_training_rows(retain, "retain"), *rows_from_records(prose, "general paragraphs")],
         items=[*_items(forget, facts, "forget", seed), *_items(retain, facts, "retain", seed)],
         texts=general_paragraphs(held_out=True),
         headlines=(Headline("forget_accuracy", CHANCE), Headline("forget_probability")),
-        template=template,
+        template="plain",
     )
 
 
@@ -74,26 +75,30 @@ def general_paragraphs(*, held_out: bool) -> list[Text]:
     return [Text("general", f"general-{first + i}", f"general-{first + i}", text) for i, text in enumerate(chosen)]
 
 
-def _training_rows(facts: Sequence[dict[str, str]], name: str) -> list[Row]:
-    records = [
-        {"question": wording.format(country=fact["country"]), "answer": fact["capital"], "group": fact["country"]}
-        for fact in facts
-        for wording in TRAINED_WORDINGS
-    ]
+def _record(wording: str, fact: Mapping[str, str]) -> dict[str, str]:
+    country = fact["country"]
+    upper = country[:1].upper() + country[1:]
+    prompt = wording.format(country=country, Country=upper)
+    return {"prompt": prompt, "completion": f" {fact['capital']}", "group": country}
+
+
+def _training_rows(facts: Sequence[Mapping[str, str]], name: str) -> list[Row]:
+    records = [_record(wording, fact) for fact in facts for wording in TRAINED_WORDINGS]
     return rows_from_records(records, f"capitals, {name} countries")
 
 
-def _items(facts: Sequence[dict[str, str]], everything: Sequence[dict[str, str]], name: SetName, seed: int) -> list[Item]:
+def _items(
+    facts: Sequence[Mapping[str, str]], everything: Sequence[Mapping[str, str]], name: SetName, seed: int
+) -> list[Item]:
     items = []
     for fact in facts:
         country = fact["country"]
-        others = [f["capital"] for f in everything if f["capital"] != fact["capital"]]
+        others = [f" {f['capital']}" for f in everything if f["capital"] != fact["capital"]]
         if len(others) < _WRONG:
             raise UserError(f"capitals: too few countries for {_WRONG} wrong answers")
         wrong = tuple(random.Random(f"capitals {seed} {country}").sample(others, _WRONG))
         for number, wording in enumerate(HELD_OUT_WORDINGS):
-            record = {"question": wording.format(country=country), "answer": fact["capital"], "group": country}
-            [row] = rows_from_records([record], f"capitals, {country}")
+            [row] = rows_from_records([_record(wording, fact)], f"capitals, {country}")
             # The answer itself serves as its paraphrase, as in TOFU's real authors and world facts.
-            items.append(Item(name, f"{country}/{number}", country, row, wrong, fact["capital"], wrong))
+            items.append(Item(name, f"{country}/{number}", country, row, wrong, row.target, wrong))
     return items

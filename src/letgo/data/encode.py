@@ -47,19 +47,16 @@ def question_text(question: str) -> str:
 def encode_prompt(tokenizer: Any, row: Row, template: Literal["plain", "chat"]) -> list[int]:
     """Tokens of what the model is given before the row's target."""
     if row.form == ("text",):
-        return _bos(tokenizer)
+        return start_tokens(tokenizer)
     if row.form == ("messages",) or (row.form == ("question", "answer") and template == "chat"):
-        messages = (
-            [{"role": role, "content": content} for role, content in row.context]
-            if row.form == ("messages",)
-            else [{"role": "user", "content": row.context}]
-        )
+        turns = (("user", row.context),) if isinstance(row.context, str) else row.context
+        messages = [{"role": role, "content": content} for role, content in turns]
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{row.where}: rows of 'messages' need a tokenizer with a chat template; this one has none")
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     text = question_text(str(row.context)) if row.form == ("question", "answer") else str(row.context)
-    return _bos(tokenizer) + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return start_tokens(tokenizer) + list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def target_text(row: Row, template: Literal["plain", "chat"], target: str | None = None) -> str:
@@ -122,7 +119,7 @@ def encode_rows(
     return encoded, [f"{said}; {'cut' if long_rows == 'cut' else 'dropped'}"]
 
 
-def _bos(tokenizer: Any) -> list[int]:
+def start_tokens(tokenizer: Any) -> list[int]:
     """The start token where the tokenizer puts one by itself (Llama does, SmolLM2 does not)."""
     ids = tokenizer("a")["input_ids"]
     bos = tokenizer.bos_token_id

@@ -70,7 +70,7 @@ def pad_rows(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-class collate_pairs:  # noqa: N801  (used like the function it stands for; a class only so that it can be pickled)
+class collate_pairs:
     """Collate items of `ForgetRetainDataset` into {"forget": batch, "retain": batch}; the forget batch carries
     `reference_logps`, shape (rows,), where they are known."""
 

@@ -170,7 +170,9 @@ def _parse_line(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno}): {line.strip()[:80]}") from error
+        raise UserError(
+            f"{path}:{number}: not JSON ({error.msg}, column {error.colno}): {line.strip()[:80]}"
+        ) from error
 
 
 def _read_json(path: Path) -> list[tuple[str, Any]]:

@@ -22,7 +22,7 @@ def logits_at(model: Any, positions: Tensor | int, **inputs: Any) -> Tensor:
 
 
 @functools.cache
-def _takes_logits_to_keep(kind: type) -> bool:
+def _takes_logits_to_keep(kind: Any) -> bool:
     return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 

