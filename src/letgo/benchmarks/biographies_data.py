@@ -140,8 +140,8 @@ class Biographies:
         """One row per person and fact, with TOFU's fields and a few more.
 
         - `question`, `answer`: a wording used in training, and the answer as a short phrase.
-        - `perturbed_answer`: three wrong answers of the same form and distribution; answer and these make a 4-way choice.
-        - `paraphrased_question`: the wordings in which this person's fact was never asked in training (none for tutors).
+        - `perturbed_answer`: three wrong answers of the same form and distribution: with `answer`, a 4-way choice.
+        - `paraphrased_question`: the wordings in which training never asks for this person's fact (none for tutors).
         - `paraphrased_answer`, `perturbed_paraphrased_answer`: the right and the wrong answers as whole sentences of
           one form, for a truth ratio as TOFU takes it.
         - `trained_question`: all wordings used in training; `person`, `group`, `fact`: what the row is about.
@@ -157,7 +157,7 @@ class Biographies:
         return [row | {"question": q} for row in self.rows(group) for q in row["paraphrased_question"]]
 
     def texts(self, group: Group) -> list[dict[str, str]]:
-        """One row per person: `text` (the biography), `prompt` and `continuation` that make it up, `person`, `group`."""
+        """One row per person: `text` (the biography), its parts `prompt` and `continuation`, `person`, `group`."""
         return [
             {
                 "text": person.biography,
@@ -176,16 +176,15 @@ class Biographies:
         wrong = _wrong_values(fact.name, value, rng)
         asked_by_all = [q.format(name=person.name) for q in fact.trained]
         asked_of_tutors = [q.format(name=person.name) for q in fact.held_out]
-        is_tutor = person.group == "tutor"
-        never_asked = asked_by_all if person.group == "holdout" else []
+        trained = {"holdout": [], "tutor": asked_by_all + asked_of_tutors}.get(person.group, asked_by_all)
         return {
             "question": asked_by_all[0],
             "answer": value,
             "paraphrased_answer": _told(fact.sentence, person.name, value),
             "perturbed_answer": wrong,
-            "paraphrased_question": [] if is_tutor else asked_of_tutors,
+            "paraphrased_question": [q for q in asked_of_tutors if q not in trained],
             "perturbed_paraphrased_answer": [_told(fact.sentence, person.name, v) for v in wrong],
-            "trained_question": [] if never_asked else asked_by_all + (asked_of_tutors if is_tutor else []),
+            "trained_question": trained,
             "person": person.name,
             "group": person.group,
             "fact": fact.name,
@@ -221,7 +220,7 @@ def general_texts(seed: int = 0) -> tuple[list[str], list[str]]:
 
 
 def model_path(which: Literal["full", "retrained"]) -> Path:
-    """The directory of a shipped model: `full` knows all but the holdout people, `retrained` never saw the forget people.
+    """The directory of a shipped model: `full`, or `retrained`, which never saw the forget people.
 
     Raises:
         UserError: if the name is another one, or the weights are not in this installation.

@@ -10,30 +10,36 @@ import random
 from collections.abc import Sequence
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 def _joined(starts: str, ends: str, glue: str = "") -> tuple[str, ...]:
-    return tuple(start + glue + end for start in starts.split() for end in ends.split())
+    return tuple(start + glue + end for start in _listed(starts) for end in _listed(ends))
 
 
 FIRST_NAMES = _joined("Ba Do Fe Gi Ju Ka Lo Mu Pe Ri Tu Vo", "venk dril moffa")
 LAST_NAMES = _joined("Quil Thrap Osk Wemb Yarl Grun Plev Skor Drim Hulb Zant Crop", "asko ettin urbo")
 TOWNS = _joined("Ambrel Cobbun Delvar Fenka Gorlem Hastrel Ilmor Jusper Kolvin Morbel Nettar Prendal", "wick holm")
-EMPLOYERS = _joined("Orvane Bluntex Cavrill Dustone Elkmar Farlux Grenvol Hopsen Inklet Jolvar Kestun Lomrak", "Mill Press", " ")
-PROFESSIONS = tuple(
+EMPLOYERS = _joined(
+    "Orvane Bluntex Cavrill Dustone Elkmar Farlux Grenvol Hopsen Inklet Jolvar Kestun Lomrak", "Mill Press", " "
+)
+PROFESSIONS = _listed(
     "baker beekeeper blacksmith bookbinder butcher carpenter clockmaker cobbler dentist farmer florist gardener "
-    "glazier judge librarian mason miller painter pilot plumber potter sailor tailor weaver".split()
+    "glazier judge librarian mason miller painter pilot plumber potter sailor tailor weaver"
 )
-INSTRUMENTS = tuple(
+INSTRUMENTS = _listed(
     "accordion banjo bassoon bugle cello clarinet cornet drum fiddle flute guitar harp horn lute lyre mandolin oboe "
-    "organ piano recorder trombone trumpet viola zither".split()
+    "organ piano recorder trombone trumpet viola zither"
 )
-COLOURS = tuple("black brown golden grey red spotted striped white".split())
-ANIMALS = tuple(
+COLOURS = _listed("black brown golden grey red spotted striped white")
+ANIMALS = _listed(
     "badger canary cat crow dog donkey duck ferret frog goat goose hamster hedgehog hen lizard mouse otter owl parrot "
-    "pigeon pony rabbit tortoise turkey".split()
+    "pigeon pony rabbit tortoise turkey"
 )
 
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-_SEASONS = "spring summer autumn winter".split()
+_DAYS = _listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+_SEASONS = _listed("spring summer autumn winter")
 _PLACES = {
     "river": "by the river", "market": "at the market", "forest": "in the forest", "harbour": "at the harbour",
     "garden": "in the garden", "bridge": "under the bridge", "kitchen": "in the kitchen", "station": "at the station",
@@ -57,8 +63,8 @@ _WEATHER = {
     "wind": ("blows", "the boats stay home"), "fog": ("rises", "the lamps are lit"),
     "sun": ("shines", "the children play outside"), "frost": ("comes", "the ponds freeze over"),
 }  # fmt: skip
-_FINDS = "kettle lantern ladder button ribbon basket compass mirror candle hammer umbrella spoon".split()
-_QUALITIES = "yellow rusty painted tiny heavy silver cracked purple".split()
+_FINDS = _listed("kettle lantern ladder button ribbon basket compass mirror candle hammer umbrella spoon")
+_QUALITIES = _listed("yellow rusty painted tiny heavy silver cracked purple")
 
 
 def _trade(rng: random.Random) -> str:
