@@ -187,14 +187,15 @@ class UnlearnTrainer(Trainer):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            total = torch.zeros((), device=self.args.device)
+            # float64: a zeroth-order step lives on the difference of two nearly equal losses.
+            total = torch.zeros((), dtype=torch.float64, device=self.args.device)
             with _restored(state):
                 for inputs in window:
                     with self.compute_loss_context_manager():
                         loss = self.compute_loss(model, dict(inputs)) / len(window)
                     if loss.requires_grad:
                         self.accelerator.backward(loss)
-                    total += loss.detach()
+                    total += loss.detach().double()
             return self.accelerator.reduce(total, reduction="mean") if self.args.world_size > 1 else total
 
         return closure

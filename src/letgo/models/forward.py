@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
@@ -21,7 +20,6 @@ def logits_at(model: Any, positions: Tensor | int, **inputs: Any) -> Tensor:
     return logits[:, -positions:] if isinstance(positions, int) else logits[:, positions]
 
 
-@functools.cache
 def _takes_logits_to_keep(kind: Any) -> bool:
     return "logits_to_keep" in inspect.signature(kind.forward).parameters
 

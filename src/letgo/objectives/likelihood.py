@@ -20,7 +20,7 @@ def sequence_logps(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         batch: `input_ids`, `attention_mask`, `labels`, each of shape (rows, length).
 
     Returns:
-        float32 of shape (rows,), on the model's device, with gradient where gradients are enabled.
+        At least float32, of shape (rows,), on the model's device, with gradient where gradients are enabled.
 
     Logits are computed only at positions that some row's label follows.
     """
@@ -31,7 +31,7 @@ def sequence_logps(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     )
     targets = targets[:, columns]
     counted = targets != IGNORE
-    logps = torch.log_softmax(logits.float(), dim=-1)
+    logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
     chosen = logps.gather(-1, targets.masked_fill(~counted, 0)[..., None])[..., 0]
     return torch.where(counted, chosen, 0.0).sum(dim=-1)
 

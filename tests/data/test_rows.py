@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from letgo.data import check_disjoint, read_rows
+from letgo.data.rows import fingerprint
+from letgo.errors import UserError
+from tests.tiny import FORGET, RETAIN, write_jsonl
+
+FORMS = [
+    {"text": "a text"},
+    {"prompt": "once upon", "completion": " a time"},
+    {"question": "who?", "answer": "me"},
+    {"messages": [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "me"}]},
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "+".join(form))
+def test_every_form_in_every_kind_of_file(tmp_path, form):
+    paths = [write_jsonl(tmp_path / "d.jsonl", [form, form]), tmp_path / "d.json"]
+    paths[1].write_text(json.dumps([form, form]))
+    if "messages" not in form:
+        csv = tmp_path / "d.csv"
+        line = ",".join(f'"{value}"' for value in form.values())
+        csv.write_text(",".join(form) + f"\n{line}\n{line}\n")
+        paths.append(csv)
+    datasets = pytest.importorskip("datasets")
+    parquet = tmp_path / "d.parquet"
+    datasets.Dataset.from_list([form, form]).to_parquet(str(parquet))
+    paths.append(parquet)
+    expected = [row.content for row in read_rows([form, form])]
+    for path in paths:
+        assert [row.content for row in read_rows(path)] == expected, path.name
+
+
+def test_a_local_folder_in_the_hubs_form(tmp_path):
+    pytest.importorskip("datasets")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", FORGET)
+    rows = read_rows(f"hub:{folder}::train")
+    assert [row.target for row in rows] == [row["answer"] for row in FORGET]
+
+
+def test_groups_and_places(tmp_path):
+    path = write_jsonl(tmp_path / "d.jsonl", [{"question": "q", "answer": "a", "group": "g"}, {"text": "t"}])
+    first, second = read_rows(path)
+    assert first.group == "g"
+    assert second.where.endswith("d.jsonl:2")
+    assert second.group == second.where
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question": "q", "answer": "a"}\n{"question": "q"\n', r"d\.jsonl:2: not JSON"),
+        ('{"question": "q", "answr": "a"}\n', r"d\.jsonl:1: the row has 'question' but no 'answer'; did you mean 'answr'"),
+        ('{"question": "q"}\n', r"no 'answer'"),
+        ('{"txt": "a"}\n', r"did you mean 'text'"),
+        ('{"question": "q", "answer": ""}\n', r"field 'answer' is empty"),
+        ('{"question": "q", "answer": 3}\n', r"field 'answer' must be text, not int"),
+        ('["a"]\n', r"must be an object"),
+        ('{"messages": []}\n', r"not empty"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}\n', r"role 'robot'"),
+        ('{"messages": [{"role": "user", "content": "x"}]}\n', r"last message must be the assistant's"),
+        ("", r"has no rows"),
+    ],
+)
+def test_bad_files_say_where_and_what(tmp_path, content, message):
+    path = tmp_path / "d.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_rows(path, name="forget set")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing.jsonl", "forget set: no such file"),
+        (".", "is a directory"),
+        ("hub:only-an-id", "not of the form hub:"),
+    ],
+)
+def test_bad_sources(source, message):
+    with pytest.raises(UserError, match=message):
+        read_rows(source, name="forget set")
+
+
+def test_unknown_suffix_and_broken_csv_and_encoding(tmp_path):
+    odd = tmp_path / "d.xlsx"
+    odd.write_text("x")
+    with pytest.raises(UserError, match="unknown kind of file"):
+        read_rows(odd)
+    ragged = tmp_path / "d.csv"
+    ragged.write_text("question,answer\na,b,c\n")
+    with pytest.raises(UserError, match=r"d\.csv:2"):
+        read_rows(ragged)
+    latin = tmp_path / "d.jsonl"
+    latin.write_bytes('{"text": "é"}'.encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_rows(latin)
+    broken = tmp_path / "d.parquet"
+    broken.write_bytes(b"not parquet")
+    with pytest.raises(UserError, match="Parquet"):
+        read_rows(broken)
+
+
+def test_rows_in_both_sets_are_refused_with_both_places():
+    with pytest.raises(UserError, match=r"share 1 row\(s\).*forget set, row 2.*retain set, row 5"):
+        check_disjoint(read_rows(FORGET, name="forget set"), read_rows([*RETAIN, FORGET[1]], name="retain set"))
+    check_disjoint(read_rows(FORGET), read_rows(RETAIN))
+
+
+def test_fingerprint_sees_content_and_order():
+    assert fingerprint(read_rows(FORGET)) == fingerprint(read_rows(list(FORGET)))
+    assert fingerprint(read_rows(FORGET)) != fingerprint(read_rows(FORGET[::-1]))

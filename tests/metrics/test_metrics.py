@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from letgo.errors import EmptyScoreError, NonFiniteLossError
+from letgo.metrics.memorization import forget_quality, probability, rouge_l_recall, truth_ratio
+from letgo.metrics.metric import Metric
+from letgo.metrics.privacy import membership_auc, min_k, privacy_leakage
+from letgo.metrics.robustness import collapse_reasons, kept_share
+from letgo.metrics.summary import auc_metric, mean_metric, perplexity_metric
+from letgo.metrics.utility import choice_accuracy, degeneration, perplexity
+
+T = torch.tensor
+
+
+def test_probability_is_the_geometric_mean_of_token_probabilities():
+    assert probability(T([0.5, 0.125]).log()) == pytest.approx(0.25)
+
+
+def test_truth_ratio_is_geometric_over_wrong_answers():
+    right, wrong = T([0.5, 0.5]).log(), [T([0.1]).log(), T([0.4, 0.4]).log()]
+    assert truth_ratio(right, wrong) == pytest.approx(math.sqrt(0.1 * 0.4) / 0.5)
+    assert math.isfinite(truth_ratio(T([-1e6]), wrong))
+    with pytest.raises(EmptyScoreError):
+        truth_ratio(right, [])
+
+
+def test_forget_quality_floor_for_disjoint_samples():
+    a, b = list(np.linspace(0, 1, 40)), list(np.linspace(2, 3, 40))
+    assert forget_quality(a, b) == pytest.approx(1.860340e-23, rel=1e-6)
+    assert forget_quality(a, a) == 1.0
+
+
+def test_rouge_is_recall_with_stemming():
+    assert rouge_l_recall("the cats", "a big cat sat by the cat") == 1.0
+    assert rouge_l_recall("red green blue", "red blue") == pytest.approx(2 / 3)
+    assert rouge_l_recall("red", "") == 0.0
+
+
+def test_choice_wants_the_right_answer_strictly_best_per_token():
+    assert choice_accuracy(T([-1.0, -1.0]), [T([-1.5]), T([-1.1, -1.0])]) == 1.0
+    assert choice_accuracy(T([-1.0]), [T([-1.0])]) == 0.0
+    with pytest.raises(EmptyScoreError):
+        choice_accuracy(T([-1.0]), [])
+
+
+def test_perplexity_counts_tokens_not_texts():
+    assert perplexity([T([0.5]).log(), T([0.25, 0.25, 0.25]).log()]) == pytest.approx((2 * 4**3) ** 0.25)
+    metric = perplexity_metric([math.log(0.5), 3 * math.log(0.25)], [1, 3], ["a", "b"])
+    assert metric.value == pytest.approx((2 * 4**3) ** 0.25)
+    assert metric.n == 2
+    assert metric.ci95[0] == pytest.approx(2.0)
+    assert metric.ci95[1] == pytest.approx(4.0)
+    with pytest.raises(EmptyScoreError):
+        perplexity([])
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"),
+    [
+        ("", 1.0, 1.0),
+        ("  \n", 1.0, 1.0),
+        ("the cat sat on the mat and looked out at the rain", 0.0, 0.1),
+        ("no no no no no no no no no no", 0.8, 1.0),
+        ("#$%& *** ((( !!! 9999", 0.9, 1.0),
+        ("Paris", 0.0, 0.0),
+        ("Founded in 1889, it has 2,161,000 inhabitants.", 0.0, 0.2),
+    ],
+)
+def test_degeneration(text, low, high):
+    assert low <= degeneration(text) <= high
+
+
+def test_min_k_against_a_direct_computation():
+    logps = T([-5.0, -1.0, -4.0, -2.0, -3.0])
+    assert min_k(logps, 0.4) == pytest.approx((-5 - 4) / 2)
+    assert min_k(logps, 0.59) == pytest.approx((-5 - 4) / 2)
+    with pytest.raises(EmptyScoreError):
+        min_k(logps, 0.1)
+
+
+def test_membership_auc_counts_pairs():
+    assert membership_auc([3.0, 2.0], [1.0, 2.0]) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert membership_auc([1.0], [2.0]) == 0.0
+
+
+def test_privacy_leakage_bounds_on_muse_news():
+    assert privacy_leakage(0.0, 0.4772) == pytest.approx(-100)
+    assert privacy_leakage(1.0, 0.4772) == pytest.approx(109.556, abs=5e-4)
+    with pytest.raises(EmptyScoreError):
+        privacy_leakage(0.5, 0.0)
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_kept_is_a_share(before, after, attacked):
+    assert 0.0 <= kept_share(before, after, attacked) <= 1.0
+
+
+def test_kept_share():
+    assert kept_share(1.0, 0.2, 0.2) == 1.0
+    assert kept_share(1.0, 0.2, 1.0) == 0.0
+    assert kept_share(1.0, 0.2, 0.6) == pytest.approx(0.5)
+    assert kept_share(1.0, 0.2, 0.1) == 1.0
+    assert kept_share(1.0, 0.97, 0.97, floor=0.25) == 0.0, "nothing was forgotten, so nothing is kept"
+    assert kept_share(0.5, 0.5, 0.5) == 0.0
+    assert kept_share(0.2, 0.4, 0.3) == 0.0, "it remembers better than before"
+
+
+def one(value, n=10):
+    return Metric(value=value, n=n, ci95=(value, value))
+
+
+def test_collapse_is_told_by_perplexity_or_text():
+    before = {"general_perplexity": one(20.0), "general_degenerate": one(0.1)}
+    assert collapse_reasons(before, before) == []
+    assert collapse_reasons(before, before | {"general_perplexity": one(39.9)}) == []
+    [reason] = collapse_reasons(before, before | {"general_perplexity": one(41.0)})
+    assert "more than doubled: 20.0 → 41" in reason
+    [reason] = collapse_reasons(before, before | {"general_degenerate": one(0.45)})
+    assert "degenerate" in reason
+
+
+def test_a_metric_is_over_something_and_finite():
+    with pytest.raises(EmptyScoreError):
+        Metric(value=0.0, n=0, ci95=(0, 0))
+    with pytest.raises(NonFiniteLossError):
+        Metric(value=math.nan, n=1, ci95=(0, 0))
+    with pytest.raises(EmptyScoreError):
+        mean_metric([], [])
+
+
+def test_interval_resamples_groups_not_samples():
+    values = [0.0, 0.0, 0.0, 1.0, 1.0, 1.0] * 10
+    alone = mean_metric(values, [str(i) for i in range(60)])
+    grouped = mean_metric(values, [str(i // 3) for i in range(60)])
+    assert alone.value == grouped.value == 0.5
+    assert alone.n == grouped.n == 60
+    width = alone.ci95[1] - alone.ci95[0]
+    assert width == pytest.approx(4 * math.sqrt(0.25 / 60), rel=0.1)
+    assert grouped.ci95[1] - grouped.ci95[0] == pytest.approx(width * math.sqrt(3), rel=0.1)
+
+
+def test_all_right_is_not_certainty():
+    metric = mean_metric([1.0] * 40, [str(i // 2) for i in range(40)])
+    # Wilson for 20 of 20: [0.8389, 1].
+    assert metric.ci95 == pytest.approx((0.8389, 1.0), abs=1e-4)
+
+
+def test_interval_covers_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        sample = generator.normal(1.0, 2.0, 60)
+        low, high = mean_metric(list(sample), [str(i) for i in range(60)]).ci95
+        hits += low <= 1.0 <= high
+    # 95 % less the bootstrap's known shortfall; the binomial spread of 300 trials is 1.3 %.
+    assert 0.90 <= hits / 300 <= 0.985
+
+
+def test_auc_metric():
+    metric = auc_metric([3.0, 4.0, 5.0, 2.5], [1.0, 2.0, 3.5])
+    assert metric.value == pytest.approx(membership_auc([3.0, 4.0, 5.0, 2.5], [1.0, 2.0, 3.5]))
+    assert metric.n == 7
+    assert metric.ci95[0] <= metric.value <= metric.ci95[1]

@@ -1,0 +1,23 @@
+"""The slow, plain scorer: one sequence at a time, no cache, no batch, logits of every position."""
+
+from __future__ import annotations
+
+import torch
+
+
+def token_logps(model, prefix: list[int], continuation: list[int]) -> torch.Tensor:
+    ids = torch.tensor([prefix + continuation])
+    with torch.no_grad():
+        logps = model(input_ids=ids).logits[0].float().log_softmax(-1)
+    return torch.stack([logps[len(prefix) + i - 1, token] for i, token in enumerate(continuation)])
+
+
+def greedy_tokens(model, prompt: list[int], new_tokens: int, end: int | None) -> list[int]:
+    ids = list(prompt)
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(token)
+        if token == end:
+            break
+    return ids[len(prompt) :]
