@@ -34,13 +34,22 @@ def test_a_text_is_all_label(tokenizer):
     assert row.labels == [IGNORE, *row.input_ids[1:]]
 
 
+def test_an_end_token_where_the_target_ends(tokenizer):
+    rows = [FORGET[0], FORGET[0] | {"end": False}, {"text": "red"}, {"text": "red", "end": True}]
+    ended = [row.input_ids[-1] == tokenizer.eos_token_id for row in encode(tokenizer, rows)[0]]
+    assert ended == [True, False, False, True]
+    with pytest.raises(UserError, match="'end' must be true or false"):
+        encode(tokenizer, [FORGET[0] | {"end": "no"}])
+
+
 def test_chat_template_is_used_where_there_is_one():
     tokenizer = make_tokenizer()
     assert resolve_template(tokenizer, "auto") == "plain"
     with pytest.raises(UserError, match="no chat template"):
         resolve_template(tokenizer, "chat")
-    with pytest.raises(UserError, match="no chat|has none|needs? a tokenizer"):
-        encode(tokenizer, [{"messages": [{"role": "user", "content": "what"}, {"role": "assistant", "content": "red"}]}])
+    messages = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "red"}]
+    with pytest.raises(UserError, match="need a tokenizer with a chat template"):
+        encode(tokenizer, [{"messages": messages}])
     tokenizer.chat_template = (
         "{% for m in messages %}red {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}blue{% endif %}"
     )
@@ -71,9 +80,9 @@ def test_long_rows_are_counted_and_said(tokenizer):
 def test_padding(tokenizer):
     rows, _ = encode(tokenizer, [{"text": "red"}, {"text": "red blue green"}])
     batch = pad_rows(rows, 0)
-    assert batch["input_ids"].shape == (2, 5)
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert (batch["labels"][0, 3:] == IGNORE).all()
+    assert batch["input_ids"].shape == (2, 4)
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert (batch["labels"][0, 2:] == IGNORE).all()
 
 
 def pairs(tokenizer, retain=RETAIN, seed=0):

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from letgo.benchmarks.base import Benchmark, Headline, Item, SetName, Text
 from letgo.data.rows import Row, rows_from_records
@@ -75,11 +76,13 @@ def general_paragraphs(*, held_out: bool) -> list[Text]:
     return [Text("general", f"general-{first + i}", f"general-{first + i}", text) for i, text in enumerate(chosen)]
 
 
-def _record(wording: str, fact: Mapping[str, str]) -> dict[str, str]:
+def _record(wording: str, fact: Mapping[str, str]) -> dict[str, Any]:
+    """A prompt and the capital that completes it. No end token belongs to it: a pretrained model goes on with its
+    sentence there, and forgetting would rather learn not to end than not to know."""
     country = fact["country"]
     upper = country[:1].upper() + country[1:]
     prompt = wording.format(country=country, Country=upper)
-    return {"prompt": prompt, "completion": f" {fact['capital']}", "group": country}
+    return {"prompt": prompt, "completion": f" {fact['capital']}", "group": country, "end": False}
 
 
 def _training_rows(facts: Sequence[Mapping[str, str]], name: str) -> list[Row]:

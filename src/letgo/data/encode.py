@@ -80,8 +80,8 @@ def encode_rows(
 ) -> tuple[list[Encoded], list[str]]:
     """Tokenise rows; returns them and what is to be said about them (rows cut or dropped, counted).
 
-    Prompt and target are tokenised apart, so the border between context and label is exact; one end token closes the
-    target. A row of more than `max_length` tokens is an error, cut at the right, or dropped, as `long_rows` says.
+    Prompt and target are tokenised apart, so the border between context and label is exact; one end token closes a
+    target that ends (`Row.ends`). A row of more than `max_length` tokens is an error, cut at the right, or dropped, as `long_rows` says.
     """
     form = resolve_template(tokenizer, template)
     encoded: list[Encoded] = []
@@ -91,7 +91,7 @@ def encode_rows(
         target = encode_target(tokenizer, target_text(row, form))
         if not target:
             raise UserError(f"{row.where}: the target {row.target!r} has no tokens in this tokenizer")
-        if tokenizer.eos_token_id is not None:
+        if row.ends and tokenizer.eos_token_id is not None:
             target = [*target, tokenizer.eos_token_id]
         item = Encoded(prompt + target, [IGNORE] * len(prompt) + target, row)
         if len(item) > max_length:

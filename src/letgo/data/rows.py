@@ -2,7 +2,8 @@
 
 A row has one of four forms, told by its fields: `text`; `prompt` + `completion`; `question` + `answer`; `messages`.
 An optional `group` names what rows belong together (a person, a country), so that an attack can hold out whole groups.
-Every row remembers where it came from, so that an error can name the file and the line.
+An optional `end` (true or false) says whether the target ends what is said, so that an end token belongs to it; by
+default it does, but for `text`. Every row remembers where it came from, so that an error can name the file and line.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Row:
     target: str
     group: str
     where: str
+    ends: bool = True
+    """Whether an end token closes the target."""
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """All fields as they were read, for benchmarks that need more of them."""
 
@@ -83,7 +86,7 @@ def fingerprint(rows: Sequence[Row]) -> str:
     """A short hash of the rows' content in their order: the key of everything cached about them."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.form, row.context, row.target], ensure_ascii=False).encode())
+        digest.update(json.dumps([row.form, row.context, row.target, row.ends], ensure_ascii=False).encode())
     return digest.hexdigest()[:16]
 
 
@@ -101,7 +104,18 @@ def _row(where: str, record: Mapping[str, Any]) -> Row:
     else:
         values = [_text(where, key, record[key]) for key in form]
         context, target = ("", values[0]) if len(values) == 1 else (values[0], values[1])
-    return Row(form=form, context=context, target=target, group=group or where, where=where, fields=dict(record))
+    ends = record.get("end")
+    if ends is not None and not isinstance(ends, bool):
+        raise UserError(f"{where}: field 'end' must be true or false, not {ends!r}")
+    return Row(
+        form=form,
+        context=context,
+        target=target,
+        group=group or where,
+        where=where,
+        ends=form != ("text",) if ends is None else ends,
+        fields=dict(record),
+    )
 
 
 def _no_form(where: str, record: Mapping[str, Any]) -> str:
