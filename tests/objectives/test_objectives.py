@@ -106,7 +106,8 @@ def test_gradients_against_finite_differences(name, batch):
                 values.append(float(objective(model, inputs)))
                 parameter.sub_(direction, alpha=sign * 1e-3)
         slope = (values[0] - values[1]) / 2e-3
-        assert slope == pytest.approx(float((parameter.grad * direction).sum()), rel=1e-4, abs=1e-6)
+        # The step's own error is of third order; the model's norms are in float32 whatever the weights are.
+        assert slope == pytest.approx(float((parameter.grad * direction).sum()), rel=2e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())
