@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from letgo.optim.base import Closure
@@ -31,8 +32,8 @@ _NO_VALUES = {
     "is_floating_point", "is_complex", "is_contiguous", "is_signed", "is_tensor", "get_device", "data_ptr",
     "requires_grad_", "register_hook", "register_post_accumulate_grad_hook", "has_names", "is_inference",
     "is_same_size", "is_storage", "is_nonzero_static", "empty_like", "zeros_like", "ones_like", "rand_like",
-    "randn_like", "new_empty", "new_zeros", "new_ones", "new_full", "full_like", "is_shared", "is_set_to", "result_type",
-    "can_cast",
+    "randn_like", "new_empty", "new_zeros", "new_ones", "new_full", "full_like", "is_shared", "is_set_to",
+    "result_type", "can_cast",
 }  # fmt: skip
 """Functions that read no values of a tensor: not worth a copy."""
 
@@ -47,13 +48,18 @@ def _reads_values(function: Callable[..., Any]) -> bool:
     return not (name.endswith("_") and not name.endswith("__"))
 
 
-class _Substitution(TorchFunctionMode):
-    """Hands functions `copies(index)` in place of the parameters in `places` (id of the parameter -> index)."""
+LARGE_ELEMENTS = 1 << 22
+"""Weights of linear layers and embeddings with more elements than this are perturbed in pieces, never whole."""
 
-    def __init__(self, places: dict[int, int], copies: Callable[[int], Tensor]) -> None:
+
+class _Substitution(TorchFunctionMode):
+    """Gives functions perturbed copies in place of the parameters in `places` (id of the parameter -> index)."""
+
+    def __init__(self, places: dict[int, int], direction: Direction, alpha: float) -> None:
         super().__init__()
         self.places = places
-        self.copies = copies
+        self.direction = direction
+        self.alpha = alpha
         self.seen: set[int] = set()
 
     def __torch_function__(
@@ -62,11 +68,39 @@ class _Substitution(TorchFunctionMode):
         kwargs = kwargs or {}
         if not _reads_values(func):
             return func(*args, **kwargs)
+        if func is F.linear and self._is_large(args):
+            return self._linear(*args, **kwargs)
+        if func is F.embedding and len(args) > 1 and self._is_large(args) and kwargs.get("max_norm") is None:
+            return self._embedding(*args[:2])
         made: dict[int, Tensor] = {}  # one copy a call, however often the parameter is among its arguments
         args = tuple([self._substitute(a, made) for a in args])
         if kwargs:
             kwargs = {k: v if k == "out" else self._substitute(v, made) for k, v in kwargs.items()}
         return func(*args, **kwargs)
+
+    def _is_large(self, args: tuple[Any, ...]) -> bool:
+        return len(args) > 1 and id(args[1]) in self.places and args[1].numel() > LARGE_ELEMENTS
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b by pieces of W's rows, so that no copy of a vocabulary's size is made. (..., in) -> (..., out)"""
+        index = self.places[id(weight)]
+        self.seen.add(index)
+        bias = self._substitute(bias, {})
+        result: Tensor | None = None
+        for rows, piece in _pieces(self.direction.shifted_blocks(index, self.alpha)):
+            part = F.linear(x, piece, None if bias is None else bias[rows])
+            if result is None:
+                result = part.new_empty(*part.shape[:-1], weight.shape[0])
+            result[..., rows] = part
+        return F.linear(x, weight, bias) if result is None else result
+
+    def _embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        """The rows of W at `ids`, perturbed without perturbing the others. (...) -> (..., width)"""
+        index = self.places[id(weight)]
+        self.seen.add(index)
+        which, back = ids.flatten().unique(return_inverse=True)
+        rows = self.direction.shifted_rows(index, self.alpha, which)
+        return rows[back].view(*ids.shape, weight.shape[1])
 
     def _substitute(self, value: Any, made: dict[int, Tensor]) -> Any:
         if isinstance(value, Tensor):
@@ -75,11 +109,24 @@ class _Substitution(TorchFunctionMode):
                 return value
             if index not in made:
                 self.seen.add(index)
-                made[index] = self.copies(index)
+                made[index] = self.direction.shifted(index, self.alpha)
             return made[index]
         if type(value) in (list, tuple):
             return type(value)([self._substitute(v, made) for v in value])
         return value
+
+
+def _pieces(blocks: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+    """Join consecutive blocks of rows into pieces of about LARGE_ELEMENTS / 4: products with few rows are slow."""
+    start, held, size = 0, [], 0
+    for rows, block in blocks:
+        held.append(block)
+        size += block.numel()
+        if size >= LARGE_ELEMENTS // 4:
+            yield slice(start, rows.stop), torch.cat(held)
+            start, held, size = rows.stop, [], 0
+    if held:
+        yield slice(start, start + sum(len(b) for b in held)), torch.cat(held)
 
 
 class InPlaceEngine:
@@ -115,7 +162,7 @@ class InPlaceEngine:
         tensors = direction.tensors
         saved = [i for i in trainable if i in self.saved]
         substituted = [i for i in trainable if i not in self.saved]
-        mode = _Substitution({id(tensors[i]): i for i in substituted}, lambda i: direction.shifted(i, alpha))
+        mode = _Substitution({id(tensors[i]): i for i in substituted}, direction, alpha)
         # Autocast keeps its casts of parameters until it is left; they would be of the weights as they were.
         torch.clear_autocast_cache()
         with _moved(tensors, saved, direction, alpha), mode:

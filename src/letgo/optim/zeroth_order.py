@@ -17,7 +17,7 @@ from torch import Tensor
 
 from letgo.errors import NonFiniteLossError
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, as_float, check_choice, check_number, parameters_of
-from letgo.optim.noise import NOISE_KINDS, Direction, NoiseKind, rows_of
+from letgo.optim.noise import NOISE_KINDS, Direction, NoiseKind, rounded, rows_of
 from letgo.optim.perturbation import InPlaceEngine, SharedDraws
 
 Difference = Literal["central", "forward"]
@@ -66,7 +66,7 @@ class ZerothOrder(ClosureOptimizer):
     Args (of every subclass, beside its own):
         num_directions: q.
         mu: the perturbation's root mean square per coordinate, in any kind of noise. A unit-sphere radius r as papers
-            state it is mu = r / sqrt(number of parameters).
+            state it is mu = r / sqrt(number of parameters). With bf16 or fp16 weights it is rounded to their dtype.
         noise: `rademacher` (cheapest), `gaussian` or `sphere`.
         difference: `central` or `forward`.
         seed: of the noise. The global generators are neither used nor seeded; draws that the closure itself makes from
@@ -106,6 +106,7 @@ class ZerothOrder(ClosureOptimizer):
         self.seed = int(seed)
         self.nonfinite = nonfinite
         self.steps_taken = 0
+        self._mu = mu
         self._engine = InPlaceEngine(always_save=engine == "saved")
 
     @property
@@ -136,6 +137,7 @@ class ZerothOrder(ClosureOptimizer):
                 f"{type(self).__name__} is zeroth order: step(closure) needs a closure that evaluates the loss"
             )
         parameters = parameters_of(self)
+        self._mu = _representable(self.mu, parameters)
         directions = self.directions(parameters)
         losses, like = self._evaluate(closure, directions, parameters)
         step, self.steps_taken = self.steps_taken, self.steps_taken + 1
@@ -165,7 +167,7 @@ class ZerothOrder(ClosureOptimizer):
         """All losses of a step, averaged over the ranks, and a tensor like the closure's loss."""
         trainable = [i for i, p in enumerate(parameters) if p.requires_grad]
         draws = SharedDraws(parameters)
-        shifts = (self.mu, -self.mu) if self.difference == "central" else (self.mu,)
+        shifts = (self._mu, -self._mu) if self.difference == "central" else (self._mu,)
         losses: list[Any] = [closure()] if self.difference == "forward" else []
         for direction in directions:
             losses += [self._engine.evaluate(closure, direction, shift, trainable, draws) for shift in shifts]
@@ -177,8 +179,8 @@ class ZerothOrder(ClosureOptimizer):
 
     def _coefficients(self, losses: Sequence[float]) -> list[float]:
         if self.difference == "forward":
-            return [(loss - losses[0]) / self.mu for loss in losses[1:]]
-        return [(up - down) / (2 * self.mu) for up, down in zip(losses[::2], losses[1::2], strict=True)]
+            return [(loss - losses[0]) / self._mu for loss in losses[1:]]
+        return [(up - down) / (2 * self._mu) for up, down in zip(losses[::2], losses[1::2], strict=True)]
 
     def _apply(self, estimate: Estimate) -> None:
         index = 0
@@ -318,6 +320,14 @@ def ada_zo(
     m.mul_(beta1).add_(g, alpha=(1 - beta1) * factor)
     v.mul_(beta2).addcmul_(m, m, value=1 - beta2)
     x.addcdiv_(m, v.sqrt().add_(eps), value=-lr)
+
+
+def _representable(mu: float, parameters: Sequence[Tensor]) -> float:
+    """mu rounded to the coarsest dtype, so that +-mu is added to low-precision weights with no rounding of its own."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if any(p.dtype == dtype for p in parameters) and rounded(mu, dtype):
+            return rounded(mu, dtype)
+    return mu
 
 
 def _averaged_over_ranks(losses: list[float], device: torch.device) -> list[float]:
