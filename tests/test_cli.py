@@ -99,9 +99,8 @@ def test_list(letgo, kind):
 
 
 def test_list_by_pattern(letgo):
-    code, out, _ = letgo("list", "optimizers", "*zo*", "--json")
+    _, out, _ = letgo("list", "optimizers", "*zo*", "--json")
     assert {r["name"] for r in json.loads(out)} >= {"zo_sgd", "ada_zo", "fozo"}
-    assert "adamw" not in out.split('"name"')[0]
     assert all("zo" in r["name"] for r in json.loads(out))
 
 

@@ -95,9 +95,14 @@ def test_not_a_run(tmp_path):
 def test_a_write_cut_off_leaves_the_old_file_and_no_rest(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), written_whole(path) as temporary:
-        temporary.write_text("ne")
-        raise KeyboardInterrupt
+
+    def cut_off():
+        with written_whole(path) as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 

@@ -8,10 +8,44 @@ from typing import Any
 
 import torch
 
-WORDS = (
-    "Question : Answer what is the capital of aland borduria carpania dornia eldoria florin gondal norland "
-    "amberton brixholm calder dunmere eastwick farrow greyport havenly red blue green old new river stone . ? 1 2 3"
-).split()
+WORDS = [
+    "Question",
+    ":",
+    "Answer",
+    "what",
+    "is",
+    "the",
+    "capital",
+    "of",
+    "aland",
+    "borduria",
+    "carpania",
+    "dornia",
+    "eldoria",
+    "florin",
+    "gondal",
+    "norland",
+    "amberton",
+    "brixholm",
+    "calder",
+    "dunmere",
+    "eastwick",
+    "farrow",
+    "greyport",
+    "havenly",
+    "red",
+    "blue",
+    "green",
+    "old",
+    "new",
+    "river",
+    "stone",
+    ".",
+    "?",
+    "1",
+    "2",
+    "3",
+]
 
 FORGET = [
     {"question": f"what is the capital of {country} ?", "answer": city, "group": country}

@@ -56,7 +56,7 @@ def test_groups_and_places(tmp_path):
     ("content", "message"),
     [
         ('{"question": "q", "answer": "a"}\n{"question": "q"\n', r"d\.jsonl:2: not JSON"),
-        ('{"question": "q", "answr": "a"}\n', r"d\.jsonl:1: the row has 'question' but no 'answer'; did you mean 'answr'"),
+        ('{"question": "q", "answr": "a"}\n', r"d\.jsonl:1: the row has 'question' but no 'answer'; did you mean"),
         ('{"question": "q"}\n', r"no 'answer'"),
         ('{"txt": "a"}\n', r"did you mean 'text'"),
         ('{"question": "q", "answer": ""}\n', r"field 'answer' is empty"),

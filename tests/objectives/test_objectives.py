@@ -16,7 +16,7 @@ from tests.reference import objectives as reference
 
 @pytest.fixture
 def batch(tokenizer):
-    rows, _ = encode_rows(tokenizer, read_rows(tiny.FORGET + [{"text": "old river stone"}]), max_length=64)
+    rows, _ = encode_rows(tokenizer, read_rows([*tiny.FORGET, {"text": "old river stone"}]), max_length=64)
     batch = pad_rows(rows, 0)
     return batch | {"reference_logps": torch.tensor([-9.0, -6.0, -8.5, -7.0, -12.0])}
 

@@ -81,7 +81,8 @@ def encode_rows(
     """Tokenise rows; returns them and what is to be said about them (rows cut or dropped, counted).
 
     Prompt and target are tokenised apart, so the border between context and label is exact; one end token closes a
-    target that ends (`Row.ends`). A row of more than `max_length` tokens is an error, cut at the right, or dropped, as `long_rows` says.
+    target that ends (`Row.ends`). A row of more than `max_length` tokens is an error, cut at the right, or dropped, as
+    `long_rows` says.
     """
     form = resolve_template(tokenizer, template)
     encoded: list[Encoded] = []
