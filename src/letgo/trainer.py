@@ -182,20 +182,17 @@ class UnlearnTrainer(Trainer):
 
     def _closure(self, optimizer: torch.optim.Optimizer, window: Sequence[Mapping[str, Any]]) -> Any:
         model = self.model_wrapped
-        # Where dropout is on, all evaluations of one step share its mask: one state, drawn from once a step.
-        state = None if self.args.disable_dropout else _random_state()
 
         def closure() -> Tensor:
             optimizer.zero_grad()
             # float64: a zeroth-order step lives on the difference of two nearly equal losses.
             total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-            with _restored(state):
-                for inputs in window:
-                    with self.compute_loss_context_manager():
-                        loss = self.compute_loss(model, dict(inputs)) / len(window)
-                    if loss.requires_grad:
-                        self.accelerator.backward(loss)
-                    total += loss.detach().double()
+            for inputs in window:
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, dict(inputs)) / len(window)
+                if loss.requires_grad:
+                    self.accelerator.backward(loss)
+                total += loss.detach().double()
             return self.accelerator.reduce(total, reduction="mean") if self.args.world_size > 1 else total
 
         return closure
@@ -341,29 +338,3 @@ class _Bookkeeping(TrainerCallback):
 def _needs_closure(optimizer: Any) -> bool:
     """Whether the next step needs a closure; accelerate's wrapper is looked through."""
     return bool(getattr(getattr(optimizer, "optimizer", optimizer), "needs_closure", False))
-
-
-def _random_state() -> tuple[Tensor, list[Tensor]]:
-    # Drawing a number moves the generators on, so that the next step has another mask.
-    torch.rand(1)
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-
-class _restored:
-    """The random state as it was when the step began, within the block only."""
-
-    def __init__(self, state: tuple[Tensor, list[Tensor]] | None) -> None:
-        self.state = state
-        self.fork: Any = None
-
-    def __enter__(self) -> None:
-        if self.state is not None:
-            self.fork = torch.random.fork_rng()
-            self.fork.__enter__()
-            torch.set_rng_state(self.state[0])
-            if self.state[1]:
-                torch.cuda.set_rng_state_all(self.state[1])
-
-    def __exit__(self, *error: Any) -> None:
-        if self.fork is not None:
-            self.fork.__exit__(*error)
