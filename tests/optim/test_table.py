@@ -20,6 +20,8 @@ from letgo.optim import OPTIMIZERS, ClosureOptimizer, create_optimizer, list_opt
 SETTINGS: dict[str, dict[str, Any]] = {
     "zo_sgd": {"lr": 0.02, "num_directions": 4},
     "ada_zo": {"lr": 0.002, "num_directions": 4},
+    "zo_adam": {"lr": 0.01, "num_directions": 4},
+    "zo_sign_sgd": {"lr": 0.005, "num_directions": 4},
     "sign_sgd": {"lr": 0.01},
     "sign_adam": {"lr": 0.01},
     "sgd": {"lr": 0.5},

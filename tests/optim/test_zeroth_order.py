@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from letgo.errors import NonFiniteLossError
-from letgo.optim import ZOSGD, AdaZO
+from letgo.optim import ZOSGD, AdaZO, ZOAdam, ZOSignSGD
 from letgo.optim.noise import Direction, mix, normals, rounded, row_blocks, rows_of
 from letgo.optim.perturbation import LARGE_ELEMENTS, SharedDraws, _Substitution
-from reference.optim_zeroth_order import Descent, RAdaZO, estimate
+from reference.optim_zeroth_order import Adam, Descent, Momentum, RAdaZO, SignDescent, estimate
 
 
 def reference_loss(model: nn.Module, loss_model_ids: Tensor, names: list[str]):
@@ -28,7 +29,15 @@ def reference_loss(model: nn.Module, loss_model_ids: Tensor, names: list[str]):
 
 @pytest.mark.parametrize("engine", ["in_place", "saved"])
 @pytest.mark.parametrize(
-    ("cls", "plain", "lr"), [(ZOSGD, Descent, 0.02), (AdaZO, RAdaZO, 0.002)], ids=["zo_sgd", "ada_zo"]
+    ("cls", "plain", "lr"),
+    [
+        (ZOSGD, Descent, 0.02),
+        (partial(ZOSGD, momentum=0.9), Momentum, 0.002),
+        (AdaZO, RAdaZO, 0.002),
+        (ZOAdam, Adam, 0.002),
+        (ZOSignSGD, SignDescent, 0.002),
+    ],
+    ids=["zo_sgd", "momentum", "ada_zo", "zo_adam", "zo_sign_sgd"],
 )
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian", "sphere"])
 @pytest.mark.parametrize(("q", "difference"), [(1, "central"), (3, "central"), (2, "forward")])

@@ -56,3 +56,49 @@ class RAdaZO:
             self.v[i] = self.beta2 * self.v[i] + (1 - self.beta2) * self.m[i] * self.m[i]
             new.append(x - self.lr * self.m[i] / (torch.sqrt(self.v[i]) + self.eps))
         return new
+
+
+class Momentum:
+    """m <- b m + g; x <- x - lr m."""
+
+    def __init__(self, lr: float, b: float = 0.9) -> None:
+        self.lr, self.b = lr, b
+        self.m: list[Tensor] = []
+
+    def step(self, xs: list[Tensor], gs: list[Tensor]) -> list[Tensor]:
+        self.m = [self.b * m + g for m, g in zip(self.m, gs, strict=True)] if self.m else gs
+        return [x - self.lr * m for x, m in zip(xs, self.m, strict=True)]
+
+
+class SignDescent:
+    """x <- x - lr sign(g)."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def step(self, xs: list[Tensor], gs: list[Tensor]) -> list[Tensor]:
+        return [x - self.lr * torch.sign(g) for x, g in zip(xs, gs, strict=True)]
+
+
+class Adam:
+    """Adam (arXiv 1412.6980), algorithm 1."""
+
+    def __init__(self, lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
+        self.t = 0
+        self.m: list[Tensor] = []
+        self.v: list[Tensor] = []
+
+    def step(self, xs: list[Tensor], gs: list[Tensor]) -> list[Tensor]:
+        if self.t == 0:
+            self.m = [torch.zeros_like(x) for x in xs]
+            self.v = [torch.zeros_like(x) for x in xs]
+        self.t += 1
+        new = []
+        for i, (x, g) in enumerate(zip(xs, gs, strict=True)):
+            self.m[i] = self.beta1 * self.m[i] + (1 - self.beta1) * g
+            self.v[i] = self.beta2 * self.v[i] + (1 - self.beta2) * g * g
+            m_hat = self.m[i] / (1 - self.beta1**self.t)
+            v_hat = self.v[i] / (1 - self.beta2**self.t)
+            new.append(x - self.lr * m_hat / (torch.sqrt(v_hat) + self.eps))
+        return new
