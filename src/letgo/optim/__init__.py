@@ -33,8 +33,12 @@ if TYPE_CHECKING:
     from letgo.optim.compressed import SignSGD as SignSGD
     from letgo.optim.hybrid import FOZO as FOZO
     from letgo.optim.hybrid import Phases as Phases
+    from letgo.optim.replay_log import ReplayLog as ReplayLog
+    from letgo.optim.replay_log import replay as replay
     from letgo.optim.zeroth_order import ZOSGD as ZOSGD
     from letgo.optim.zeroth_order import AdaZO as AdaZO
+    from letgo.optim.zeroth_order_adaptive import ZOAdam as ZOAdam
+    from letgo.optim.zeroth_order_adaptive import ZOSignSGD as ZOSignSGD
 
 Grade = Literal["zeroth", "compressed", "first", "second", "hybrid", "smoothing"]
 
@@ -66,7 +70,7 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             grade="zeroth",
             forwards="2q",
             backwards="0",
-            state="0",
+            state="0 (1 with momentum)",
         ),
         OptimizerRecord(
             name="ada_zo",
@@ -80,6 +84,32 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             forwards="2q",
             backwards="0",
             state="2",
+        ),
+        OptimizerRecord(
+            name="zo_adam",
+            aliases=("zoadam",),
+            target="letgo.optim.zeroth_order_adaptive:ZOAdam",
+            summary="Adam on the zeroth-order estimate",
+            source="ZO-AdaMM, arXiv 1910.06513; MeZO's Adam variant, arXiv 2305.17333",
+            faithfulness="variant",
+            note="central differences; no projection and no maximum over past second moments",
+            grade="zeroth",
+            forwards="2q",
+            backwards="0",
+            state="2",
+        ),
+        OptimizerRecord(
+            name="zo_sign_sgd",
+            aliases=("zo_signsgd",),
+            target="letgo.optim.zeroth_order_adaptive:ZOSignSGD",
+            summary="sign of the zeroth-order estimate",
+            source="signSGD via Zeroth-Order Oracle, ICLR 2019",
+            faithfulness="variant",
+            note="central differences",
+            grade="zeroth",
+            forwards="2q",
+            backwards="0",
+            state="0",
         ),
         OptimizerRecord(
             name="sign_sgd",
@@ -147,12 +177,16 @@ _PUBLIC = {
     "AdaZO": "zeroth_order",
     "ClosureOptimizer": "base",
     "FOZO": "hybrid",
+    "ReplayLog": "replay_log",
     "Phases": "hybrid",
     "SignAdam": "compressed",
     "SignSGD": "compressed",
+    "ZOAdam": "zeroth_order_adaptive",
     "ZOSGD": "zeroth_order",
+    "ZOSignSGD": "zeroth_order_adaptive",
+    "replay": "replay_log",
 }
-"""Public classes and the modules that they are imported from when first asked for."""
+"""Public names and the modules that they are imported from when first asked for."""
 
 __all__ = ["OPTIMIZERS", "OptimizerRecord", "create_optimizer", "list_optimizers", *_PUBLIC]
 

@@ -95,6 +95,14 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def state_like(state: dict[str, Any], key: str, parameter: Tensor) -> Tensor:
+    """The state of a name, made of zeros like the parameter when first asked for."""
+    if key not in state:
+        state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    value: Tensor = state[key]
+    return value
+
+
 def check_number(
     name: str, value: float, *, low: float = 0.0, high: float | None = None, open_low: bool = False
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_number
+from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_number, state_like
 
 
 class SignSGD(ClosureOptimizer):
@@ -86,13 +86,10 @@ class SignAdam(ClosureOptimizer):
         loss = self._loss_with_grad(closure)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             sign_descent(
                 params,
                 [p.grad for p in params],
-                [self.state[p]["exp_avg"] for p in params],
+                [state_like(self.state[p], "exp_avg", p) for p in params],
                 lr=float(group["lr"]),
                 beta=group["beta"],
                 weight_decay=group["weight_decay"],

@@ -10,15 +10,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from letgo.errors import NonFiniteLossError
-from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, as_float, check_choice, check_number, parameters_of
+from letgo.optim.base import (
+    Closure,
+    ClosureOptimizer,
+    ParamsT,
+    as_float,
+    check_choice,
+    check_number,
+    parameters_of,
+    state_like,
+)
 from letgo.optim.noise import NOISE_KINDS, Direction, NoiseKind, rounded, rows_of
 from letgo.optim.perturbation import InPlaceEngine, SharedDraws
+
+if TYPE_CHECKING:
+    from letgo.optim.replay_log import ReplayLog
 
 Difference = Literal["central", "forward"]
 
@@ -106,6 +118,7 @@ class ZerothOrder(ClosureOptimizer):
         self.seed = int(seed)
         self.nonfinite = nonfinite
         self.steps_taken = 0
+        self.log: ReplayLog | None = None
         self._mu = mu
         self._engine = InPlaceEngine(always_save=engine == "saved")
 
@@ -116,6 +129,10 @@ class ZerothOrder(ClosureOptimizer):
     @property
     def phase(self) -> str:
         return "zeroth_order"
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's settings that are not a group's, as far as updates depend on them."""
+        return {"num_directions": self.num_directions, "noise": self.noise, "seed": self.seed}
 
     def extra_state(self) -> dict[str, Any]:
         return {"steps_taken": self.steps_taken, "seed": self.seed}
@@ -140,16 +157,19 @@ class ZerothOrder(ClosureOptimizer):
         self._mu = _representable(self.mu, parameters)
         directions = self.directions(parameters)
         losses, like = self._evaluate(closure, directions, parameters)
-        step, self.steps_taken = self.steps_taken, self.steps_taken + 1
-        mean = like.new_tensor(math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.nan)
-        if not bool(torch.isfinite(mean)):
-            if self.nonfinite == "raise":
-                raise NonFiniteLossError(
-                    f"{type(self).__name__}, step {step}: the losses at the perturbed weights are {losses}; the "
-                    f"weights are as before the step. A smaller mu or lr may help, or nonfinite='skip'"
-                )
-            return mean
-        self._apply(Estimate(directions, self._coefficients(losses)))
+        finite = all(map(math.isfinite, losses))
+        mean = like.new_tensor(math.fsum(losses) / len(losses) if finite else math.nan)
+        if not finite and self.nonfinite == "raise":
+            raise NonFiniteLossError(
+                f"{type(self).__name__}, step {self.steps_taken}: the losses at the perturbed weights are {losses}; "
+                f"the weights are as before the step. A smaller mu or lr may help, or nonfinite='skip'"
+            )
+        coefficients = self._coefficients(losses) if finite else []
+        if self.log is not None:
+            self.log.add([float(group["lr"]) for group in self.param_groups], coefficients)
+        if finite:
+            self.apply(Estimate(directions, coefficients))
+        self.steps_taken += 1
         return mean
 
     def directions(self, parameters: Sequence[Tensor]) -> list[Direction]:
@@ -182,7 +202,8 @@ class ZerothOrder(ClosureOptimizer):
             return [(loss - losses[0]) / self._mu for loss in losses[1:]]
         return [(up - down) / (2 * self._mu) for up, down in zip(losses[::2], losses[1::2], strict=True)]
 
-    def _apply(self, estimate: Estimate) -> None:
+    def apply(self, estimate: Estimate) -> None:
+        """Update every parameter with an estimate."""
         index = 0
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -198,17 +219,21 @@ class ZOSGD(ZerothOrder):
 
     .. code-block:: text
 
-        input: lr, mu, q, weight decay w
+        input: lr, mu, q, momentum b, weight decay w
+        m = 0
         for t = 1, 2, ...
             g = (1/q) sum_i v_i (f(x + mu v_i) - f(x - mu v_i)) / (2 mu)
-            x = (1 - lr w) x - lr g
+            m = b m + g                        (b = 0: no m is kept)
+            x = (1 - lr w) x - lr m
 
-    With one direction and no weight decay the weights after a step are exactly x - lr c v, rounded once.
+    Without weight decay and momentum the weights after a step are exactly x - lr g, rounded once.
 
     Source: Malladi et al., Fine-Tuning Language Models with Just Forward Passes (arXiv 2305.17333), algorithm 1, where
     noise is Gaussian; `noise="gaussian", num_directions=1` is that method without its rounding drift.
 
-    Args: see `ZerothOrder`.
+    Args:
+        momentum: b, as in `torch.optim.SGD`; with it the state is a copy of the parameters.
+        others: see `ZerothOrder`.
     """
 
     def __init__(
@@ -216,6 +241,7 @@ class ZOSGD(ZerothOrder):
         params: ParamsT,
         lr: float = 1e-6,
         *,
+        momentum: float = 0.0,
         mu: float = 1e-3,
         num_directions: int = 1,
         noise: NoiseKind = "rademacher",
@@ -225,9 +251,10 @@ class ZOSGD(ZerothOrder):
         nonfinite: Literal["raise", "skip"] = "raise",
         engine: Literal["in_place", "saved"] = "in_place",
     ) -> None:
+        check_number("momentum", momentum, high=1.0)
         super().__init__(
             params,
-            {"lr": lr, "weight_decay": weight_decay},
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay},
             num_directions=num_directions,
             mu=mu,
             noise=noise,
@@ -238,8 +265,14 @@ class ZOSGD(ZerothOrder):
         )
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
+        lr, momentum = float(group["lr"]), group["momentum"]
+        buffer = state_like(self.state[parameter], "momentum_buffer", parameter) if momentum else None
         for rows, values, factor in estimate.blocks(index):
-            rows_of(parameter)[rows].add_(values, alpha=-float(group["lr"]) * factor)
+            if buffer is None:
+                rows_of(parameter)[rows].add_(values, alpha=-lr * factor)
+            else:
+                m = rows_of(buffer)[rows].mul_(momentum).add_(values, alpha=factor)
+                rows_of(parameter)[rows].add_(m, alpha=-lr)
 
 
 class AdaZO(ZerothOrder):
@@ -296,16 +329,14 @@ class AdaZO(ZerothOrder):
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
         state = self.state[parameter]
-        if not state:
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        exp_avg, exp_avg_sq = state_like(state, "exp_avg", parameter), state_like(state, "exp_avg_sq", parameter)
         for rows, values, factor in estimate.blocks(index):
             ada_zo(
                 rows_of(parameter)[rows],
                 values,
                 factor,
-                rows_of(state["exp_avg"])[rows],
-                rows_of(state["exp_avg_sq"])[rows],
+                rows_of(exp_avg)[rows],
+                rows_of(exp_avg_sq)[rows],
                 lr=float(group["lr"]),
                 betas=group["betas"],
                 eps=group["eps"],

@@ -1,0 +1,153 @@
+"""Zeroth-order estimates under other update rules: Adam's, and the sign."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from letgo.optim.base import ParamsT, check_number, state_like
+from letgo.optim.noise import NoiseKind, rows_of
+from letgo.optim.zeroth_order import Difference, Estimate, ZerothOrder
+
+
+class ZOAdam(ZerothOrder):
+    r"""Adam on the zeroth-order estimate.
+
+    .. code-block:: text
+
+        input: lr, mu, q, (b1, b2), eps, weight decay w
+        m = v = 0
+        for t = 1, 2, ...
+            g = (1/q) sum_i v_i (f(x + mu v_i) - f(x - mu v_i)) / (2 mu)
+            m = b1 m + (1 - b1) g
+            v = b2 v + (1 - b2) g^2
+            x = (1 - lr w) x - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    With Rademacher noise and q = 1 every |g_j| is the same, so v is one number for all coordinates and the step is
+    that of a normalised momentum: `gaussian` or q > 1 tells coordinates apart.
+
+    Source: AdaMM in form (Chen et al., ZO-AdaMM, arXiv 1910.06513) without its projection and without the maximum over
+    past v; the Adam variant of MeZO (arXiv 2305.17333, appendix).
+
+    Args: see `ZerothOrder`. m and v are two copies of the parameters.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-6,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        mu: float = 1e-3,
+        num_directions: int = 1,
+        noise: NoiseKind = "gaussian",
+        difference: Difference = "central",
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        engine: Literal["in_place", "saved"] = "in_place",
+    ) -> None:
+        for i, beta in enumerate(betas):
+            check_number(f"betas[{i}]", beta, high=1.0)
+        check_number("eps", eps)
+        super().__init__(
+            params,
+            {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay},
+            num_directions=num_directions,
+            mu=mu,
+            noise=noise,
+            difference=difference,
+            seed=seed,
+            nonfinite=nonfinite,
+            engine=engine,
+        )
+
+    def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
+        state = self.state[parameter]
+        exp_avg, exp_avg_sq = state_like(state, "exp_avg", parameter), state_like(state, "exp_avg_sq", parameter)
+        state["step"] = state.get("step", 0) + 1
+        for rows, values, factor in estimate.blocks(index):
+            zo_adam(
+                rows_of(parameter)[rows],
+                values,
+                factor,
+                rows_of(exp_avg)[rows],
+                rows_of(exp_avg_sq)[rows],
+                state["step"],
+                lr=float(group["lr"]),
+                betas=group["betas"],
+                eps=group["eps"],
+            )
+
+
+def zo_adam(
+    x: Tensor,
+    g: Tensor,
+    factor: float,
+    m: Tensor,
+    v: Tensor,
+    step: int,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """Adam's update of x, m and v, in place, with the gradient factor * g."""
+    beta1, beta2 = betas
+    m.mul_(beta1).add_(g, alpha=(1 - beta1) * factor)
+    v.mul_(beta2).add_(g.square(), alpha=(1 - beta2) * factor * factor)
+    denominator = v.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
+    x.addcdiv_(m, denominator, value=-lr / (1 - beta1**step))
+
+
+class ZOSignSGD(ZerothOrder):
+    r"""The sign of the zeroth-order estimate.
+
+    .. code-block:: text
+
+        input: lr, mu, q, weight decay w
+        for t = 1, 2, ...
+            g = (1/q) sum_i v_i (f(x + mu v_i) - f(x - mu v_i)) / (2 mu)
+            x = (1 - lr w) x - lr sign(g)
+
+    With q = 1 the sign is of one random direction, sign(c) sign(v): the size of the loss difference plays no part.
+
+    Source: Liu et al., signSGD via Zeroth-Order Oracle (ICLR 2019), algorithm 1 with central differences.
+
+    Args: see `ZerothOrder`. lr is how far every weight moves in a step.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-6,
+        *,
+        mu: float = 1e-3,
+        num_directions: int = 1,
+        noise: NoiseKind = "gaussian",
+        difference: Difference = "central",
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        engine: Literal["in_place", "saved"] = "in_place",
+    ) -> None:
+        super().__init__(
+            params,
+            {"lr": lr, "weight_decay": weight_decay},
+            num_directions=num_directions,
+            mu=mu,
+            noise=noise,
+            difference=difference,
+            seed=seed,
+            nonfinite=nonfinite,
+            engine=engine,
+        )
+
+    def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
+        for rows, values, factor in estimate.blocks(index):
+            sign = math.copysign(1.0, factor) if factor else 0.0
+            rows_of(parameter)[rows].add_(torch.sign(values), alpha=-float(group["lr"]) * sign)
