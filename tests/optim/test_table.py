@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import io
 from collections.abc import Callable
 from typing import Any
@@ -24,11 +25,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "zo_sign_sgd": {"lr": 0.005, "num_directions": 4},
     "sign_sgd": {"lr": 0.01},
     "sign_adam": {"lr": 0.01},
+    "compressed": {"lr": 0.02, "bits": 4, "error_feedback": True},
+    "adamw_8bit": {"lr": 0.02},
     "sgd": {"lr": 0.5},
     "adamw": {"lr": 0.02},
     "fozo": {"lr": 0.02, "zo_lr": 0.002, "fo_steps": 3, "zo_steps": 2, "num_directions": 4},
 }
-NAMES = list_optimizers()
+
+
+def installed(name: str) -> bool:
+    package = OPTIMIZERS.record(name).target.split(":")[0].split(".")[0]
+    return importlib.util.find_spec(package) is not None
+
+
+NAMES = [name for name in list_optimizers() if installed(name)]
+# bitsandbytes 0.50: a loaded state does not go on with the same bits, and a copied optimizer lacks attributes.
+EXACT = [name for name in NAMES if name != "adamw_8bit"]
 OURS = [name for name in NAMES if OPTIMIZERS.record(name).faithfulness != "library"]
 ZEROTH = [name for name in NAMES if OPTIMIZERS.record(name).grade == "zeroth"]
 FROM_GRADIENTS = [name for name in NAMES if OPTIMIZERS.record(name).grade in ("compressed", "first", "second")]
@@ -47,7 +59,7 @@ def run(name: str, steps: int, dtype: torch.dtype = torch.float32) -> tuple[Tric
 
 
 def test_the_table_covers_the_catalog() -> None:
-    assert set(SETTINGS) == set(NAMES)
+    assert set(SETTINGS) == set(list_optimizers())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,7 +71,7 @@ def test_thirty_steps_lower_the_loss_and_touch_no_frozen_parameter(name: str) ->
     assert torch.equal(model.frozen, frozen)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_a_saved_and_loaded_run_goes_on_with_the_same_bits(name: str, steps: int) -> None:
     straight, _, _ = run(name, steps + 6)
@@ -88,7 +100,7 @@ def only_plain(value: Any) -> bool:
     return value is None or isinstance(value, Tensor | int | float | str)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACT)
 def test_a_copied_optimizer_keeps_its_settings(name: str) -> None:
     model, optimizer, _ = run(name, 4)
     both = copy.deepcopy((model, optimizer))
@@ -203,6 +215,12 @@ def test_wrong_settings_are_a_users_mistake_with_a_suggestion(name: str) -> None
         create_optimizer(name, [nn.Parameter(torch.ones(1))], lr=-1.0)
     with pytest.raises(UserError, match=name):
         create_optimizer(name, [])
+
+
+@pytest.mark.parametrize("name", [name for name in list_optimizers() if not installed(name)])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(name: str) -> None:
+    with pytest.raises(UserError, match=rf"letgo\[{OPTIMIZERS.record(name).extra}\]"):
+        create_optimizer(name, [nn.Parameter(torch.ones(1))])
 
 
 def test_names_are_found_by_pattern_alias_and_dash() -> None:

@@ -38,3 +38,32 @@ class OneBitAdam:
             v_hat = self.v[i] / (1 - self.beta2**self.t)
             new.append(x - self.lr * torch.sign(m_hat / (torch.sqrt(v_hat) + self.eps)))
         return new
+
+
+def quantized(m: Tensor, bits: int, block: int, scaled_sign: bool) -> Tensor:
+    """Symmetric absmax quantization, block after block of the flattened tensor."""
+    if bits == 1 and not scaled_sign:
+        return torch.sign(m)
+    parts = []
+    for part in m.flatten().split(block):
+        if bits == 1:
+            parts.append(torch.sign(part) * part.abs().mean())
+        else:
+            scale = part.abs().max() / (2 ** (bits - 1) - 1)
+            parts.append(scale * torch.round(part / scale) if scale > 0 else part)
+    return torch.cat(parts).view_as(m)
+
+
+def compressed(
+    xs: list[Tensor], ds: list[Tensor], errors: list[Tensor], lr: float, bits: int, block: int, error_feedback: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """x - lr Q(d), or error feedback (arXiv 1901.09847), algorithm 1; returns the weights and the errors."""
+    if not error_feedback:
+        return [x - lr * quantized(d, bits, block, False) for x, d in zip(xs, ds, strict=True)], errors
+    new_xs, new_errors = [], []
+    for x, d, e in zip(xs, ds, errors, strict=True):
+        p = d + e
+        delta = quantized(p, bits, block, True)
+        new_xs.append(x - lr * delta)
+        new_errors.append(p - delta)
+    return new_xs, new_errors

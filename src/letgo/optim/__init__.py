@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from letgo.optim.compressed import SignSGD as SignSGD
     from letgo.optim.hybrid import FOZO as FOZO
     from letgo.optim.hybrid import Phases as Phases
+    from letgo.optim.quantized import Compressed as Compressed
     from letgo.optim.replay_log import ReplayLog as ReplayLog
     from letgo.optim.replay_log import replay as replay
     from letgo.optim.zeroth_order import ZOSGD as ZOSGD
@@ -136,6 +137,32 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             state="1",
         ),
         OptimizerRecord(
+            name="compressed",
+            target="letgo.optim.quantized:Compressed",
+            summary="any first-order optimizer, its direction quantized to N bits",
+            source="theta - lr Q(m; N) of arXiv 2510.00761",
+            faithfulness="variant",
+            note="the paper's quantizer for N > 1 is not known; ours is symmetric absmax per block of 256",
+            grade="compressed",
+            forwards="1",
+            backwards="1",
+            state="that of the base + 1 (+ 1 with error feedback)",
+        ),
+        OptimizerRecord(
+            name="adamw_8bit",
+            aliases=("adam_8bit", "adamw8bit"),
+            target="bitsandbytes.optim:AdamW8bit",
+            summary="AdamW with its moments kept in 8 bits",
+            source="Dettmers et al., 8-bit Optimizers, arXiv 2110.02861",
+            faithfulness="library",
+            note="a resumed run does not end with the same bits (bitsandbytes 0.50 on CPU)",
+            extra="bitsandbytes",
+            grade="compressed",
+            forwards="1",
+            backwards="1",
+            state="0.5 (float32 weights), 1 (bf16)",
+        ),
+        OptimizerRecord(
             name="sgd",
             target="torch.optim:SGD",
             summary="gradient descent",
@@ -176,6 +203,7 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
 _PUBLIC = {
     "AdaZO": "zeroth_order",
     "ClosureOptimizer": "base",
+    "Compressed": "quantized",
     "FOZO": "hybrid",
     "ReplayLog": "replay_log",
     "Phases": "hybrid",
