@@ -1,0 +1,100 @@
+"""The same questions answered by each model: before, after, and after each attack."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LONGEST = 600
+"""Characters of an answer that are shown."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model wrote, and its scores on the question."""
+
+    text: str | None
+    accuracy: float | None
+    probability: float | None
+
+
+@dataclass
+class Question:
+    """A question, its right answer, and each stage's own answer."""
+
+    identifier: str
+    group: str
+    question: str
+    expected: str
+    answers: dict[str, Answer] = field(default_factory=dict)
+
+
+def collect(samples: Iterable[Mapping[str, Any]], which: str) -> tuple[list[str], list[Question]]:
+    """Stages and questions of one set, in the file's order: before, after, references, attacks.
+
+    Of an attack made with several seeds the first seed is taken. Rows without generated text are left out, unless
+    their question has text in another stage.
+    """
+    questions: dict[str, Question] = {}
+    seeds: dict[str, Any] = {}
+    stages: dict[str, None] = {}
+    with_text: set[str] = set()
+    for row in samples:
+        if row.get("set") != which or not row.get("question"):
+            continue
+        stage, identifier = str(row.get("stage")), str(row.get("id"))
+        if seeds.setdefault(stage, row.get("seed")) != row.get("seed"):
+            continue
+        found = questions.get(identifier)
+        if found is None:
+            found = Question(identifier, str(row.get("group", "")), str(row["question"]), str(row.get("answer") or ""))
+            questions[identifier] = found
+        scores = row.get("scores") or {}
+        text = row.get("generated")
+        if text is not None:
+            with_text.add(identifier)
+            stages[stage] = None
+        found.answers[stage] = Answer(
+            None if text is None else str(text), scores.get("accuracy"), scores.get("probability")
+        )
+    shown = [question for identifier, question in questions.items() if identifier in with_text]
+    return sorted(stages, key=_stage_order), shown
+
+
+def _stage_order(stage: str) -> int:
+    return {"before": 0, "after": 1}.get(stage, 2 if stage.startswith("reference:") else 3)
+
+
+def stage_title(stage: str) -> str:
+    """ "attack:quantize:bits=4" as "after quantize:bits=4"."""
+    kind, _, name = stage.partition(":")
+    return {"attack": f"after {name}", "reference": f"{name} reference"}.get(kind, stage)
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """The text, its tail replaced by a count where it is longer than `longest` characters."""
+    left = len(text) - longest
+    return text if left <= 0 else f"{text[:longest]}… ({left:,} more characters)"
+
+
+def visible(text: str) -> str:
+    """The text with control characters (terminal escapes among them) and unpaired surrogates made visible or harmless.
+    Line breaks and tabs stay."""
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
+        else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
+
+
+def marked(text: str, expected: str) -> list[tuple[str, bool]]:
+    """The text in pieces; true for those that are the expected answer itself, upper and lower case alike."""
+    wanted = expected.strip().rstrip(".").strip()
+    if not wanted:
+        return [(text, False)]
+    pieces = re.split(f"((?<!\\w){re.escape(wanted)}(?!\\w))", text, flags=re.IGNORECASE)
+    return [(piece, index % 2 == 1) for index, piece in enumerate(pieces) if piece]

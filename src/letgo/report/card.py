@@ -1,0 +1,140 @@
+"""The model card: README.md of a run directory, in the hub's format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from letgo.report.answers import visible
+from letgo.report.numbers import MISSING, Measured, interval, number, percent
+from letgo.report.settings import settings
+from letgo.report.table import columns, rows
+from letgo.report.verdict import verdict
+from letgo.results import CONFIG_FILE, RESULT_FILE, Result, write_text
+
+CARD_FILE = "README.md"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+METHOD = (
+    "objective",
+    "retain_loss",
+    "retain_weight",
+    "optimizer",
+    "learning_rate",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+)
+"""Settings that describe the method, where a run has them, in this order."""
+
+
+def write_model_card(directory: Path, result: Result) -> Path:
+    """Write `directory`/README.md from the result; returns its path.
+
+    The front matter names the base model only where it is a hub's (`owner/name`); no path of this machine is written.
+    """
+    path = directory / CARD_FILE
+    write_text(path, card(result, has_config=(directory / CONFIG_FILE).is_file()))
+    return path
+
+
+def card(result: Result, *, has_config: bool = True) -> str:
+    """The card as text."""
+    config, found = result.config, verdict(result)
+    model = str(config.get("model") or "")
+    base = model if _HUB_ID.fullmatch(model) and not Path(model).exists() else None
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if base:
+        front["base_model"] = base
+        front["base_model_relation"] = "finetune"
+    front["tags"] = ["letgo", "machine-unlearning", "unlearning"] + [
+        f"letgo-{status}" for status in (result.status,) if status != "finished"
+    ]
+    known = dict(settings(config))
+    data = [(name, known[name]) for name in ("benchmark", "forget", "retain") if known.get(name, MISSING) != MISSING]
+    method = [(name, known[name]) for name in METHOD if known.get(name, MISSING) != MISSING]
+    method += [
+        (k, v) for k, v in known.items() if k.startswith(("objective_", "optimizer_")) and v not in ("{}", MISSING)
+    ]
+    return (
+        _environment()
+        .get_template("card.md.j2")
+        .render(
+            front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+            title=f"{_model_name(model)}, unlearned",
+            model=base or _model_name(model),
+            result=result,
+            verdict=found,
+            data=data,
+            method=method,
+            results=_results(result),
+            attacks=_attacks(result),
+            has_config=has_config,
+            result_file=RESULT_FILE,
+            config_file=CONFIG_FILE,
+        )
+    )
+
+
+def _results(result: Result) -> list[list[str]]:
+    shown, metrics = rows(result), columns([result])
+    table = [["model", *(column.title for column in metrics)]]
+    for row in shown:
+        name = f"{'after ' if row.kind == 'attack' else ''}{row.attack.label if row.attack else row.label}"
+        table.append([name, *(_cell(row.metrics.get(column.key)) for column in metrics)])
+    return table if shown else []
+
+
+def _attacks(result: Result) -> list[list[str]]:
+    table = [["attack", "seeds", "forgetting kept", "needed", "survived"]]
+    for row in rows(result):
+        if row.attack is None:
+            continue
+        seeds = ", ".join(map(str, row.attack.seeds)) or MISSING
+        outcome = {"yes": "yes", "no": "no", "broken": "no: it broke the model"}[row.survived or "no"]
+        table.append([row.attack.label, seeds, row.kept or MISSING, percent(row.attack.threshold), outcome])
+    return table if len(table) > 1 else []
+
+
+def _cell(metric: Measured | None) -> str:
+    return MISSING if metric is None else f"{number(metric.value)} ({interval(metric)}; n {metric.n:,})"
+
+
+def _model_name(model: str) -> str:
+    """The model's own name: a hub id as it is, of a path the last part."""
+    return model if _HUB_ID.fullmatch(model) else (Path(model).name or "a language model")
+
+
+def markdown(text: object) -> str:
+    """Text that Markdown shows as it stands, on one line: no markup, no HTML, no path of this machine's own."""
+    shown = " ".join(visible(str(text)).split())
+    shown = re.sub(r"(?<![\w.:/])/(?:[^\s/\"',|]+/)+([^\s/\"',|]+)", r"…/\1", shown)
+    shown = shown.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", shown)
+
+
+def markdown_table(table: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = table
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(c if line is lines[1] else markdown(c) for c in line)} |" for line in lines)
+
+
+def _environment() -> Environment:
+    # Markdown, not HTML: the `markdown` filter escapes what comes from outside.
+    environment = Environment(
+        loader=PackageLoader("letgo.report", "templates"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(markdown=markdown, table=markdown_table)
+    return environment

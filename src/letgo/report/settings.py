@@ -1,0 +1,66 @@
+"""A run's settings as text, those that differ between runs, and the commands that make it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from letgo.report.answers import visible
+from letgo.report.load import Run
+from letgo.report.numbers import MISSING
+from letgo.results import CONFIG_FILE
+
+ALWAYS = ("objective", "optimizer")
+"""Settings that the overview shows of every run, alike or not."""
+NEVER = ("output", "output_dir", "run_id", "run_name", "logging_dir")
+"""Settings that differ between any two runs and tell nothing."""
+MOST_VARYING = 6
+
+
+def plain(value: Any) -> str:
+    """A setting's value as one line: text as it is, none as a dash, lists and mappings as JSON."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float, str)):
+        return visible(str(value))
+    return visible(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of each setting, in the run's own order. Access tokens are never shown."""
+    return [(visible(str(key)), "(hidden)" if _secret(key, value) else plain(value)) for key, value in config.items()]
+
+
+def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Objective and optimizer, then the settings that are not the same in all runs, up to `MOST_VARYING` in all."""
+    names = list(dict.fromkeys(key for config in configs for key in config))
+    chosen = [key for key in ALWAYS if key in names]
+    for key in names:
+        if key in chosen or key in NEVER or _secret(key, ""):
+            continue
+        if len({plain(config.get(key)) for config in configs}) > 1:
+            chosen.append(key)
+    return chosen[:MOST_VARYING]
+
+
+def commands(run: Run) -> list[str]:
+    """What to type to make the run again, from its own resolved configuration."""
+    again = f"{run.directory.name}-again"
+    config = str(PurePath(run.directory) / CONFIG_FILE)
+    lines = []
+    if run.has_config:
+        lines.append(f"letgo unlearn {shlex.quote(config)} --output {shlex.quote(again)}")
+    if run.result.attacks:
+        made = again if run.has_config else str(run.directory)
+        attacks = " ".join(f"--attack {shlex.quote(attack.label)}" for attack in run.result.attacks)
+        lines.append(f"letgo attack {shlex.quote(made)} {attacks}")
+    return [visible(line) for line in lines]
+
+
+def _secret(key: str, value: Any) -> bool:
+    return isinstance(value, str) and any(str(key).endswith(end) for end in ("token", "password", "secret", "api_key"))

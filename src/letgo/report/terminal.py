@@ -1,0 +1,151 @@
+"""What the command prints: one table, the verdict beneath it, and the same questions asked of each model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from letgo.report import answers
+from letgo.report.numbers import MISSING, duration, interval, number, percent
+from letgo.report.table import Column, Row, columns, rows, usual_n
+from letgo.report.verdict import verdict
+from letgo.results import Result
+
+LONGEST_ANSWER = 160
+_COLOUR = {"good": "green", "warn": "yellow", "bad": "red"}
+
+
+def print_result(result: Result, console: Console) -> None:
+    """One table: a model a row (before, after, references, attacks), a metric a column, each value with its 95 %
+    interval beneath. n stands in the heading; a cell that has another n carries its own. Then status and verdict."""
+    # Of what an attack is held against, "before" is left to the page: the table stays short.
+    shown = [row for row in rows(result) if row.kind != "baseline" or row.label.startswith("after")]
+    metrics = columns([result])
+    if shown:
+        console.print(_table(shown, metrics))
+    found = verdict(result)
+    seconds = result.seconds.get("total", sum(result.seconds.values()))
+    colour = "green" if result.status == "finished" else "red"
+    line = Text.assemble("status: ", (result.status, f"bold {colour}"))
+    if seconds:
+        line.append(f"   time: {duration(seconds)}", "dim")
+    console.print(line)
+    console.print(Text(_safe(f"{found.mark} {found.headline}"), f"bold {_COLOUR[found.tone]}"))
+    for sentence in found.sentences:
+        console.print(Text(_safe(f"  {sentence}")))
+
+
+def print_answers(samples: Iterable[Mapping[str, Any]], console: Console, limit: int = 4) -> None:
+    """The first `limit` questions of the forget and of the retain set, with each model's answer beneath the question.
+
+    Args:
+        samples: rows of samples.jsonl.
+        limit: questions of each set.
+    """
+    kept = list(samples)
+    for which, title in (("forget", "To be forgotten"), ("retain", "To be kept")):
+        stages, questions = answers.collect(kept, which)
+        if not questions or limit < 1:
+            continue
+        names = _stage_names(stages)
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", show_header=False)
+        table.add_column("model", style="dim", ratio=1, overflow="fold")
+        table.add_column("answer", ratio=4, overflow="fold")
+        for question in questions[:limit]:
+            table.add_row(Text("question"), Text(_safe(question.question), "bold"))
+            for stage in stages:
+                table.add_row(Text(_safe(names[stage])), _answer(question, stage))
+            table.add_section()
+        console.print(table)
+
+
+def _table(shown: Sequence[Row], metrics: Sequence[Column]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", overflow="fold", min_width=11)
+    for column in metrics:
+        n = usual_n(shown, column.key)
+        head = Text("\n".join(column.title.split(" ", 1)))
+        head.append(f"\nn={n:,}" if n else "\n", "dim")
+        table.add_column(head, justify="right", no_wrap=True)
+    attacked = any(row.attack is not None for row in shown)
+    needed = {row.attack.threshold for row in shown if row.attack is not None}
+    if attacked:
+        least = f"≥{percent(needed.pop())}" if len(needed) == 1 else ""
+        table.add_column(Text.assemble("kept", (f"\n{least}", "dim")), justify="right", no_wrap=True)
+        table.add_column(Text("survived"), no_wrap=True)
+    for index, row in enumerate(shown):
+        cells = [_cell(row, column.key, usual_n(shown, column.key)) for column in metrics]
+        if attacked:
+            cells += [_kept(row), _survived(row)]
+        last = index + 1 == len(shown) or shown[index + 1].kind != "baseline"
+        table.add_row(_label(row), *cells, end_section=last)
+    return table
+
+
+def _label(row: Row) -> Text:
+    if row.kind == "baseline":
+        return Text(f"  {row.label}", "dim")
+    text = Text(("after " if row.kind == "attack" else "") + _safe(row.label), "bold")
+    if row.detail:
+        text.append(f"\n{_safe(row.detail)}", "not bold dim")
+    return text
+
+
+def _cell(row: Row, key: str, usual: int | None) -> Text:
+    metric = row.metrics.get(key)
+    if metric is None:
+        return Text(MISSING, "dim")
+    dim = "dim" if row.kind == "baseline" else ""
+    text = Text(number(metric.value), dim or "bold")
+    text.append(f"\n{interval(metric)}", "not bold dim")
+    if metric.n != usual:
+        text.append(f"\nn={metric.n:,}", "not bold dim")
+    return text
+
+
+def _kept(row: Row) -> Text:
+    if row.attack is None or row.kept is None:
+        return Text(MISSING, "dim")
+    text = Text(row.kept, "bold")
+    if row.worst_seed:
+        text.append(f"\nworst\n{row.worst_seed}", "not bold dim")
+    return text
+
+
+def _survived(row: Row) -> Text:
+    if row.survived is None:
+        return Text(MISSING, "dim")
+    words = {"yes": ("✓ yes", "green"), "no": ("✗ no", "red"), "broken": ("✗ broken", "red")}
+    text, colour = words[row.survived]
+    return Text(text, f"bold {colour}")
+
+
+def _answer(question: answers.Question, stage: str) -> Text:
+    found = question.answers.get(stage)
+    if found is None or found.text is None:
+        return Text(MISSING, "dim")
+    written = " ".join(_safe(answers.cut(found.text, LONGEST_ANSWER)).split())
+    text = Text()
+    for piece, hit in answers.marked(written, question.expected):
+        text.append(piece, "underline" if hit else "")
+    if not written:
+        text.append("(empty)", "dim")
+    if found.probability is not None:
+        text.append(f"  p {number(found.probability)}", "dim")
+    return text
+
+
+def _stage_names(stages: Sequence[str]) -> dict[str, str]:
+    """Without an attack's settings, where its name alone tells it from the others."""
+    short = {stage: ":".join(stage.split(":")[:2]) for stage in stages}
+    alone = list(short.values())
+    return {stage: answers.stage_title(name if alone.count(name) == 1 else stage) for stage, name in short.items()}
+
+
+def _safe(text: str) -> str:
+    return answers.visible(text)
