@@ -29,6 +29,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adamw_8bit": {"lr": 0.02},
     "sgd": {"lr": 0.5},
     "adamw": {"lr": 0.02},
+    "muon": {"lr": 0.02},
+    "sophia": {"lr": 0.03},
+    "sam": {"lr": 0.02, "rho": 0.05},
+    "randomized_smoothing": {"lr": 0.02, "sigma": 0.01},
+    "weight_averaging": {"lr": 0.02, "start": 3, "every": 2},
     "fozo": {"lr": 0.02, "zo_lr": 0.002, "fo_steps": 3, "zo_steps": 2, "num_directions": 4},
 }
 
@@ -47,7 +52,17 @@ FROM_GRADIENTS = [name for name in NAMES if OPTIMIZERS.record(name).grade in ("c
 
 
 def make(name: str, params: Any, **settings: Any) -> torch.optim.Optimizer:
+    if name == "muon":
+        params = matrices(params)
     return create_optimizer(name, params, **{**SETTINGS[name], **settings})
+
+
+def matrices(params: Any) -> list[Any]:
+    """Parameters or groups without what Muon refuses."""
+    params = list(params)
+    if params and isinstance(params[0], dict):
+        return [{**group, "params": matrices(group["params"])} for group in params]
+    return [p for p in params if p.dim() == 2]
 
 
 def run(name: str, steps: int, dtype: torch.dtype = torch.float32) -> tuple[TrickyModel, Any, Callable[[], Tensor]]:
@@ -124,9 +139,9 @@ def test_ours_obey_the_interface(name: str) -> None:
     assert isinstance(optimizer, ClosureOptimizer)
     assert optimizer.fit_total_steps(7) >= 7
     assert optimizer.phase == ("zeroth_order" if name in ZEROTH else "first_order")
-    assert optimizer.needs_closure == (name in ZEROTH)
+    assert optimizer.needs_closure == (name in ZEROTH or name in ("sam", "randomized_smoothing"))
     loss = optimizer.step(closure_of(optimizer, loss_of))
-    assert float(loss.detach()) == pytest.approx(float(make_problem()[1]().detach()), rel=1e-2)
+    assert float(loss.detach()) == pytest.approx(float(make_problem()[1]().detach()), rel=2e-2)
     assert optimizer.last_losses
 
 

@@ -28,6 +28,7 @@ from letgo.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from letgo.optim.averaging import WeightAveraging as WeightAveraging
     from letgo.optim.base import ClosureOptimizer as ClosureOptimizer
     from letgo.optim.compressed import SignAdam as SignAdam
     from letgo.optim.compressed import SignSGD as SignSGD
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from letgo.optim.quantized import Compressed as Compressed
     from letgo.optim.replay_log import ReplayLog as ReplayLog
     from letgo.optim.replay_log import replay as replay
+    from letgo.optim.second_order import Sophia as Sophia
+    from letgo.optim.second_order import gnb_loss as gnb_loss
+    from letgo.optim.smoothing import SAM as SAM
+    from letgo.optim.smoothing import RandomizedSmoothing as RandomizedSmoothing
     from letgo.optim.zeroth_order import ZOSGD as ZOSGD
     from letgo.optim.zeroth_order import AdaZO as AdaZO
     from letgo.optim.zeroth_order_adaptive import ZOAdam as ZOAdam
@@ -185,6 +190,66 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             state="2",
         ),
         OptimizerRecord(
+            name="muon",
+            target="torch.optim:Muon",
+            summary="momentum, orthogonalised; matrices only",
+            source="torch.optim.Muon",
+            faithfulness="library",
+            note="takes two-dimensional parameters only; in torch since 2.9",
+            grade="first",
+            forwards="1",
+            backwards="1",
+            state="1",
+        ),
+        OptimizerRecord(
+            name="sophia",
+            aliases=("soul",),
+            target="letgo.optim.second_order:Sophia",
+            summary="momentum over a running Hessian diagonal, clipped",
+            source="Sophia, arXiv 2305.14342; SOUL, arXiv 2404.18239",
+            faithfulness="faithful",
+            note="hessian: empirical_fisher (SOUL's code, the default), hutchinson or gnb",
+            grade="second",
+            forwards="1 (gnb: 1 more every k steps)",
+            backwards="1 (gnb: 1 more every k steps; hutchinson: a double backward every k steps)",
+            state="2",
+        ),
+        OptimizerRecord(
+            name="sam",
+            target="letgo.optim.smoothing:SAM",
+            summary="sharpness-aware: the gradient at the worst point nearby",
+            source="SAM, arXiv 2010.01412; on the forget term, arXiv 2502.05374",
+            faithfulness="faithful",
+            grade="smoothing",
+            forwards="2 (on='forget': 2 of the forget term, 1 of the rest)",
+            backwards="2 (on='forget': 2 of the forget term, 1 of the rest)",
+            state="that of the base (+ 2 while it steps)",
+        ),
+        OptimizerRecord(
+            name="randomized_smoothing",
+            aliases=("rs", "fo_rs"),
+            target="letgo.optim.smoothing:RandomizedSmoothing",
+            summary="mean gradient over a few draws of noise on the weights",
+            source="FO-RS of arXiv 2510.00761; on the forget term, arXiv 2502.05374",
+            faithfulness="faithful",
+            grade="smoothing",
+            forwards="n draws (on='forget': + 1 of the rest)",
+            backwards="n draws (on='forget': + 1 of the rest)",
+            state="that of the base (+ 3 while it steps)",
+        ),
+        OptimizerRecord(
+            name="weight_averaging",
+            aliases=("swa", "wa"),
+            target="letgo.optim.averaging:WeightAveraging",
+            summary="any optimizer, with the mean or EMA of its weights at the end",
+            source="SWA, arXiv 1803.05407; in unlearning, arXiv 2502.05374",
+            faithfulness="faithful",
+            grade="smoothing",
+            forwards="those of the base",
+            backwards="those of the base",
+            state="that of the base + 1",
+        ),
+        OptimizerRecord(
             name="fozo",
             aliases=("hybrid",),
             target="letgo.optim.hybrid:FOZO",
@@ -205,13 +270,18 @@ _PUBLIC = {
     "ClosureOptimizer": "base",
     "Compressed": "quantized",
     "FOZO": "hybrid",
+    "RandomizedSmoothing": "smoothing",
     "ReplayLog": "replay_log",
+    "SAM": "smoothing",
     "Phases": "hybrid",
     "SignAdam": "compressed",
     "SignSGD": "compressed",
+    "Sophia": "second_order",
+    "WeightAveraging": "averaging",
     "ZOAdam": "zeroth_order_adaptive",
     "ZOSGD": "zeroth_order",
     "ZOSignSGD": "zeroth_order_adaptive",
+    "gnb_loss": "second_order",
     "replay": "replay_log",
 }
 """Public names and the modules that they are imported from when first asked for."""

@@ -30,6 +30,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
     `phase`           "first_order" or "zeroth_order": how the next step runs it.
     `last_losses`     the losses that the last step evaluated, in order.
     `fit_total_steps` the number of steps to plan for when about n are wanted.
+    `finish`          to be called after the last step; most do nothing.
 
     State dicts hold tensors, numbers, strings, lists and dicts only; what torch's own do not know (counters, seeds,
     inner optimizers) is under the key "letgo".
@@ -52,6 +53,9 @@ class ClosureOptimizer(torch.optim.Optimizer):
     def fit_total_steps(self, n: int) -> int:
         """The smallest number of steps >= n at which a run may end."""
         return n
+
+    def finish(self) -> None:
+        """To be called once after the last step: leaves the weights that the run is to end with (averages, say)."""
 
     def extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds under "letgo"."""

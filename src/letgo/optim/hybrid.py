@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from letgo.catalog import settings_of
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, as_float, check_choice, check_number
+from letgo.optim.inner import inner_optimizer
 
 
 @dataclass
@@ -72,14 +72,7 @@ class Phases(ClosureOptimizer):
         self.turns = [self._turn(name, int(steps), dict(settings)) for name, steps, settings in phases]
 
     def _turn(self, name: str, steps: int, settings: dict[str, Any]) -> Turn:
-        from letgo.optim import OPTIMIZERS  # not at the top: the catalog leads here
-
-        make = OPTIMIZERS.load(name)
-        OPTIMIZERS.check_settings(name, settings)
-        # Settings that a group has of its own go before the optimizer's, if that optimizer knows them.
-        known = set(settings_of(make)) - {"lr", "start_lr"}
-        groups = [{k: v for k, v in group.items() if k == "params" or k in known} for group in self.param_groups]
-        return Turn(make(groups, **settings), steps, settings["lr"])
+        return Turn(inner_optimizer(name, self.param_groups, settings), steps, settings["lr"])
 
     @property
     def cycle(self) -> int:
