@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+_UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 LONGEST = 600
 """Characters of an answer that are shown."""
@@ -19,6 +20,8 @@ class Answer:
     text: str | None
     accuracy: float | None
     probability: float | None
+    seen: bool = False
+    """Whether the attacker trained on what the question is about."""
 
 
 @dataclass
@@ -33,7 +36,8 @@ class Question:
 
 
 def collect(samples: Iterable[Mapping[str, Any]], which: str) -> tuple[list[str], list[Question]]:
-    """Stages and questions of one set, in the file's order: before, after, references, attacks.
+    """Stages and questions of one set, in the file's order: before, after, references, attacks. Questions that an
+    attacker trained on come last: what comes back of the others says more.
 
     Of an attack made with several seeds the first seed is taken. Rows without generated text are left out, unless
     their question has text in another stage.
@@ -58,9 +62,13 @@ def collect(samples: Iterable[Mapping[str, Any]], which: str) -> tuple[list[str]
             with_text.add(identifier)
             stages[stage] = None
         found.answers[stage] = Answer(
-            None if text is None else str(text), scores.get("accuracy"), scores.get("probability")
+            None if text is None else str(text),
+            scores.get("accuracy"),
+            scores.get("probability"),
+            bool(row.get("seen")),
         )
     shown = [question for identifier, question in questions.items() if identifier in with_text]
+    shown.sort(key=lambda question: any(answer.seen for answer in question.answers.values()))
     return sorted(stages, key=_stage_order), shown
 
 
@@ -81,14 +89,10 @@ def cut(text: str, longest: int = LONGEST) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters (terminal escapes among them) and unpaired surrogates made visible or harmless.
-    Line breaks and tabs stay."""
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
-        else "\N{REPLACEMENT CHARACTER}"
-        for character in text
-    )
+    """The text with what could act on a terminal or turn a line around replaced by U+FFFD: control characters
+    (terminal escapes among them), unpaired surrogates, and overrides of the writing direction. Line breaks and tabs
+    stay."""
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 def marked(text: str, expected: str) -> list[tuple[str, bool]]:

@@ -18,7 +18,7 @@ from letgo.report.verdict import verdict
 from letgo.results import CONFIG_FILE, RESULT_FILE, Result, write_text
 
 CARD_FILE = "README.md"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 METHOD = (
     "objective",
     "retain_loss",
@@ -59,9 +59,7 @@ def card(result: Result, *, has_config: bool = True) -> str:
     known = dict(settings(config))
     data = [(name, known[name]) for name in ("benchmark", "forget", "retain") if known.get(name, MISSING) != MISSING]
     method = [(name, known[name]) for name in METHOD if known.get(name, MISSING) != MISSING]
-    method += [
-        (k, v) for k, v in known.items() if k.startswith(("objective_", "optimizer_")) and v not in ("{}", MISSING)
-    ]
+    method += [(k, v) for k, v in known.items() if k.startswith(("objective_", "optimizer_")) and v != MISSING]
     return (
         _environment()
         .get_template("card.md.j2")

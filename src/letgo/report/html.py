@@ -22,7 +22,7 @@ from letgo.report import answers, figures, numbers
 from letgo.report.load import Run, find_runs
 from letgo.report.settings import commands, plain, settings, varying
 from letgo.report.table import Column, Row, columns, keys, rows, usual_n
-from letgo.report.verdict import Verdict, verdict
+from letgo.report.verdict import Verdict, overall, verdict
 from letgo.results import Result, written_whole
 
 ANSWERS_IN_ALL = 600
@@ -135,7 +135,7 @@ def write_report(directories: Sequence[Path], output: Path) -> Path:
     runs = find_runs(directories)
     if output.is_dir():
         raise UserError(f"{output} is a directory; name the file to write, such as {output / 'report.html'}")
-    page = render(runs)
+    page = answers.visible(render(runs))
     try:
         with written_whole(output) as temporary:
             temporary.write_text(page, encoding="utf-8", errors="replace")
@@ -162,6 +162,7 @@ def render(runs: Sequence[Run]) -> str:
             labels=labels,
             varying=varying([view.result.config for view in views]),
             overview=figures.all_runs(results, [view.title for view in views], "all") if len(views) > 1 else None,
+            overall=overall([(view.title, view.verdict) for view in views]),
             counts=_counts(results),
             newest=max(result.created for result in results),
             version=results[0].letgo,

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from letgo.catalog import parse_spec
 from letgo.report.answers import visible
 from letgo.report.load import Run
 from letgo.report.numbers import MISSING
-from letgo.results import CONFIG_FILE
+from letgo.results import CONFIG_FILE, AttackResult
 
 ALWAYS = ("objective", "optimizer")
 """Settings that the overview shows of every run, alike or not."""
@@ -21,19 +22,26 @@ MOST_VARYING = 6
 
 
 def plain(value: Any) -> str:
-    """A setting's value as one line: text as it is, none as a dash, lists and mappings as JSON."""
+    """A setting's value as one line: text as it is, none as a dash, mappings as "key=value, …", lists as JSON."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float, str)):
         return visible(str(value))
+    if isinstance(value, Mapping):
+        return visible(", ".join(f"{key}={plain(one)}" for key, one in value.items())) or MISSING
     return visible(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of each setting, in the run's own order. Access tokens are never shown."""
-    return [(visible(str(key)), "(hidden)" if _secret(key, value) else plain(value)) for key, value in config.items()]
+    """Name and value of each setting, in the run's own order. Access tokens are never shown, nor is where the run was
+    written: it may have been moved since."""
+    return [
+        (visible(str(key)), "(hidden)" if _secret(key, value) else plain(value))
+        for key, value in config.items()
+        if key not in NEVER
+    ]
 
 
 def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -55,11 +63,21 @@ def commands(run: Run) -> list[str]:
     lines = []
     if run.has_config:
         lines.append(f"letgo unlearn {shlex.quote(config)} --output {shlex.quote(again)}")
-    if run.result.attacks:
+    added = [attack for attack in run.result.attacks if not (run.has_config and _configured(attack, run.result.config))]
+    if added:
         made = again if run.has_config else str(run.directory)
-        attacks = " ".join(f"--attack {shlex.quote(attack.label)}" for attack in run.result.attacks)
+        attacks = " ".join(f"--attack {shlex.quote(attack.label)}" for attack in added)
         lines.append(f"letgo attack {shlex.quote(made)} {attacks}")
     return [visible(line) for line in lines]
+
+
+def _configured(attack: AttackResult, config: Mapping[str, Any]) -> bool:
+    """Whether the run's own configuration asks for this attack, so that `letgo unlearn` makes it again by itself."""
+    for spec in config.get("attacks") or []:
+        name, wanted = parse_spec(str(spec))
+        if name == attack.name and attack.settings.items() <= wanted.items():
+            return True
+    return False
 
 
 def _secret(key: str, value: Any) -> bool:

@@ -137,7 +137,7 @@ class Plot:
         if best is None:
             return
         box = best[1]
-        self._taken.append(box)
+        self._taken.append((box[0] - 5, box[1], box[2] + 5, box[3]))
         self.add(tag("text", escape(text), class_=class_, x=box[0], y=box[3] - 3))
 
     def render(self, identifier: str, title: str, description: str, *definitions: Markup) -> Markup:

@@ -83,15 +83,17 @@ def _table(shown: Sequence[Row], metrics: Sequence[Column]) -> Table:
         if attacked:
             cells += [_kept(row), _survived(row)]
         last = index + 1 == len(shown) or shown[index + 1].kind != "baseline"
-        table.add_row(_label(row), *cells, end_section=last)
+        # An attack's settings stand in the sentences below; here only where its name alone is not enough.
+        namesakes = [other for other in shown if other.kind == "attack" and other.label == row.label]
+        table.add_row(_label(row, bare=row.kind == "attack" and len(namesakes) == 1), *cells, end_section=last)
     return table
 
 
-def _label(row: Row) -> Text:
+def _label(row: Row, *, bare: bool) -> Text:
     if row.kind == "baseline":
         return Text(f"  {row.label}", "dim")
     text = Text(("after " if row.kind == "attack" else "") + _safe(row.label), "bold")
-    if row.detail:
+    if row.detail and not bare:
         text.append(f"\n{_safe(row.detail)}", "not bold dim")
     return text
 
@@ -137,6 +139,8 @@ def _answer(question: answers.Question, stage: str) -> Text:
         text.append("(empty)", "dim")
     if found.probability is not None:
         text.append(f"  p {number(found.probability)}", "dim")
+    if found.seen:
+        text.append("  (trained on by the attacker)", "dim")
     return text
 
 

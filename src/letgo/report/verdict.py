@@ -16,8 +16,10 @@ HEAVY_RETAIN_LOSS = 0.15
 HEAVY_PERPLEXITY_RISE = 0.25
 """So is general perplexity that rose by more than this share."""
 MOST_ATTACKS_TOLD = 3
+MOST_RUNS_NAMED = 5
 
 Tone = Literal["good", "warn", "bad"]
+Kind = Literal["survived", "attacked", "untested", "nothing", "unmeasured", "collapsed", "failed"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Verdict:
     tone: Tone
     headline: str
     sentences: tuple[str, ...]
+    kind: Kind
 
     @property
     def mark(self) -> str:
@@ -46,21 +49,53 @@ def verdict(result: Result) -> Verdict:
     """Computed from the result alone; what was not measured is not spoken of."""
     reasons = _sentences(result.reasons)
     if result.status == "failed":
-        return Verdict("bad", "Failed: the run did not finish, so there is nothing to judge.", reasons)
+        return Verdict("bad", "Failed: the run did not finish, so there is nothing to judge.", reasons, "failed")
     measured = tuple(filter(None, (_forgotten(result), _cost(result))))
     if result.status == "collapsed":
         headline = "Collapsed: the model is broken, which is not forgetting."
-        return Verdict("bad", headline, (*reasons, *measured))
+        return Verdict("bad", headline, (*reasons, *measured), "collapsed")
     if not result.after or not result.before:
         missing = "after" if not result.after else "before"
-        return Verdict("warn", f"Not judged: the model was not measured {missing} unlearning.", (*reasons, *measured))
+        headline = f"Not judged: the model was not measured {missing} unlearning."
+        return Verdict("warn", headline, (*reasons, *measured), "unmeasured")
     if not _has_forgotten(result):
-        return Verdict("bad", "Hardly anything was forgotten.", (*measured, *_attacks_on_nothing(result)))
+        told = (*measured, *_attacks_on_nothing(result))
+        return Verdict("bad", "Hardly anything was forgotten.", told, "nothing")
     heavy = ", at a high cost to what it should keep" if _heavy(result) else ""
     tone, lasting = _lasting(result.attacks)
     if heavy and tone == "good":
         tone = "warn"
-    return Verdict(tone, f"Forgotten{heavy}{lasting}", (*reasons, *measured, *_attack_sentences(result)))
+    kind: Kind = "untested"
+    if result.attacks:
+        kind = "survived" if all(attack.survived for attack in result.attacks) else "attacked"
+    return Verdict(tone, f"Forgotten{heavy}{lasting}", (*reasons, *measured, *_attack_sentences(result)), kind)
+
+
+def overall(named: Sequence[tuple[str, Verdict]]) -> Verdict:
+    """Of several runs: how many forgot for good, and what became of the others."""
+    told: dict[Kind, str] = {
+        "survived": "forgot and survived every attack made",
+        "attacked": "forgot, but did not survive every attack",
+        "untested": "forgot, but never attacked",
+        "nothing": "forgot hardly anything",
+        "unmeasured": "not measured both before and after",
+        "collapsed": "collapsed: broken, which is not forgetting",
+        "failed": "failed",
+    }
+    lasting = [name for name, found in named if found.kind == "survived"]
+    sentences = []
+    for kind, what in told.items():
+        names = [name for name, found in named if found.kind == kind]
+        if names:
+            more = f" and {len(names) - MOST_RUNS_NAMED} more" if len(names) > MOST_RUNS_NAMED else ""
+            sentences.append(f"{len(names)} {what}: {', '.join(names[:MOST_RUNS_NAMED])}{more}.")
+    forgot = [name for name, found in named if found.kind in ("survived", "attacked", "untested")]
+    if forgot and all(found.kind != "survived" and found.kind != "attacked" for _, found in named):
+        headline = f"{len(forgot)} of {len(named)} runs forgot; none was attacked, so whether it lasts is not known."
+        return Verdict("warn", headline, _sentences(sentences), "untested")
+    tone: Tone = "good" if len(lasting) == len(named) else "warn" if lasting else "bad"
+    headline = f"{len(lasting) or 'None'} of {len(named)} runs forgot and survived every attack made."
+    return Verdict(tone, headline, _sentences(sentences), "survived" if lasting else "attacked")
 
 
 def _lasting(attacks: Sequence[AttackResult]) -> tuple[Tone, str]:
