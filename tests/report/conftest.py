@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import result, write_run
 
 from letgo.results import Result
+from tests.report.runs import result, write_run
 
 
 @pytest.fixture

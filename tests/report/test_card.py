@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from report_runs import INJECTED, metrics, quantize, result
 
 from letgo.report.answers import collect, marked
 from letgo.report.card import markdown, write_model_card
+from tests.report.runs import INJECTED, metrics, quantize, result
 
 
 def front_matter(path: Path) -> dict[str, object]:

@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from report_runs import INJECTED, metric, metrics, quantize, relearn, result, samples, write_run
 
 from letgo.errors import UserError
 from letgo.report import write_report
 from letgo.report.html import spread
+from tests.report.runs import INJECTED, metric, metrics, quantize, relearn, result, samples, write_run
 
 Make = Callable[..., Path]
 VOID = {"meta", "link", "input", "br", "img", "hr"}

@@ -3,10 +3,10 @@ from __future__ import annotations
 import io
 
 import pytest
-from report_runs import INJECTED, metrics, quantize, relearn, result, samples
 from rich.console import Console
 
 from letgo.report.terminal import print_answers, print_result
+from tests.report.runs import INJECTED, metrics, quantize, relearn, result, samples
 
 
 def console(width: int) -> Console:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from report_runs import AFTER, BEFORE, metric, metrics, quantize, relearn, result
 
 from letgo.report.numbers import duration, interval, number, percent, size
 from letgo.report.verdict import overall, verdict
+from tests.report.runs import AFTER, BEFORE, metric, metrics, quantize, relearn, result
 
 
 def test_names_what_fell_what_it_cost_and_what_came_back():

@@ -17,6 +17,8 @@ from letgo.results import AttackResult, Result
 
 MOST_POINTS = 400
 """A training curve is thinned to about so many points a line."""
+MOST_ROWS = 60
+"""And the table behind it to about so many rows."""
 MOST_NAMED = 30
 """Up to so many runs carry their number in the plot of all runs."""
 PHASES = {"first_order": "first order", "zeroth_order": "zeroth order"}
@@ -151,12 +153,15 @@ def all_runs(results: Sequence[Result], names: Sequence[str], identifier: str) -
     )
 
 
-def training(history: Sequence[Mapping[str, Any]], identifier: str) -> Figure | None:
-    """Loss over steps, with the phases of a hybrid optimizer shaded."""
+def training(
+    history: Sequence[Mapping[str, Any]], identifier: str, *, most_points: int = MOST_POINTS, most_rows: int = MOST_ROWS
+) -> Figure | None:
+    """Loss over steps, with the phases of a hybrid optimizer shaded. The lines are thinned to `most_points`, the table
+    behind them to `most_rows`."""
     points = [row for row in history if _is_number(row.get("step")) and _is_number(row.get("loss"))]
     if len(points) < 2:
         return None
-    thinned = points[:: math.ceil(len(points) / MOST_POINTS)]
+    thinned = points[:: math.ceil(len(points) / most_points)]
     if thinned[-1] is not points[-1]:
         thinned.append(points[-1])
     series = {
@@ -190,7 +195,7 @@ def training(history: Sequence[Mapping[str, Any]], identifier: str) -> Figure | 
         f"From {number(points[0]['loss'])} at step {steps[0]:g} to {number(points[-1]['loss'])} at step {steps[-1]:g}."
     )
     title = "Training loss"
-    spread = thinned[:: math.ceil(len(thinned) / 60)]
+    spread = thinned[:: math.ceil(len(thinned) / most_rows)]
     table = [
         [f"{row['step']:g}", PHASES.get(str(row.get("phase")), str(row.get("phase") or MISSING))]
         + [number(row[name]) if _is_number(row.get(name)) else MISSING for name in series]

@@ -29,6 +29,8 @@ ANSWERS_IN_ALL = 600
 """Questions shown in one page, shared out among the runs."""
 ANSWERS_A_SET = 40
 """At most so many of one run's set, and at least three."""
+MANY = 50
+"""Above so many runs their training curves are drawn with fewer points, to keep the page light."""
 SETS = {
     "forget": "Questions it should no longer answer",
     "retain": "Questions it should still answer",
@@ -53,6 +55,7 @@ class RunView:
     index: int
     run: Run
     most_answers: int
+    curves: dict[str, int]
     columns: Sequence[Column]
     anchor: str = field(init=False)
 
@@ -91,7 +94,7 @@ class RunView:
         name = self.anchor
         drawn = [
             figures.trade_off(self.result, f"{name}-trade"),
-            figures.training(self.run.history(), f"{name}-loss"),
+            figures.training(self.run.history(), f"{name}-loss", **self.curves),
             figures.attacked(self.result, f"{name}-kept"),
             *(figures.curve(a, f"{name}-curve-{i}") for i, a in enumerate(self.result.attacks)),
         ]
@@ -149,7 +152,11 @@ def render(runs: Sequence[Run]) -> str:
     results = [run.result for run in runs]
     shared = columns(results)
     most = min(ANSWERS_A_SET, max(3, ANSWERS_IN_ALL // (2 * len(runs))))
-    views = [RunView(i, run, most, shared if len(runs) > 1 else columns([run.result])) for i, run in enumerate(runs, 1)]
+    curves = {"most_points": 100, "most_rows": 15} if len(runs) > MANY else {}
+    views = [
+        RunView(i, run, most, curves, shared if len(runs) > 1 else columns([run.result]))
+        for i, run in enumerate(runs, 1)
+    ]
     style, script = _asset("report.css"), _asset("report.js")
     labels = list(dict.fromkeys(label for view in views for label in view.attacks))
     return (
