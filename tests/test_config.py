@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -76,7 +78,7 @@ def test_mistakes_name_the_file_and_the_key(tmp_path, text, message):
 
 def test_missing_file():
     with pytest.raises(UserError, match="no such config file"):
-        read_config(__import__("pathlib").Path("nowhere.yaml"))
+        read_config(Path("nowhere.yaml"))
 
 
 def test_overrides():

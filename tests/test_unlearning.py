@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_a_model_that_has_not_unlearned_keeps_nothing(job):
     assert not any(attack.survived for attack in run.result.attacks)
 
 
-def test_a_broken_model_is_called_collapsed_not_forgetful(tmp_path, monkeypatch):
+def test_a_broken_model_is_called_collapsed_not_forgetful(tmp_path):
     """Gradient ascent without a bound on the tiny biographies model: it forgets everything, and is said to."""
     run = letgo.unlearn(
         model="biographies",
@@ -125,12 +126,13 @@ def test_a_loss_that_is_not_finite_leaves_a_failed_result(job, monkeypatch):
     monkeypatch.setattr("letgo.objectives.npo.npo", broken)
     with pytest.raises(NonFiniteLossError, match="at step 1"):
         letgo.unlearn(**job)
-    result = read_result(tmp := __import__("pathlib").Path(job["output_dir"]))
+    directory = Path(job["output_dir"])
+    result = read_result(directory)
     assert result.status == "failed"
     assert "not finite" in result.reasons[0]
-    assert not (tmp / "model.safetensors").exists()
+    assert not (directory / "model.safetensors").exists()
     with pytest.raises(UserError, match="the run failed"):
-        letgo.attack(tmp, ["quantize:bits=4"])
+        letgo.attack(directory, ["quantize:bits=4"])
 
 
 def test_another_run_in_the_output_is_refused(job):
@@ -171,6 +173,8 @@ def test_what_is_saved_is_checked_against_what_was_trained(tmp_path, tokenizer, 
         ({"output_dir": None}, "no output directory"),
         ({"output_dir": "/proc/letgo"}, "can't be written to"),
         ({"template": "chat"}, "no chat template"),
+        ({"trainable": "mlpp"}, "is found in no parameter's name"),
+        ({"trainable": "("}, "not a regular expression"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_trained(job, changes, message):
@@ -186,11 +190,21 @@ def test_shared_and_empty_sets_are_refused(job, tmp_path):
         letgo.unlearn(**job | {"forget": str(tmp_path / "empty.jsonl")})
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "zo_sgd"])
+def test_only_what_is_trainable_is_trained(job, optimizer):
+    before = load_model(job["model"]).state_dict()
+    run = letgo.unlearn(**job | {"trainable": r"layers\.1\.mlp", "optimizer": optimizer})
+    after = load_model(run.directory).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "layers.1.mlp" in name}
+    assert any("trained: 6,144 of" in note for note in run.result.notes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "fozo:zo_lr=1e-3,fo_steps=2,zo_steps=2"])
 def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(job, tmp_path, optimizer):
     """The whole command, killed as hard as can be, and resumed by its own flag."""
-    job |= {"optimizer": optimizer, "max_steps": 400, "save_steps": 5, "eval_limit": 2}
+    job |= {"optimizer": optimizer, "max_steps": 60, "save_steps": 4, "eval_limit": 2}
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(job))
     command = [sys.executable, "-m", "letgo", "unlearn", str(config), "--quiet"]

@@ -202,8 +202,11 @@ def main() -> None:
 
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted; what was finished is kept", err=True)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Typer turns Ctrl-C into an exit of its own, without a word.
+        if isinstance(stop, SystemExit) and stop.code != 130:
+            raise
+        typer.echo("\nletgo: interrupted; what was finished is kept", err=True)
         sys.exit(130)
     except LetgoError as error:
         typer.echo(f"letgo: {error}", err=True)

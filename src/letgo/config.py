@@ -137,6 +137,7 @@ _FIRST = (
     "retain_weight",
     "optimizer",
     "optimizer_args",
+    "trainable",
     "learning_rate",
     "lr_scheduler_type",
     "max_steps",

@@ -33,12 +33,16 @@ BIOGRAPHIES: Mapping[str, Any] = {
     "objective": "npo_gdr",
     "objective_args": {"beta": 0.1},
     "optimizer": "fozo",
-    "learning_rate": 1e-3,
+    "optimizer_args": {"zo_lr": 3e-5, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
+    "learning_rate": 7e-4,
     "max_steps": 80,
     "per_device_train_batch_size": 16,
     "save_strategy": "no",
     "seed": 0,
-    "attacks": ["quantize:bits=4,group_size=32", "relearn:steps=20,learning_rate=1e-3,batch_size=8,holdout=0.5"],
+    "attacks": [
+        "quantize:bits=4,group_size=32",
+        "relearn:steps=40,learning_rate=5e-4,batch_size=16,holdout=0.5",
+    ],
 }
 """Twenty fictional people out of the shipped tiny model."""
 

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from letgo.catalog import settings_of
 from letgo.data.encode import IGNORE
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
-from letgo.errors import NonFiniteLossError
+from letgo.errors import NonFiniteLossError, UserError
 from letgo.objectives import Objective, create_objective
 from letgo.objectives.likelihood import sequence_logps
 from letgo.optim import OPTIMIZERS, create_optimizer
@@ -54,6 +54,9 @@ class UnlearnConfig(TrainingArguments):
     retain_weight: float = field(default=1.0, metadata={"help": "λ, the retain term's weight"})
     optimizer: str = field(default="adamw", metadata={"help": "its grade decides; see letgo list optimizers"})
     optimizer_args: dict[str, Any] | None = field(default=None, metadata={"help": "its settings, such as zo_lr, mu"})
+    trainable: str | None = field(
+        default=None, metadata={"help": "regular expression: only parameters whose names it finds are trained"}
+    )
     disable_dropout: bool = field(
         default=True, metadata={"help": "two evaluations must share their mask, or have none"}
     )
@@ -76,7 +79,10 @@ class UnlearnConfig(TrainingArguments):
         if not torch.cuda.is_available():
             # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
             self.dataloader_pin_memory = False
+        given = self.output_dir
         super().__post_init__()
+        # TrainingArguments would write to a folder of its own choosing where none is given.
+        self.output_dir = given
 
 
 class UnlearnTrainer(Trainer):
@@ -101,6 +107,8 @@ class UnlearnTrainer(Trainer):
         reporter: Reporter | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
+        if not args.output_dir:
+            raise UserError("no output directory: give output_dir")
         self.objective: Objective = create_objective(
             args.objective,
             retain_loss=args.retain_loss,

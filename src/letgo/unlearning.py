@@ -26,6 +26,7 @@ from letgo.metrics.robustness import collapse_reasons
 from letgo.models.load import (
     context_length,
     disable_dropout,
+    freeze_all_but,
     load_model,
     load_tokenizer,
     weights_fingerprint,
@@ -219,6 +220,10 @@ class _Job:
         args = self.args
         if args.disable_dropout:
             disable_dropout(model)
+        if args.trainable:
+            count = freeze_all_but(model, args.trainable)
+            total = sum(parameter.numel() for parameter in model.parameters())
+            self.notes.append(f"trained: {count:,} of {total:,} parameters ({args.trainable})")
         encoded = {}
         for name, rows in (("forget", benchmark.forget), ("retain", benchmark.retain)):
             encoded[name], said = encode_rows(

@@ -123,7 +123,9 @@ def run_attack(
             reporter=victim.reporter,
             name=f"measuring after {plan.name}",
         )
-        rows += [sample.as_row(f"attack:{plan.label}", seed) for sample in samples]
+        for sample in samples:
+            seen = {"seen": True} if sample.set == "forget" and sample.group in attacked.seen else {}
+            rows.append(sample.as_row(f"attack:{plan.label}", seed) | seen)
         outcomes.append(attacked)
         judged.append(_Judged(victim.benchmark, samples, attacked, result, recorded, label))
     first = judged[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,26 @@ def disable_dropout(model: torch.nn.Module) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def freeze_all_but(model: torch.nn.Module, pattern: str) -> int:
+    """Leave trainable only the parameters in whose names the regular expression is found; returns their elements.
+
+    Raises a `UserError` for a pattern that is no regular expression, or that finds nothing.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"trainable: {pattern!r} is not a regular expression ({error})") from error
+    names = [name for name, _ in model.named_parameters()]
+    if not any(compiled.search(name) for name in names):
+        raise UserError(
+            f"trainable: {pattern!r} is found in no parameter's name\n"
+            f"  names are such as {', '.join(names[1:4])} … {names[-1]}"
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(bool(compiled.search(name)))
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _first_line(error: Exception) -> str:
