@@ -106,6 +106,7 @@ def step_rows(shape: str, runs: int) -> list[dict[str, Any]]:
         rows.append(row(f"published MeZO procedure, {name}: step / two forwards", timing, None, runs))
         if dtype == torch.float32:
             rows.append(hybrid_row(model, closure, FOZO, runs))
+            rows += batched_rows(model, ZOSGD, runs)
     return rows
 
 
@@ -125,6 +126,26 @@ def hybrid_row(model: Any, closure: Callable[[], torch.Tensor], fozo: Any, runs:
 
     timing = ratio(round_of_hybrid, by_hand, runs)
     return row("hybrid round / the sum of its two steps, float32", timing, 1.02, runs)
+
+
+def batched_rows(model: Any, zo_sgd: Any, runs: int) -> list[dict[str, Any]]:
+    """Eight directions of rank 1 in batched passes against sixteen forward passes one after another."""
+    rows = []
+    for batch, length, at_once, goal in ((8, 64, 1, 1.05), (1, 32, None, 0.55)):
+        closure = make_closure(model, batch, length)
+
+        @torch.no_grad()
+        def sixteen_forwards(closure: Callable[[], torch.Tensor] = closure) -> None:
+            for _ in range(16):
+                closure()
+
+        optimizer = zo_sgd(
+            model.parameters(), lr=1e-9, num_directions=8, rank=1, engine="batched", evaluations_at_once=at_once
+        )
+        timing = ratio(lambda o=optimizer, c=closure: o.step(c), sixteen_forwards, runs)
+        name = f"batched, rank 1, q=8, {batch}x{length}, {at_once or 'all'} at once: step / sixteen forwards"
+        rows.append(row(name, timing, goal, runs))
+    return rows
 
 
 MEMORY = """
@@ -192,9 +213,9 @@ def main() -> None:
     shape, runs = ("quick", 3) if arguments.quick else ("135m", 7)
     runs = arguments.runs or runs
     rows = step_rows(shape, runs) + memory_rows(shape)
-    print(f"{'':60} {'value':>12} {'base':>12} {'ratio':>7} {'goal':>6}")
+    print(f"{'':80} {'value':>12} {'base':>12} {'ratio':>7} {'goal':>6}")
     for r in rows:
-        print(f"{r['name']:60} {r['value']:12.4g} {r['base']:12.4g} {r['ratio']:7.3f} {r['goal'] or '':>6}")
+        print(f"{r['name']:80} {r['value']:12.4g} {r['base']:12.4g} {r['ratio']:7.3f} {r['goal'] or '':>6}")
     print(rows[0]["machine"])
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": rows}, indent=1), encoding="utf-8")

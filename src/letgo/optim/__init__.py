@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from letgo.optim.smoothing import SAM as SAM
     from letgo.optim.smoothing import RandomizedSmoothing as RandomizedSmoothing
     from letgo.optim.zeroth_order import ZOSGD as ZOSGD
-    from letgo.optim.zeroth_order import AdaZO as AdaZO
+    from letgo.optim.zeroth_order_adaptive import AdaZO as AdaZO
     from letgo.optim.zeroth_order_adaptive import ZOAdam as ZOAdam
     from letgo.optim.zeroth_order_adaptive import ZOSignSGD as ZOSignSGD
 
@@ -81,7 +81,7 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
         OptimizerRecord(
             name="ada_zo",
             aliases=("adazo", "r_adazo"),
-            target="letgo.optim.zeroth_order:AdaZO",
+            target="letgo.optim.zeroth_order_adaptive:AdaZO",
             summary="adaptive zeroth order: second moment of the first moment",
             source="R-AdaZO, arXiv 2502.01014; AdaZO of arXiv 2510.00761",
             faithfulness="variant",
@@ -266,7 +266,7 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
 )
 
 _PUBLIC = {
-    "AdaZO": "zeroth_order",
+    "AdaZO": "zeroth_order_adaptive",
     "ClosureOptimizer": "base",
     "Compressed": "quantized",
     "FOZO": "hybrid",

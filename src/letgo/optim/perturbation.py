@@ -38,7 +38,7 @@ _NO_VALUES = {
 """Functions that read no values of a tensor: not worth a copy."""
 
 
-def _reads_values(function: Callable[..., Any]) -> bool:
+def reads_values(function: Callable[..., Any]) -> bool:
     name = getattr(function, "__name__", "")
     if name == "__get__":
         return getattr(getattr(function, "__self__", None), "__name__", "") in _VALUE_ATTRIBUTES
@@ -66,7 +66,7 @@ class _Substitution(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _reads_values(func):
+        if not reads_values(func):
             return func(*args, **kwargs)
         if func is F.linear and self._is_large(args):
             return self._linear(*args, **kwargs)

@@ -26,13 +26,15 @@ from letgo.optim.base import (
     parameters_of,
     state_like,
 )
-from letgo.optim.noise import NOISE_KINDS, Direction, NoiseKind, rounded, rows_of
+from letgo.optim.low_rank import BatchedEngine, LowRankDirection, joined_factors
+from letgo.optim.noise import NOISE_KINDS, Direction, NoiseKind, rounded, row_blocks, rows_of
 from letgo.optim.perturbation import InPlaceEngine, SharedDraws
 
 if TYPE_CHECKING:
     from letgo.optim.replay_log import ReplayLog
 
 Difference = Literal["central", "forward"]
+EngineKind = Literal["in_place", "saved", "batched"]
 
 
 @dataclass
@@ -52,6 +54,12 @@ class Estimate:
         if q == 1:
             for rows, values in self.directions[0].blocks(index):
                 yield rows, values, self.coefficients[0]
+            return
+        joined = joined_factors(self.directions, self.coefficients, index)
+        if joined is not None:
+            u, v = joined
+            for rows in row_blocks(self.directions[0].tensors[index]):
+                yield rows, u[rows] @ v.t(), 1.0
             return
         for parts in zip(*(d.blocks(index) for d in self.directions), strict=True):
             rows, total = parts[0]
@@ -86,7 +94,12 @@ class ZerothOrder(ClosureOptimizer):
         nonfinite: what to do when an evaluation is NaN or infinite: `raise` a `NonFiniteLossError`, or `skip` the step
             (the next one has new noise). The weights are untouched in both cases.
         engine: `in_place` perturbs each tensor while a function reads it; `saved` perturbs all of them in memory and
-            puts kept originals back (memory of the weights twice, but right for any code that evaluates them).
+            puts kept originals back (memory of the weights twice, but right for any code that evaluates them);
+            `batched` runs all evaluations as one batched forward pass (see `letgo.optim.low_rank`): it needs a rank,
+            and a closure that `torch.vmap` can run.
+        evaluations_at_once: of the batched engine; None is all 2 q. Fewer need less memory, and are as fast where the
+            batch alone keeps the processor busy.
+        rank: r > 0 makes the perturbation of every matrix U V^T / sqrt(r) with r columns, in any engine; 0: full.
     """
 
     def __init__(
@@ -100,7 +113,9 @@ class ZerothOrder(ClosureOptimizer):
         difference: Difference,
         seed: int,
         nonfinite: Literal["raise", "skip"],
-        engine: Literal["in_place", "saved"],
+        engine: EngineKind,
+        rank: int,
+        evaluations_at_once: int | None,
     ) -> None:
         check_number("lr", defaults["lr"])
         check_number("weight_decay", defaults.get("weight_decay", 0.0))
@@ -109,7 +124,13 @@ class ZerothOrder(ClosureOptimizer):
         check_choice("noise", noise, NOISE_KINDS)
         check_choice("difference", difference, ("central", "forward"))
         check_choice("nonfinite", nonfinite, ("raise", "skip"))
-        check_choice("engine", engine, ("in_place", "saved"))
+        check_choice("engine", engine, ("in_place", "saved", "batched"))
+        check_number("rank", rank)
+        if engine == "batched" and not rank:
+            raise ValueError("engine='batched' perturbs matrices by low-rank branches: give a rank of 1 or more")
+        check_number("evaluations_at_once", 1 if evaluations_at_once is None else evaluations_at_once, low=1)
+        if rank and noise == "sphere":
+            raise ValueError("a direction of low rank has no fixed length: noise='sphere' needs rank=0")
         super().__init__(params, defaults)
         self.num_directions = int(num_directions)
         self.mu = mu
@@ -120,7 +141,11 @@ class ZerothOrder(ClosureOptimizer):
         self.steps_taken = 0
         self.log: ReplayLog | None = None
         self._mu = mu
-        self._engine = InPlaceEngine(always_save=engine == "saved")
+        self.rank = int(rank)
+        self._engine: InPlaceEngine | BatchedEngine
+        self._engine = (
+            BatchedEngine(evaluations_at_once) if engine == "batched" else InPlaceEngine(always_save=engine == "saved")
+        )
 
     @property
     def needs_closure(self) -> bool:
@@ -132,7 +157,7 @@ class ZerothOrder(ClosureOptimizer):
 
     def options(self) -> dict[str, Any]:
         """The constructor's settings that are not a group's, as far as updates depend on them."""
-        return {"num_directions": self.num_directions, "noise": self.noise, "seed": self.seed}
+        return {"num_directions": self.num_directions, "noise": self.noise, "seed": self.seed, "rank": self.rank}
 
     def extra_state(self) -> dict[str, Any]:
         return {"steps_taken": self.steps_taken, "seed": self.seed}
@@ -175,6 +200,8 @@ class ZerothOrder(ClosureOptimizer):
     def directions(self, parameters: Sequence[Tensor]) -> list[Direction]:
         """The directions of the step that comes next."""
         keys = [(self.seed, self.steps_taken, i) for i in range(self.num_directions)]
+        if self.rank:
+            return [LowRankDirection(self.noise, key, parameters, self.rank) for key in keys]
         return [Direction(self.noise, key, parameters) for key in keys]
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
@@ -187,13 +214,18 @@ class ZerothOrder(ClosureOptimizer):
         """All losses of a step, averaged over the ranks, and a tensor like the closure's loss."""
         trainable = [i for i, p in enumerate(parameters) if p.requires_grad]
         draws = SharedDraws(parameters)
-        shifts = (self._mu, -self._mu) if self.difference == "central" else (self._mu,)
+        alphas = (self._mu, -self._mu) if self.difference == "central" else (self._mu,)
+        shifts = [(direction, alpha) for direction in directions for alpha in alphas]
         losses: list[Any] = [closure()] if self.difference == "forward" else []
-        for direction in directions:
-            losses += [self._engine.evaluate(closure, direction, shift, trainable, draws) for shift in shifts]
-            if len(directions) > 1:
-                direction.forget()
-        like = losses[-1].detach() if isinstance(losses[-1], Tensor) else torch.tensor(as_float(losses[-1]))
+        if isinstance(self._engine, BatchedEngine):
+            losses += self._engine.evaluate(closure, shifts, trainable, draws)
+        else:
+            for direction, alpha in shifts:
+                losses.append(self._engine.evaluate(closure, direction, alpha, trainable, draws))
+                if len(directions) > 1 and alpha == alphas[-1]:
+                    direction.forget()
+        first = losses[0]
+        like = first.detach() if isinstance(first, Tensor) else torch.tensor(first, device=parameters[0].device)
         self.last_losses = _averaged_over_ranks([as_float(loss) for loss in losses], like.device)
         return self.last_losses, like
 
@@ -249,7 +281,9 @@ class ZOSGD(ZerothOrder):
         weight_decay: float = 0.0,
         seed: int = 0,
         nonfinite: Literal["raise", "skip"] = "raise",
-        engine: Literal["in_place", "saved"] = "in_place",
+        engine: EngineKind = "in_place",
+        rank: int = 0,
+        evaluations_at_once: int | None = None,
     ) -> None:
         check_number("momentum", momentum, high=1.0)
         super().__init__(
@@ -262,6 +296,8 @@ class ZOSGD(ZerothOrder):
             seed=seed,
             nonfinite=nonfinite,
             engine=engine,
+            rank=rank,
+            evaluations_at_once=evaluations_at_once,
         )
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
@@ -273,84 +309,6 @@ class ZOSGD(ZerothOrder):
             else:
                 m = rows_of(buffer)[rows].mul_(momentum).add_(values, alpha=factor)
                 rows_of(parameter)[rows].add_(m, alpha=-lr)
-
-
-class AdaZO(ZerothOrder):
-    r"""Adaptive zeroth order: Adam's form, with the second moment taken of the first moment.
-
-    .. code-block:: text
-
-        input: lr, mu, q, (b1, b2), eps, weight decay w
-        m = v = 0
-        for t = 1, 2, ...
-            g = (1/q) sum_i v_i (f(x + mu v_i) - f(x - mu v_i)) / (2 mu)
-            m = b1 m + (1 - b1) g
-            v = b2 v + (1 - b2) m^2
-            x = (1 - lr w) x - lr m / (sqrt(v) + eps)
-
-    There is no bias correction, so the first steps are up to 1 / sqrt(1 - b2) (about 30) times the rate.
-
-    Source: R-AdaZO (arXiv 2502.01014), its published code, which is very likely the "AdaZO" of "Downgrade to Upgrade"
-    (arXiv 2510.00761). All parameters are perturbed together, where that code perturbs one tensor at a time.
-
-    Args: see `ZerothOrder`. m and v are two copies of the parameters.
-    """
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-6,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        mu: float = 1e-3,
-        num_directions: int = 1,
-        noise: NoiseKind = "rademacher",
-        difference: Difference = "central",
-        weight_decay: float = 0.0,
-        seed: int = 0,
-        nonfinite: Literal["raise", "skip"] = "raise",
-        engine: Literal["in_place", "saved"] = "in_place",
-    ) -> None:
-        for i, beta in enumerate(betas):
-            check_number(f"betas[{i}]", beta, high=1.0)
-        check_number("eps", eps)
-        super().__init__(
-            params,
-            {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay},
-            num_directions=num_directions,
-            mu=mu,
-            noise=noise,
-            difference=difference,
-            seed=seed,
-            nonfinite=nonfinite,
-            engine=engine,
-        )
-
-    def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
-        state = self.state[parameter]
-        exp_avg, exp_avg_sq = state_like(state, "exp_avg", parameter), state_like(state, "exp_avg_sq", parameter)
-        for rows, values, factor in estimate.blocks(index):
-            ada_zo(
-                rows_of(parameter)[rows],
-                values,
-                factor,
-                rows_of(exp_avg)[rows],
-                rows_of(exp_avg_sq)[rows],
-                lr=float(group["lr"]),
-                betas=group["betas"],
-                eps=group["eps"],
-            )
-
-
-def ada_zo(
-    x: Tensor, g: Tensor, factor: float, m: Tensor, v: Tensor, *, lr: float, betas: tuple[float, float], eps: float
-) -> None:
-    """AdaZO's update of x, m and v, in place, with the gradient factor * g."""
-    beta1, beta2 = betas
-    m.mul_(beta1).add_(g, alpha=(1 - beta1) * factor)
-    v.mul_(beta2).addcmul_(m, m, value=1 - beta2)
-    x.addcdiv_(m, v.sqrt().add_(eps), value=-lr)
 
 
 def _representable(mu: float, parameters: Sequence[Tensor]) -> float:

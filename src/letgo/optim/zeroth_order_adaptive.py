@@ -1,4 +1,4 @@
-"""Zeroth-order estimates under other update rules: Adam's, and the sign."""
+"""Zeroth-order estimates under other update rules: AdaZO's, Adam's, and the sign."""
 
 from __future__ import annotations
 
@@ -10,7 +10,89 @@ from torch import Tensor
 
 from letgo.optim.base import ParamsT, check_number, state_like
 from letgo.optim.noise import NoiseKind, rows_of
-from letgo.optim.zeroth_order import Difference, Estimate, ZerothOrder
+from letgo.optim.zeroth_order import Difference, EngineKind, Estimate, ZerothOrder
+
+
+class AdaZO(ZerothOrder):
+    r"""Adaptive zeroth order: Adam's form, with the second moment taken of the first moment.
+
+    .. code-block:: text
+
+        input: lr, mu, q, (b1, b2), eps, weight decay w
+        m = v = 0
+        for t = 1, 2, ...
+            g = (1/q) sum_i v_i (f(x + mu v_i) - f(x - mu v_i)) / (2 mu)
+            m = b1 m + (1 - b1) g
+            v = b2 v + (1 - b2) m^2
+            x = (1 - lr w) x - lr m / (sqrt(v) + eps)
+
+    There is no bias correction, so the first steps are up to 1 / sqrt(1 - b2) (about 30) times the rate.
+
+    Source: R-AdaZO (arXiv 2502.01014), its published code, which is very likely the "AdaZO" of "Downgrade to Upgrade"
+    (arXiv 2510.00761). All parameters are perturbed together, where that code perturbs one tensor at a time.
+
+    Args: see `ZerothOrder`. m and v are two copies of the parameters.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-6,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        mu: float = 1e-3,
+        num_directions: int = 1,
+        noise: NoiseKind = "rademacher",
+        difference: Difference = "central",
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        engine: EngineKind = "in_place",
+        rank: int = 0,
+        evaluations_at_once: int | None = None,
+    ) -> None:
+        for i, beta in enumerate(betas):
+            check_number(f"betas[{i}]", beta, high=1.0)
+        check_number("eps", eps)
+        super().__init__(
+            params,
+            {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay},
+            num_directions=num_directions,
+            mu=mu,
+            noise=noise,
+            difference=difference,
+            seed=seed,
+            nonfinite=nonfinite,
+            engine=engine,
+            rank=rank,
+            evaluations_at_once=evaluations_at_once,
+        )
+
+    def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
+        state = self.state[parameter]
+        exp_avg, exp_avg_sq = state_like(state, "exp_avg", parameter), state_like(state, "exp_avg_sq", parameter)
+        for rows, values, factor in estimate.blocks(index):
+            ada_zo(
+                rows_of(parameter)[rows],
+                values,
+                factor,
+                rows_of(exp_avg)[rows],
+                rows_of(exp_avg_sq)[rows],
+                lr=float(group["lr"]),
+                betas=group["betas"],
+                eps=group["eps"],
+            )
+
+
+def ada_zo(
+    x: Tensor, g: Tensor, factor: float, m: Tensor, v: Tensor, *, lr: float, betas: tuple[float, float], eps: float
+) -> None:
+    """AdaZO's update of x, m and v, in place, with the gradient factor * g."""
+    beta1, beta2 = betas
+    m.mul_(beta1).add_(g, alpha=(1 - beta1) * factor)
+    v.mul_(beta2).addcmul_(m, m, value=1 - beta2)
+    x.addcdiv_(m, v.sqrt().add_(eps), value=-lr)
 
 
 class ZOAdam(ZerothOrder):
@@ -49,7 +131,9 @@ class ZOAdam(ZerothOrder):
         weight_decay: float = 0.0,
         seed: int = 0,
         nonfinite: Literal["raise", "skip"] = "raise",
-        engine: Literal["in_place", "saved"] = "in_place",
+        engine: EngineKind = "in_place",
+        rank: int = 0,
+        evaluations_at_once: int | None = None,
     ) -> None:
         for i, beta in enumerate(betas):
             check_number(f"betas[{i}]", beta, high=1.0)
@@ -64,6 +148,8 @@ class ZOAdam(ZerothOrder):
             seed=seed,
             nonfinite=nonfinite,
             engine=engine,
+            rank=rank,
+            evaluations_at_once=evaluations_at_once,
         )
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
@@ -133,7 +219,9 @@ class ZOSignSGD(ZerothOrder):
         weight_decay: float = 0.0,
         seed: int = 0,
         nonfinite: Literal["raise", "skip"] = "raise",
-        engine: Literal["in_place", "saved"] = "in_place",
+        engine: EngineKind = "in_place",
+        rank: int = 0,
+        evaluations_at_once: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -145,6 +233,8 @@ class ZOSignSGD(ZerothOrder):
             seed=seed,
             nonfinite=nonfinite,
             engine=engine,
+            rank=rank,
+            evaluations_at_once=evaluations_at_once,
         )
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:

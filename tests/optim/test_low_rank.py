@@ -1,0 +1,108 @@
+"""Low-rank noise, and the engine that runs all evaluations at once: the same losses, weights untouched."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from problems import make_problem, same_bits, snapshot
+from torch import nn
+
+from letgo.optim import ZOSGD, AdaZO, ReplayLog, ZOAdam, ZOSignSGD, replay
+from letgo.optim.low_rank import LowRankDirection
+
+
+@pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
+def test_low_rank_noise_is_of_that_rank_and_of_unit_covariance(noise) -> None:
+    tensors = [nn.Parameter(torch.zeros(4, 3, dtype=torch.float64)), nn.Parameter(torch.zeros(5, dtype=torch.float64))]
+    draws = []
+    for step in range(6000):
+        direction = LowRankDirection(noise, (1, step), tensors, rank=2)
+        draws.append(torch.cat([direction.tensor(0).flatten(), direction.tensor(1)]))
+        if step < 20:
+            assert int(torch.linalg.matrix_rank(direction.tensor(0))) <= 2
+            u, v = direction.factors(0)
+            torch.testing.assert_close(u @ v.t(), direction.tensor(0))
+    stacked = torch.stack(draws)
+    products = stacked[:, :, None] * stacked[:, None, :]
+    error = products.std(0).clamp_min(1e-9) / math.sqrt(len(draws))
+    off = (products.mean(0) - torch.eye(17, dtype=torch.float64)).abs()
+    assert bool((off <= 5 * error + 1e-9).all())
+
+
+@pytest.mark.parametrize("difference", ["central", "forward"])
+@pytest.mark.parametrize("cls", [ZOSGD, AdaZO, ZOAdam, ZOSignSGD])
+def test_both_engines_take_the_same_steps(cls, difference: str) -> None:
+    models = []
+    for engine in ("in_place", "batched"):
+        model, loss_of = make_problem(torch.float64)
+        optimizer = cls(
+            model.parameters(), 1e-3, num_directions=3, rank=2, engine=engine, mu=1e-2, difference=difference
+        )
+        evaluated = []
+        for _ in range(15):
+            optimizer.step(loss_of)
+            evaluated.append(optimizer.last_losses)
+        models.append((snapshot(model), torch.tensor(evaluated)))
+    (one, losses), (two, other_losses) = models
+    torch.testing.assert_close(losses, other_losses, rtol=1e-9, atol=1e-10)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_batched_engine_touches_no_weight(dtype: torch.dtype) -> None:
+    model, loss_of = make_problem(dtype)
+    before = snapshot(model)
+    optimizer = ZOSGD(model.parameters(), 0.0, rank=1, engine="batched", num_directions=2)
+    for _ in range(1000 if dtype == torch.float32 else 50):
+        optimizer.step(loss_of)
+    assert same_bits(before, snapshot(model))
+    assert len(set(optimizer.last_losses)) > 1
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_fewer_evaluations_at_once_give_the_same_losses(at_once: int) -> None:
+    losses = []
+    for limit in (None, at_once):
+        model, loss_of = make_problem(torch.float64)
+        optimizer = ZOSGD(
+            model.parameters(), 0.01, rank=2, engine="batched", num_directions=3, evaluations_at_once=limit
+        )
+        for _ in range(5):
+            optimizer.step(loss_of)
+        losses.append(torch.tensor(optimizer.last_losses))
+    torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-10)
+
+
+def test_a_batched_run_is_replayed_bit_for_bit() -> None:
+    model, loss_of = make_problem()
+    optimizer = AdaZO(model.parameters(), 1e-3, rank=2, engine="batched", num_directions=2)
+    log = ReplayLog.attach(optimizer)
+    for _ in range(10):
+        optimizer.step(loss_of)
+    fresh, _ = make_problem()
+    replay(fresh, log)
+    assert same_bits(snapshot(model), snapshot(fresh))
+
+
+def test_dropout_is_shared_by_all_evaluations() -> None:
+    layer, dropout = nn.Linear(8, 8), nn.Dropout(0.5)
+    x = torch.randn(4, 8)
+    optimizer = ZOSGD(layer.parameters(), 0.0, rank=1, engine="batched", mu=1e-12, num_directions=3)
+    optimizer.step(lambda: dropout(layer(x)).square().sum())
+    assert max(optimizer.last_losses) - min(optimizer.last_losses) < 1e-4
+    one = optimizer.last_losses
+    optimizer.step(lambda: dropout(layer(x)).square().sum())
+    assert abs(one[0] - optimizer.last_losses[0]) > 1e-3
+
+
+def test_what_the_engine_cannot_do_is_said() -> None:
+    used, unused = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="give a rank"):
+        ZOSGD([used], engine="batched")
+    with pytest.raises(ValueError, match="rank=0"):
+        ZOSGD([used], rank=1, noise="sphere")
+    with pytest.raises(ValueError, match="parameter number 1"):
+        ZOSGD([used, unused], rank=1, engine="batched").step(lambda: used.sum())
