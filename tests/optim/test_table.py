@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -255,3 +256,8 @@ def test_every_target_loads_and_documents_its_settings(name: str) -> None:
         assert ".. code-block:: text" in target.__doc__
         assert "Source:" in target.__doc__
         assert "Args:" in target.__doc__
+
+
+def test_the_documentation_lists_them_all() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    assert [name for name in list_optimizers() if f"`{name}`" not in text] == []
