@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from problems import make_problem, same_bits, snapshot
 from torch import nn
 
-from letgo.optim import ZOSGD, AdaZO, ReplayLog, ZOAdam, ZOSignSGD, replay
+from letgo.optim import ZOSGD, AdaZO, ReplayLog, ZOAdam, ZOMuon, ZOSignSGD, replay
 from letgo.optim.low_rank import LowRankDirection
+from letgo.optim.zeroth_order_subspace import matrix_sign
+from reference.optim_zeroth_order import zo_muon_step
 
 
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
@@ -32,7 +35,7 @@ def test_low_rank_noise_is_of_that_rank_and_of_unit_covariance(noise) -> None:
 
 
 @pytest.mark.parametrize("difference", ["central", "forward"])
-@pytest.mark.parametrize("cls", [ZOSGD, AdaZO, ZOAdam, ZOSignSGD])
+@pytest.mark.parametrize("cls", [ZOSGD, AdaZO, ZOAdam, ZOSignSGD, ZOMuon])
 def test_both_engines_take_the_same_steps(cls, difference: str) -> None:
     models = []
     for engine in ("in_place", "batched"):
@@ -106,3 +109,38 @@ def test_what_the_engine_cannot_do_is_said() -> None:
         ZOSGD([used], rank=1, noise="sphere")
     with pytest.raises(ValueError, match="parameter number 1"):
         ZOSGD([used, unused], rank=1, engine="batched").step(lambda: used.sum())
+
+
+def test_fifty_steps_of_zo_muon_equal_the_reference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(7, 9, dtype=torch.float64, generator=generator))
+    bias = nn.Parameter(torch.randn(7, dtype=torch.float64, generator=generator))
+    x = torch.randn(20, 9, dtype=torch.float64, generator=generator)
+    y = torch.randn(20, 7, dtype=torch.float64, generator=generator)
+
+    def f(w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (x @ w.t() + b - y).square().mean()
+
+    optimizer = ZOMuon([weight, bias], 0.02, rank=3, period=7, num_directions=4, seed=2)
+    w, b = weight.detach().clone(), bias.detach().clone()
+    bases, start = [], float(f(w, b))
+    for _ in range(50):
+        drawn = optimizer.directions([weight, bias])
+        p, psis = drawn[0].projection(0), [d.factors(0)[1].t() for d in drawn]
+        bases.append(p)
+        torch.testing.assert_close(p.t() @ p, torch.eye(3, dtype=torch.float64))
+        w, b = zo_muon_step(f, w, b, p, psis, [d.tensor(1) for d in drawn], 1e-3, 0.02)
+        optimizer.step(lambda: f(weight, bias))
+        torch.testing.assert_close(weight.detach(), w, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(bias.detach(), b, rtol=1e-6, atol=1e-7)
+    changed = [not torch.equal(one, other) for one, other in itertools.pairwise(bases)]
+    assert changed == [(step + 1) % 7 == 0 for step in range(49)]
+    assert float(f(w, b)) < start - 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_matrix_sign_has_singular_values_of_one(dtype: torch.dtype) -> None:
+    s = torch.randn(5, 12, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    u, _, vh = torch.linalg.svd(s, full_matrices=False)
+    torch.testing.assert_close(matrix_sign(s), u @ vh)
+    assert torch.equal(matrix_sign(torch.zeros(2, 3)), torch.zeros(2, 3))

@@ -16,6 +16,8 @@ ZEROTH = [r.name for r in OPTIMIZERS if r.grade == "zeroth"]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("noise", ["rademacher", "sphere"])
 def test_a_replayed_run_ends_with_the_same_bits_and_goes_on(name, dtype, noise, tmp_path) -> None:
+    if name == "zo_muon" and noise == "sphere":
+        noise = "gaussian"  # a subspace has no sphere
     model, loss_of = make_problem(dtype)
     others = [p for p in model.parameters() if p is not model.mixing]
     groups = [{"params": [model.mixing], "weight_decay": 0.1}, {"params": others}]

@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ada_zo": {"lr": 0.002, "num_directions": 4},
     "zo_adam": {"lr": 0.01, "num_directions": 4},
     "zo_sign_sgd": {"lr": 0.005, "num_directions": 4},
+    "zo_muon": {"lr": 0.05, "rank": 2, "period": 5},
     "sign_sgd": {"lr": 0.01},
     "sign_adam": {"lr": 0.01},
     "compressed": {"lr": 0.02, "bits": 4, "error_feedback": True},

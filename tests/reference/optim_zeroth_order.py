@@ -102,3 +102,23 @@ class Adam:
             v_hat = self.v[i] / (1 - self.beta2**self.t)
             new.append(x - self.lr * m_hat / (torch.sqrt(v_hat) + self.eps))
         return new
+
+
+def zo_muon_step(
+    f: Callable[[Tensor, Tensor], Tensor],
+    w: Tensor,
+    b: Tensor,
+    p: Tensor,
+    psis: list[Tensor],
+    us: list[Tensor],
+    mu: float,
+    lr: float,
+) -> tuple[Tensor, Tensor]:
+    """ZO-Muon (arXiv 2602.17155) on one matrix, with forward differences; the vector b moves by g / |g|."""
+    s = (w.shape[0] / p.shape[1]) ** 0.5
+    base = float(f(w, b))
+    slopes = [(float(f(w + mu * s * p @ psi, b + mu * u)) - base) / mu for psi, u in zip(psis, us, strict=True)]
+    inside = sum((c * psi for c, psi in zip(slopes, psis, strict=True)), torch.zeros_like(psis[0])) / len(psis)
+    left, _, right = torch.linalg.svd(inside, full_matrices=False)
+    g = sum((c * u for c, u in zip(slopes, us, strict=True)), torch.zeros_like(b)) / len(us)
+    return w - lr * p @ (left @ right), b - lr * g / g.norm()

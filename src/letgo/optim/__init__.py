@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from letgo.optim.zeroth_order_adaptive import AdaZO as AdaZO
     from letgo.optim.zeroth_order_adaptive import ZOAdam as ZOAdam
     from letgo.optim.zeroth_order_adaptive import ZOSignSGD as ZOSignSGD
+    from letgo.optim.zeroth_order_subspace import ZOMuon as ZOMuon
 
 Grade = Literal["zeroth", "compressed", "first", "second", "hybrid", "smoothing"]
 
@@ -116,6 +117,19 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             forwards="2q",
             backwards="0",
             state="0",
+        ),
+        OptimizerRecord(
+            name="zo_muon",
+            aliases=("zomuon",),
+            target="letgo.optim.zeroth_order_subspace:ZOMuon",
+            summary="subspace estimate with its singular values set to 1",
+            source="ZO-Muon, arXiv 2602.17155",
+            faithfulness="variant",
+            note="exact matrix sign; mu scaled to the root mean square; vectors move by their normalised estimate",
+            grade="zeroth",
+            forwards="q + 1",
+            backwards="0",
+            state="0 (rank / columns for the projections)",
         ),
         OptimizerRecord(
             name="sign_sgd",
@@ -279,6 +293,7 @@ _PUBLIC = {
     "Sophia": "second_order",
     "WeightAveraging": "averaging",
     "ZOAdam": "zeroth_order_adaptive",
+    "ZOMuon": "zeroth_order_subspace",
     "ZOSGD": "zeroth_order",
     "ZOSignSGD": "zeroth_order_adaptive",
     "gnb_loss": "second_order",
