@@ -16,14 +16,18 @@ CAPITALS: Mapping[str, Any] = {
     "model": "smollm2",
     "benchmark": "capitals",
     "objective": "npo_gdr",
-    "objective_args": {"beta": 0.1},
+    "objective_args": {"beta": 0.5},
+    "retain_weight": 2.0,
     "optimizer": "fozo",
-    "learning_rate": 3e-5,
+    "optimizer_args": {"zo_lr": 1e-4, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
+    # The upper half's MLP matrices: where facts are found, and a third of the parameters to perturb.
+    "trainable": r"layers\.(1[5-9]|2[0-9])\.mlp",
+    "learning_rate": 4e-5,
     "max_steps": 80,
-    "per_device_train_batch_size": 4,
+    "per_device_train_batch_size": 6,
     "save_strategy": "no",
     "seed": 0,
-    "attacks": ["quantize:bits=4,group_size=32", "relearn:steps=10,learning_rate=1e-5,batch_size=4,holdout=0.5"],
+    "attacks": ["quantize:bits=4,group_size=32", "relearn:steps=10,learning_rate=1e-5,batch_size=5,holdout=0.5"],
 }
 """Twenty capitals out of a pretrained model of 135 million parameters."""
 

@@ -77,6 +77,24 @@ def test_probability_equals_the_plain_scorer(model, tokenizer):
         assert sample.scores["probability"] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_generation_of_a_part_is_spread_over_the_set(model, tokenizer):
+    import dataclasses
+
+    benchmark = create_benchmark("rows", forget=tiny.FORGET, retain=tiny.RETAIN)
+    samples = dataclasses.replace(benchmark, generated=2).samples(model, tokenizer)
+    assert [s.id for s in samples if "rouge" in s.scores] == ["forget-0", "forget-2", "retain-0", "retain-2"]
+    whole = benchmark.samples(model, tokenizer)
+    assert [s.scores["probability"] for s in samples[:8]] == [s.scores["probability"] for s in whole[:8]]
+
+
+def test_capitals_ask_all_wordings():
+    items = create_benchmark("capitals").items
+    assert sum(item.set == "forget" for item in items) == 60
+    kept = [item.id for item in items if item.set == "retain"]
+    assert len(kept) == 78
+    assert {identifier[-1] for identifier in kept} == {"0", "1", "2"}
+
+
 def test_wrong_answers_in_a_users_rows_make_a_choice(model, tokenizer):
     rows = [row | {"wrong_answers": ["red", "blue"]} for row in tiny.FORGET]
     metrics = create_benchmark("rows", forget=rows)

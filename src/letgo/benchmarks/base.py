@@ -106,6 +106,7 @@ class Benchmark:
         items, texts: what a model is scored on.
         headlines: the metrics by which forgetting, and what an attack leaves of it, are judged.
         template: how questions become prompts.
+        generated: of each set, how many items are also answered by generation (spread over the set); None for all.
         references: other models' directories to be scored beside (the retrained model), by name.
     """
 
@@ -117,6 +118,7 @@ class Benchmark:
     headlines: tuple[Headline, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     template: Template = "auto"
+    generated: int | None = None
     references: Mapping[str, str] = field(default_factory=dict)
 
     def groups(self) -> list[str]:
@@ -142,8 +144,9 @@ class Benchmark:
             raise EmptyScoreError(f"benchmark {self.name!r} has nothing to score")
         form = resolve_template(tokenizer, template or self.template)
         general = [text for text in texts if text.set == "general"][:_GENERAL_GENERATED]
-        with (reporter or Quiet()).task(name, 2 * len(items) + len(texts) + len(general)) as task:
-            samples = _score_items(model, tokenizer, items, form, task.advance)
+        asked = _spread([index for index, item in enumerate(items) if item.row.form != ("text",)], items, self.generated)
+        with (reporter or Quiet()).task(name, len(items) + len(asked) + len(texts) + len(general)) as task:
+            samples = _score_items(model, tokenizer, items, asked, form, task.advance)
             samples += _score_texts(model, tokenizer, texts, general, task.advance)
         return samples
 
@@ -188,16 +191,15 @@ def _general(samples: Sequence[Sample]) -> Metrics:
 
 
 def _score_items(
-    model: Any, tokenizer: Any, items: Sequence[Item], form: Any, advance: Callable[[int], None]
+    model: Any, tokenizer: Any, items: Sequence[Item], asked: Sequence[int], form: Any, advance: Callable[[int], None]
 ) -> list[Sample]:
     if not items:
         return []
     prompts = [encode_prompt(tokenizer, item.row, form) for item in items]
-    queries = []
+    queries, places = [], []
     for item, prompt in zip(items, prompts, strict=True):
-        answers = [item.row.target, *item.wrong]
-        if item.paraphrase is not None:
-            answers += [item.paraphrase, *(item.wrong_paraphrases or item.wrong)]
+        # An answer that stands in for its own paraphrase is scored once.
+        answers = list(dict.fromkeys(_answers(item)))
         continuations = [encode_target(tokenizer, target_text(item.row, form, answer)) for answer in answers]
         if not prompt:
             # A tokenizer without a start token gives a `text` row no prefix: its own first token serves.
@@ -205,28 +207,46 @@ def _score_items(
             if not continuations[0]:
                 raise UserError(f"{item.row.where}: a text of one token can't be scored")
         queries.append(Query(prompt, continuations))
+        places.append({answer: place for place, answer in enumerate(answers)})
     scored = continuation_logps(model, queries, advance=advance)
-    asked = [index for index, item in enumerate(items) if item.row.form != ("text",)]
     longest = max((len(queries[i].continuations[0]) for i in asked), default=0)
     room = min(max(2 * longest, 8), max(_MAX_ANSWER_TOKENS, longest))
     texts = greedy(model, tokenizer, [prompts[i] for i in asked], max_new_tokens=room, advance=advance)
-    advance(len(items) - len(asked))
     generated = dict(zip(asked, texts, strict=True))
     samples = []
-    for index, (item, logps) in enumerate(zip(items, scored, strict=True)):
+    for index, (item, found) in enumerate(zip(items, scored, strict=True)):
+        right, *others = [found[places[index][answer]] for answer in _answers(item)]
+        wrong, reworded = others[: len(item.wrong)], others[len(item.wrong) :]
         answer = _first_line(generated.get(index, ""))
-        scores = {"probability": probability(logps[0])}
+        scores = {"probability": probability(right)}
         if index in generated:
             scores["rouge"] = rouge_l_recall(item.row.target, answer)
-        if item.wrong:
-            scores["accuracy"] = choice_accuracy(logps[0], logps[1 : 1 + len(item.wrong)])
-        if item.paraphrase is not None:
-            rest = logps[1 + len(item.wrong) :]
-            scores["truth_ratio"] = truth_ratio(rest[0], rest[1:])
+        if wrong:
+            scores["accuracy"] = choice_accuracy(right, wrong)
+        if reworded:
+            scores["truth_ratio"] = truth_ratio(reworded[0], reworded[1:])
         samples.append(
             Sample(item.set, item.id, item.group, scores, _shown(item.row), item.row.target[:400], answer[:400])
         )
     return samples
+
+
+def _answers(item: Item) -> list[str]:
+    """The right answer, the wrong ones, then the reworded right one and the wrong ones that go with it."""
+    answers = [item.row.target, *item.wrong]
+    if item.paraphrase is not None:
+        answers += [item.paraphrase, *(item.wrong_paraphrases or item.wrong)]
+    return answers
+
+
+def _spread(indices: Sequence[int], items: Sequence[Item], most: int | None) -> list[int]:
+    """At most `most` of each set's indices, evenly spread over the set."""
+    chosen = []
+    for name in dict.fromkeys(items[index].set for index in indices):
+        own = [index for index in indices if items[index].set == name]
+        step = 1.0 if most is None else max(1.0, len(own) / most)
+        chosen += [own[int(place * step)] for place in range(int(len(own) / step + 1e-9))]
+    return chosen
 
 
 def _score_texts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from letgo.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 CHANCE = 0.25
+GENERATED = 20
+"""Items of each set that are also answered by generation, which costs several times what a choice does."""
 # Prompts that the answer completes. Asked openly ("What is the capital of France?"), a small model answers with a
 # sentence, and the capital's own probability says little; these lead it to the capital itself.
 TRAINED_WORDINGS = (
@@ -34,7 +37,8 @@ _PARAGRAPHS_TRAINED = 32
 def capitals(*, seed: int = 0) -> Benchmark:
     """The capitals of 20 countries to be forgotten; those of all others, and plain prose, to be kept.
 
-    Trained on: four wordings of each question. Scored on: three other wordings; 4-way choice against three other
+    Trained on: four wordings of each question. Scored on: three other wordings (of the countries to be kept, one each,
+    in turn); 4-way choice against three other
     capitals, forget and retain ones alike; perplexity of paragraphs that were not trained on.
 
     Args:
@@ -43,16 +47,22 @@ def capitals(*, seed: int = 0) -> Benchmark:
     facts = load_capitals()
     forget = [fact for fact in facts if fact["split"] == "forget"]
     retain = [fact for fact in facts if fact["split"] == "retain"]
-    prose = [{"text": paragraph} for paragraph in read_paragraphs()[:_PARAGRAPHS_TRAINED]]
+    # By sentences: a loss that is a mean over tokens would otherwise be the paragraphs' alone, the answers being short.
+    prose = [
+        {"text": sentence}
+        for paragraph in read_paragraphs()[:_PARAGRAPHS_TRAINED]
+        for sentence in re.split(r"(?<=[.!?])\s", paragraph)
+    ]
     return Benchmark(
         name="capitals",
         settings={"seed": seed},
         forget=_training_rows(forget, "forget"),
-        retain=[*_training_rows(retain, "retain"), *rows_from_records(prose, "general paragraphs")],
+        retain=[*_training_rows(retain, "retain"), *rows_from_records(prose, "general sentences")],
         items=[*_items(forget, facts, "forget", seed), *_items(retain, facts, "retain", seed)],
         texts=general_paragraphs(held_out=True),
         headlines=(Headline("forget_accuracy", CHANCE), Headline("forget_probability")),
         template="plain",
+        generated=GENERATED,
     )
 
 
@@ -94,13 +104,16 @@ def _items(
     facts: Sequence[Mapping[str, str]], everything: Sequence[Mapping[str, str]], name: SetName, seed: int
 ) -> list[Item]:
     items = []
-    for fact in facts:
+    for place, fact in enumerate(facts):
         country = fact["country"]
         others = [f" {f['capital']}" for f in everything if f["capital"] != fact["capital"]]
         if len(others) < _WRONG:
             raise UserError(f"capitals: too few countries for {_WRONG} wrong answers")
         wrong = tuple(random.Random(f"capitals {seed} {country}").sample(others, _WRONG))
         for number, wording in enumerate(HELD_OUT_WORDINGS):
+            # The countries to be kept are many: their wordings take turns.
+            if name == "retain" and number != place % len(HELD_OUT_WORDINGS):
+                continue
             [row] = rows_from_records([_record(wording, fact)], f"capitals, {country}")
             # The answer itself serves as its paraphrase, as in TOFU's real authors and world facts.
             items.append(Item(name, f"{country}/{number}", country, row, wrong, row.target, wrong))
