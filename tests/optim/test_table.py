@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,3 +265,13 @@ def test_every_target_loads_and_documents_its_settings(name: str) -> None:
 def test_the_documentation_lists_them_all() -> None:
     text = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text(encoding="utf-8")
     assert [name for name in list_optimizers() if f"`{name}`" not in text] == []
+
+
+def test_importing_the_package_needs_torch_and_nothing_else() -> None:
+    check = (
+        "import sys, letgo.optim; assert 'torch' not in sys.modules; letgo.optim.FOZO; letgo.optim.list_optimizers();"
+        "print([m for m in ('transformers', 'accelerate', 'pydantic', 'scipy', 'bitsandbytes') if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"

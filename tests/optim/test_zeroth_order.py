@@ -136,6 +136,31 @@ def test_parameters_that_torch_functions_never_see_are_perturbed_all_the_same() 
     assert same_bits(before, snapshot(model))
 
 
+@pytest.mark.parametrize("engine", ["in_place", "batched"])
+def test_parameters_read_by_functions_that_write_elsewhere_are_perturbed(engine: str) -> None:
+    bias, scale = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(4))
+    optimizer = ZOSGD([bias, scale], 0.0, mu=0.5, engine=engine, rank=1, num_directions=2)
+    expected = []
+    for direction in optimizer.directions([bias, scale]):
+        for mu in (0.5, -0.5):
+            b, s = mu * direction.tensor(0), 1 + mu * direction.tensor(1)
+            expected.append(float((((b + 1) * s) ** 2).sum() + s[1] + 3 * s[0]))
+
+    def closure() -> Tensor:
+        x = bias * 0 + 1
+        x.add_(bias)
+        torch.Tensor.mul_(x, scale)
+        y = scale * 0
+        y[1] = scale[1]
+        y.copy_(y + scale * torch.tensor([3.0, 0.0, 0.0, 0.0]))
+        return x.square().sum() + y.sum()
+
+    optimizer.step(closure)
+    assert optimizer.last_losses == pytest.approx(expected)
+    assert bias.tolist() == [0.0] * 4
+    assert scale.tolist() == [1.0] * 4
+
+
 def test_all_evaluations_of_a_step_share_their_dropout_and_the_global_generator_moves_on() -> None:
     dropout = nn.Dropout(0.5)
     masks = []

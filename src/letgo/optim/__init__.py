@@ -2,7 +2,7 @@
 
     from letgo.optim import FOZO
 
-    optimizer = FOZO(model.parameters(), lr=1e-5, zo_lr=1e-6)
+    optimizer = FOZO(model.parameters(), lr=1e-5, zo_lr=3e-5)
     for batch in batches:
         def closure():
             optimizer.zero_grad()

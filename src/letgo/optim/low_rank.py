@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from letgo.optim.base import Closure
 from letgo.optim.noise import Direction, NoiseKind, mix, noise_dtype, normals, signs
-from letgo.optim.perturbation import SharedDraws, reads_values
+from letgo.optim.perturbation import SharedDraws, reads_values, writes_first
 
 
 class LowRankDirection(Direction):
@@ -115,8 +115,9 @@ class _Branches(TorchFunctionMode):
                 rest = [self._whole(a) for a in args[2:]]
                 with_bias = {k: self._whole(a) for k, a in kwargs.items()}
                 return func(*args[:2], *rest, **with_bias) + _branch(func, args[0], *branch, args[1].dtype)
-        args = tuple([self._whole(a) for a in args])
-        return func(*args, **{k: self._whole(v) for k, v in kwargs.items()})
+        kept = int(writes_first(func))
+        args = args[:kept] + tuple([self._whole(a) for a in args[kept:]])
+        return func(*args, **{k: v if k == "out" else self._whole(v) for k, v in kwargs.items()})
 
     def _whole(self, value: Any) -> Any:
         """A parameter as a whole perturbed tensor, for functions that have no branch."""

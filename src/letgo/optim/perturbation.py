@@ -39,13 +39,17 @@ _NO_VALUES = {
 
 
 def reads_values(function: Callable[..., Any]) -> bool:
+    """Whether a torch function may read the values of a tensor that it is given."""
     name = getattr(function, "__name__", "")
     if name == "__get__":
         return getattr(getattr(function, "__self__", None), "__name__", "") in _VALUE_ATTRIBUTES
-    if name in ("__set__", "__setitem__") or name in _NO_VALUES:
-        return False
-    # A function that writes to a parameter must reach the parameter itself.
-    return not (name.endswith("_") and not name.endswith("__"))
+    return name != "__set__" and name not in _NO_VALUES
+
+
+def writes_first(function: Callable[..., Any]) -> bool:
+    """Whether a torch function writes to its first argument, which must then be the tensor itself, not a copy."""
+    name = getattr(function, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 LARGE_ELEMENTS = 1 << 22
@@ -73,7 +77,8 @@ class _Substitution(TorchFunctionMode):
         if func is F.embedding and len(args) > 1 and self._is_large(args) and kwargs.get("max_norm") is None:
             return self._embedding(*args[:2])
         made: dict[int, Tensor] = {}  # one copy a call, however often the parameter is among its arguments
-        args = tuple([self._substitute(a, made) for a in args])
+        kept = int(writes_first(func))
+        args = args[:kept] + tuple([self._substitute(a, made) for a in args[kept:]])
         if kwargs:
             kwargs = {k: v if k == "out" else self._substitute(v, made) for k, v in kwargs.items()}
         return func(*args, **kwargs)

@@ -37,7 +37,7 @@ class AdaZO(ZerothOrder):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-6,
+        lr: float = 3e-5,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -120,7 +120,7 @@ class ZOAdam(ZerothOrder):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-6,
+        lr: float = 1e-5,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
