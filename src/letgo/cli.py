@@ -119,8 +119,11 @@ def attack(
 ) -> None:
     """Attack a run's saved model, and record what came back."""
     from letgo.attacks.run import attack as run_attack
+    from letgo.report.card import write_model_card
 
     result = run_attack(run, attacks, reporter=_reporter(quiet), output=output)
+    # The card beside the result tells of all attacks, these too.
+    write_model_card(output or run, result)
     if as_json:
         _print_json(result.model_dump(mode="json", by_alias=True))
     else:

@@ -19,7 +19,7 @@ CAPITALS: Mapping[str, Any] = {
     "objective_args": {"beta": 0.5},
     "retain_weight": 2.0,
     "optimizer": "fozo",
-    "optimizer_args": {"zo_lr": 1e-4, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
+    "optimizer_args": {"zo_lr": 3e-5, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
     # The upper half's MLP matrices: where facts are found, and a third of the parameters to perturb.
     "trainable": r"layers\.(1[5-9]|2[0-9])\.mlp",
     "learning_rate": 4e-5,
@@ -94,7 +94,7 @@ def demo(
 def _unused(directory: Path) -> Path:
     """The directory, or the first of its numbered namesakes that is not there yet: a demo never overwrites a run."""
     candidate, number = directory, 1
-    while candidate.exists():
+    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
         number += 1
         candidate = directory.with_name(f"{directory.name}-{number}")
     return candidate

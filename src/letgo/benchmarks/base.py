@@ -144,7 +144,8 @@ class Benchmark:
             raise EmptyScoreError(f"benchmark {self.name!r} has nothing to score")
         form = resolve_template(tokenizer, template or self.template)
         general = [text for text in texts if text.set == "general"][:_GENERAL_GENERATED]
-        asked = _spread([index for index, item in enumerate(items) if item.row.form != ("text",)], items, self.generated)
+        questions = [index for index, item in enumerate(items) if item.row.form != ("text",)]
+        asked = _spread(questions, items, self.generated)
         with (reporter or Quiet()).task(name, len(items) + len(asked) + len(texts) + len(general)) as task:
             samples = _score_items(model, tokenizer, items, asked, form, task.advance)
             samples += _score_texts(model, tokenizer, texts, general, task.advance)
