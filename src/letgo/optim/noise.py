@@ -96,7 +96,9 @@ class Direction:
         self.key = mix(*key)
         self.tensors = tensors
         self._generators: dict[torch.device, torch.Generator] = {}
-        self._bits: dict[tuple[int, int], Tensor] = {}
+        self._pools: dict[torch.device, Tensor] = {}
+        self._places: dict[tuple[int, int], int] = {}
+        self._drawn: set[tuple[int, int]] = set()
         self.scale = self._sphere_scale() if kind == "sphere" else 1.0
 
     def blocks(self, index: int) -> Iterator[tuple[slice, Tensor]]:
@@ -144,7 +146,9 @@ class Direction:
 
     def forget(self) -> None:
         """Drop the bits that are kept to be unpacked again; they are made anew when needed."""
-        self._bits.clear()
+        self._pools.clear()
+        self._places.clear()
+        self._drawn.clear()
 
     def _shape(self, index: int, rows: slice) -> tuple[int, ...]:
         return (rows.stop - rows.start, *rows_of(self.tensors[index]).shape[1:])
@@ -171,12 +175,28 @@ class Direction:
 
     def _words(self, index: int, number: int, shape: Sequence[int]) -> Tensor:
         """Random 64-bit words, a bit a coordinate: little enough to keep between the evaluations of a direction."""
-        if (index, number) not in self._bits:
-            device = self.tensors[index].device
-            words = torch.empty(-(-math.prod(shape) // 64), dtype=torch.int64, device=device)
-            words.random_(-(2**63), None, generator=self._generator(index, number, device))
-            self._bits[index, number] = words
-        return self._bits[index, number]
+        tensor = self.tensors[index]
+        if (index, number) not in self._places:
+            self._lay_out(tensor.device, index)
+        start = self._places[index, number]
+        words = self._pools[tensor.device][start : start + -(-math.prod(shape) // 64)]
+        if (index, number) not in self._drawn:
+            words.random_(-(2**63), None, generator=self._generator(index, number, tensor.device))
+            self._drawn.add((index, number))
+        return words
+
+    def _lay_out(self, device: torch.device, needed: int) -> None:
+        """Make room for the bits of all trained tensors of a device, and of the one needed, in one piece: small pieces
+        that outlive the large passing ones between them would keep the allocator from joining and reusing the latter.
+        """
+        total = 0
+        for index, tensor in enumerate(self.tensors):
+            if tensor.device == device and (tensor.requires_grad or index == needed):
+                for number, rows in enumerate(row_blocks(tensor)):
+                    self._places[index, number] = total
+                    total += -(-math.prod(self._shape(index, rows)) // 64)
+                    self._drawn.discard((index, number))
+        self._pools[device] = torch.empty(total, dtype=torch.int64, device=device)
 
     def _generator(self, index: int, number: int, device: torch.device) -> torch.Generator:
         if device not in self._generators:
