@@ -19,7 +19,7 @@ CAPITALS: Mapping[str, Any] = {
     "objective_args": {"beta": 0.5},
     "retain_weight": 2.0,
     "optimizer": "fozo",
-    "optimizer_args": {"zo_lr": 3e-5, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
+    "optimizer_args": {"zo_lr": 6e-5, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
     # The upper half's MLP matrices: where facts are found, and a third of the parameters to perturb.
     "trainable": r"layers\.(1[5-9]|2[0-9])\.mlp",
     "learning_rate": 4e-5,
