@@ -8,7 +8,8 @@ from transformers import TrainerCallback
 
 from letgo.data import ForgetRetainDataset, encode_rows, read_rows
 from letgo.errors import NonFiniteLossError, UserError
-from letgo.models.load import weights_fingerprint
+from letgo.models.load import freeze_all_but, weights_fingerprint
+from letgo.optim import OPTIMIZERS as OPTIMIZER_CATALOG
 from letgo.trainer import COMPLETE, UnlearnConfig, UnlearnTrainer, last_checkpoint
 from tests import tiny
 
@@ -223,6 +224,51 @@ def test_reference_log_probabilities_equal_the_models_own(tmp_path, tokenizer):
         border = next(i for i, label in enumerate(row.labels) if label != -100)
         expected = token_logps(trainer.model, row.input_ids[:border], row.input_ids[border:]).sum()
         assert float(logp) == pytest.approx(float(expected), rel=1e-5)
+
+
+EVERY = {
+    "muon": {"trainable": "mlp"},
+    "compressed": {"optimizer_args": {"base": "adamw", "bits": 4}},
+    "sophia": {"optimizer_args": {"hessian": "gnb", "hessian_every": 2}},
+    "sam": {"optimizer_args": {"base": "adamw", "on": "forget"}},
+    "randomized_smoothing": {"optimizer_args": {"base": "adamw", "on": "forget"}},
+    "weight_averaging": {"optimizer_args": {"base": "adamw"}},
+    "adamw_8bit": None,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_CATALOG.names())
+def test_every_optimizer_of_the_catalog_trains(tmp_path, tokenizer, name):
+    settings = EVERY.get(name, {})
+    if settings is None:
+        pytest.importorskip("bitsandbytes")
+        settings = {}
+    settings = {"optimizer_args": {}, "learning_rate": 1e-3, "max_steps": 6} | settings
+    model = tiny.make_model()
+    if settings.pop("trainable", None):
+        freeze_all_but(model, r"mlp\.\w+\.weight|proj\.weight")
+    start = weights_fingerprint(model)
+    trainer = make_trainer(tmp_path, tokenizer, model=model, optimizer=name, **settings)
+    trainer.train()
+    assert len(trainer.history) >= 6
+    assert all(math.isfinite(row["loss"]) for row in trainer.history)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert weights_fingerprint(model) != start
+
+
+def test_all_evaluations_of_a_step_in_one_forward_pass(tmp_path, tokenizer):
+    """The batched engine takes the same steps as the one-by-one engine, through the trainer too."""
+    ends = []
+    for engine in ("batched", "in_place"):
+        options = {"rank": 2, "num_directions": 3, "mu": 1e-3, "engine": engine}
+        trainer = make_trainer(tmp_path, tokenizer, optimizer="zo_sgd", optimizer_args=options, max_steps=3)
+        trainer.train()
+        assert all(row["loss"] > 1 for row in trainer.history)
+        ends.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in tiny.make_model().parameters()])
+    torch.testing.assert_close(
+        ends[0] - start, ends[1] - start, rtol=1e-2, atol=1e-3 * float((ends[1] - start).abs().max())
+    )
 
 
 def test_unknown_optimizer_settings_are_a_users_mistake(tmp_path, tokenizer):

@@ -24,7 +24,7 @@ from letgo.data.pairs import ForgetRetainDataset, collate_pairs
 from letgo.errors import NonFiniteLossError, UserError
 from letgo.objectives import Objective, create_objective
 from letgo.objectives.likelihood import sequence_logps
-from letgo.optim import OPTIMIZERS, create_optimizer
+from letgo.optim import OPTIMIZERS, create_optimizer, gnb_loss
 from letgo.progress import Quiet, Reporter, Task
 
 COMPLETE = "letgo_complete"
@@ -119,7 +119,7 @@ class UnlearnTrainer(Trainer):
         self.notes: list[str] = []
         """What is to be said of the run beside its numbers (steps added so that it ends on a zeroth-order round)."""
         self._window: list[Mapping[str, Any]] = []
-        self._window_size = 1
+        self._latest: list[Mapping[str, Any]] = []
         self._terms: list[dict[str, float]] = []
         self._phase = ""
         super().__init__(
@@ -152,6 +152,8 @@ class UnlearnTrainer(Trainer):
             if hasattr(optimizer, "attach"):
                 optimizer.attach(trained)
             optimizer.register_step_pre_hook(self._hand_closure)
+            if hasattr(optimizer, "hessian_closure"):
+                optimizer.hessian_closure = self._sampled_labels_loss
             self.optimizer = optimizer
         return self.optimizer
 
@@ -167,7 +169,7 @@ class UnlearnTrainer(Trainer):
         values = super().set_initial_training_values(args, dataloader)
         total = values[-1]
         probe = create_optimizer(
-            self.args.optimizer, [torch.nn.Parameter(torch.zeros(1))], **self._optimizer_settings()
+            self.args.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], **self._optimizer_settings()
         )
         fitted = probe.fit_total_steps(total) if hasattr(probe, "fit_total_steps") else total
         if fitted == total:
@@ -191,19 +193,34 @@ class UnlearnTrainer(Trainer):
     def _closure(self, optimizer: torch.optim.Optimizer, window: Sequence[Mapping[str, Any]]) -> Any:
         model = self.model_wrapped
 
-        def closure() -> Tensor:
+        def closure(part: str | None = None) -> Tensor:
             optimizer.zero_grad()
             # float64: a zeroth-order step lives on the difference of two nearly equal losses.
             total = torch.zeros((), dtype=torch.float64, device=self.args.device)
             for inputs in window:
                 with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, dict(inputs)) / len(window)
+                    loss = self.compute_loss(model, dict(inputs), part=part) / len(window)
                 if loss.requires_grad:
                     self.accelerator.backward(loss)
-                total += loss.detach().double()
+                # Not in place: where several evaluations are batched, the sum has a dimension that it lacks.
+                total = total + loss.detach().double()
             return self.accelerator.reduce(total, reduction="mean") if self.args.world_size > 1 else total
 
         return closure
+
+    def _sampled_labels_loss(self, generator: torch.Generator) -> tuple[Tensor, int]:
+        """For Sophia's Gauss-Newton-Bartlett estimate: the mean cross-entropy of labels drawn from the model at the
+        label positions of the window's forget and retain rows, and their number."""
+        losses, counts = [], []
+        for inputs in self._latest:
+            for batch in self._prepare_inputs(inputs).values():
+                logits = self.model_wrapped(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+                ).logits
+                loss, count = gnb_loss(logits[:, :-1], batch["labels"][:, 1:], generator)
+                losses.append(loss * count)
+                counts.append(count)
+        return torch.stack(losses).sum() / sum(counts), sum(counts)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -216,18 +233,28 @@ class UnlearnTrainer(Trainer):
         return torch.zeros((), device=self.args.device)
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        part: str | None = None,
     ) -> Any:
-        """The objective's loss on a batch of {"forget": …, "retain": …}; its terms are kept for the log.
+        """The objective's loss on a batch of {"forget": …, "retain": …}, or one term of it as `part` says; the terms
+        are kept for the log.
 
         Raises:
             NonFiniteLossError: if it is NaN or infinite in a first-order step (a zeroth-order optimizer decides
                 itself what to do with an evaluation that is).
         """
-        terms = self.objective.terms(model, inputs)
+        terms = self.objective.terms(model, inputs, part)
         loss = self.objective.total(terms)
+        if torch._C._functorch.is_batchedtensor(loss):
+            # One of several evaluations in one forward pass: it has no value of its own yet.
+            return (loss, None) if return_outputs else loss
         values = {name: float(term.detach()) for name, term in terms.items()} | {"loss": float(loss.detach())}
-        self._terms.append(values)
+        if part is None:
+            self._terms.append(values)
         if loss.requires_grad and not math.isfinite(values["loss"]):
             raise NonFiniteLossError("the loss is not finite")
         return (loss, None) if return_outputs else loss
@@ -236,6 +263,7 @@ class UnlearnTrainer(Trainer):
         """The window's micro-batches, each told the window's rows and label tokens per micro-batch, so that the
         window's loss is the same however it is cut into micro-batches."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._latest = batches
         for name in ("forget", "retain"):
             parts = [batch[name] for batch in batches if name in batch]
             if len(parts) > 1:
@@ -251,7 +279,11 @@ class UnlearnTrainer(Trainer):
         self._terms.clear()
         self._window.clear()
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            finish = getattr(_bare(self.optimizer), "finish", None)
+            if finish is not None:
+                finish()
+            return output
         except NonFiniteLossError as error:
             last = last_checkpoint(Path(self.args.output_dir))
             shown = ", ".join(f"{k} {v:g}" for k, v in (self._terms[-1] if self._terms else {}).items())
@@ -264,10 +296,14 @@ class UnlearnTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with the loss and its terms averaged over all evaluations since the last log, also those that
         a closure made (Trainer sees only its own)."""
-        if "loss" in logs and self._terms:
-            for name in self._terms[0]:
+        evaluated = getattr(_bare(self.optimizer), "last_losses", None)
+        if "loss" in logs and (self._terms or evaluated):
+            for name in self._terms[0] if self._terms else ():
                 key = name if name == "loss" else f"{name}_loss"
                 logs[key] = sum(terms[name] for terms in self._terms) / len(self._terms)
+            if not self._terms:
+                # All evaluations ran as one batch, and only the optimizer saw their values.
+                logs["loss"] = sum(evaluated) / len(evaluated)
             if self._phase:
                 logs["phase"] = self._phase  # type: ignore[assignment]
             if self._phase == "zeroth_order":
@@ -344,5 +380,12 @@ class _Bookkeeping(TrainerCallback):
 
 
 def _needs_closure(optimizer: Any) -> bool:
-    """Whether the next step needs a closure; accelerate's wrapper is looked through."""
-    return bool(getattr(getattr(optimizer, "optimizer", optimizer), "needs_closure", False))
+    """Whether the next step needs a closure."""
+    return bool(getattr(_bare(optimizer), "needs_closure", False))
+
+
+def _bare(optimizer: Any) -> Any:
+    """The optimizer itself, without accelerate's wrapper."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer

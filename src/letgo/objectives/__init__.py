@@ -114,17 +114,23 @@ class Objective:
     def needs_retain(self) -> bool:
         return self.retain_name != "none" and self.retain_weight != 0.0
 
-    def terms(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        """The terms by name, each a scalar: "forget", and "retain" (not yet weighted) where there is one."""
-        terms = {"forget": self.forget_term(model, batch["forget"], **self.forget_settings)}
-        if self.needs_retain:
+    def terms(self, model: Any, batch: Batch, part: str | None = None) -> dict[str, Tensor]:
+        """The terms by name, each a scalar: "forget", and "retain" (not yet weighted) where there is one; only one of
+        them where `part` names it."""
+        terms = {}
+        if part != "retain":
+            terms["forget"] = self.forget_term(model, batch["forget"], **self.forget_settings)
+        if part != "forget" and self.needs_retain:
             terms["retain"] = self.retain_term(model, batch["retain"])
+        if not terms:
+            raise UserError(f"objective {self.record.name!r} has no retain term to take apart from the forget term")
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss that the terms add up to."""
-        loss = terms["forget"]
-        return loss + self.retain_weight * terms["retain"] if "retain" in terms else loss
+        weights = {"forget": 1.0, "retain": self.retain_weight}
+        first, *rest = [term if weights[name] == 1.0 else weights[name] * term for name, term in terms.items()]
+        return sum(rest, first)
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         return self.total(self.terms(model, batch))
