@@ -296,7 +296,7 @@ class UnlearnTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with the loss and its terms averaged over all evaluations since the last log, also those that
         a closure made (Trainer sees only its own)."""
-        evaluated = getattr(_bare(self.optimizer), "last_losses", None)
+        evaluated: list[float] = getattr(_bare(self.optimizer), "last_losses", [])
         if "loss" in logs and (self._terms or evaluated):
             for name in self._terms[0] if self._terms else ():
                 key = name if name == "loss" else f"{name}_loss"
