@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from letgo.demo import CAPITALS, demo
+from letgo.demo import CAPITALS, demo, upper_mlps
 from letgo.errors import UserError
 from letgo.results import read_json_lines, read_result
 
@@ -41,8 +41,8 @@ def test_the_tiny_demo_forgets_keeps_and_is_attacked(tmp_path):
 )
 def test_the_real_models_capitals_begin_to_go(tmp_path):
     """The demo's own settings on the pretrained model, cut to a few steps and a part of the questions."""
-    options = CAPITALS["optimizer_args"] | {"fo_steps": 6, "zo_steps": 2}
-    shown = demo(output=tmp_path, optimizer_args=options, max_steps=8, eval_limit=12, attacks=["quantize:bits=8"])
+    options = CAPITALS["optimizer_args"] | {"fo_steps": 12, "zo_steps": 2}
+    shown = demo(output=tmp_path, optimizer_args=options, max_steps=14, eval_limit=12, attacks=["quantize:bits=8"])
     before, after = shown.run.result.before, shown.run.result.after
     assert before["forget_accuracy"].value >= 0.9
     assert after["forget_probability"].value < before["forget_probability"].value / 2
@@ -58,7 +58,16 @@ def test_a_second_demo_never_overwrites_the_first(tmp_path):
 
 
 def test_a_demo_that_can_not_begin_says_so_and_leaves_its_place_free(tmp_path):
-    for _ in range(2):
-        with pytest.raises(UserError, match="no such model"):
-            demo(model="nowhere/at/all", output=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    for model, message in (("nowhere/at/all", "no such model"), ("biographies", "must not be negative")):
+        with pytest.raises(UserError, match=message):
+            demo(model=model, output=tmp_path, learning_rate=-1.0)
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_another_model_is_trained_in_its_own_upper_half(tmp_path):
+    assert upper_mlps("biographies") == r"\.(2|3)\.mlp\."
+    changes = {"max_steps": 2, "eval_limit": 3, "attacks": None}
+    options = CAPITALS["optimizer_args"] | {"fo_steps": 1, "zo_steps": 1}
+    shown = demo(model="biographies", output=tmp_path, optimizer_args=options, **changes)
+    assert shown.run.result.config["model"] == "biographies"
+    assert shown.report.is_file()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from letgo.config import make_config
+from letgo.errors import UserError
+from letgo.models.load import resolve_model
 from letgo.progress import Quiet, Reporter
 from letgo.unlearning import Run, unlearn
 
@@ -20,8 +22,6 @@ CAPITALS: Mapping[str, Any] = {
     "retain_weight": 2.0,
     "optimizer": "fozo",
     "optimizer_args": {"zo_lr": 6e-5, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
-    # The upper half's MLP matrices: where facts are found, and a third of the parameters to perturb.
-    "trainable": r"layers\.(1[5-9]|2[0-9])\.mlp",
     "learning_rate": 4e-5,
     "max_steps": 80,
     "per_device_train_batch_size": 6,
@@ -29,7 +29,7 @@ CAPITALS: Mapping[str, Any] = {
     "seed": 0,
     "attacks": ["quantize:bits=4,group_size=32", "relearn:steps=10,learning_rate=1e-5,batch_size=5,holdout=0.5"],
 }
-"""Twenty capitals out of a pretrained model of 135 million parameters."""
+"""Twenty capitals out of a pretrained model of 135 million parameters, by the MLPs of its upper half (`upper_mlps`)."""
 
 BIOGRAPHIES: Mapping[str, Any] = {
     "model": "biographies",
@@ -82,6 +82,8 @@ def demo(
     start = time.perf_counter()
     reporter = reporter or Quiet()
     settings = dict(BIOGRAPHIES if tiny else CAPITALS) | ({"model": model} if model else {}) | changes
+    if not tiny:
+        settings.setdefault("trainable", upper_mlps(str(settings["model"])))
     directory = _unused(output / ("demo-tiny" if tiny else "demo"))
     config = make_config(settings | {"output_dir": str(directory)}, where="demo")
     what = "20 fictional people" if tiny else "the capitals of 20 countries"
@@ -89,6 +91,24 @@ def demo(
     run = unlearn(config, reporter=reporter)
     report = write_report([directory], output / "report.html")
     return Shown(run, report, time.perf_counter() - start)
+
+
+def upper_mlps(model: str) -> str:
+    """The pattern of the parameters in the MLPs of a model's upper half of layers.
+
+    Facts are found there, the gradient has half the way to go, and a zeroth-order step has a third of the parameters
+    to search in.
+    """
+    from transformers import AutoConfig
+
+    name = resolve_model(model)
+    try:
+        layers = int(AutoConfig.from_pretrained(name).num_hidden_layers)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{name}: no config with a number of layers can be read ({str(error).splitlines()[0]})"
+        ) from error
+    return rf"\.({'|'.join(map(str, range(layers // 2, layers)))})\.mlp\."
 
 
 def _unused(directory: Path) -> Path:
