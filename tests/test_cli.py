@@ -129,6 +129,7 @@ def test_show_config(letgo, tmp_path):
         (["eval", "biographies", "--benchmark", "biographie"], "did you mean 'biographies'"),
         (["eval", "biographies", "--benchmark", "biographies:sead=1"], "did you mean 'seed'"),
         (["eval", "biographies", "--benchmark", "biographies", "--limit", "0"], "at least 1"),
+        (["eval", "biographies", "--benchmark", "biographies", "--output", __file__], "is a file; name a directory"),
         (["list", "optimisers"], "did you mean 'optimizers'"),
         (["report", "."], "no run"),
         (["show-config", "nowhere.yaml"], "no such config file"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import subprocess
+from typing import Any
 
 import torch
 
@@ -40,3 +41,9 @@ def peak_memory() -> dict[str, int]:
     for index in range(torch.cuda.device_count()):
         peaks[f"cuda:{index}"] = torch.cuda.max_memory_allocated(index)
     return peaks
+
+
+def circumstances() -> dict[str, Any]:
+    """The fields of a `Result` that are the same whatever was run: versions, commit, memory."""
+    found = versions()
+    return {"letgo": found["letgo"], "versions": found, "git": git_revision(), "peak_memory_bytes": peak_memory()}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.base import Benchmark
 from letgo.catalog import format_spec
-from letgo.environment import git_revision, peak_memory, versions
+from letgo.environment import circumstances
 from letgo.errors import UserError
 from letgo.models.load import load_model, load_tokenizer
 from letgo.progress import Quiet, Reporter
-from letgo.results import SAMPLES_FILE, Result, now, write_json_lines, write_result
+from letgo.results import SAMPLES_FILE, Result, check_unused, new_run_id, now, write_json_lines, write_result
 
 
 def evaluate(
@@ -41,8 +40,7 @@ def evaluate(
     """
     if not benchmarks:
         raise UserError("no benchmark named; see `letgo list benchmarks`")
-    if output is not None and output.exists() and any(output.iterdir()):
-        raise UserError(f"output directory {output} is not empty; name another one")
+    check_unused(output)
     built = {}
     for given in benchmarks:
         benchmark = given if isinstance(given, Benchmark) else create_benchmark(given)
@@ -58,17 +56,14 @@ def evaluate(
             loaded, tokenizer, limit=limit, reporter=reporter or Quiet(), name=f"scoring {benchmark.name}"
         )
         result = Result(
-            run_id=f"eval-{created.replace(':', '').replace('+0000', 'Z')}-{uuid.uuid4().hex[:6]}",
+            run_id=new_run_id(created, "eval-"),
             created=created,
-            letgo=versions()["letgo"],
-            versions=versions(),
-            git=git_revision(),
             seed=0,
             config={"model": str(model), "dtype": dtype, "benchmark": spec, "eval_limit": limit},
             status="finished",
             after=benchmark.summarise(samples),
             seconds={"evaluate": round(time.perf_counter() - start, 3)},
-            peak_memory_bytes=peak_memory(),
+            **circumstances(),
         )
         if output is not None:
             directory = output if len(built) == 1 else output / benchmark.name

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from letgo.catalog import format_spec
 from letgo.errors import UserError
 from letgo.metrics.metric import Metric, Metrics
 
@@ -63,8 +65,6 @@ class AttackResult(_Model):
 
     @property
     def label(self) -> str:
-        from letgo.catalog import format_spec
-
         return format_spec(self.name, self.settings)
 
 
@@ -103,6 +103,21 @@ class Result(_Model):
 def now() -> str:
     """UTC, ISO 8601, whole seconds."""
     return datetime.now(UTC).replace(microsecond=0).isoformat()
+
+
+def new_run_id(created: str, prefix: str = "") -> str:
+    """An id of a run made at a time as `now` writes it: sortable, and unlike any other."""
+    return f"{prefix}{created.replace(':', '').replace('+0000', 'Z')}-{uuid.uuid4().hex[:6]}"
+
+
+def check_unused(output: Path | None) -> None:
+    """Raise a `UserError` unless an output directory is still to be made, or empty."""
+    if output is None or not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"output {output} is a file; name a directory")
+    if any(output.iterdir()):
+        raise UserError(f"output directory {output} is not empty; name another one")
 
 
 @contextlib.contextmanager

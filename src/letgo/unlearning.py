@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
@@ -14,12 +13,12 @@ from typing import Any
 
 import torch
 
-from letgo.benchmarks import create_benchmark
+from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.base import Benchmark, Sample
 from letgo.config import dump_config, make_config, resolved_settings
-from letgo.data import ForgetRetainDataset, check_disjoint, encode_rows, resolve_template
+from letgo.data import ForgetRetainDataset, check_disjoint, encode_rows
 from letgo.data.rows import fingerprint
-from letgo.environment import git_revision, peak_memory, versions
+from letgo.environment import circumstances
 from letgo.errors import LetgoError, UserError
 from letgo.metrics.metric import Metrics
 from letgo.metrics.robustness import collapse_reasons
@@ -39,10 +38,13 @@ from letgo.results import (
     Result,
     Status,
     is_run,
+    new_run_id,
     now,
+    read_result,
     write_json_lines,
     write_result,
     write_text,
+    written_whole,
 )
 from letgo.trainer import UnlearnConfig, UnlearnTrainer, last_checkpoint
 
@@ -108,7 +110,7 @@ def prepare_directory(output: str | None, *, resume: bool = False) -> Path:
             raise UserError(
                 f"output directory {directory} {what}; name another one, remove it, or resume it with --resume"
             )
-        if is_run(directory) and read_status(directory) == "finished":
+        if is_run(directory) and read_result(directory).status == "finished":
             raise UserError(f"output directory {directory} holds a finished run; there is nothing to resume")
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -118,24 +120,6 @@ def prepare_directory(output: str | None, *, resume: bool = False) -> Path:
     except OSError as error:
         raise UserError(f"output directory {directory} can't be written to ({error.strerror})") from error
     return directory
-
-
-def read_status(directory: Path) -> Status:
-    from letgo.results import read_result
-
-    return read_result(directory).status
-
-
-def benchmark_of(args: UnlearnConfig) -> Benchmark:
-    """What a config names: a benchmark, or the user's own rows as one."""
-    if args.benchmark:
-        benchmark: Benchmark = create_benchmark(args.benchmark)
-    elif args.forget:
-        benchmark = create_benchmark("rows", forget=args.forget, retain=args.retain, template=args.template)
-    else:
-        raise UserError("nothing to forget: give 'forget' (and 'retain'), or 'benchmark'")
-    check_disjoint(benchmark.forget, benchmark.retain)
-    return benchmark
 
 
 class _Job:
@@ -160,14 +144,14 @@ class _Job:
 
     def run(self, resume: bool) -> Run:
         args, reporter = self.args, self.reporter
-        benchmark = benchmark_of(args)
+        benchmark: Benchmark = benchmark_of(self.settings)
+        check_disjoint(benchmark.forget, benchmark.retain)
         with self.clock("load"):
             tokenizer = load_tokenizer(args.model)
             model = load_model(args.model, dtype=args.dtype)
         trainer = self.trainer(model, tokenizer, benchmark)
         write_text(self.directory / CONFIG_FILE, self.yaml)
-        template = self.template(benchmark)
-        limits = {"limit": args.eval_limit, "template": template, "reporter": reporter}
+        limits: dict[str, Any] = {"limit": args.eval_limit, "template": args.template, "reporter": reporter}
         with self.clock("evaluate"):
             before = benchmark.samples(model, tokenizer, name="measuring before", **limits)
             self.before = benchmark.summarise(before)
@@ -213,9 +197,6 @@ class _Job:
         write_model_card(self.directory, result)
         return result
 
-    def template(self, benchmark: Benchmark) -> Any:
-        return benchmark.template if self.args.template == "auto" else self.args.template
-
     def trainer(self, model: Any, tokenizer: Any, benchmark: Benchmark) -> UnlearnTrainer:
         args = self.args
         if args.disable_dropout:
@@ -229,7 +210,7 @@ class _Job:
             encoded[name], said = encode_rows(
                 tokenizer,
                 rows,
-                template=resolve_template(tokenizer, self.template(benchmark)),
+                template=benchmark.template_for(args.template),  # type: ignore[arg-type]
                 max_length=args.max_length or context_length(model),
                 long_rows=args.long_rows,  # type: ignore[arg-type]
                 name=f"{name} set",
@@ -260,25 +241,21 @@ class _Job:
                 if (file.metadata() or {}).get("key") == key:
                     return file.get_tensor("reference_logps")
         logps = trainer.reference_logps()
-        temporary = path.with_suffix(".tmp")
-        save_file({"reference_logps": logps}, temporary, metadata={"key": key})
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            save_file({"reference_logps": logps}, temporary, metadata={"key": key})
         return logps
 
     def result(self, status: Status, **values: Any) -> Result:
         return Result(
-            run_id=f"{self.created.replace(':', '').replace('+0000', 'Z')}-{uuid.uuid4().hex[:6]}",
+            run_id=new_run_id(self.created),
             created=self.created,
-            letgo=versions()["letgo"],
-            versions=versions(),
-            git=git_revision(),
             seed=self.args.seed,
             config=self.settings,
             status=status,
             before=self.before,
             notes=self.notes,
             seconds={k: round(v, 3) for k, v in self.seconds.items()},
-            peak_memory_bytes=peak_memory(),
+            **circumstances(),
             **values,
         )
 

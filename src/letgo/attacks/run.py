@@ -10,7 +10,7 @@ from typing import Any
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.base import Attacked, Victim
-from letgo.benchmarks import create_benchmark
+from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.base import Benchmark, Sample
 from letgo.catalog import format_spec, parse_spec
 from letgo.errors import EmptyScoreError, LetgoError, UserError
@@ -21,6 +21,7 @@ from letgo.results import (
     SAMPLES_FILE,
     AttackResult,
     Result,
+    check_unused,
     read_json_lines,
     read_result,
     write_json_lines,
@@ -81,16 +82,14 @@ def attack(
     result = read_result(directory)
     if result.status == "failed":
         raise UserError(f"{directory}: the run failed ({'; '.join(result.reasons)}); there is nothing to attack")
-    if output is not None and output.exists() and any(output.iterdir()):
-        raise UserError(f"output directory {output} is not empty; name another one")
-    benchmark = benchmark_of_run(result)
+    check_unused(output)
+    benchmark: Benchmark = benchmark_of(result.config)
     recorded = read_json_lines(directory / SAMPLES_FILE) if (directory / SAMPLES_FILE).exists() else []
     limit = result.config.get("eval_limit")
-    template: Any = result.config.get("template") or "auto"
     victim = Victim(
         directory,
         benchmark,
-        template=benchmark.template if template == "auto" else template,
+        template=benchmark.template_for(result.config.get("template")),
         dtype=result.config.get("dtype") or "float32",
         reporter=reporter,
     )
@@ -249,14 +248,3 @@ class _Judged:
                 update={"value": value, "n": sum(o.n for o in ones), "ci95": (low, high)}
             )
         return metrics
-
-
-def benchmark_of_run(result: Result) -> Benchmark:
-    """The benchmark that a run was made with, rebuilt from its config."""
-    config = result.config
-    if config.get("benchmark"):
-        benchmark: Benchmark = create_benchmark(config["benchmark"])
-        return benchmark
-    return create_benchmark(
-        "rows", forget=config["forget"], retain=config.get("retain"), template=config.get("template") or "auto"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from letgo.catalog import Catalog, Record, parse_spec
@@ -45,3 +46,13 @@ def create_benchmark(spec: str, **more: Any) -> Any:
         return BENCHMARKS.load(name)(**settings)
     except TypeError as error:
         raise UserError(f"benchmark {name!r}: {error}") from error
+
+
+def benchmark_of(settings: Mapping[str, Any]) -> Any:
+    """What a run's settings name: its benchmark, or the user's own rows as one."""
+    if settings.get("benchmark"):
+        return create_benchmark(settings["benchmark"])
+    if not settings.get("forget"):
+        raise UserError("nothing to forget: give 'forget' (and 'retain'), or 'benchmark'")
+    template = settings.get("template") or "auto"
+    return create_benchmark("rows", forget=settings["forget"], retain=settings.get("retain"), template=template)

@@ -125,6 +125,10 @@ class Benchmark:
         """The groups of the forget rows, in order: what an attack may hold out."""
         return list(dict.fromkeys(row.group for row in self.forget))
 
+    def template_for(self, asked: Template | None) -> Template:
+        """The template that a run asks for; the benchmark's own where it leaves the choice."""
+        return self.template if asked in (None, "auto") else asked
+
     def samples(
         self,
         model: Any,
@@ -142,7 +146,7 @@ class Benchmark:
         texts = _limited(self.texts, limit)
         if not items and not texts:
             raise EmptyScoreError(f"benchmark {self.name!r} has nothing to score")
-        form = resolve_template(tokenizer, template or self.template)
+        form = resolve_template(tokenizer, self.template_for(template))
         general = [text for text in texts if text.set == "general"][:_GENERAL_GENERATED]
         questions = [index for index, item in enumerate(items) if item.row.form != ("text",)]
         asked = _spread(questions, items, self.generated)
