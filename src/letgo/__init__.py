@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from letgo.optim import create_optimizer as create_optimizer
     from letgo.planning import Plan as Plan
     from letgo.planning import plan as plan
+    from letgo.publishing import push_to_hub as push_to_hub
     from letgo.report import write_report as write_report
     from letgo.results import Result as Result
     from letgo.results import read_result as read_result
@@ -54,6 +55,7 @@ _PUBLIC = {
     "create_optimizer": "letgo.optim",
     "evaluate": "letgo.evaluation",
     "plan": "letgo.planning",
+    "push_to_hub": "letgo.publishing",
     "read_config": "letgo.config",
     "read_result": "letgo.results",
     "unlearn": "letgo.unlearning",

@@ -152,6 +152,17 @@ class UnlearnTrainer(Trainer):
         # The objective's loss is a mean over the micro-batch, so the window's mean is Trainer's to take.
         self.model_accepts_loss_kwargs = False
 
+    # -- the hub: `letgo.publishing` pushes the finished run, Trainer neither its checkpoints nor what lies beside them ---
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        pass
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        pass
+
     # -- the optimizer ------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

@@ -22,7 +22,7 @@ from letgo.errors import LetgoError, UserError
 from letgo.metrics.metric import Metrics
 from letgo.metrics.robustness import collapse_reasons
 from letgo.metrics.scoring import ScoreLog
-from letgo.models.adapters import ADAPTER_WEIGHTS, Base, adapter_state, quick_fingerprint, save_adapter
+from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, Base, adapter_state, quick_fingerprint, save_adapter
 from letgo.models.load import BUILTIN, context_length, load_model, load_tokenizer, weights_fingerprint
 from letgo.one_shot import OneShot, is_one_shot
 from letgo.preparing import Circumstances, prepare_data, prepare_model, take_references
@@ -44,10 +44,6 @@ from letgo.results import (
 )
 from letgo.runs import record_run
 from letgo.trainer import UnlearnConfig, UnlearnTrainer, last_checkpoint, objective_of, planned_steps
-
-MERGED = "merged"
-"""The folder of a LoRA run that holds the whole model, where `save_merged` asks for it."""
-
 
 PARTIAL = "scores-{}.partial.jsonl"
 """In an unfinished run: what has been scored of the model whose weights have this fingerprint."""
@@ -149,6 +145,10 @@ class _Job:
 
     def run(self, resume: bool) -> Run:
         args, reporter = self.args, self.reporter
+        if args.push_to_hub:
+            from letgo.publishing import check_repository
+
+            check_repository(args.hub_model_id)
         benchmark: Benchmark = benchmark_of(self.settings)
         if benchmark.sequence:
             raise UserError(
@@ -224,7 +224,27 @@ class _Job:
         if self.args.attacks:
             result = attack(self.directory, self.args.attacks, reporter=self.reporter)
         write_model_card(self.directory, result)
+        if self.args.push_to_hub:
+            self.published(result)
         return result
+
+    def published(self, result: Result) -> None:
+        """Push the model where the config asks for it: at the very end, so that its card tells of the attacks."""
+        from letgo.publishing import check_repository, push_to_hub
+
+        if result.status != "finished":
+            self.reporter.say(f"  not pushed to {self.args.hub_model_id}: the run is {result.status}")
+            return
+        # What the settings leave open is answered the careful way.
+        private = self.args.hub_private_repo is not False
+        address = push_to_hub(
+            self.directory,
+            check_repository(self.args.hub_model_id),
+            private=private,
+            token=self.args.hub_token,
+            reporter=self.reporter,
+        )
+        self.reporter.say(f"  pushed to {address}")
 
     def work(self, model: Any, tokenizer: Any, benchmark: Benchmark) -> UnlearnTrainer | OneShot:
         """What is to be run on the model: a trainer with the objective and the optimizer, or a one-shot method."""

@@ -8,7 +8,7 @@ from letgo.metrics.packed import packed
 from letgo.metrics.scoring import Query, continuation_logps, generate
 from tests.metrics import architectures
 
-needed = pytest.mark.skipif(not module._works(), reason="this build of PyTorch has no oneDNN")
+needed = pytest.mark.skipif(not module.works(), reason="this build of PyTorch has no oneDNN")
 
 
 @pytest.fixture

@@ -164,4 +164,10 @@ def test_settings_are_compared_where_there_are_several(folder, visit):
     section.locator("thead th.attack button").first.click()
     first = section.locator("tbody tr th").first.inner_text()
     assert "adamw" in first
+    assert not section.locator("pre").first.is_visible()
+    section.get_by_text("How to make each row again").click()
+    names = [row.split("\n")[0] for row in section.locator("tbody tr th").all_inner_texts()]
+    made = dict(zip(section.locator("dt").all_inner_texts(), section.locator("dd").all_inner_texts(), strict=True))
+    assert sorted(made) == sorted(names)
+    assert all("letgo unlearn " in commands and "letgo attack " in commands for commands in made.values())
     assert page.said == []

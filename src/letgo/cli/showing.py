@@ -1,4 +1,4 @@
-"""Commands that show what there is: report, list, show-config."""
+"""Commands that show what there is: report, brief, push, list, show-config."""
 
 from __future__ import annotations
 
@@ -36,6 +36,19 @@ def brief(
 
     for path in write_brief(directories, output):
         typer.echo(path)
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    repo: Annotated[str, typer.Option("--repo", help="OWNER/NAME on the hub; made if it is not there.")],
+    public: Annotated[bool, typer.Option("--public", help="A repository made now can be seen by all.")] = False,
+) -> None:
+    """Push a run's model, tokenizer and card to the hub; its samples and settings stay here."""
+    from letgo.cli.common import reporter
+    from letgo.publishing import push_to_hub
+
+    typer.echo(push_to_hub(run, repo, private=not public, reporter=reporter(False)))
 
 
 @app.command("list")

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from letgo.optim.products import works
 
 LEAST_TOKENS = 1500
 """Putting the weights in order takes as long as some hundred tokens: fewer are run as they are."""
@@ -25,7 +26,7 @@ _FEWEST_ELEMENTS = 4096
 def packed(model: nn.Module, tokens: int) -> Iterator[None]:
     """Within: the model's float32 linear layers on a CPU run with packed weights, if `tokens` to be run are enough for
     it to pay and the copy takes at most a quarter of the free memory. Only for work without gradients."""
-    layers = _layers(model) if tokens >= LEAST_TOKENS and _works() else []
+    layers = _layers(model) if tokens >= LEAST_TOKENS and works() else []
     size = sum(layer.weight.nbytes for layer in layers)
     if size > _SHARE_OF_MEMORY * _free_memory():
         layers = []
@@ -60,20 +61,6 @@ def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     return forward
-
-
-def _works() -> bool:
-    """Whether this build of PyTorch has the operators, and they do what they are said to do."""
-    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
-        return False
-    layer = torch.nn.utils.skip_init(nn.Linear, 8, 4, bias=False)  # draws from no generator
-    values: Any = torch.arange(24, dtype=torch.float32).view(3, 8) / 10
-    try:
-        with torch.no_grad():
-            layer.weight.copy_(torch.arange(32).view(4, 8) / 7)
-            return bool(torch.allclose(_forward(layer)(values), layer(values), rtol=1e-4, atol=1e-4))
-    except (AttributeError, RuntimeError, TypeError):
-        return False
 
 
 def _free_memory() -> float:

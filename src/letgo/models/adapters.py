@@ -24,6 +24,8 @@ from letgo.extras import need
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_FILE = "base.json"
+MERGED = "merged"
+"""The folder of a LoRA run that holds the whole model, where `save_merged` asks for it."""
 QUANTIZATIONS = ("nf4", "fp4", "int8")
 _BASE = "a LoRA adapter's base"
 

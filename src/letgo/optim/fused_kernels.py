@@ -20,7 +20,7 @@ U64, U32, U16, F32 = np.uint64, np.uint32, np.uint16, np.float32
 GOLDEN, FIRST_FACTOR, SECOND_FACTOR = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
 S27, S30, S31 = U64(27), U64(30), U64(31)
 HALF, STEP, UNIT, SQUARES = F32(0.5), F32(2.0**-15), F32(1.0), F32(2.0**20)
-HIGH_BIT, NO_BIT = U16(0x8000), U16(0)
+HIGH_BIT, NO_BIT, SIGN_BIT = U16(0x8000), U16(0), U32(0x80000000)
 GROUP, LANES, WORDS = 4096, 256, 64
 
 
@@ -107,6 +107,29 @@ def _signs_here(out, lanes, bit, alpha):  # type: ignore[no-untyped-def]
 
 
 @jit()
+def _group_to(source, out, lanes, alpha):  # type: ignore[no-untyped-def]
+    """A whole group of signs, from its first element on: one slice of the arrays instead of one a plane."""
+    size = F32(alpha).view(U32)
+    for plane in range(GROUP // LANES):
+        place = U32(plane + 16)
+        for j in range(LANES):
+            sign = U32(U32(lanes[j]) << place) & SIGN_BIT
+            k = plane * LANES + j
+            _write(out, k, _read(source, k) + U32(size ^ sign).view(F32))
+
+
+@jit()
+def _group_here(out, lanes, alpha):  # type: ignore[no-untyped-def]
+    size = F32(alpha).view(U32)
+    for plane in range(GROUP // LANES):
+        place = U32(plane + 16)
+        for j in range(LANES):
+            sign = U32(U32(lanes[j]) << place) & SIGN_BIT
+            k = plane * LANES + j
+            _write(out, k, _read(out, k) + U32(size ^ sign).view(F32))
+
+
+@jit()
 def _normals_to(source, out, lanes, c, scale, alpha):  # type: ignore[no-untyped-def]
     for j in range(out.size):
         _write(out, j, _read(source, j) + alpha * (_normal(lanes[j], c) * scale))
@@ -166,6 +189,14 @@ def _range(what, normal, source, out, start, low, high, key, alpha, scale, c):  
             continue
         _draw(words, U64(element // GROUP * WORDS), key)
         group_end = min(high, (element // GROUP + 1) * GROUP - start)
+        if what != ALONE and element % GROUP == 0 and group_end - at == GROUP:
+            there = out[at:group_end]
+            if what == SHIFT:
+                _group_to(source[at:group_end], there, lanes, alpha)
+            else:
+                _group_here(there, lanes, alpha)
+            at = group_end
+            continue
         while at < group_end:
             first, plane = (start + at) % LANES, (start + at) % GROUP // LANES
             count = min(LANES - first, group_end - at)

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from letgo.optim.base import Closure
 from letgo.optim.noise import Block, Direction, NoiseKind, mix, noise_dtype, noise_values, row_blocks
 from letgo.optim.perturbation import SharedDraws, reads_values, takes_any, writes_first
+from letgo.optim.products import linear, serves
 
 # What is inside a tensor that vmap gives a function. torch.vmap itself stands on these.
 _functorch = torch._C._functorch
@@ -138,7 +139,10 @@ class _Branches(TorchFunctionMode):
                 rest = [self._whole(a) for a in args[2:]]
                 with_bias = {k: self._whole(a) for k, a in kwargs.items()}
                 first = self._whole(args[0])
-                result = func(first, args[1], *rest, **with_bias)
+                if func is F.linear:
+                    result = _product(first, args[1], *rest, **with_bias)
+                else:
+                    result = func(first, args[1], *rest, **with_bias)
                 return _with_branch(func, result, first, *branch)
         kept = int(writes_first(func))
         args = args[:kept] + tuple([self._whole(a) for a in args[kept:]])
@@ -158,6 +162,16 @@ class _Branches(TorchFunctionMode):
         if type(value) in (list, tuple):
             return type(value)([self._whole(v) for v in value])
         return value
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer with the weight as it is: one product for all evaluations."""
+    level = _level(x)
+    inner = x if level is None else _inside(x)
+    if serves(inner, weight) and (bias is None or _level(bias) is None):
+        result = linear(inner, weight, bias)
+        return result if level is None else _functorch._add_batch_dim(result, 0, level)  # type: ignore[no-any-return]
+    return F.linear(x, weight, bias)
 
 
 def _with_branch(func: Callable[..., Any], result: Tensor, x: Tensor, u: Tensor, v: Tensor) -> Tensor:

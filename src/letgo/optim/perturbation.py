@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from letgo.optim.base import Closure
 from letgo.optim.noise import Direction
+from letgo.optim.products import linear, serves
 
 _VALUE_ATTRIBUTES = {"data", "T", "mT", "H", "mH", "real", "imag"}
 """Tensor attributes that hand out values; all others are about shape, dtype, place or gradient."""
@@ -104,7 +105,7 @@ class _Substitution(TorchFunctionMode):
         self.seen.add(index)
         if weight.numel() > LARGE_ELEMENTS:
             return self._linear_by_pieces(x, weight, bias, index)
-        return F.linear(x, self.direction.shifted(index, self.alpha, out=self._borrow(weight)), bias)
+        return linear(x, self.direction.shifted(index, self.alpha, out=self._borrow(weight)), bias)
 
     def _linear_by_pieces(self, x: Tensor, weight: Tensor, bias: Tensor | None, index: int) -> Tensor:
         """By pieces of W's rows, so that no copy of a vocabulary's size is made."""
@@ -116,7 +117,9 @@ class _Substitution(TorchFunctionMode):
         flat = x.reshape(-1, x.shape[-1])
         result = flat.new_empty(flat.shape[0], weight.shape[0])
         for rows, piece in pieces:
-            if bias is None:
+            if serves(flat, piece):
+                result[:, rows] = linear(flat, piece, None if bias is None else bias[rows])
+            elif bias is None:
                 torch.mm(flat, piece.t(), out=result[:, rows])
             else:
                 torch.addmm(bias[rows], flat, piece.t(), out=result[:, rows])

@@ -18,7 +18,7 @@ from letgo.report.verdict import verdict
 from letgo.results import CONFIG_FILE, RESULT_FILE, Result, write_text
 
 CARD_FILE = "README.md"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 METHOD = (
     "objective",
     "retain_loss",
@@ -49,12 +49,18 @@ def write_model_card(directory: Path, result: Result) -> Path:
     return path
 
 
-def card(result: Result, *, has_config: bool = True) -> str:
-    """The card as text."""
+def card(result: Result, *, has_config: bool = True, published: bool = False, merged: bool = False) -> str:
+    """The card as text.
+
+    Args:
+        has_config: whether the run's YAML lies beside it.
+        published: for a hub, where the run's own files are not.
+        merged: it is of a LoRA run's merged model.
+    """
     config, found = result.config, verdict(result)
     model = str(config.get("model") or "")
-    base = model if _HUB_ID.fullmatch(model) and not Path(model).exists() else None
-    adapter = config.get("lora_rank") is not None
+    base = model if HUB_ID.fullmatch(model) and not Path(model).exists() else None
+    adapter = config.get("lora_rank") is not None and not merged
     front: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
     if base:
         front["base_model"] = base
@@ -80,6 +86,7 @@ def card(result: Result, *, has_config: bool = True) -> str:
             results=_results(result),
             attacks=_attacks(result),
             has_config=has_config,
+            published=published,
             result_file=RESULT_FILE,
             config_file=CONFIG_FILE,
         )
@@ -112,7 +119,7 @@ def _cell(metric: Measured | None) -> str:
 
 def _model_name(model: str) -> str:
     """The model's own name: a hub id as it is, of a path the last part."""
-    return model if _HUB_ID.fullmatch(model) else (Path(model).name or "a language model")
+    return model if HUB_ID.fullmatch(model) else (Path(model).name or "a language model")
 
 
 def markdown(text: object) -> str:

@@ -14,7 +14,7 @@ from letgo.report.comparison import Kept, Line, compare, lines_of
 from letgo.report.figures import Figure, Key, line_sample
 from letgo.report.load import Run, find_sweep
 from letgo.report.numbers import MISSING, number, percent
-from letgo.report.settings import varying
+from letgo.report.settings import commands, varying
 from letgo.report.svg import Plot
 from letgo.report.table import Column
 from letgo.runs.sweeps import Sweep
@@ -30,6 +30,11 @@ class ComparedLine:
     line: Line
     metrics: Mapping[str, tuple[float, float, float]]
     kept: Mapping[str, Kept]
+
+    @property
+    def commands(self) -> list[str]:
+        """What to type to make its runs again, one after another."""
+        return [command for run in self.line.runs for command in commands(run)]
 
 
 @dataclass(frozen=True)

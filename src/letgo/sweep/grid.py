@@ -116,6 +116,8 @@ def read_grid(path: Path, *, output: Path | None = None, workers: int | None = N
     for key in ("attacks", "output_dir"):
         if key in base:
             raise UserError(f"{where}: base.{key} belongs beside 'base', not in it")
+    if base.get("push_to_hub"):
+        raise UserError(f"{where}: base.push_to_hub would push every cell; push the one that is chosen by `letgo push`")
     attacks = document.get("attacks") or []
     if not isinstance(attacks, list):
         raise UserError(f"{where}: 'attacks' must be a list, not {attacks!r}")
