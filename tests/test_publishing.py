@@ -21,14 +21,17 @@ class Hub:
         self.files: dict[str, bytes] = {}
 
     def create_repo(self, repo_id, *, private, repo_type, exist_ok):
-        assert repo_type == "model" and exist_ok
+        assert repo_type == "model"
+        assert exist_ok
         if self.error:
             raise self.error
         self.repositories[repo_id] = private
         return f"hub:{repo_id}"
 
     def create_commit(self, repo_id, operations, *, commit_message, repo_type):
-        assert repo_id in self.repositories and commit_message and repo_type == "model"
+        assert repo_id in self.repositories
+        assert commit_message
+        assert repo_type == "model"
         for one in operations:
             source = one.path_or_fileobj
             self.files[one.path_in_repo] = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -57,9 +60,12 @@ def test_the_model_and_its_card_are_pushed_and_nothing_else(whole):
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(hub.files)
     assert hub.files["model.safetensors"] == (whole / "model.safetensors").read_bytes()
     for kept in ("samples.jsonl", "result.json", "config.yaml", "history.jsonl"):
-        assert (whole / kept).is_file() and kept not in hub.files
+        assert (whole / kept).is_file()
+        assert kept not in hub.files
     card = hub.files["README.md"].decode()
-    assert "biographies, unlearned" in card and "not published" in card and "result.json" not in card
+    assert "biographies, unlearned" in card
+    assert "not published" in card
+    assert "result.json" not in card
 
 
 def test_a_pushed_model_can_be_read(whole, tmp_path):
@@ -129,5 +135,6 @@ def test_the_command_pushes_privately_unless_told_otherwise(whole, monkeypatch):
     runner = CliRunner()
     for flags, private in (([], True), (["--public"], False)):
         done = runner.invoke(app, ["push", str(whole), "--repo", "a/b", *flags])
-        assert done.exit_code == 0 and "hub:a/b" in done.output
+        assert done.exit_code == 0
+        assert "hub:a/b" in done.output
         assert calls.pop() == ((whole, "a/b"), private)

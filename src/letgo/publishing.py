@@ -84,9 +84,9 @@ def push_to_hub(
         UserError: no such run, one that failed, no model in it, or a name that is none.
         LetgoError: the hub refused, or could not be reached.
     """
+    from httpx import HTTPError
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-    from httpx import HTTPError
 
     directory, reporter = Path(directory), reporter or Quiet()
     check_repository(repository)
