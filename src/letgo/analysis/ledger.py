@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from letgo.digest import digest_of
 
 
 class Ledger:
@@ -24,10 +25,8 @@ class Ledger:
         self.path: Path | None = None
         if directory is None:
             return
-        text = json.dumps(depends_on, sort_keys=True, default=str)
-        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / f".analysis-{kind}-{digest}.jsonl"
+        self.path = directory / f".analysis-{kind}-{digest_of(depends_on)}.jsonl"
         if self.path.is_file():
             self._read()
 

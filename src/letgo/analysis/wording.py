@@ -20,7 +20,7 @@ def certified_sentences(
         noise = f"the smoothed model, which adds Gaussian noise of {each} to every weight for each answer,"
         if one.together.radius > 0:
             out.append(
-                f"With confidence {_percent(1 - alpha)}{' for all σ together' if several else ''}: {noise} has a "
+                f"With confidence {exact_percent(1 - alpha)}{' for all σ together' if several else ''}: {noise} has a "
                 f"chance below 1/2 that {criterion.event(count)}, after any change of all its weights of {size} below "
                 f"R = {one.together.radius:.3g}. Without a change that chance is at most "
                 f"{1 - one.together.p_lower:.3g} ({one.together.revealed} of {one.together.draws} draws)."
@@ -34,7 +34,7 @@ def certified_sentences(
             good = [q.bound.radius for q in one.questions if q.bound.radius > 0]
             if good:
                 out.append(
-                    f"With confidence {_percent(1 - alpha)} for all of them at once: each of {len(good)} of the "
+                    f"With confidence {exact_percent(1 - alpha)} for all of them at once: each of {len(good)} of the "
                     f"{count} questions by itself is revealed with a chance below 1/2 after any change of {size} below "
                     f"its own radius, which is from {min(good):.3g} to {max(good):.3g} at {each}."
                 )
@@ -80,5 +80,6 @@ def not_certified_sentences(
     return out
 
 
-def _percent(share: float) -> str:
+def exact_percent(share: float) -> str:
+    """A share of one as it was asked for (99.9 %), not rounded to a whole per cent as measured shares are."""
     return f"{share * 100:.6g} %"

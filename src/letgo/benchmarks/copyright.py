@@ -14,7 +14,7 @@ from typing import Any
 
 from letgo.benchmarks.base import Benchmark, Headline, checked_limit
 from letgo.benchmarks.capitals import general_paragraphs
-from letgo.benchmarks.items import Item, Sample, Text, digest_of, limited
+from letgo.benchmarks.items import Item, Sample, Text, limited
 from letgo.benchmarks.questions import Part, general_metrics, items_part, joined, means, texts_part
 from letgo.benchmarks.work import Ask, Work
 from letgo.data.encode import (
@@ -28,6 +28,7 @@ from letgo.data.encode import (
     target_text,
 )
 from letgo.data.rows import Row, check_disjoint, read_rows
+from letgo.digest import digest_of
 from letgo.errors import EmptyScoreError, UserError
 from letgo.extras import need
 from letgo.metrics.bleu import bleu

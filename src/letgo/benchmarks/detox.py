@@ -15,12 +15,13 @@ from typing import Any
 from letgo.benchmarks.base import Benchmark, Headline, checked_limit
 from letgo.benchmarks.capitals import general_paragraphs
 from letgo.benchmarks.corpora import LazyRows, c4, named_corpus, opened
-from letgo.benchmarks.items import Item, Sample, digest_of, limited, shown
+from letgo.benchmarks.items import Item, Sample, limited, shown
 from letgo.benchmarks.questions import general_metrics, items_part, joined, means, texts_part
 from letgo.benchmarks.sources import Table
 from letgo.benchmarks.work import Ask, Work
 from letgo.data.encode import Template, encode_prompt, resolve_template
 from letgo.data.rows import Row, read_rows
+from letgo.digest import digest_of
 from letgo.errors import EmptyScoreError, UserError
 from letgo.metrics.composite import toxicity_metrics
 from letgo.metrics.metric import Metrics

@@ -10,10 +10,11 @@ from typing import Any, Literal
 from letgo.benchmarks.base import Benchmark, checked_limit
 from letgo.benchmarks.choices import LETTERS, Choice, encode_choice
 from letgo.benchmarks.harness import Answered, load_tasks, run_task
-from letgo.benchmarks.items import Sample, digest_of, limited
+from letgo.benchmarks.items import Sample, limited
 from letgo.benchmarks.questions import Part, general_metrics, joined, means, texts_part
 from letgo.benchmarks.work import Work
 from letgo.data.encode import Template
+from letgo.digest import digest_of
 from letgo.errors import EmptyScoreError, LetgoError, UserError
 from letgo.extras import need
 from letgo.metrics.metric import Metrics

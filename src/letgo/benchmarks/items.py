@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,12 +106,6 @@ def answer_tokens(tokenizer: Any, text: str, where: str) -> list[int]:
     if not tokens:
         raise UserError(f"{where}: the answer {text!r} has no tokens in this tokenizer, so it can't be scored")
     return tokens
-
-
-def digest_of(*parts: Any) -> str:
-    """A short hash of JSON values."""
-    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def shown(row: Row) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from letgo.benchmarks.items import Item, Sample, Text, digest_of
+from letgo.benchmarks.items import Item, Sample, Text
 from letgo.benchmarks.questions import MIN_K, Part, means
 from letgo.benchmarks.reference import ReferenceResult
 from letgo.benchmarks.work import Ask
+from letgo.digest import digest_of
 from letgo.errors import UserError
 from letgo.metrics.composite import privleak_metric
 from letgo.metrics.memorization import rouge_l_f1

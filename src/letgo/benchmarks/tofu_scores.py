@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from letgo.benchmarks.items import Item, Sample, digest_of
+from letgo.benchmarks.items import Item, Sample
 from letgo.benchmarks.questions import MIN_K, Part, means
 from letgo.benchmarks.reference import ReferenceResult
 from letgo.benchmarks.tofu_prompts import Answer, Form, encode_answer, encode_question
 from letgo.benchmarks.work import Ask, Work
+from letgo.digest import digest_of
 from letgo.errors import UserError
 from letgo.metrics.composite import forget_quality_metric, harmonic_mean_metric
 from letgo.metrics.gradients import gradient_norms

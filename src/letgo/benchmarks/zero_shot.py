@@ -10,11 +10,12 @@ from typing import Any
 from letgo.benchmarks.base import Benchmark, checked_limit
 from letgo.benchmarks.corpora import LazyRows
 from letgo.benchmarks.harness import Answered, documents_of, load_tasks, run_task
-from letgo.benchmarks.items import Sample, digest_of
+from letgo.benchmarks.items import Sample
 from letgo.benchmarks.questions import means
 from letgo.benchmarks.wmdp import nothing_to_unlearn
 from letgo.benchmarks.work import Work
 from letgo.data.encode import Template
+from letgo.digest import digest_of
 from letgo.errors import EmptyScoreError, UserError
 from letgo.metrics.metric import Metric, Metrics
 from letgo.metrics.scoring import Generation, Scores

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from letgo.analysis.records import Certificate, Connectivity, Landscape, Sharpness
+from letgo.analysis.wording import exact_percent
 from letgo.metrics.metric import Metrics
 from letgo.report import analysis_figures as drawn
 from letgo.report.figures import Figure
@@ -217,12 +218,10 @@ def _certificate(entry: Certificate, identifier: str) -> AnalysisView:
                 "no: " + "; ".join(one.collapsed) if one.collapsed else "yes" if one.utility else MISSING,
             ]
         )
+    revealed = f", {entry.plain_revealed} of {entry.asked} revealed" if entry.smoothed[0].questions else ""
     kept = Table(
-        f"Smoothed models, with confidence {_percent(1 - entry.alpha)} for all of them together; without noise: "
-        f"{_utility(entry.plain_utility)}, {entry.plain_revealed} of {entry.asked} revealed"
-        if entry.smoothed[0].questions
-        else f"Smoothed models, with confidence {_percent(1 - entry.alpha)} for all of them together; without noise: "
-        f"{_utility(entry.plain_utility)}",
+        f"Smoothed models, with confidence {exact_percent(1 - entry.alpha)} for all of them together; without noise: "
+        f"{_utility(entry.plain_utility)}{revealed}",
         ["σ", "noise σ√d", "draws that reveal", "lower bound of not revealing", "R", "utility at σ", "still a model"],
         rows,
     )
@@ -279,10 +278,6 @@ def _certificate(entry: Certificate, identifier: str) -> AnalysisView:
         settings=_settings(entry),
         notes=entry.notes,
     )
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.6g} %"
 
 
 def _utility(metrics: Metrics) -> str:

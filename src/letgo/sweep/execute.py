@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from letgo.digest import digest_of
 from letgo.errors import UserError
 from letgo.progress import Quiet, Reporter
 from letgo.results import write_text
@@ -26,7 +27,7 @@ from letgo.runs.sweeps import (
     write_sweep,
 )
 from letgo.sweep.cell import ERROR_FILE, Outcome, Task, alone, outcome, run_task, start_worker, write_error
-from letgo.sweep.grid import Cell, Grid, Group, digest, with_setting
+from letgo.sweep.grid import Cell, Grid, Group, with_setting
 from letgo.sweep.table import TABLE_FILE, as_csv
 from letgo.sweep.tuning import BROKEN, MEETS, Range, Trial, Tune, choose, judge
 
@@ -87,7 +88,7 @@ class _Execution:
     # -- what there is to do ------------------------------------------------------------------------------------------
 
     def task(self, cell: Cell, changes: dict[str, object], attacks: bool) -> Task:
-        name = f"{cell.name}-{digest(changes)[:6]}" if changes else cell.name
+        name = f"{cell.name}-{digest_of(changes)[:6]}" if changes else cell.name
         tags = (f"sweep:{self.grid.output.resolve().name}",)
         return Task(
             self.grid.output / RUNS_FOLDER / name,

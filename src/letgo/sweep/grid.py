@@ -20,7 +20,6 @@ one, and tuned as one.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -32,6 +31,7 @@ from typing import Any
 from letgo.attacks.run import plan_attack
 from letgo.catalog import did_you_mean, parse_spec
 from letgo.config import load_settings, make_config
+from letgo.digest import digest_of
 from letgo.errors import UserError
 from letgo.objectives import create_objective
 from letgo.optim import OPTIMIZERS
@@ -87,7 +87,7 @@ class Grid:
     def fingerprint(self) -> str:
         """Of all that decides what comes out: not of the number of workers, nor of where it is written."""
         decides = {k: v for k, v in self.document.items() if k not in ("workers", "output_dir")}
-        return digest(decides)
+        return digest_of(decides)
 
 
 def read_grid(path: Path, *, output: Path | None = None, workers: int | None = None) -> Grid:
@@ -152,7 +152,7 @@ def _groups(where: str, base: Mapping[str, Any], axes: Mapping[str, list[Any]]) 
         apart = {axis: value for axis, value in shown.items() if axis != "seed"}
         group = _slug(apart.values()) or "all"
         if names.setdefault(group, json.dumps(apart, default=str)) != json.dumps(apart, default=str):
-            group = f"{group}-{digest(apart)[:4]}"
+            group = f"{group}-{digest_of(apart)[:4]}"
             names[group] = json.dumps(apart, default=str)
         cell = Cell(f"{group}-seed{settings.get('seed', 42)}", group, shown, settings)
         if any(other.name == cell.name for other in by_group.get(group, [])):
@@ -214,9 +214,3 @@ def _shown(axis: str, value: Any) -> Any:
 def _slug(values: Iterator[Any] | Any) -> str:
     words = [re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") for value in values]
     return "-".join(word[:40] for word in words if word)
-
-
-def digest(value: Any) -> str:
-    """A short hash of a value that JSON can hold."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
