@@ -152,7 +152,7 @@ class UnlearnTrainer(Trainer):
         # The objective's loss is a mean over the micro-batch, so the window's mean is Trainer's to take.
         self.model_accepts_loss_kwargs = False
 
-    # -- the hub: `letgo.publishing` pushes the finished run; Trainer pushes nothing --------------------------------------
+    # -- the hub: `letgo.publishing` pushes the finished run; Trainer pushes nothing ---
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         pass

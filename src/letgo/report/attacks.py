@@ -91,7 +91,8 @@ def _displacement(did: Mapping[str, Any]) -> list[str]:
 def _data(did: Mapping[str, Any]) -> str:
     told = []
     if "rows" in did and "last_loss" in did:
-        told.append(f"{did['rows']} rows, {did.get('steps')} steps")
+        rate = f" at a learning rate of {did['learning_rate']:g}" if "learning_rate" in did else ""
+        told.append(f"{did['rows']} rows, {did.get('steps')} steps{rate}")
     if did.get("groups_held_out"):
         told.append(f"{did['groups_held_out']} groups held out")
     if "suffix" in did:
