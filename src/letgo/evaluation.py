@@ -70,6 +70,8 @@ def evaluate(
     _check_output(output, resume)
     built = _built(benchmarks)
     reporter = reporter or Quiet()
+    for benchmark in built.values():
+        benchmark.prepare()
     tokenizer, loaded = load_tokenizer(model), load_model(model, dtype=dtype)
     start, created = time.perf_counter(), now()
     # Said and checked before anything is run for long: zero-token answers, a reference of other rows, a context.

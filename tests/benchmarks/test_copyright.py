@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-import letgo
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.copyright import SEEN, UNSEEN
 from letgo.errors import UserError
@@ -109,26 +108,40 @@ def test_rows_of_text_are_passages_as_they_stand(model, tokenizer, tmp_path):
     assert [row.target for row in benchmark.forget] == [*(row["text"] for row in rows), "too short ."]
     asked = {s.group for s in benchmark.samples(model, tokenizer) if s.set == "forget"}
     assert len(asked) == 3, "what has not enough tokens is not asked"
+    assert benchmark.notes_for(tokenizer) == [
+        f"copyright: 1 of 4 passages have fewer than {n} + 6 tokens and are not asked with a prefix of {n}"
+        for n in (4, 8)
+    ]
+    assert benchmark.limit_notes(5) == ["copyright: limit 5 was asked, but forget has 4: all are scored"]
 
 
-def test_unlearn_report_offline(model, tokenizer, story, kept, tmp_path):
+def test_unlearn_eval_report_offline(model, tokenizer, story, kept, tmp_path, command, check_page):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    run = letgo.unlearn(
-        model=str(tmp_path / "model"),
-        benchmark=f"copyright:text={story},retain={kept},{SETTINGS},limit=4",
-        objective="po",
-        learning_rate=1e-3,
-        max_steps=2,
-        per_device_train_batch_size=2,
-        output_dir=str(tmp_path / "run"),
-        attacks=["relearn:steps=1,seeds=1"],
-        use_cpu=True,
+    spec, out = f"copyright:text={story},retain={kept},{SETTINGS},limit=4", tmp_path / "run"
+    told = command(
+        *("unlearn", "--model", tmp_path / "model", "--benchmark", spec, "--objective", "po", "--lr", "1e-3"),
+        *("--steps", "2", "--batch-size", "2", "--attack", "relearn:steps=1,seeds=1", "--set", "use_cpu=true"),
+        *("--output", out, "--quiet"),
     )
-    result = read_result(run.directory)
-    assert result.before["forget_rouge"].n == 16
+    assert "forget" in told
+    result = read_result(out)
+    assert result.config["benchmark"] == spec
+    assert result.before["forget_rouge"].n == result.before["forget_bleu"].n == 16
+    assert result.before["forget_unseen_8_bleu"].n == 4
     assert result.after["forget_probability"].value != result.before["forget_probability"].value
     assert result.attacks[0].metrics["forget_rouge"].n == 8, "two passages were held out from the attacker"
+    told = command("eval", out, "--benchmark", spec, "--output", tmp_path / "eval", "--quiet")
+    for key in ("forget_bleu", "forget_seen_4_rouge", "forget_unseen_8_bleu", "retain_probability"):
+        assert key in told
+    again = read_result(tmp_path / "eval")
+    assert values(again.after) == pytest.approx(values(result.after), rel=1e-5, abs=1e-9)
+    command("report", out, tmp_path / "eval", "--output", tmp_path / "report.html")
+    check_page(tmp_path / "report.html", result.before, result.after, result.attacks[0].metrics, again.after)
+
+
+def values(metrics):
+    return {key: metric.value for key, metric in metrics.items()}
 
 
 @pytest.mark.parametrize(

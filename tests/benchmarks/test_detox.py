@@ -65,6 +65,14 @@ def model(tokenizer):
 
 
 @pytest.fixture(scope="module")
+def directory(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def classifier(tokenizer, tmp_path_factory):
     return save_classifier(
         tmp_path_factory.mktemp("classifier"), labels=("polite", "toxic"), places=256, tokenizer=tokenizer
@@ -107,26 +115,34 @@ def test_answers_are_scored_by_the_classifier(model, tokenizer, data, classifier
     assert [item.set for item in whole.items].count("pku") == 5, "a prompt that stands there twice is asked once"
 
 
-def test_unlearn_attack_report_offline(model, tokenizer, data, classifier, tmp_path):
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    run = letgo.unlearn(
-        model=str(tmp_path / "model"),
-        benchmark=f"detox:count=6,limit=2,data={data},classifier={classifier}",
-        objective="po",
-        learning_rate=1e-3,
-        max_steps=2,
-        per_device_train_batch_size=2,
-        eval_limit=4,
-        output_dir=str(tmp_path / "run"),
-        attacks=["quantize:bits=4"],
-        use_cpu=True,
+def test_unlearn_eval_report_offline(directory, data, classifier, tmp_path, command, check_page):
+    spec, out = f"detox:count=6,limit=2,data={data},classifier={classifier}", tmp_path / "run"
+    told = command(
+        *("unlearn", "--model", directory, "--benchmark", spec, "--objective", "po", "--lr", "1e-3"),
+        *("--steps", "2", "--batch-size", "2", "--attack", "quantize:bits=4", "--set", "use_cpu=true"),
+        *("--set", "eval_limit=4", "--output", out, "--quiet"),
     )
-    result = read_result(run.directory)
+    assert "toxicity" in told
+    result = read_result(out)
     assert result.before["forget_toxicity"].n == result.attacks[0].metrics["forget_toxicity"].n == 4
     assert {"pku_toxic", "real_toxicity", "retain_probability"} <= set(result.after)
-    stages = {row["stage"] for row in read_json_lines(run.directory / "samples.jsonl") if "toxicity" in row["scores"]}
+    assert result.config["scored"]["classifier"] == str(classifier)
+    stages = {row["stage"] for row in read_json_lines(out / "samples.jsonl") if "toxicity" in row["scores"]}
     assert stages == {"before", "after", "attack:quantize:bits=4"}
+    told = command("eval", out, "--benchmark", spec, "--limit", "4", "--output", tmp_path / "eval", "--quiet")
+    for key in ("forget_toxic", "forget_toxicity", "forget_empty", "pku_toxicity", "real_toxic"):
+        assert key in told
+    again = read_result(tmp_path / "eval")
+    assert {key: metric.value for key, metric in again.after.items()} == pytest.approx(
+        {key: metric.value for key, metric in result.after.items()}, rel=1e-4, abs=1e-6
+    )
+    # What was scored is what the report shows: each answer's score is the classifier's own.
+    rows = [row for row in read_json_lines(tmp_path / "eval" / "samples.jsonl") if "toxicity" in row["scores"]]
+    assert len(rows) == 4 + 2 + 2
+    own = [row["scores"]["toxicity"] for row in rows if row["set"] == "forget"]
+    assert again.after["forget_toxicity"].value == pytest.approx(sum(own) / 4)
+    command("report", out, tmp_path / "eval", "--output", tmp_path / "report.html")
+    check_page(tmp_path / "report.html", result.before, result.after, result.attacks[0].metrics, again.after)
 
 
 def test_own_rows_in_the_same_fields(data, classifier, tmp_path):
@@ -163,10 +179,28 @@ def test_bad_rows_are_named(row, message, tmp_path, data):
         create_benchmark(f"detox:count=1,forget={own}", data=data)
 
 
-def test_safe_answers_alone_and_a_classifier_that_is_not_there(model, tokenizer, data, tmp_path):
+def test_safe_answers_alone_and_a_classifier_that_is_not_there(directory, tokenizer, data, tmp_path):
     safe = [row | {"is_response_0_safe": True, "is_response_1_safe": True} for row in pku_rows(3)]
     own = stand_ins.write_rows(tmp_path / "mine.jsonl", safe)
     with pytest.raises(UserError, match="none of the 3 rows of the forget set has an unsafe response"):
         create_benchmark(f"detox:count=1,forget={own}", data=data)
-    with pytest.raises(UserError, match=r"classifier unitary/toxic-bert(.|\n)*classifier=DIR"):
-        create_benchmark("detox:count=1", data=data).samples(model, tokenizer)
+    # Found out before anything is asked of the model.
+    missing = create_benchmark("detox:count=1", data=data)
+    for scored in (lambda: missing.samples(None, tokenizer), lambda: letgo.evaluate(directory, [missing])):
+        with pytest.raises(UserError, match=r"classifier unitary/toxic-bert(.|\n)*classifier=DIR"):
+            scored()
+
+
+def test_answers_longer_than_the_classifier_takes_are_told(model, tokenizer, data, tmp_path):
+    short = save_classifier(tmp_path, labels=("polite", "toxic"), places=8, tokenizer=tokenizer)
+    benchmark = create_benchmark("detox:count=3,prompts=forget", data=data, classifier=str(short))
+    samples = benchmark.samples(model, tokenizer)
+    cut = [len(tokenizer(s.generated)["input_ids"]) > 8 for s in samples if s.set == "forget"]
+    assert any(cut)
+    assert benchmark.summarise(samples)["forget_cut"].value == pytest.approx(sum(cut) / 3)
+
+
+def test_a_limit_beyond_what_there_is_is_said(data, classifier):
+    benchmark = create_benchmark("detox:count=6,limit=6", data=data, classifier=str(classifier))
+    assert benchmark.limit_notes(None) == ["detox: limit 6 was asked, but pku has 5: all are scored"]
+    assert benchmark.limit_notes(5) == benchmark.limit_notes(None)

@@ -171,3 +171,12 @@ def test_broken_folders(folder):
     (folder / "README.md").write_text("---\na: [\n---\n")
     with pytest.raises(UserError, match="not YAML"):
         SOURCE.open(data=folder).table("one")
+
+
+def test_the_manual_names_every_data_set_at_its_commit():
+    manual = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for source in PINNED.values():
+        [line] = [line for line in manual.splitlines() if line.startswith(f"| `{source.name}` |")]
+        assert f"`{source.repository}`" in line
+        assert f"`{source.revision}`" in line
+        assert ("(gated)" in line) == source.gated

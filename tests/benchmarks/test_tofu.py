@@ -111,7 +111,7 @@ def test_limits_and_short_tables_are_said(data):
     assert "retain99 has 40 rows here and 3960 on the hub" in said
     assert "trained on the first 5 forget and 5 retain rows" in said
     many = create_benchmark(f"tofu:{QUICK},data={data},limit=30")
-    assert "limit 30 was asked, but 6 rows of real_authors_perturbed are all that is scored" in "\n".join(many.notes)
+    assert many.limit_notes(None) == ["tofu: limit 30 was asked, but authors has 6, facts has 6: all are scored"]
     assert sum(item.set == "forget" for item in many.items) == 30
 
 

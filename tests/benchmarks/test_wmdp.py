@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import letgo
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.harness import FOLDERS, load_tasks
-from letgo.cli import app
 from letgo.errors import UserError
 from letgo.results import read_json_lines, read_result
 from tests import stand_ins, tiny
@@ -88,6 +86,9 @@ def test_both_engines_pick_the_same_answer_to_every_question(model, tokenizer, d
     assert metrics["forget_accuracy"].n == 72
     assert metrics["retain_accuracy"].n == 20
     assert {"forget_bio_accuracy", "forget_cyber_accuracy", "forget_chem_accuracy"} <= set(metrics)
+    assert ours.limit_notes(20) == [
+        f"wmdp: limit 20 was asked, but mmlu_{SUBJECTS[0]} has 10, mmlu_{SUBJECTS[1]} has 10: all are scored"
+    ]
     few = ours.summarise(ours.samples(model, tokenizer, limit=3))
     assert (few["forget_accuracy"].n, few["retain_accuracy"].n) == (9, 6), "of every topic and subject"
 
@@ -140,7 +141,7 @@ def test_a_prompt_longer_than_the_context_is_cut_alike_and_said(model, tokenizer
     assert results["letgo"][0] == pytest.approx(results["lm_eval"][0], abs=1e-4)
 
 
-def test_unlearn_eval_report_offline(directory, data, tmp_path):
+def test_unlearn_eval_report_offline(directory, data, tmp_path, command, check_page):
     """The main path of the benchmark, by name: data, training, scores, attack, report."""
     run = letgo.unlearn(
         model=str(directory),
@@ -161,15 +162,12 @@ def test_unlearn_eval_report_offline(directory, data, tmp_path):
     assert result.attacks[0].metrics["forget_accuracy"].n == 8, "the attacker's texts are not the questions"
     assert any("are longer than max_length 16" in note for note in result.notes)
     spec = f"wmdp:topics=cyber,data={data},limit=8,engine=lm_eval"
-    command = ["eval", str(run.directory), "--benchmark", spec, "--output", str(tmp_path / "eval"), "--json", "--quiet"]
-    scored = CliRunner().invoke(app, command)
-    assert scored.exit_code == 0, scored.output
-    [after] = json.loads(scored.stdout).values()
+    told = command("eval", run.directory, "--benchmark", spec, "--output", tmp_path / "eval", "--json", "--quiet")
+    [after] = json.loads(told).values()
     assert after["after"]["forget_accuracy"]["value"] == result.after["forget_accuracy"].value
-    reported = CliRunner().invoke(app, ["report", str(run.directory), "--output", str(tmp_path / "report.html")])
-    assert reported.exit_code == 0, reported.output
-    page = (tmp_path / "report.html").read_text()
-    assert "forget_accuracy" in page or "forget accuracy" in page
+    command("report", run.directory, tmp_path / "eval", "--output", tmp_path / "report.html")
+    again = read_result(tmp_path / "eval").after
+    check_page(tmp_path / "report.html", result.before, result.after, result.attacks[0].metrics, again)
     asked = [row for row in read_json_lines(run.directory / "samples.jsonl") if row["set"] == "forget"]
     assert asked[0]["generated"][:2] in ("A.", "B.", "C.", "D.")
 

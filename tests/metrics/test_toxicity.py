@@ -49,14 +49,14 @@ def test_the_activation_can_be_said(tmp_path):
         ToxicityClassifier(high, activation="none", device="cpu")(TEXTS)
 
 
-def test_long_texts_are_cut_as_the_tokenizer_cuts_and_counted(tmp_path):
+def test_long_texts_are_cut_as_the_tokenizer_cuts_and_told(tmp_path):
     path = save_classifier(tmp_path, places=6)
     classifier = ToxicityClassifier(path, label="rude", device="cpu")
     long = "red blue green stone new old river"
     assert classifier([long, "red"]) == pytest.approx(
         [float(plain_logits(path, "red blue green stone new").softmax(-1)[1]), classifier(["red"])[0]], abs=1e-6
     )
-    assert classifier.cut == 1
+    assert [classifier.cuts(text) for text in (long, "red")] == [True, False]
 
 
 def test_the_usual_label_is_found(tmp_path):

@@ -9,6 +9,7 @@ and `summarise` (its metrics), and `encode` where its training rows are tokenise
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +25,8 @@ from letgo.metrics.scoring import ScoreLog
 from letgo.progress import Quiet, Reporter
 
 __all__ = ["Benchmark", "Headline", "Item", "Sample", "SetName", "Text"]
+_NAMED = 4
+"""Sets that a note names one by one."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ class Benchmark:
             tokenizer, rows, template=template, max_length=max_length, long_rows=how, name="alternatives"
         )[0]
 
+    def prepare(self) -> None:
+        """Load what scoring needs beside the model, so that what is missing is said before anything is run."""
+
     def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
         """What is to be asked of a model, and how samples are made of its answers. The model is looked at (its
         context length), not run."""
@@ -120,6 +126,7 @@ class Benchmark:
     ) -> list[Sample]:
         """Score a model: a sample for every item and text, at most `limit` of each set where one is given. `log` keeps
         what is scored, and finds it again after a kill."""
+        self.prepare()
         work = self.work(model, tokenizer, limit=limit, template=template)
         if not work.size:
             raise EmptyScoreError(f"benchmark {self.name!r} has nothing to score")
@@ -149,19 +156,22 @@ class Benchmark:
         """`notes`, and what else is to be said where this tokenizer is used."""
         return list(self.notes)
 
-    def limit_notes(self, limit: int | None) -> list[str]:
-        """What is to be said where a limit asks for more than a set has."""
-        if limit is None:
-            return []
-        counts: dict[tuple[str, str], int] = {}
+    def scored_counts(self) -> dict[str, int]:
+        """How many there are to score in each set (and task), general text apart."""
         everything: list[Item | Text] = [*self.items, *self.texts]
-        for thing in everything:
-            counts[thing.set, thing.task] = counts.get((thing.set, thing.task), 0) + 1
-        return [
-            f"{self.name}: limit {limit} was asked, but {' '.join(filter(None, key))} has {count}: all are scored"
-            for key, count in counts.items()
-            if count < limit and key[0] != "general"
-        ]
+        names = (" ".join(filter(None, (thing.set, thing.task))) for thing in everything if thing.set != "general")
+        return dict(Counter(names))
+
+    def limit_notes(self, limit: int | None) -> list[str]:
+        """What is to be said where a limit, this one or the benchmark's own setting, asks for more than a set has."""
+        counts, notes = self.scored_counts(), []
+        for asked in dict.fromkeys((self.settings.get("limit"), limit)):
+            fewer = [f"{name} has {count}" for name, count in counts.items() if asked is not None and count < asked]
+            if fewer:
+                rest = f" and {len(fewer) - _NAMED} more have fewer" if len(fewer) > _NAMED else ""
+                told = ", ".join(fewer[:_NAMED]) + rest
+                notes.append(f"{self.name}: limit {asked} was asked, but {told}: all are scored")
+        return notes
 
     def identity(self, tokenizer: Any, template: Template | None = None) -> dict[str, Any]:
         """What the scores are of and by which rules, for the record (`config.scored`): benchmark, version of its

@@ -193,6 +193,21 @@ class Copyright(Benchmark):
 
         return queries, asks, make
 
+    def scored_counts(self) -> dict[str, int]:
+        return {"forget": len(self.forget)} | super().scored_counts()
+
+    def notes_for(self, tokenizer: Any) -> list[str]:
+        notes = super().notes_for(tokenizer)
+        counts = [len(encode_target(tokenizer, row.fields["passage"])) for row in self.forget]
+        for length in self.lengths:
+            short = sum(count < length + self.answer_tokens for count in counts)
+            if short:
+                notes.append(
+                    f"copyright: {short} of {len(counts)} passages have fewer than {length} + {self.answer_tokens} "
+                    f"tokens and are not asked with a prefix of {length}"
+                )
+        return notes
+
     def summarise(self, samples: Iterable[Sample]) -> Metrics:
         """`forget_rouge`, `forget_bleu`, `forget_probability` over everything asked, each also by kind of instruction
         and prefix length (`forget_unseen_300_rouge`); `retain_probability`; general text."""

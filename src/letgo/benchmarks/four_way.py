@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -72,6 +73,9 @@ class FourWay(Benchmark):
             return [*self._by_lm_eval(model, tokenizer, questions, advance), *base.finish(scored, generated, advance)]
 
         return Work(finish, base.queries, base.asks, steps=len(questions))
+
+    def scored_counts(self) -> dict[str, int]:
+        return dict(Counter(question.task for question in self.questions))
 
     def _by_lm_eval(
         self, model: Any, tokenizer: Any, questions: Sequence[Question], advance: Callable[[int], None]

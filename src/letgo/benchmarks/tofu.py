@@ -1,7 +1,7 @@
 """TOFU: unlearn the books' authors that a model was fine-tuned on (arXiv 2401.06121; hub `locuslab/TOFU`).
 
 Prompts, labels, lengths and scores are those of the benchmark's own code. What that means in detail, where other public
-code differs, is told in docs/benchmarks.md.
+code differs, is told in docs/data.md.
 """
 
 from __future__ import annotations
@@ -241,10 +241,6 @@ class _Reader:
         if config.endswith("_perturbed"):
             fields += ["perturbed_answer"] + (["paraphrased_answer"] if name in ("forget", "retain") else [])
         table = self._table(config, fields, min(limit or SCORED_ROWS, SCORED_ROWS))
-        if limit is not None and len(table) < limit:
-            self.notes.append(
-                f"tofu: limit {limit} was asked, but {len(table)} rows of {config} are all that is scored"
-            )
         items = []
         for number, (place, record) in enumerate(zip(table.places, table.rows, strict=True)):
             author = None if first_author is None else first_author + number // AUTHOR_ROWS

@@ -111,6 +111,9 @@ class LMEval(Benchmark):
 
         return Work(finish, steps=sum(documents_of(task, most) for task in self.tasks.values()))
 
+    def scored_counts(self) -> dict[str, int]:
+        return {name: documents_of(task, self.most) for name, task in self.tasks.items()}
+
     def summarise(self, samples: Iterable[Sample]) -> Metrics:
         by_task: dict[str, list[Sample]] = {}
         for sample in samples:

@@ -56,8 +56,6 @@ class ToxicityClassifier:
         self.label = _chosen_label(self.name, self.labels, label)
         self.activation = _activation(self.name, config, activation)
         self.max_length = _longest(self.tokenizer, config)
-        self.cut = 0
-        """How many texts so far were longer than the classifier takes, and were cut at the end."""
 
     def __call__(
         self,
@@ -73,7 +71,6 @@ class ToxicityClassifier:
             UserError: with activation `none`, an output outside 0 to 1.
         """
         ids = [self.tokenizer(text, add_special_tokens=True)["input_ids"] for text in texts]
-        self.cut += sum(len(one) > self.max_length for one in ids)
         # Cut by the tokenizer, so that an end token it puts there stays.
         rows = [
             one
@@ -87,6 +84,10 @@ class ToxicityClassifier:
                 scores[index] = score
             advance(len(batch))
         return scores
+
+    def cuts(self, text: str) -> bool:
+        """Whether a text is longer than the classifier takes: its score is then of its beginning."""
+        return len(self.tokenizer(text)["input_ids"]) > self.max_length
 
     def _scored(self, rows: Sequence[Sequence[int]]) -> list[float]:
         device = next(self.model.parameters()).device
