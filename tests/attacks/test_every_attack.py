@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import letgo
 from letgo.attacks import ATTACKS
+from letgo.attacks.plan import plan_attack
+from letgo.attacks.robustness import robustness
+from letgo.attacks.run import run_attack
+from letgo.attacks.subject import open_subject
+from letgo.benchmarks import create_benchmark
+from letgo.benchmarks.items import Text
 from letgo.models.load import load_model, load_tokenizer
+from letgo.progress import Quiet
 from letgo.results import read_json_lines, read_result
+from tests import tiny
 
-# On rows that a tiny model was trained on; membership needs texts never seen, which a user's own rows don't have.
-ON_ROWS = [
+SPECS = [
     "quantize:bits=4",
     "quantize:search=4,bound=100",
     "quantize_bnb:format=nf4",
@@ -21,6 +29,8 @@ ON_ROWS = [
     "quantize_bnb:format=int8",
     "quantize_bnb:format=int8,packed",
     "quantize_torchao:bits=3,group_size=16",
+    "quantize_autoround:bits=4,group_size=32,iterations=1,samples=2,length=16",
+    "external:path=ORIGINAL",
     "relearn:steps=4,learning_rate=1e-2,seeds=2",
     "relearn:data=retain,epochs=1,lora=2,schedule=linear,warmup=0.5,seeds=1",
     "relearn:data=benign,steps=1,batch_size=1,seeds=1",
@@ -33,79 +43,112 @@ ON_ROWS = [
     "instruct",
     "sample:k=2,samples=4",
     "suffix:length=2,steps=2,candidates=2,items=1",
+    "membership",
 ]
+FORMS = ("full", "sharded", "adapter")
+MODULES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "autoround": "auto_round"}
+
+
+def with_holdout(spec):
+    """The rows with what membership inference needs: texts that were trained on, and others as like them as can be."""
+    made, cities = create_benchmark(spec), [row["answer"] for row in tiny.FORGET]
+    texts = [
+        Text(name, f"{name}-{row['group']}", row["group"], f"Question: {row['question']}\nAnswer: {city}")
+        for name, turned in (("forget", cities), ("holdout", cities[1:] + cities[:1]))
+        for row, city in zip(tiny.FORGET, turned, strict=True)
+    ]
+    return replace(made, texts=[*made.texts[:2], *texts])
 
 
 @pytest.fixture(scope="module")
 def attacked(saved):
-    """Every form under every attack, the full one twice."""
-    attacks = [*ON_ROWS, f"external:path={saved.original}"]
+    """What an attack finds on a saved form, and the rows of its samples. Each form is measured once; no attack is
+    noted in it, so that each finds it as the first one did."""
+    subjects, found = {}, {}
 
-    def run(form):
-        return letgo.attack(
-            saved.forms[form], attacks, benchmark=saved.benchmark, original=str(saved.original), limit=4
-        )
+    def run(form, spec):
+        plan = plan_attack(spec.replace("ORIGINAL", str(saved.original)))
+        if extra := ATTACKS.record(plan.name).extra:
+            pytest.importorskip(MODULES[extra], reason=f"not installed: pip install 'letgo[{extra}]'")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("letgo.attacks.subject.create_benchmark", with_holdout)
+            if form not in subjects:
+                subjects[form] = open_subject(
+                    saved.forms[form],
+                    benchmark=saved.benchmark,
+                    original=str(saved.original),
+                    limit=4,
+                    dtype=None,
+                    reporter=Quiet(),
+                )
+        if (form, spec) not in found:
+            outcome, rows = run_attack(subjects[form], plan)
+            found[form, spec] = outcome, rows
+        return found[form, spec]
 
-    return {"full": run("full"), "again": run("full"), "sharded": run("sharded"), "adapter": run("adapter")}
-
-
-def comparable(attack):
-    return attack.model_dump(exclude={"seconds"})
-
-
-def test_all_attacks_are_here(attacked):
-    assert {a.name for a in attacked["full"].attacks} | {"membership", "quantize_autoround"} == {
-        r.name for r in ATTACKS
-    }
-
-
-@pytest.mark.parametrize("form", ["again", "sharded"])
-def test_the_same_bits_twice_and_from_shards(attacked, form):
-    for first, second in zip(attacked["full"].attacks, attacked[form].attacks, strict=True):
-        assert comparable(first) == comparable(second), first.label
-
-
-def test_an_adapter_is_attacked_as_what_it_is_merged_to(attacked):
-    for first, second in zip(attacked["full"].attacks, attacked["adapter"].attacks, strict=True):
-        assert second.kept == pytest.approx(first.kept, abs=1e-4), first.label
-        for name, metric in first.metrics.items():
-            assert second.metrics[name].value == pytest.approx(metric.value, rel=1e-3, abs=1e-5), (first.label, name)
+    return run
 
 
-def test_what_every_result_says(attacked):
-    for attack in attacked["full"].attacks:
-        assert all(metric.n > 0 for metric in attack.metrics.values()), attack.label
-        low, high = attack.kept_ci95
-        assert 0 <= low <= high <= 1, attack.label
-        assert len(attack.per_seed) == len(attack.seeds), attack.label
-        assert attack.utility["before"].keys() == attack.utility["after"].keys() != set(), attack.label
-        assert attack.utility_loss >= 0, attack.label
-    weights = [a for a in attacked["full"].attacks if ATTACKS.record(a.name).means == "weights"]
-    for attack in weights:
-        assert attack.did["displacement"] > 0, attack.label
-        assert attack.did["unlearning_displacement"] > 0, attack.label
-        assert attack.layers, attack.label
-    by_label = {attack.label: attack for attack in attacked["full"].attacks}
-    assert by_label["quantize:bits=4"].scores.keys() == {"Q"}
-    assert 0 < by_label["quantize:bits=4"].did["undone"] < 1
-    assert by_label["relearn:steps=4,learning_rate=0.01"].scores.keys() == {"R", "R_worst", "R_by_kept"}
-    assert len(by_label["relearn:steps=4,learning_rate=0.01"].curves) == 2
-    searched = by_label["quantize:search=4,bound=100"]
+def test_the_table_has_every_attack():
+    assert {plan_attack(spec).name for spec in SPECS} == {record.name for record in ATTACKS}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_attack_on_every_saved_form_to_the_same_bits(attacked, spec):
+    """The full model's weights are the shards': attacked twice with one seed, from two forms, they give equal bits. The
+    adapter's, merged when they are loaded, are the same but for rounding."""
+    (full, rows), (sharded, rows_again), (adapter, _) = (attacked(form, spec) for form in FORMS)
+    assert full.model_dump(exclude={"seconds"}) == sharded.model_dump(exclude={"seconds"})
+    assert rows == rows_again != []
+    assert adapter.kept == pytest.approx(full.kept, abs=1e-4)
+    assert adapter.metrics.keys() == full.metrics.keys()
+    for name, metric in full.metrics.items():
+        assert adapter.metrics[name].value == pytest.approx(metric.value, rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_every_result_says(attacked, spec):
+    attack, _ = attacked("full", spec)
+    assert all(metric.n > 0 for metric in attack.metrics.values())
+    low, high = attack.kept_ci95
+    assert 0 <= low <= high <= 1
+    assert len(attack.per_seed) == len(attack.seeds)
+    assert attack.utility["before"].keys() == attack.utility["after"].keys() != set()
+    assert attack.utility_loss >= 0
+    if ATTACKS.record(attack.name).means == "weights" or attack.name == "quantize_autoround":
+        assert attack.did["displacement"] > 0
+        assert attack.did["unlearning_displacement"] > 0
+        assert attack.layers
+
+
+def test_what_attacks_say_of_their_own(attacked):
+    rounded, _ = attacked("full", "quantize:bits=4")
+    assert rounded.scores.keys() == {"Q"}
+    assert 0 < rounded.did["undone"] < 1
+    relearned, _ = attacked("full", "relearn:steps=4,learning_rate=1e-2,seeds=2")
+    assert relearned.scores.keys() == {"R", "R_worst", "R_by_kept"}
+    assert len(relearned.curves) == 2
+    assert relearned.did["learning_rate"] == 1e-2
+    searched, _ = attacked("full", "quantize:search=4,bound=100")
     assert len(searched.trials) == 4
     assert searched.did["kept_strongest"] == min(t["kept"] for t in searched.trials if t["within_bound"])
     assert searched.kept == searched.did["kept_strongest"]
-    assert len(by_label["prefill"].ways) == 3
-    assert by_label["prefill"].kept == min(way["kept"] for way in by_label["prefill"].ways)
+    asked, _ = attacked("full", "prefill")
+    assert len(asked.ways) == 3
+    assert asked.kept == min(way["kept"] for way in asked.ways)
+    told, _ = attacked("full", "membership")
+    print(told.did); assert 0
 
 
 def test_going_all_the_way_back_brings_everything_back(attacked):
-    [back] = [attack for attack in attacked["full"].attacks if attack.name == "external"]
+    back, _ = attacked("full", "external:path=ORIGINAL")
     assert back.kept < 0.05
     assert not back.survived
-    result = attacked["full"]
-    assert result.robustness["Q"] <= back.scores["Q"]
-    r, q = result.robustness["R"], result.robustness["Q"]
-    assert result.robustness["harmonic_mean"] == pytest.approx(2 * r * q / (r + q) if r * q else 0.0)
+    relearned, _ = attacked("full", "relearn:steps=4,learning_rate=1e-2,seeds=2")
+    found = robustness([back, attacked("full", "quantize:bits=4")[0], relearned])
+    assert found["Q"] == back.scores["Q"]
+    r, q = found["R"], found["Q"]
+    assert found["harmonic_mean"] == pytest.approx(2 * r * q / (r + q) if r * q else 0.0)
 
 
 BIOGRAPHIES = [

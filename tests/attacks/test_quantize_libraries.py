@@ -17,6 +17,7 @@ from letgo.attacks.quantize_libraries import (
     quantize_torchao,
     unpack_4bit,
 )
+from letgo.attacks.relearn import relearn
 from letgo.attacks.rounding import Codebook, round_to_nearest
 from letgo.benchmarks import create_benchmark
 from letgo.errors import UserError
@@ -166,6 +167,7 @@ def test_autoround_calibrates_without_the_forget_set(victim, monkeypatch):
         (quantize_bnb, "bitsandbytes", {}, "bitsandbytes"),
         (quantize_torchao, "torchao.quantization", {}, "torchao"),
         (quantize_autoround, "auto_round", {}, "autoround"),
+        (relearn, "peft", {"lora": 2}, "lora"),
     ],
 )
 def test_a_missing_library_is_named_with_its_install_line(victim, monkeypatch, attack, module, settings, extra):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from letgo.attacks.base import Victim
-from letgo.attacks.relearn import relearn
+from letgo.attacks.relearn import default_rate, relearn
 from letgo.attacks.run import plan_attack
 from letgo.benchmarks import create_benchmark
 from letgo.errors import UserError
@@ -46,6 +46,27 @@ def test_equals_a_plain_loop_over_all_rows_at_once(victim, tokenizer):
     for found, expected in zip(attacked.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert attacked.seen == frozenset(victim.benchmark.groups())
+
+
+def test_without_a_rate_it_goes_with_the_models_size(victim):
+    # 1e-5 · (2.5e9/N)^½ for N parameters: the papers' rate for models of billions, that of a width 10 times larger for
+    # one of 100 times as many.
+    rates = {10**10: 1e-5, 25 * 10**8: 1e-5, 10**9: 1.6e-5, 134_515_008: 4.3e-5, 25 * 10**6: 1e-4, 803_968: 5.6e-4}
+    assert {size: default_rate(size) for size in rates} == rates
+    size = sum(p.numel() for p in victim.load().parameters())
+    for more in ({}, {"lora": 2}):
+        assert relearn(victim, steps=1, **more).did["learning_rate"] == default_rate(size)
+    by_rule, told = (relearn(victim, steps=4, **rate) for rate in ({}, {"learning_rate": default_rate(size)}))
+    assert weights_fingerprint(by_rule.model) == weights_fingerprint(told.model)
+    assert by_rule.did == told.did
+    assert relearn(victim, steps=1, learning_rate=1e-5).did["learning_rate"] == 1e-5
+
+
+def test_without_a_rate_the_shipped_tiny_model_learns():
+    """At 1e-5 it learns nothing, and its record says so."""
+    tiny_model = Victim("biographies-retrained", create_benchmark("biographies"), original="biographies")
+    assert relearn(tiny_model).did["learned"] > 0.2
+    assert relearn(tiny_model, learning_rate=1e-5).did["learned"] < 0.1
 
 
 def test_seed_draws_the_groups(victim):
@@ -157,6 +178,9 @@ def test_a_probe_looks_on_the_way(victim):
         ({"data": "retain", "holdout": 0.5}, "holdout is of the forget set"),
         ({"data": "nowhere.jsonl"}, "no such file"),
         ({"optimizer": "sgd:momentun=0.9"}, "did you mean 'momentum'"),
+        ({"optimizer": "sgd:lr=0.1"}, "give learning_rate=0.1 beside the optimizer"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
     ],
 )
 def test_more_settings_out_of_range(victim, settings, message):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from letgo.errors import UserError
+from letgo.models.forward import stack_rows
 from letgo.objectives import OBJECTIVES, RETAIN_TERMS, create_objective
 from letgo.objectives.ga import gradient_ascent
 from letgo.objectives.likelihood import sequence_logps, share_window
@@ -248,31 +249,24 @@ def test_kl_of_a_model_to_itself_is_zero(architecture, tokenizer):
     assert float(objective.terms(model, batch)["retain"]) > 1e-4
 
 
-def test_dpo_equals_trl(tokenizer):
-    """TRL's sigmoid loss, of the same four log-probabilities."""
-    dpo_trainer = pytest.importorskip("trl", reason="trl is not installed").DPOTrainer
+def test_dpo_equals_trl(tokenizer, tmp_path):
+    """TRL's own trainer on the same rows: its forward passes through both models, its masks, its loss and gradient."""
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     model = make("llama")
     objective, batch, original = prepared("dpo", model, tokenizer, moved=0.05, beta=0.3)
-    logps = [sequence_logps(m, batch[p]) for m in (model, original) for p in ("alternative", "forget")]
-    expected = trl_dpo_loss(dpo_trainer, 0.3, *logps)
-    torch.testing.assert_close(objective(model, batch), expected)
-
-
-def trl_dpo_loss(trainer, beta, chosen, rejected, reference_chosen, reference_rejected):
-    from types import SimpleNamespace
-
-    stand_in = SimpleNamespace(
-        accelerator=SimpleNamespace(device="cpu"),
-        beta=beta,
-        reference_free=False,
-        f_divergence_type="reverse_kl",
-        f_divergence_params=None,
-        label_smoothing=0.0,
-        loss_type="sigmoid",
-        use_weighting=False,
-    )
-    losses, *_ = trainer.dpo_loss(stand_in, chosen, rejected, reference_chosen, reference_rejected, "sigmoid")
-    return losses.mean()
+    # It wants a data set to be made; the batch that it is given here is ours, preferred answers first.
+    rows = datasets.Dataset.from_list([{"prompt": "the", "chosen": " capital", "rejected": " of"}])
+    settings = trl.DPOConfig(str(tmp_path), beta=0.3, use_cpu=True, report_to=[], disable_dropout=False)
+    trainer = trl.DPOTrainer(model, original, args=settings, train_dataset=rows, processing_class=tokenizer)
+    parts = [batch[name] for name in ("alternative", "forget")]
+    inputs = {key: stack_rows([part[key] for part in parts], 0) for key in ("input_ids", "attention_mask")}
+    inputs["completion_mask"] = (stack_rows([part["labels"] for part in parts], -100) != -100).long()
+    expected = trainer.compute_loss(model, inputs)
+    found = objective(model, batch)
+    torch.testing.assert_close(found, expected)
+    assert abs(float(found.detach()) - math.log(2)) > 1e-3, "the model has moved from the reference"
+    torch.testing.assert_close(gradient(model, found), gradient(model, expected), rtol=1e-4, atol=1e-6)
 
 
 # -- masks, padding, windows -------------------------------------------------------------------------------------------

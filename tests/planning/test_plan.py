@@ -245,7 +245,6 @@ def test_the_command(job, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "task_vector"}, "one-shot method"),
         ({"objective": "nop"}, "did you mean"),
         ({"model": "nowhere/at/all"}, "no such model"),
         ({"optimizer": "adamw:lrr=1"}, "no setting 'lrr'"),

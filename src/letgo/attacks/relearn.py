@@ -142,9 +142,9 @@ def relearn(
 def default_rate(parameters: int) -> float:
     """The learning rate where none is given: 1e-5 · max(1, (N₀/N)^½) for N parameters, N₀ = 2.5 · 10⁹, to two digits.
 
-    The papers' attackers fine-tune models of billions of parameters at 1e-5, which teaches a small one nothing. The rule
-    is ours. At a given depth N grows with the square of the width, so the rate goes with 1/width, as Adam's does between
-    models of one shape (arXiv 2203.03466). It is meant for steps of Adam's kind on all parameters.
+    The papers' attackers fine-tune models of billions of parameters at 1e-5, which teaches a small one nothing. The
+    rule is ours. At a given depth N grows with the square of the width, so the rate goes with 1/width, as Adam's does
+    between models of one shape (arXiv 2203.03466). It is meant for steps of Adam's kind on all parameters.
     """
     return float(f"{1e-5 * max(1.0, math.sqrt(2.5e9 / parameters)):.2g}")
 

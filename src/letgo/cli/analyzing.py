@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -43,26 +43,13 @@ def connectivity(
     quiet: QuietFlag = False,
 ) -> None:
     """Losses and metrics on the straight line between models, and the barrier on it."""
-    from letgo.analysis import connectivity as analyse
-
-    made = analyse(
-        models,
-        points=points,
-        metrics=metrics,
-        limit=limit,
-        benchmark=benchmark,
-        template=cast(Any, template),
-        dtype=dtype,
-        output=output,
-        reporter=reporter(quiet),
-    )
-    _print(made, as_json)
+    _analyse("connectivity", locals())
 
 
 @analyze.command()
 def landscape(
     run: RunArgument,
-    direction: Annotated[
+    directions: Annotated[
         list[str] | None,
         typer.Option("--direction", help="random, original, attack[:LABEL], a run or a model; once or twice."),
     ] = None,
@@ -80,28 +67,13 @@ def landscape(
     quiet: QuietFlag = False,
 ) -> None:
     """Forget and retain loss on a line or a plane through a run's weights."""
-    from letgo.analysis import landscape as analyse
-
-    made = analyse(
-        run,
-        directions=direction or ("random", "random"),
-        points=points,
-        span=span,
-        seed=seed,
-        limit=limit,
-        benchmark=benchmark,
-        template=cast(Any, template),
-        dtype=dtype,
-        output=output,
-        reporter=reporter(quiet),
-    )
-    _print(made, as_json)
+    _analyse("landscape", locals())
 
 
 @analyze.command()
 def sharpness(
     run: RunArgument,
-    radius: Annotated[
+    radii: Annotated[
         list[float] | None, typer.Option("--radius", help="ρ; repeat. Default: shares of what unlearning moved.")
     ] = None,
     relative: Annotated[bool, typer.Option("--relative", help="Radii are shares of the weights' norm.")] = False,
@@ -118,24 +90,7 @@ def sharpness(
     quiet: QuietFlag = False,
 ) -> None:
     """How the losses change within given radii, at worst and on average, and the Hessian's trace."""
-    from letgo.analysis import sharpness as analyse
-
-    made = analyse(
-        run,
-        radii=radius or None,
-        relative=relative,
-        steps=steps,
-        draws=draws,
-        trace_draws=trace_draws,
-        seed=seed,
-        limit=limit,
-        benchmark=benchmark,
-        template=cast(Any, template),
-        dtype=dtype,
-        output=output,
-        reporter=reporter(quiet),
-    )
-    _print(made, as_json)
+    _analyse("sharpness", locals())
 
 
 @analyze.command()
@@ -164,33 +119,19 @@ def certificate(
     quiet: QuietFlag = False,
 ) -> None:
     """A radius of weight changes within which the smoothed model does not reveal, with confidence."""
-    from letgo.analysis import certificate as analyse
-
-    made = analyse(
-        run,
-        sigma=sigma or None,
-        draws=draws,
-        alpha=alpha,
-        reveals=reveals,
-        share=share,
-        relative=relative,
-        utility_draws=utility_draws,
-        rerun=rerun,
-        seed=seed,
-        limit=limit,
-        benchmark=benchmark,
-        template=cast(Any, template),
-        dtype=dtype,
-        output=output,
-        reporter=reporter(quiet),
-    )
-    _print(made, as_json)
+    _analyse("certificate", locals())
 
 
-def _print(made: Any, as_json: bool) -> None:
-    if as_json:
-        print_json(made.model_dump(mode="json"))
-        return
+def _analyse(name: str, given: dict[str, Any]) -> None:
+    """Call the analysis with the options of the command, which are called as its arguments are; what was not given is
+    left to it."""
+    from letgo.analysis import ANALYSES
     from letgo.report.analyses import in_text
 
-    typer.echo("\n".join(in_text(made)))
+    as_json, quiet = given.pop("as_json"), given.pop("quiet")
+    chosen = {key: value for key, value in given.items() if value not in (None, [])}
+    made = ANALYSES.load(name)(**chosen, reporter=reporter(quiet))
+    if as_json:
+        print_json(made.model_dump(mode="json"))
+    else:
+        typer.echo("\n".join(in_text(made)))

@@ -22,6 +22,7 @@ from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
 from letgo.one_shot import is_one_shot
 from letgo.planning.machine import Speed, layers_speed, product_speed, resident_bytes
+from letgo.planning.one_shot import Work, one_shot_work, training_phases
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
 from letgo.planning.report import Phase, Plan
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
@@ -46,18 +47,16 @@ def plan(config: UnlearnConfig, *, flops: float | None = None, measure: bool = F
         measure: measure more closely: two layers of the architecture, forward and backward.
 
     Raises:
-        UserError: for settings or data that can't be used, or an objective that is a one-shot method.
+        UserError: for settings or data that can't be used.
     """
-    if is_one_shot(config.objective):
-        raise UserError(f"letgo plan: {config.objective!r} is a one-shot method, which can't be planned for")
     if flops is not None and not flops > 0:
         raise UserError(f"letgo plan: flops must be above 0, not {flops}")
     process = resident_bytes()
-    return _Planned(config, process).plan(flops, measure)
+    return Planned(config, process).plan(flops, measure)
 
 
-class _Planned:
-    """One call of `plan`: the run's model, data and objective, the model without values."""
+class Planned:
+    """One call of `plan`: a run's data and objective (None for a one-shot method), and its model without values."""
 
     def __init__(self, args: UnlearnConfig, process: int) -> None:
         self.args, self.process = args, process
@@ -67,7 +66,7 @@ class _Planned:
         self.benchmark: Benchmark = benchmark_of(resolved_settings(args))
         self.tokenizer = load_tokenizer(args.model)
         self.config = model_config(args.model)
-        self.objective: Objective = objective_of(args)
+        self.objective: Objective | None = None if is_one_shot(args.objective) else objective_of(args)
         model = empty_model(self.config, self.dtype)
         self.linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -85,7 +84,8 @@ class _Planned:
         model, said = prepare_model(model, args, self.objective, check=False)
         self.model = faked(model)
         # Once more: what it keeps of the output layer must be of these parameters.
-        self.objective.prepare(self.model, check=False)
+        if self.objective:
+            self.objective.prepare(self.model, check=False)
         self.merged = sum(
             m.weight.numel() * m.weight.element_size()
             for name, m in self.model.named_modules()
@@ -98,7 +98,7 @@ class _Planned:
         self.trained_bytes = sum(p.numel() * p.element_size() for p in self.trained)
         self.adapters = self.trained_bytes if args.lora_rank else 0
         self.largest = max(p.numel() * p.element_size() for p in self.trained)
-        self.steps, self.epochs = planned_steps(args, len(self.dataset))
+        self.held = {"weights": self.weights, "adapters": self.adapters}
 
     def _packs(self) -> bool:
         """Whether evaluations run with a packed copy of the linear layers' weights."""
@@ -123,13 +123,10 @@ class _Planned:
     # -- the stages ----------------------------------------------------------------------------------------------------
 
     def plan(self, flops: float | None, measure: bool) -> Plan:
-        cost = optimizer_cost(self.args.optimizer, optimizer_settings(self.args), self.trained[0].dtype)
-        batch = self.batch()
-        training = self.traced(batch, cost)
-        reference = self.reference()
+        work = self.training(self.objective) if self.objective else one_shot_work(self)
         scoring = self.scoring()
-        stages = self.flops(cost, training, scoring)
-        speed = self.speed(flops, measure, batch)
+        stages = {**self.evaluations(scoring), **work.flops}
+        speed = self.speed(flops, measure, work.batch)
         return Plan(
             model={
                 "name": self.args.model,
@@ -139,10 +136,10 @@ class _Planned:
                 "dtype": self.args.base_quantization or self.args.dtype,
             },
             device=str(self.device),
-            phases=self.phases(cost, training, reference, scoring),
+            phases=(*self.evaluating(scoring), *work.phases),
             process=self.process,
-            disk=self.disk(cost),
-            steps=self.steps,
+            disk=self.disk(work),
+            steps=work.steps,
             flops=stages,
             speed=speed.flops,
             how=speed.how,
@@ -150,16 +147,11 @@ class _Planned:
             notes=tuple(self.notes),
         )
 
-    def phases(
-        self, cost: OptimizerCost, training: _Training, reference: Traced | None, scoring: _Scoring
-    ) -> tuple[Phase, ...]:
-        weights = {"weights": self.weights, "adapters": self.adapters}
-        fragmented = self.fragmented()
-        state = int(cost.state * self.trained_bytes)
+    def evaluating(self, scoring: _Scoring) -> list[Phase]:
         evaluate = {
-            **weights,
+            **self.held,
             "packed copy of the linear layers": self.packed,
-            "activations": int(fragmented * scoring.peak),
+            "activations": int(self.fragmented() * scoring.peak),
             "keys and values of generated answers": scoring.cache,
         }
         found = [Phase("evaluate", evaluate)]
@@ -170,36 +162,43 @@ class _Planned:
             # The trained model is still there when what it stands for has been read.
             after = {**evaluate, "merged model": self.full, "packed copy of the linear layers": self.packed_after}
             found.append(Phase("evaluate after", after))
-        if reference is not None:
-            found.append(Phase("reference", {**weights, "activations": int(fragmented * reference.peak)}))
-        common = {**weights, "optimizer state": state}
-        held = int(cost.held * self.trained_bytes)
-        if training.first is not None:
-            gradients = training.first.gradients
-            passes = {
-                **common,
-                "gradients": int(fragmented * gradients),
-                "activations": int(fragmented * max(0, training.first.peak - gradients)),
-                "copies that the optimizer holds": held,
-            }
-            found.append(Phase("train", passes))
-            stepping = cost.step * self.trained_bytes + cost.largest * self.largest
-            step = {
-                **common,
-                "gradients": gradients,
-                "within the optimizer's step": int(max(0, fragmented * stepping - gradients)),
-            }
-            found.append(Phase("step", step))
-        if training.zeroth is not None:
+        return found
+
+    def training(self, objective: Objective) -> Work:
+        """What a trainer does with an objective and an optimizer."""
+        args = self.args
+        cost = optimizer_cost(args.optimizer, optimizer_settings(args), self.trained[0].dtype)
+        steps, epochs = planned_steps(args, len(self.dataset))
+        batch = self.batch(objective)
+        first, zeroth = self.traced(objective, batch, cost)
+        phases, flops = self.reference(objective, epochs)
+        evaluations = steps * args.gradient_accumulation_steps
+        fragmented = self.fragmented()
+        flops["train"] = 0.0
+        if first is not None:
+            phases += training_phases(
+                self.held, first, cost, fragmented=fragmented, trained=self.trained_bytes, largest=self.largest
+            )
+            flops["train"] += evaluations * first.flops * cost.backwards
+        if zeroth is not None:
             # Perturbed copies are made a piece of a tensor at a time.
             piece = int(max(1.0, cost.largest) * min(self.largest, 4 * 2**22))
             passes = {
-                **common,
-                "activations": int(fragmented * training.zeroth.peak * cost.at_once),
-                "perturbations": piece + held,
+                **self.held,
+                "optimizer state": int(cost.state * self.trained_bytes),
+                "activations": int(fragmented * zeroth.peak * cost.at_once),
+                "perturbations": piece + int(cost.held * self.trained_bytes),
             }
-            found.append(Phase("train, zeroth", passes))
-        return tuple(found)
+            phases.append(Phase("train, zeroth", passes))
+            flops["train"] += evaluations * zeroth.flops * cost.forwards
+        return Work(
+            tuple(phases),
+            flops,
+            steps,
+            next(iter(batch.values()))["input_ids"].shape,
+            checkpoints=self.checkpoints(steps, epochs, int(cost.state * self.trained_bytes)),
+            references=self.stored(objective, epochs),
+        )
 
     def fragmented(self) -> float:
         if self.device.type != "cpu":
@@ -208,21 +207,21 @@ class _Planned:
             return FRAGMENTED
         return FRAGMENTED_QUANTIZED if self.args.base_quantization else FRAGMENTED_ADAPTERS
 
-    def batch(self) -> dict[str, dict[str, Tensor]]:
-        """The micro-batch that takes most: the longest row of each part among rows of the usual length."""
-        size = min(self.args.per_device_train_batch_size, len(self.dataset))
-        batch: dict[str, dict[str, Tensor]] = {}
-        for name in self.objective.parts:
-            rows: list[Encoded] = sorted(getattr(self.dataset, name), key=len)
-            middle = len(rows) // 2
-            usual = [rows[(middle + offset) % len(rows)] for offset in range(size - 1)]
-            batch[name] = pad_rows([rows[-1], *usual], self.tokenizer.pad_token_id)
-            batch[name]["index"] = torch.arange(len(batch[name]["labels"]))
-        return self._with_reference(batch)
+    def part(self, name: str, size: int) -> dict[str, Tensor]:
+        """The micro-batch that takes most: the longest row among rows of the usual length."""
+        rows: list[Encoded] = sorted(getattr(self.dataset, name), key=len)
+        middle = len(rows) // 2
+        usual = [rows[(middle + offset) % len(rows)] for offset in range(min(size, len(rows)) - 1)]
+        part = pad_rows([rows[-1], *usual], self.tokenizer.pad_token_id)
+        part["index"] = torch.arange(len(part["labels"]))
+        return part
 
-    def _with_reference(self, batch: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    def batch(self, objective: Objective) -> dict[str, dict[str, Tensor]]:
+        """A micro-batch with the shapes of what the objective needs of the reference."""
+        size = min(self.args.per_device_train_batch_size, len(self.dataset))
+        batch = {name: self.part(name, size) for name in objective.parts}
         width = self.config.get_text_config().hidden_size
-        for name, quantities in self.objective.reference.items():
+        for name, quantities in objective.reference.items():
             part = batch[name]
             labels = int((part["labels"][:, 1:] >= 0).sum())
             shapes = {
@@ -236,35 +235,41 @@ class _Planned:
                     part[f"reference_{quantity}"] = torch.empty(shapes[quantity], dtype=dtype)
         return batch
 
-    def traced(self, batch: Any, cost: OptimizerCost) -> _Training:
+    def traced(self, objective: Objective, batch: Any, cost: OptimizerCost) -> tuple[Traced | None, Traced | None]:
+        """A first-order and a zeroth-order evaluation, as far as the optimizer makes them."""
         self.model.train()
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
 
         def loss() -> Tensor:
-            return self.objective(self.model, batch)
+            return objective(self.model, batch)
 
-        first = zeroth = None
-        if cost.backwards:
-            first = trace_training(self.model, loss, windows=self.args.gradient_accumulation_steps)
-        if cost.forwards:
-            zeroth = trace_forward(self.model, loss)
-        return _Training(first, zeroth)
+        windows = self.args.gradient_accumulation_steps
+        first = trace_training(self.model, loss, windows=windows) if cost.backwards else None
+        return first, trace_forward(self.model, loss) if cost.forwards else None
 
-    def reference(self) -> Traced | None:
-        if not self.objective.reference:
-            return None
-        traces = []
-        for name, quantities in self.objective.reference.items():
+    def reference(self, objective: Objective, epochs: int) -> tuple[list[Phase], dict[str, float]]:
+        """The stage that takes what the objective needs of the reference, if it needs any, and its operations."""
+        phases, flops = [], 0.0
+        for name, quantities in objective.reference.items():
             rows: list[Encoded] = getattr(self.dataset, name)
             longest = max(rows, key=len)
             part = pad_rows([longest] * max(1, min(len(rows), TOKENS_AT_ONCE // len(longest))), 0)
-            take = self._taking(part, quantities)
-            traces.append(trace_forward(self.model, take))
-        return max(traces, key=lambda traced: traced.peak)
+            traced = trace_forward(self.model, self._taking(objective, part, quantities))
+            activations = int(self.fragmented() * traced.peak)
+            phases.append(Phase("reference", {**self.held, "activations": activations}))
+            looked_at = sum(len(rows[place]) for place in self._looked_at(name, epochs))
+            flops += looked_at * traced.flops / part["input_ids"].numel()
+        if not phases:
+            return [], {}
+        return [max(phases, key=lambda phase: phase.total)], {"reference": flops}
 
-    def _taking(self, part: dict[str, Tensor], names: Sequence[str]) -> Callable[[], Any]:
-        return lambda: reference_quantities(self.model, part, names, layer=self.objective.layer)
+    def _taking(self, objective: Objective, part: dict[str, Tensor], names: Sequence[str]) -> Callable[[], Any]:
+        return lambda: reference_quantities(self.model, part, names, layer=objective.layer)
+
+    def _looked_at(self, name: str, epochs: int) -> Sequence[int]:
+        """The rows of a part whose reference quantities are taken."""
+        return drawn_retain_rows(self.dataset, epochs) if name == "retain" else range(len(getattr(self.dataset, name)))
 
     def scoring(self) -> _Scoring:
         """What an evaluation runs through the model: from what the benchmark will ask of it."""
@@ -288,71 +293,56 @@ class _Planned:
 
     # -- time and disk -------------------------------------------------------------------------------------------------
 
-    def flops(self, cost: OptimizerCost, training: _Training, scoring: _Scoring) -> dict[str, float]:
-        """Operations by stage."""
-        window = self.args.gradient_accumulation_steps
+    def evaluations(self, scoring: _Scoring) -> dict[str, float]:
         evaluations = 2 + len(self.benchmark.references) + len(self.args.attacks or [])
-        found = {"evaluate": evaluations * scoring.tokens * scoring.flops}
-        looked_at = 0
-        for name in self.objective.reference:
-            rows: list[Encoded] = getattr(self.dataset, name)
-            places = drawn_retain_rows(self.dataset, self.epochs) if name == "retain" else range(len(rows))
-            looked_at += sum(len(rows[place]) for place in places)
-        if looked_at:
-            found["reference"] = looked_at * scoring.flops
-        first = training.first.flops * cost.backwards if training.first else 0.0
-        zeroth = training.zeroth.flops * cost.forwards if training.zeroth else 0.0
-        found["train"] = self.steps * window * (first + zeroth)
         self.notes.append(
             f"evaluations: {evaluations} (before, after, references, attacks), {scoring.tokens:,} tokens each; what "
             "attacks do beside being measured is not in the time"
         )
-        return found
+        return {"evaluate": evaluations * scoring.tokens * scoring.flops}
 
-    def speed(self, flops: float | None, measure: bool, batch: Any) -> Speed:
+    def speed(self, flops: float | None, measure: bool, shape: torch.Size) -> Speed:
         if flops is not None:
             return Speed(flops, "given")
-        shape = next(iter(batch.values()))["input_ids"].shape
         if measure:
             return layers_speed(self.config, shape[0], shape[1], self.dtype, self.device)
         text = self.config.get_text_config()
         inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
         return product_speed(text.hidden_size, inner, shape.numel(), self.dtype, self.device)
 
-    def disk(self, cost: OptimizerCost) -> dict[str, int]:
-        args, state = self.args, int(cost.state * self.trained_bytes)
-        saved = self.adapters or self.weights
-        whole = self.parameters * self.dtype.itemsize
-        found = {"model" if not self.adapters else "adapter": saved}
-        if args.save_merged:
-            found["merged model"] = whole
-        made = 0
-        if args.save_strategy == "steps":
-            made = self.steps // max(1, int(args.save_steps)) + bool(self.steps % max(1, int(args.save_steps)))
-        elif args.save_strategy == "epoch":
-            made = self.epochs
-        # A new one is whole before an old one goes.
-        kept = min(made, (args.save_total_limit or made) + 1)
-        found["checkpoints, while running"] = kept * (saved + state)
+    def disk(self, work: Work) -> dict[str, int]:
+        found = {"model" if not self.adapters else "adapter": self.adapters or self.weights}
+        if self.args.save_merged:
+            found["merged model"] = self.parameters * self.dtype.itemsize
+        found["checkpoints, while running"] = work.checkpoints
         found["peak"] = sum(found.values())
-        width, rows_of = self.config.get_text_config().hidden_size, self.dataset
-        references = 0
-        for name, quantities in self.objective.reference.items():
-            rows: list[Encoded] = getattr(rows_of, name)
-            places = drawn_retain_rows(rows_of, self.epochs) if name == "retain" else range(len(rows))
-            for quantity in quantities:
-                for place in places:
-                    tokens = sum(label >= 0 for label in rows[place].labels[1:])
-                    tokens = len(rows[place]) if quantity == "layer_hidden" else tokens
-                    references += 4 if quantity == "logps" else tokens * width * self.dtype.itemsize
-        found["references, in letgo's cache"] = references
+        found["references, in letgo's cache"] = work.references
         return found
 
+    def checkpoints(self, steps: int, epochs: int, state: int) -> int:
+        """Bytes of the checkpoints that are there at once."""
+        args, made = self.args, 0
+        if args.save_strategy == "steps":
+            made = steps // max(1, int(args.save_steps)) + bool(steps % max(1, int(args.save_steps)))
+        elif args.save_strategy == "epoch":
+            made = epochs
+        # A new one is whole before an old one goes.
+        kept = min(made, (args.save_total_limit or made) + 1)
+        return kept * ((self.adapters or self.weights) + state)
 
-@dataclass(frozen=True)
-class _Training:
-    first: Traced | None
-    zeroth: Traced | None
+    def stored(self, objective: Objective, epochs: int) -> int:
+        """Bytes of the reference quantities in letgo's cache."""
+        width, total = self.config.get_text_config().hidden_size, 0
+        for name, quantities in objective.reference.items():
+            rows: list[Encoded] = getattr(self.dataset, name)
+            for place in self._looked_at(name, epochs):
+                labels = sum(label >= 0 for label in rows[place].labels[1:])
+                tokens = {"hidden": labels, "layer_hidden": len(rows[place])}
+                total += sum(
+                    4 if quantity == "logps" else tokens[quantity] * width * self.dtype.itemsize
+                    for quantity in quantities
+                )
+        return total
 
 
 @dataclass(frozen=True)

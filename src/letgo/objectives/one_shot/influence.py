@@ -112,20 +112,25 @@ def inverse_fisher_product(gradients: Gradients, v: Vector, count: int, damping:
     products = torch.zeros(count, count, dtype=torch.float64)
     with_v = torch.zeros(count, dtype=torch.float64)
     for start in range(0, count, held):
-        stop = min(start + held, count)
-        block = [[t.clone() for t in g] for g in gradients(start, stop)]
-        for i, g in enumerate(block, start):
-            with_v[i] = dot(g, v)
-            for j, other in enumerate(block[: i - start + 1], start):
-                products[i, j] = products[j, i] = dot(g, other)
-        for j, other in enumerate(gradients(stop, count), stop):
-            for i, g in enumerate(block, start):
-                products[i, j] = products[j, i] = dot(g, other)
+        _take_products(gradients, v, start, min(start + held, count), products, with_v)
     weights = sherman_morrison(products, with_v, damping)
     result = [t / damping for t in v]
     for weight, g in zip(weights.tolist(), gradients(0, count), strict=True):
         torch._foreach_add_(result, g, alpha=weight)
     return result
+
+
+def _take_products(gradients: Gradients, v: Vector, start: int, stop: int, products: Tensor, with_v: Tensor) -> None:
+    """The products of one block of gradients with each other, with all later ones and with v, entered in place. Only
+    in here does the block exist."""
+    block = list(gradients(start, stop))
+    for i, g in enumerate(block, start):
+        with_v[i] = dot(g, v)
+        for j, other in enumerate(block[: i - start + 1], start):
+            products[i, j] = products[j, i] = dot(g, other)
+    for j, other in enumerate(gradients(stop, len(with_v)), stop):
+        for i, g in enumerate(block, start):
+            products[i, j] = products[j, i] = dot(g, other)
 
 
 def sherman_morrison(products: Tensor, with_v: Tensor, damping: float) -> Tensor:
@@ -225,6 +230,7 @@ def _divided_by_gnb(
             drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
         gradient = _gradient(F.cross_entropy(logits, drawn), parameters)
         torch._foreach_addcmul_(diagonal, gradient, gradient, value=len(drawn))
+        del gradient, logits
         batches, rows = batches + 1, rows + len(part["labels"])
         data.advance("curvature", len(part["labels"]))
     return [t / (damping + d / max(1, batches)) for t, d in zip(v, diagonal, strict=True)]
