@@ -37,7 +37,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "accumulated": (DEEP, {"optimizer": "sgd", "gradient_accumulation_steps": 2}),
     "lora_sgd": (LLAMA, {"optimizer": "sgd", "lora_rank": 4}),
     "undial": (LLAMA, {"optimizer": "adamw", "objective": "undial"}),
-    "task_vector": (LLAMA, {"objective": "task_vector", "objective_args": {"epochs": 1}}),
     "whp": (LLAMA, {"objective": "whp", "objective_args": {"reinforce_epochs": 1, "epochs": 1}}),
     "influence": (LLAMA, {"objective": "influence", "objective_args": {"samples": 8, "held": 4}}),
 }
