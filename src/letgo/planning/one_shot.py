@@ -1,0 +1,228 @@
+"""The stages of one-shot methods, which have no objective and no optimizer of the run's choosing: what each holds and
+computes, as its own docstring says, with the passes it makes followed on the model without values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from letgo.catalog import settings_of
+from letgo.errors import UserError
+from letgo.models.head import reference_head
+from letgo.objectives import ONE_SHOT
+from letgo.objectives.likelihood import Part, label_hidden, labels_of
+from letgo.objectives.one_shot.whos_harry_potter import generic_loss
+from letgo.objectives.retain import cross_entropy
+from letgo.planning.optimizers import OptimizerCost, optimizer_cost
+from letgo.planning.report import Phase
+from letgo.planning.tracing import Traced, faking, trace_forward, trace_training
+
+if TYPE_CHECKING:
+    from letgo.planning.estimate import Planned
+
+
+@dataclass(frozen=True)
+class Work:
+    """What lies between the two evaluations of a run."""
+
+    phases: tuple[Phase, ...]
+    flops: Mapping[str, float]
+    """By stage."""
+    steps: int
+    batch: torch.Size
+    """Shape of the micro-batch, (rows, length)."""
+    checkpoints: int = 0
+    """Bytes on disk of those that are there at once."""
+    references: int = 0
+    """Bytes in letgo's cache."""
+
+
+def training_phases(
+    common: Mapping[str, int],
+    passes: Traced,
+    cost: OptimizerCost,
+    *,
+    fragmented: float,
+    trained: int,
+    largest: int,
+    names: tuple[str, str] = ("train", "step"),
+) -> tuple[Phase, Phase]:
+    """A first-order step: its passes, then the optimizer's own.
+
+    Args:
+        common: what is alive in both beside the optimizer's state.
+        passes: forward and backward.
+        cost: of the optimizer.
+        fragmented: resident bytes for each byte alive.
+        trained: bytes of the trained parameters.
+        largest: bytes of the largest of them.
+        names: of the two phases.
+    """
+    common = {**common, "optimizer state": int(cost.state * trained)}
+    first = {
+        **common,
+        "gradients": int(fragmented * passes.gradients),
+        "activations": int(fragmented * max(0, passes.peak - passes.gradients)),
+        "copies that the optimizer holds": int(cost.held * trained),
+    }
+    within = int(max(0, fragmented * (cost.step * trained + cost.largest * largest) - passes.gradients))
+    second = {**common, "gradients": passes.gradients, "within the optimizer's step": within}
+    return Phase(names[0], first), Phase(names[1], second)
+
+
+def one_shot_work(run: Planned) -> Work:
+    """The work of the method that the config names, with its settings."""
+    name = run.args.objective
+    given = dict(run.args.objective_args or {})
+    ONE_SHOT.check_settings(name, given, skip=("model", "data"))
+    settings = settings_of(ONE_SHOT.load(name), skip=("model", "data")) | given
+    run.model.eval()
+    return _WORK[ONE_SHOT.record(name).name](run, settings)
+
+
+# -- fine-tuning -------------------------------------------------------------------------------------------------------
+
+
+def _fine_tuning(
+    run: Planned,
+    part: Part,
+    loss_of: Callable[[Any, Part], Tensor],
+    held: Mapping[str, int],
+    names: tuple[str, str],
+) -> tuple[tuple[Phase, Phase], float]:
+    """The phases of `letgo.objectives.one_shot.data.fine_tune`, and the operations of one of its steps."""
+    cost = optimizer_cost("adamw", {"lr": 1e-5, "weight_decay": 0.0}, run.trained[0].dtype)
+    passes = trace_training(run.model, lambda: loss_of(run.model, part))
+    phases = training_phases(
+        {**run.held, **held},
+        passes,
+        cost,
+        fragmented=run.fragmented(),
+        trained=run.trained_bytes,
+        largest=run.largest,
+        names=names,
+    )
+    return phases, passes.flops
+
+
+def _task_vector(run: Planned, settings: Mapping[str, Any]) -> Work:
+    part = run.part("forget", int(settings["batch_size"]))
+    steps = settings["epochs"] * -(-len(run.dataset.forget) // int(settings["batch_size"]))
+    copied = {"the weights as they were": run.trained_bytes}
+    phases, flops = _fine_tuning(run, part, cross_entropy, copied, ("train", "step"))
+    return Work(phases, {"train": steps * flops}, steps, part["input_ids"].shape)
+
+
+def _whos_harry_potter(run: Planned, settings: Mapping[str, Any]) -> Work:
+    size = int(settings["batch_size"])
+    part = run.part("forget", size)
+    batches = -(-len(run.dataset.forget) // size)
+    copied = {"copy of the model": run.weights + run.adapters}
+    reinforcing, first = _fine_tuning(run, part, cross_entropy, copied, ("reinforce", "reinforce, step"))
+
+    taken = trace_forward(run.model, lambda: label_hidden(run.model, part))
+    tokens = sum(sum(label >= 0 for label in row.labels[1:]) for row in run.dataset.forget)
+    width = run.config.get_text_config().hidden_size
+    heads = reference_head(run.model), reference_head(run.model)
+    weight = run.model.get_output_embeddings().weight
+    stored = {
+        "hidden states of both models": 2 * tokens * width * run.dtype.itemsize,
+        # Of a frozen one the copy's is kept, and the model's own serves.
+        "output layers of both models": (2 if weight.requires_grad else 1) * weight.numel() * weight.element_size(),
+    }
+    targets = Phase("targets", {**run.held, **copied, **stored, "activations": int(run.fragmented() * taken.peak)})
+    shape = (len(labels_of(part)), width)
+    with faking():
+        hidden = torch.empty(shape, dtype=run.dtype), torch.empty(shape, dtype=run.dtype)
+
+    def loss_of(model: Any, part: Part) -> Tensor:
+        return generic_loss(model, part, hidden, heads, settings["alpha"], settings["targets"])
+
+    learning, second = _fine_tuning(run, part, loss_of, stored, ("train", "step"))
+    steps = batches * (settings["reinforce_epochs"] + settings["epochs"])
+    flops = {
+        "reinforce": batches * settings["reinforce_epochs"] * first,
+        "targets": 2 * batches * taken.flops,
+        "train": batches * settings["epochs"] * second,
+    }
+    return Work((*reinforcing, targets, *learning), flops, steps, part["input_ids"].shape)
+
+
+# -- influence ---------------------------------------------------------------------------------------------------------
+
+
+def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
+    size, data = int(settings["batch_size"]), run.dataset
+    if not data.retain:
+        raise UserError("influence unlearning needs a retain set: the curvature is taken from it")
+    vector = sum(p.numel() * max(4, p.element_size()) for p in run.trained)
+
+    def phase(name: str, passes: Traced, vectors: float, **others: int) -> Phase:
+        gradients = run.fragmented() * passes.gradients
+        return Phase(
+            name,
+            {
+                **run.held,
+                "gradients": int(gradients),
+                "activations": int(run.fragmented() * passes.peak - gradients),
+                "vectors": int(vectors * vector),
+                **{key.replace("_", " "): count for key, count in others.items()},
+            },
+        )
+
+    of_forget, of_retain = (run.part(name, size) for name in ("forget", "retain"))
+    passes = {
+        part["input_ids"].shape: trace_training(run.model, lambda part=part: cross_entropy(run.model, part))
+        for part in (of_forget, of_retain)
+    }
+    mean = max(passes.values(), key=lambda traced: traced.peak)
+    flops = {"mean gradient": -(-len(data.forget) // size) * passes[of_forget["input_ids"].shape].flops}
+    phases = [phase("mean gradient", mean, 2 if settings["retain_share"] else 1)]
+    if settings["retain_share"]:
+        flops["mean gradient"] += -(-len(data.retain) // size) * passes[of_retain["input_ids"].shape].flops
+    count = min(int(settings["samples"]), len(data.retain))
+    if settings["hessian"] == "gnb":
+        # v, the diagonal, and at the end v divided by it.
+        phases += [
+            phase("curvature", _sampled(run, of_retain), 2),
+            Phase("divide", {**run.held, "vectors": 3 * vector}),
+        ]
+        flops["curvature"] = -(-count // size) * passes[of_retain["input_ids"].shape].flops
+        return Work(tuple(phases), flops, 0, of_retain["input_ids"].shape)
+    held = min(int(settings["held"]), count)
+    row = run.part("retain", 1)
+    single = trace_training(run.model, lambda: cross_entropy(run.model, row))
+    # Those held, v, and the gradient before the one that is being made.
+    products = 8 * count**2
+    phases += [
+        phase("curvature", single, held + 2, products_of_gradients=products),
+        phase("step", single, 3, products_of_gradients=3 * products),
+    ]
+    streamed = sum(count - start for start in range(0, count, held)) + count
+    parameters = sum(p.numel() for p in run.trained)
+    flops["curvature"] = streamed * single.flops + count**2 * parameters
+    return Work(tuple(phases), flops, 0, row["input_ids"].shape)
+
+
+def _sampled(run: Planned, part: Part) -> Traced:
+    """A pass whose labels are drawn from the model: its logits are whole."""
+    head = run.model.get_output_embeddings()
+
+    def loss() -> Tensor:
+        logits = head(label_hidden(run.model, part)).float()
+        with torch.no_grad():
+            drawn = logits.softmax(-1).argmax(-1)
+        return torch.nn.functional.cross_entropy(logits, drawn)
+
+    return trace_training(run.model, loss)
+
+
+_WORK: dict[str, Callable[[Planned, Mapping[str, Any]], Work]] = {
+    "task_vector": _task_vector,
+    "whp": _whos_harry_potter,
+    "influence": _influence,
+}
