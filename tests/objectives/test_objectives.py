@@ -257,7 +257,8 @@ def test_dpo_equals_trl(tokenizer, tmp_path):
     objective, batch, original = prepared("dpo", model, tokenizer, moved=0.05, beta=0.3)
     # It wants a data set to be made; the batch that it is given here is ours, preferred answers first.
     rows = datasets.Dataset.from_list([{"prompt": "the", "chosen": " capital", "rejected": " of"}])
-    settings = trl.DPOConfig(str(tmp_path), beta=0.3, use_cpu=True, report_to=[], disable_dropout=False)
+    plain = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": []}
+    settings = trl.DPOConfig(str(tmp_path), beta=0.3, **plain)
     trainer = trl.DPOTrainer(model, original, args=settings, train_dataset=rows, processing_class=tokenizer)
     parts = [batch[name] for name in ("alternative", "forget")]
     inputs = {key: stack_rows([part[key] for part in parts], 0) for key in ("input_ids", "attention_mask")}
