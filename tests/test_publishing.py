@@ -99,11 +99,12 @@ def test_a_run_pushes_itself_where_it_is_asked_to_and_only_then(tmp_path, monkey
     settings = {"model": "biographies", "benchmark": "biographies", "max_steps": 2, "eval_limit": 10}
     unlearn(**settings, output_dir=str(tmp_path / "one"))
     assert not pushed
-    settings |= {"push_to_hub": True, "hub_model_id": "someone/forgetful", "hub_token": "hf_secret"}
+    settings |= {"push_to_hub": True, "hub_model_id": "someone/forgetful"}
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     run = unlearn(**settings, output_dir=str(tmp_path / "two"))
     [((directory, repository), how)] = pushed
     assert (directory, repository, how["private"]) == (run.directory, "someone/forgetful", True)
-    assert how["token"] == "hf_secret"
+    assert "token" not in how  # the hub's own login has it
     written = [path for path in run.directory.rglob("*") if path.is_file()]
     assert not any(b"hf_secret" in path.read_bytes() for path in written)
 

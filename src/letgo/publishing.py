@@ -84,9 +84,7 @@ def push_to_hub(
         UserError: no such run, one that failed, no model in it, or a name that is none.
         LetgoError: the hub refused, or could not be reached.
     """
-    from httpx import HTTPError
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub import CommitOperationAdd, HfApi, errors
 
     directory, reporter = Path(directory), reporter or Quiet()
     check_repository(repository)
@@ -102,9 +100,10 @@ def push_to_hub(
     try:
         address = hub.create_repo(repository, private=private, repo_type="model", exist_ok=True)
         hub.create_commit(repository, operations, commit_message="A model unlearned with letgo", repo_type="model")
-    except LocalTokenNotFoundError as error:
+    except errors.LocalTokenNotFoundError as error:
         raise UserError("the hub knows no login here: run `hf auth login`, or set HF_TOKEN") from error
-    except (HFValidationError, HfHubHTTPError, HTTPError, OSError) as error:
+    # HTTPError is the transport's, whichever library that is in this version of the hub's.
+    except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         raise LetgoError(
             f"could not push to {repository}: {_first_line(error)}\n"
             f"  the run is safe in {directory}; try again with `letgo push {directory} --repo {repository}`"

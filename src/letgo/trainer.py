@@ -157,7 +157,7 @@ class UnlearnTrainer(Trainer):
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
         pass
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

@@ -241,7 +241,6 @@ class _Job:
             self.directory,
             check_repository(self.args.hub_model_id),
             private=private,
-            token=self.args.hub_token,
             reporter=self.reporter,
         )
         self.reporter.say(f"  pushed to {address}")

@@ -174,7 +174,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     inner = x if level is None else _inside(x)
     if serves(inner, weight) and (bias is None or _level(bias) is None):
         result = linear(inner, weight, bias)
-        return result if level is None else _functorch._add_batch_dim(result, 0, level)  # type: ignore[no-any-return]
+        return result if level is None else _functorch._add_batch_dim(result, 0, level)
     return F.linear(x, weight, bias)
 
 

@@ -21,7 +21,7 @@ FEWEST_ELEMENTS = 1 << 16
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, by whichever is faster. (..., in), (out, in), (out,) -> (..., out)"""
     if serves(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight.detach(), bias, "none", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise(x, weight.detach(), bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
