@@ -8,7 +8,7 @@ OUTPUT ?= letgo-runs
 # Waiting threads that spin starve each other on few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check clean
+.PHONY: demo test check example clean
 
 demo: $(VENV)/.ready
 	$(BIN)/letgo demo --output $(OUTPUT)
@@ -20,6 +20,13 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The sweep, report and brief under docs/example: ten to fifteen minutes.
+example: $(VENV)/.ready
+	$(BIN)/letgo sweep recipes/sweeps/tiny.yaml --output letgo-runs/sweep-tiny --resume
+	$(BIN)/letgo report letgo-runs/sweep-tiny --output docs/example/report.html
+	$(BIN)/letgo brief letgo-runs/sweep-tiny --output docs/example/brief.md
+	cp letgo-runs/sweep-tiny/table.csv docs/example/table.csv
 
 clean:
 	rm -rf $(VENV) $(OUTPUT) build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

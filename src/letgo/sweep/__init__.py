@@ -1,7 +1,7 @@
 """Grids of runs: expanded, tuned to matched forgetting, run in parallel, resumed after a kill at any moment.
 
-`grid.py` reads a grid and expands it, `tuning.py` picks each group's setting, `execute.py` runs the cells, and
-`state.py` keeps `sweep.json`, which says what became of each.
+`grid.py` reads a grid and expands it, `tuning.py` picks each group's setting, and `execute.py` runs the cells;
+`sweep.json` (`letgo.runs.sweeps`) says what became of each.
 """
 
 from __future__ import annotations

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from letgo.attacks.run import attack, plan_attack
 from letgo.config import make_config
@@ -21,10 +19,10 @@ from letgo.results import Result, is_run, read_result, write_text
 from letgo.runs import record_run
 from letgo.runs.record import TAGS_FILE, write_tags
 from letgo.unlearning import unlearn
+from letgo.workers import WORKERS_LOCK
 
 ERROR_FILE = "error.json"
 """In the directory of a run that failed: what was said."""
-WORKERS_LOCK = ".workers.lock"
 
 
 @dataclass(frozen=True)
@@ -92,32 +90,6 @@ def write_error(task: Task, message: str, trace: str = "") -> None:
     task.directory.mkdir(parents=True, exist_ok=True)
     document = {"error": message} | ({"traceback": trace} if trace else {})
     write_text(task.directory / ERROR_FILE, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
-
-
-def start_worker(folder: str, threads: int, parent: int) -> None:
-    """Initialise a worker process: its threads, and its end if the process that started it is gone.
-
-    It holds a shared lock while it lives, so that a sweep that is resumed after a kill waits for the old workers' end.
-    """
-    import torch
-
-    from letgo.progress import quiet_libraries
-
-    quiet_libraries()
-    torch.set_num_threads(threads)
-    handle = open(Path(folder) / WORKERS_LOCK, "a")  # noqa: SIM115  (held until the process ends)
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    _HELD.append(handle)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-_HELD: list[IO[str]] = []
 
 
 @contextlib.contextmanager

@@ -26,10 +26,11 @@ from letgo.runs.sweeps import (
     read_sweep,
     write_sweep,
 )
-from letgo.sweep.cell import ERROR_FILE, Outcome, Task, alone, outcome, run_task, start_worker, write_error
+from letgo.sweep.cell import ERROR_FILE, Outcome, Task, alone, outcome, run_task, write_error
 from letgo.sweep.grid import Cell, Grid, Group, with_setting
 from letgo.sweep.table import TABLE_FILE, as_csv
 from letgo.sweep.tuning import BROKEN, MEETS, Range, Trial, Tune, choose, judge
+from letgo.workers import start_worker
 
 DEATHS = 3
 """So often a run may lose its process before it counts as failed."""
