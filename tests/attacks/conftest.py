@@ -3,6 +3,7 @@ form; and the shipped biographies model with a forgetting too small for 4 bits."
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,14 @@ class Saved:
     original: Path
     forms: dict[str, Path]
     benchmark: str
+
+
+@pytest.fixture
+def quick_collections():
+    """auto-round collects garbage some twenty times a model, each time through all that torch has imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

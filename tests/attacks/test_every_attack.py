@@ -94,7 +94,7 @@ def test_the_table_has_every_attack():
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_every_attack_on_every_saved_form_to_the_same_bits(attacked, spec):
+def test_every_attack_on_every_saved_form_to_the_same_bits(attacked, quick_collections, spec):
     """The full model's weights are the shards': attacked twice with one seed, from two forms, they give equal bits. The
     adapter's, merged when they are loaded, are the same but for rounding."""
     (full, rows), (sharded, rows_again), (adapter, _) = (attacked(form, spec) for form in FORMS)

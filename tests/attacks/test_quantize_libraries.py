@@ -144,7 +144,7 @@ def test_torchao_rounds_about_as_ours_does(victim, bits):
         assert 0 < row["attack"] < row["norm"]
 
 
-def test_autoround_calibrates_without_the_forget_set(victim, monkeypatch):
+def test_autoround_calibrates_without_the_forget_set(victim, quick_collections):
     pytest.importorskip("auto_round", reason="auto-round is not installed: pip install 'letgo[autoround]'")
     state = torch.random.get_rng_state()
     attacked = quantize_autoround(victim, bits=4, group_size=32, iterations=1, samples=2, length=16)
