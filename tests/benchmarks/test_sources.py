@@ -126,8 +126,23 @@ def test_data_that_cant_be_had_is_said_with_the_way_out(monkeypatch, error, mess
         raise error()
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(UserError, match=message):
         SOURCE.open().table("one")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_hub_that_is_not_to_be_asked_and_where_the_copy_belongs(beside):
+    """Tests run with HF_HUB_OFFLINE set, and nothing of the source is in the hub's cache."""
+    source = Source("little", "somebody/little", "0" * 40, beside=beside)
+    place = "DIR/little" if beside else "DIR"
+    with pytest.raises(UserError, match=rf"HF_HUB_OFFLINE is set(.|\n)*--local-dir {place}`\n  then give data=DIR"):
+        source.open().table("one")
+
+
+def test_sources_that_data_names_together_say_so():
+    own = {"tofu", "muse-news", "muse-books"}
+    assert {name for name, source in PINNED.items() if not source.beside} == own
 
 
 def _http(kind):
@@ -149,7 +164,7 @@ def _http(kind):
         (lambda f: SOURCE.open(data=f).table("two"), "has no table 'two'"),
         (
             lambda f: SOURCE.open(data=f).table("one", fields=("quest",)),
-            "first.jsonl:1: no field 'quest'; did you mean",
+            "first.jsonl:1: no field 'quest'; it has 'question', 'answer'; did you mean 'question'",
         ),
     ],
 )

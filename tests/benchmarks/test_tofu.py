@@ -108,7 +108,8 @@ def test_limits_and_short_tables_are_said(data):
     assert len(benchmark.forget) == len(benchmark.retain) == 5
     assert len(benchmark.items) == 12
     said = "\n".join(benchmark.notes)
-    assert "retain99 has 40 rows here and 3960 on the hub" in said
+    assert "retain99 has 40 rows here and 3960 on the hub; what is trained on is 5 of them" in said
+    assert "retain_perturbed has 40 rows here and 400 on the hub; its scores are over 3 of them" in said
     assert "trained on the first 5 forget and 5 retain rows" in said
     many = create_benchmark(f"tofu:{QUICK},data={data},limit=30")
     assert many.limit_notes(None) == ["tofu: limit 30 was asked, but authors has 6, facts has 6: all are scored"]
@@ -118,7 +119,7 @@ def test_limits_and_short_tables_are_said(data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "forget20"}, "no split 'forget20'; did you mean .* it has forget01, forget05, forget10"),
+        ({"split": "forget20"}, "no split 'forget20'; it has forget01, forget05, forget10; did you mean"),
         ({"split": "retain90"}, "no split 'retain90'"),
         ({"split": "forget05"}, "has no table 'forget05_perturbed'"),
         ({"template": "lama2"}, "did you mean 'llama2'"),
@@ -298,7 +299,10 @@ def test_a_retain_result_that_cant_be_compared_is_refused_before_anything_is_sco
         (place / "result.json").write_text(json.dumps(result))
         return place
 
-    refused("its version is 0, here it is 1", changed("old", lambda r: r["config"]["scored"].update(version=0)))
+    refused(
+        "its version of the benchmark's scores is 0, here it is 1(.|\\n)*letgo eval",
+        changed("old", lambda r: r["config"]["scored"].update(version=0)),
+    )
     refused("its split is 'forget05'", changed("split", lambda r: r["config"]["scored"].update(split="forget05")))
     refused("does not say what it was scored on", changed("bare", lambda r: r["config"].pop("scored")))
     refused("record of an unlearning run", changed("run", lambda r: r.update(before=r["after"])))

@@ -209,7 +209,7 @@ def test_the_gated_corpus_is_asked_for_only_when_it_is_needed(data, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("wmdp:topics=bioo", "there is no 'bioo'; did you mean 'bio'"),
+        ("wmdp:topics=bioo", "there is no 'bioo'; there are bio, cyber, chem; did you mean 'bio'"),
         ("wmdp:topics=bio+bio", "named twice"),
         ("wmdp:mmlu=world_religion", "did you mean 'world_religions'"),
         ("wmdp:engine=lmeval", "known: letgo, lm_eval"),

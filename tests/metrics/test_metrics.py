@@ -270,3 +270,6 @@ def test_auc_metric():
     assert metric.value == pytest.approx(membership_auc([3.0, 4.0, 5.0, 2.5], [1.0, 2.0, 3.5]))
     assert metric.n == 7
     assert metric.ci95[0] <= metric.value <= metric.ci95[1]
+    # Nothing overlaps: drawing again shows no spread, and two samples of a side are no certainty.
+    assert auc_metric([2.0, 3.0], [0.0, 1.0, 1.5]).ci95 == pytest.approx((0.3424, 1.0), abs=1e-4)
+    assert auc_metric([0.0, 1.0], [2.0, 3.0, 1.5]).ci95 == pytest.approx((0.0, 0.6576), abs=1e-4)

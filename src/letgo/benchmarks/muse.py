@@ -76,7 +76,7 @@ def muse(
         UserError: an unknown corpus or request, data that can't be had, a retrain result of something else.
     """
     if corpus not in CORPORA:
-        raise UserError(f"muse has no corpus {corpus!r}{did_you_mean(corpus, CORPORA)}; it has {', '.join(CORPORA)}")
+        raise UserError(f"muse has no corpus {corpus!r}; it has {', '.join(CORPORA)}{did_you_mean(corpus, CORPORA)}")
     sequence = _checked_request(corpus, request)
     if retain not in ("retain1", "retain2"):
         raise UserError(f"muse has no retain set {retain!r}; it has retain1, retain2")
@@ -213,7 +213,7 @@ def _checked_request(corpus: str, request: str | None) -> tuple[str, ...]:
         return ()
     known = [*SEQUENCES, *(one for requests in SEQUENCES.values() for one in requests)]
     if request not in known:
-        raise UserError(f"muse has no request {request!r}{did_you_mean(request, known)}; it has {', '.join(known)}")
+        raise UserError(f"muse has no request {request!r}; it has {', '.join(known)}{did_you_mean(request, known)}")
     if corpus != "news":
         raise UserError(f"muse: request={request} is of the news corpus; {corpus} has its whole forget set only")
     return SEQUENCES.get(request, ())

@@ -81,6 +81,10 @@ class ReferenceResult:
         )
 
 
+_WORDS = {"version": "version of the benchmark's scores"}
+"""What `config.scored` calls shortly."""
+
+
 def read_reference(setting: str, path: str | Path, wanted: Mapping[str, Any]) -> ReferenceResult:
     """A result of `letgo eval` by its directory (or its result.json), or the one that fits in a folder of several.
 
@@ -110,7 +114,10 @@ def read_reference(setting: str, path: str | Path, wanted: Mapping[str, Any]) ->
     if len(fitting) > 1:
         raise UserError(f"{setting}={path} holds {len(fitting)} results that fit; name one of their directories")
     said = "\n".join(f"  {one.directory}: {'; '.join(_differences(one, wanted))}" for one in references)
-    raise UserError(f"{setting}={path} can't be compared with:\n{said}")
+    raise UserError(
+        f"{setting}={path} can't be compared with:\n{said}\n"
+        "  score the reference model with `letgo eval` of this version and the same benchmark settings"
+    )
 
 
 def _differences(reference: ReferenceResult, wanted: Mapping[str, Any]) -> list[str]:
@@ -120,7 +127,7 @@ def _differences(reference: ReferenceResult, wanted: Mapping[str, Any]) -> list[
     if not reference.scored:
         return ["it does not say what it was scored on: score the reference model again with this version of letgo"]
     return [
-        f"its {key} is {reference.scored.get(key)!r}, here it is {value!r}"
+        f"its {_WORDS.get(key, key)} is {reference.scored.get(key)!r}, here it is {value!r}"
         for key, value in wanted.items()
         if reference.scored.get(key) != value
     ]

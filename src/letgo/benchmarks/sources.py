@@ -36,12 +36,14 @@ class Source:
         repository: its id on the hub.
         revision: the commit that its published numbers can be had with.
         gated: whether access has to be asked for.
+        beside: whether `data=` names a folder of several data sets, this one under its name, not this one's folder.
     """
 
     name: str
     repository: str
     revision: str
     gated: bool = False
+    beside: bool = False
 
     def open(self, *, data: str | Path | None = None, revision: str | None = None) -> Tables:
         """The data set's tables.
@@ -74,9 +76,11 @@ class Source:
             if self.gated
             else ""
         )
+        place = f"DIR/{self.name}" if self.beside else "DIR"
         return (
             f"{access}a local copy is made by `hf download {self.repository} --repo-type dataset "
-            f"--revision {self.revision} --local-dir DIR`\n  then give data=DIR, or put it at ${FOLDERS}/{self.name}"
+            f"--revision {self.revision} --local-dir {place}`\n"
+            f"  then give data=DIR, or put it at ${FOLDERS}/{self.name}"
         )
 
 
@@ -142,7 +146,7 @@ class Tables:
             for field in fields:
                 if field not in row:
                     has = ", ".join(map(repr, row)) or "no fields"
-                    raise UserError(f"{place}: no field {field!r}{did_you_mean(field, map(str, row))}; it has {has}")
+                    raise UserError(f"{place}: no field {field!r}; it has {has}{did_you_mean(field, map(str, row))}")
         return Table(name, [place for place, _ in taken], [row for _, row in taken], len(records))
 
     def _has(self, part: str) -> bool:
@@ -236,10 +240,10 @@ class Tables:
             ) from error
         except Exception as error:  # the hub's client raises many kinds for what can't be reached
             said = str(error).strip().splitlines()
-            raise UserError(
-                f"{self.source.name}: {where} can't be had ({type(error).__name__}: "
-                f"{said[0][:200] if said else 'no message'})\n  {self.source.help()}"
-            ) from error
+            reason = f"{type(error).__name__}: {said[0][:200] if said else 'no message'}"
+            if huggingface_hub.constants.HF_HUB_OFFLINE:
+                reason = "HF_HUB_OFFLINE is set, so the hub is not asked, and its cache does not have it"
+            raise UserError(f"{self.source.name}: {where} can't be had ({reason})\n  {self.source.help()}") from error
 
 
 PINNED: Mapping[str, Source] = {
@@ -248,15 +252,20 @@ PINNED: Mapping[str, Source] = {
         Source("tofu", "locuslab/TOFU", "324592d84ae4f482ac7249b9285c2ecdb53e3a68"),
         Source("muse-news", "muse-bench/MUSE-News", "506bd5b150b92814d45e4404a82f120ab2d748bf"),
         Source("muse-books", "muse-bench/MUSE-Books", "051ba90319e920d410d87cfdbd61f25843c1b892"),
-        Source("wmdp", "cais/wmdp", "7125571f22f032c56415e7980f48d877dd830ff8"),
-        Source("wmdp-corpora", "cais/wmdp-corpora", "daf89fa9b618b63a624228061a9cebacca88009c"),
+        Source("wmdp", "cais/wmdp", "7125571f22f032c56415e7980f48d877dd830ff8", beside=True),
+        Source("wmdp-corpora", "cais/wmdp-corpora", "daf89fa9b618b63a624228061a9cebacca88009c", beside=True),
         # The form asks who one is and what for; its commits can't be seen without access, so none can be pinned here.
-        Source("wmdp-bio-forget-corpus", "cais/wmdp-bio-forget-corpus", "main", gated=True),
-        Source("mmlu", "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe"),
-        Source("wikitext", "Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3"),
-        Source("c4", "allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"),
-        Source("pku-saferlhf", "PKU-Alignment/PKU-SafeRLHF", "2d8577a5fe215c81d01854497c2549942446b533"),
-        Source("real-toxicity-prompts", "allenai/real-toxicity-prompts", "88a5d7954c54f31e153959c2db98e15cf5cbec01"),
+        Source("wmdp-bio-forget-corpus", "cais/wmdp-bio-forget-corpus", "main", gated=True, beside=True),
+        Source("mmlu", "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe", beside=True),
+        Source("wikitext", "Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", beside=True),
+        Source("c4", "allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2", beside=True),
+        Source("pku-saferlhf", "PKU-Alignment/PKU-SafeRLHF", "2d8577a5fe215c81d01854497c2549942446b533", beside=True),
+        Source(
+            "real-toxicity-prompts",
+            "allenai/real-toxicity-prompts",
+            "88a5d7954c54f31e153959c2db98e15cf5cbec01",
+            beside=True,
+        ),
     )
 }
 """Every data set that a benchmark reads, at the commit that it is read at unless another one is asked for."""

@@ -92,10 +92,10 @@ def tofu(
         UserError: an unknown split or template, data that can't be had, a retain result of something else.
     """
     if split not in SPLITS:
-        raise UserError(f"tofu has no split {split!r}{did_you_mean(split, SPLITS)}; it has {', '.join(SPLITS)}")
+        raise UserError(f"tofu has no split {split!r}; it has {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
     if template not in ("auto", *FORMS):
         raise UserError(
-            f"tofu has no template {template!r}{did_you_mean(template, FORMS)}; it has auto, {', '.join(FORMS)}"
+            f"tofu has no template {template!r}; it has auto, {', '.join(FORMS)}{did_you_mean(template, FORMS)}"
         )
     scored, trained = checked_limit(limit), checked_limit(train_limit)
     if isinstance(length, bool) or not isinstance(length, int) or length < _FEWEST_TOKENS:
@@ -227,7 +227,7 @@ class _Reader:
     notes: list[str]
 
     def rows(self, config: str, limit: int | None, first_author: int) -> list[Row]:
-        table = self._table(config, ("question", "answer"), limit)
+        table = self._table(config, ("question", "answer"), limit, "what is trained on is")
         return [
             _row(place, row, f"author {first_author + number // AUTHOR_ROWS}")
             for number, (place, row) in enumerate(zip(table.places, table.rows, strict=True))
@@ -240,7 +240,7 @@ class _Reader:
         fields = ["question", "answer"]
         if config.endswith("_perturbed"):
             fields += ["perturbed_answer"] + (["paraphrased_answer"] if name in ("forget", "retain") else [])
-        table = self._table(config, fields, min(limit or SCORED_ROWS, SCORED_ROWS))
+        table = self._table(config, fields, min(limit or SCORED_ROWS, SCORED_ROWS), "its scores are over")
         items = []
         for number, (place, record) in enumerate(zip(table.places, table.rows, strict=True)):
             author = None if first_author is None else first_author + number // AUTHOR_ROWS
@@ -260,12 +260,11 @@ class _Reader:
             )
         return items
 
-    def _table(self, config: str, fields: Sequence[str], limit: int | None) -> Table:
+    def _table(self, config: str, fields: Sequence[str], limit: int | None, use: str) -> Table:
         table = self.tables.table(config, fields=fields, limit=limit)
         if table.whole != ROWS.get(config, table.whole):
             self.notes.append(
-                f"tofu: {config} has {table.whole} rows here and {ROWS[config]} on the hub; its scores are over "
-                f"{len(table)} rows"
+                f"tofu: {config} has {table.whole} rows here and {ROWS[config]} on the hub; {use} {len(table)} of them"
             )
         return table
 

@@ -233,7 +233,7 @@ def _listed(what: str, text: str, known: Mapping[str, Any] | Sequence[str]) -> l
     names = [name.strip() for name in str(text).split("+")]
     for name in names:
         if name not in known:
-            raise UserError(f"{what}: there is no {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
+            raise UserError(f"{what}: there is no {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}")
         if names.count(name) > 1:
             raise UserError(f"{what}: {name!r} is named twice")
     return names

@@ -10,7 +10,7 @@ from letgo.errors import EmptyScoreError
 from letgo.metrics.memorization import forget_quality
 from letgo.metrics.metric import Metric
 from letgo.metrics.privacy import membership_auc, privacy_leakage
-from letgo.metrics.summary import SEED, drawn_groups, mean_metric, wins
+from letgo.metrics.summary import SEED, drawn_groups, mean_metric, separated, wins
 from letgo.metrics.utility import harmonic_mean
 
 _KS_RESAMPLES = 400
@@ -76,7 +76,8 @@ def privleak_metric(
     retrained_auc: float | None = None,
     retrained: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Metric:
-    """PrivLeak of Min-K scores (`min_k`, the larger the more familiar) with a bootstrap interval over texts.
+    """PrivLeak of Min-K scores (`min_k`, the larger the more familiar) with a bootstrap interval over texts; at its
+    bounds, with a known AUC of the retrained model, that of `letgo.metrics.summary.separated`.
 
     Args:
         forget, holdout: the model's scores of the two sets.
@@ -91,7 +92,11 @@ def privleak_metric(
             raise EmptyScoreError("PrivLeak needs both models' scores of the same texts")
         retrained_auc = 1.0 - membership_auc(*retrained)
     assert retrained_auc is not None
-    value = privacy_leakage(1.0 - membership_auc(forget, holdout), retrained_auc)
+    auc = 1.0 - membership_auc(forget, holdout)
+    value, n = privacy_leakage(auc, retrained_auc), len(forget) + len(holdout)
+    if retrained is None and auc in (0.0, 1.0):
+        ends = [privacy_leakage(end, retrained_auc) for end in separated(auc, len(forget), len(holdout))]
+        return Metric(value=value, n=n, ci95=(ends[0], ends[1]))
     own = wins(forget, holdout)
     theirs = None if retrained is None else wins(*retrained)
     generator, draws = np.random.default_rng(SEED), []
@@ -102,7 +107,7 @@ def privleak_metric(
         if base > 0:
             draws.append(privacy_leakage(1.0 - float(own[rows, columns].mean()), base))
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Metric(value=value, n=len(forget) + len(holdout), ci95=(float(low), float(high)))
+    return Metric(value=value, n=n, ci95=(float(low), float(high)))
 
 
 def toxicity_metrics(scores: Sequence[float], groups: Sequence[str], threshold: float = 0.5) -> tuple[Metric, Metric]:

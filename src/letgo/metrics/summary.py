@@ -50,10 +50,15 @@ def perplexity_metric(totals: Sequence[float], tokens: Sequence[int], groups: Se
 
 
 def auc_metric(members: Sequence[float], others: Sequence[float]) -> Metric:
-    """Membership AUC with a bootstrap interval over both sides; n counts both."""
+    """Membership AUC with a bootstrap interval over both sides; n counts both.
+
+    Where every member is on one side of every other the bootstrap sees no spread: `separated` gives the interval.
+    """
     from letgo.metrics.privacy import membership_auc
 
     value = membership_auc(members, others)
+    if value in (0.0, 1.0):
+        return Metric(value=value, n=len(members) + len(others), ci95=separated(value, len(members), len(others)))
     table = wins(members, others)
     generator = np.random.default_rng(SEED)
     draws = [
@@ -65,6 +70,11 @@ def auc_metric(members: Sequence[float], others: Sequence[float]) -> Metric:
     ]
     low, high = np.quantile(draws, [0.025, 0.975])
     return Metric(value=value, n=len(members) + len(others), ci95=(float(low), float(high)))
+
+
+def separated(auc: float, members: int, others: int) -> tuple[float, float]:
+    """The interval of an AUC of 0 or 1: Wilson's, for as many trials as the smaller side has samples."""
+    return _wilson(auc, min(members, others))
 
 
 def wins(members: Sequence[float], others: Sequence[float]) -> np.ndarray:
