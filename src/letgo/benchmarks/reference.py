@@ -126,6 +126,8 @@ def _differences(reference: ReferenceResult, wanted: Mapping[str, Any]) -> list[
         return ["it is the record of an unlearning run; evaluate the reference model with `letgo eval`"]
     if not reference.scored:
         return ["it does not say what it was scored on: score the reference model again with this version of letgo"]
+    if reference.scored.get("benchmark") != wanted["benchmark"]:
+        return [f"it is of benchmark {reference.scored.get('benchmark')!r}, here it is {wanted['benchmark']!r}"]
     return [
         f"its {_WORDS.get(key, key)} is {reference.scored.get(key)!r}, here it is {value!r}"
         for key, value in wanted.items()
