@@ -4,7 +4,7 @@ take, with how sure that is. Every number is of a run that the page names."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from letgo.report.card import markdown
 from letgo.report.compared import with_targets
 from letgo.report.comparison import Kept, Line, compare, lines_of
 from letgo.report.html import asset, policy
+from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_runs
 from letgo.report.numbers import MISSING, duration, number, percent
 from letgo.report.settings import varying
@@ -33,6 +34,8 @@ GRADES = {
     "smoothed": "smoothed",
     "hybrid": "hybrid",
 }
+UNMATCHED = 0.05
+"""With so much less left of what was to be forgotten a setting is said to have forgotten more than the others."""
 TIE = 0.05
 """Two lines whose difference has a p-value of at least this can't be told apart."""
 
@@ -67,6 +70,8 @@ class Brief:
     forgotten: str
     columns: Sequence[Column]
     labels: Sequence[str]
+    names: Mapping[str, str]
+    """Short names of the labels."""
     entries: Sequence[Entry]
     trade_off: Sequence[str]
     recommendation: Sequence[str]
@@ -118,6 +123,7 @@ def brief(directories: Sequence[Path]) -> Brief:
         forgotten=_forgotten(runs),
         columns=shown,
         labels=labels,
+        names=short_labels(labels),
         entries=entries,
         trade_off=_trade_off(entries),
         recommendation=_recommendation(entries, labels),
@@ -222,6 +228,7 @@ def _recommendation(entries: Sequence[Entry], labels: Sequence[str]) -> list[str
         f"{of} attacks."
     ]
     others = [entry for entry in able if entry is not best]
+    told += _unmatched(best, others)
     compared = {one.line: one for one in compare([best.line, *(entry.line for entry in others)], label)}
     tied = [entry for entry in others if (compared[entry.line].p or 0.0) >= TIE]
     if tied:
@@ -244,6 +251,23 @@ def _recommendation(entries: Sequence[Entry], labels: Sequence[str]) -> list[str
     if few < 3:
         told.append(f"The figures rest on {few} seed{'s' if few > 1 else ''} a setting: more would make them surer.")
     return told
+
+
+def _unmatched(best: Entry, others: Sequence[Entry]) -> list[str]:
+    """A warning where the best setting also forgot more than all others: then more was to be brought back."""
+    if not best.forgetting:
+        return []
+    column, _, after = best.forgetting[0]
+    if not column.better.startswith("lower"):
+        return []
+    rest = [value for entry in others for c, _, value in entry.forgetting if c.key == column.key]
+    if not rest or after > min(rest) - UNMATCHED:
+        return []
+    span = " to ".join(dict.fromkeys((number(min(rest)), number(max(rest)))))
+    return [
+        f"It also forgot more than every other setting ({column.title} {number(after)}; the others {span}): part of "
+        "what it kept may come of that, not of its optimizer."
+    ]
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from letgo.report import svg
 from letgo.report.comparison import Kept, Line, compare, lines_of
 from letgo.report.figures import Figure, Key, line_sample
+from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_sweep
 from letgo.report.numbers import MISSING, number, percent
 from letgo.report.settings import commands, varying
@@ -42,6 +43,7 @@ class Compared:
     lines: Sequence[ComparedLine]
     columns: Sequence[Column]
     labels: Sequence[str]
+    names: Mapping[str, str]
     figures: Sequence[Figure]
     sweeps: Sequence[Sweep]
 
@@ -64,7 +66,9 @@ def compared(runs: Sequence[Run], directories: Sequence[Path], columns: Sequence
     ]
     drawn = [bits_figure(lines, "bits"), steps_figure(lines, "steps")]
     sweeps = [sweep for directory in directories if (sweep := find_sweep(directory)) is not None]
-    return Compared(rows, columns, labels, [figure for figure in drawn if figure is not None], sweeps)
+    return Compared(
+        rows, columns, labels, short_labels(labels), [figure for figure in drawn if figure is not None], sweeps
+    )
 
 
 def with_targets(lines: Sequence[Line], directories: Sequence[Path]) -> list[Line]:

@@ -22,6 +22,7 @@ from letgo.analysis.records import read_analyses
 from letgo.errors import UserError
 from letgo.report import analyses, answers, figures, numbers
 from letgo.report.compared import compared, told
+from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_runs
 from letgo.report.settings import commands, plain, settings, varying
 from letgo.report.table import Column, Row, columns, keys, rows, usual_n
@@ -176,7 +177,8 @@ def render(runs: Sequence[Run], directories: Sequence[Path] = ()) -> str:
             single=len(views) == 1,
             columns=shared,
             labels=labels,
-            varying=varying([view.result.config for view in views]),
+            names=short_labels(labels),
+            varying=[name for name in varying([view.result.config for view in views]) if name != "seed"],
             overview=figures.all_runs(results, [view.title for view in views], "all") if len(views) > 1 else None,
             compared=compared(runs, directories, shared) if len(views) > 1 else None,
             folded=len(views) > MANY,
