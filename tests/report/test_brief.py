@@ -9,6 +9,7 @@ import pytest
 
 from letgo.errors import UserError
 from letgo.report.brief import brief, write_brief
+from letgo.results import read_result, write_result
 from letgo.runs.sweeps import CellState, GroupState, Sweep, write_sweep
 from tests.report import runs as made
 from tests.report.test_comparison import run_of
@@ -62,6 +63,18 @@ def test_runs_that_broke_or_missed_their_target_are_not_recommended(folder):
     assert found.recommendation[0].startswith("Take npo, adamw")
     assert "did not survive every attack" in " ".join(found.recommendation)
     assert found.notes == ["npo, fozo: never reached the target (runs 3, 4)"]
+
+
+def test_a_setting_that_forgot_more_than_all_others_is_told_apart(folder):
+    assert "forgot more" not in " ".join(brief([folder]).recommendation)
+    for seed in (0, 1):
+        run = folder / f"fozo{seed}"
+        result = read_result(run)
+        lower = result.after["forget_accuracy"].model_copy(update={"value": 0.2})
+        write_result(run, result.model_copy(update={"after": result.after | {"forget_accuracy": lower}}))
+    told = " ".join(brief([folder]).recommendation)
+    assert "Take npo, fozo" in told
+    assert "It also forgot more than every other setting (forget accuracy 0.20; the others 0.50)" in told
 
 
 def test_without_attacks_nothing_is_recommended(tmp_path):

@@ -255,19 +255,15 @@ def _recommendation(entries: Sequence[Entry], labels: Sequence[str]) -> list[str
 
 def _unmatched(best: Entry, others: Sequence[Entry]) -> list[str]:
     """A warning where the best setting also forgot more than all others: then more was to be brought back."""
-    if not best.forgetting:
-        return []
-    column, _, after = best.forgetting[0]
-    if not column.better.startswith("lower"):
-        return []
-    rest = [value for entry in others for c, _, value in entry.forgetting if c.key == column.key]
-    if not rest or after > min(rest) - UNMATCHED:
-        return []
-    span = " to ".join(dict.fromkeys((number(min(rest)), number(max(rest)))))
-    return [
-        f"It also forgot more than every other setting ({column.title} {number(after)}; the others {span}): part of "
-        "what it kept may come of that, not of its optimizer."
-    ]
+    for column, _, after in best.forgetting:
+        rest = [value for entry in others for c, _, value in entry.forgetting if c.key == column.key]
+        if column.better.startswith("lower") and rest and after <= min(rest) - UNMATCHED:
+            span = " to ".join(dict.fromkeys((number(min(rest)), number(max(rest)))))
+            return [
+                f"It also forgot more than every other setting ({column.title} {number(after)}; the others {span}): part "
+                "of what it kept may come of that, not of its optimizer."
+            ]
+    return []
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
