@@ -260,8 +260,8 @@ def _unmatched(best: Entry, others: Sequence[Entry]) -> list[str]:
         if column.better.startswith("lower") and rest and after <= min(rest) - UNMATCHED:
             span = " to ".join(dict.fromkeys((number(min(rest)), number(max(rest)))))
             return [
-                f"It also forgot more than every other setting ({column.title} {number(after)}; the others {span}): part "
-                "of what it kept may come of that, not of its optimizer."
+                f"It also forgot more than every other setting ({column.title} {number(after)}; the others {span}): "
+                "part of what it kept may come of that, not of its optimizer."
             ]
     return []
 
