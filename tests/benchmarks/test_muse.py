@@ -321,3 +321,27 @@ def test_requests_one_after_another(directories, data, tmp_path, command):
         letgo.unlearn(**settings | {"output_dir": str(tmp_path / "one")})
     with pytest.raises(UserError, match="is no sequence of requests"):
         letgo.unlearn_sequence(**settings | {"benchmark": f"muse:data={data}"})
+
+
+@pytest.mark.parametrize("kind", ["scal", "sust"])
+def test_growing_requests_start_from_one_model_and_repeated_ones_go_on(data, tmp_path, monkeypatch, kind):
+    """Which model each request is given; nothing is trained here."""
+    from types import SimpleNamespace
+
+    import letgo.sequence as sequence
+
+    given = []
+
+    def unlearn(config, **_):
+        given.append((config.model, config.benchmark, config.output_dir))
+        return SimpleNamespace(result=config.output_dir)
+
+    monkeypatch.setattr(sequence, "unlearn", unlearn)
+    output = tmp_path / "out"
+    settings = {"objective": "graddiff", "benchmark": f"muse:data={data},request={kind},{QUICK}"}
+    done = letgo.unlearn_sequence(model="somebody/model", output_dir=str(output), **settings)
+    places = [str(output / f"{n}-{kind}_{n}") for n in range(1, 5)]
+    assert [str(place) for place in done] == [place for _, _, place in given] == places
+    assert all(f"request={kind}_{n}" in spec for n, (_, spec, _) in enumerate(given, 1))
+    first = "somebody/model"
+    assert [model for model, _, _ in given] == ([first] * 4 if kind == "scal" else [first, *places[:3]])

@@ -241,6 +241,32 @@ def test_membership_against_the_holdout_split(model, tokenizer, with_holdout):
     assert not any(item.set == "holdout" for item in plain.items)
 
 
+def test_membership_against_the_retain_models_loss(directories, with_holdout, tmp_path):
+    from sklearn.metrics import roc_auc_score
+
+    spec = f"tofu:{QUICK},limit=4,data={with_holdout}"
+    letgo.evaluate(directories[1], [spec], output=tmp_path / "retain")
+    [result] = letgo.evaluate(
+        directories[0], [f"{spec},retain={tmp_path / 'retain'}"], output=tmp_path / "own"
+    ).values()
+    rows = {
+        place: {
+            row["id"]: row["scores"]["mia_loss"]
+            for row in read_json_lines(tmp_path / place / "samples.jsonl")
+            if "mia_loss" in row["scores"]
+        }
+        for place in ("own", "retain")
+    }
+    assert len(rows["own"]) == 8
+    apart = {name: loss - rows["retain"][name] for name, loss in rows["own"].items()}
+    expected = roc_auc_score([name.startswith("forget01/") for name in apart], list(apart.values()))
+    assert result.after["forget_mia_reference_auc"].value == pytest.approx(expected)
+    assert not any("no membership attack" in note for note in result.notes)
+    letgo.evaluate(directories[1], [f"{spec},holdout=false"], output=tmp_path / "less")
+    less = create_benchmark(f"{spec},retain={tmp_path / 'less'}")
+    assert "the retain model was not scored on holdout01 (holdout=true)" in "\n".join(less.notes)
+
+
 # -- forget quality ----------------------------------------------------------------------------------------------------
 
 

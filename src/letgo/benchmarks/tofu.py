@@ -126,6 +126,11 @@ def tofu(
     if retain is not None:
         wanted = {"benchmark": "tofu", "version": VERSION, "split": split, "length": length}
         reference = read_reference("retain", retain, wanted)
+        if any(item.task for item in items) and not reference.has("mia_loss"):
+            notes.append(
+                "tofu: no membership attack against a reference model, for the retain model was not scored on "
+                f"{held_out} (holdout=true)"
+            )
     else:
         notes.append("tofu: no forget quality, for no retain model's result was given (retain=RESULT)")
     settings: dict[str, Any] = {
