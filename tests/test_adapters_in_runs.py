@@ -225,7 +225,7 @@ def test_rmu_with_adapters_trains_those_of_its_own_layers(job):
     assert {name.split(".lora_")[0] for name in names} == {"base_model.model.model.layers.1.mlp.down_proj"}
 
 
-def test_one_shot_methods_end_to_end(job):
+def test_a_one_shot_method_on_adapters(job):
     run = letgo.unlearn(**job | {"objective": "task_vector", "objective_args": {"epochs": 1, "lr": 1e-3}})
     assert read_result(run.directory).status in ("finished", "collapsed")
     assert weights_fingerprint(load_model(run.directory)) != weights_fingerprint(load_model(job["model"]))

@@ -45,7 +45,10 @@ class OneShot:
         self.settings = dict(args.objective_args or {})
         ONE_SHOT.check_settings(args.objective, self.settings, skip=("model", "data"))
         name = ONE_SHOT.record(args.objective).name
-        self.notes = [f"{name} changes the weights in one shot: no optimizer, no checkpoints, no history"]
+        self.notes = [
+            f"{name} changes the weights in one shot: its settings are objective_args alone; no optimizer, no learning "
+            "rate of the run's, no checkpoints, no history"
+        ]
         self.history: list[dict[str, Any]] = []
 
     def run(self) -> None:
@@ -53,8 +56,14 @@ class OneShot:
         forget = batches_of(self.dataset.forget, self.pad_id, device)
         retain = batches_of(self.dataset.retain, self.pad_id, device) if self.dataset.retain else None
         method = ONE_SHOT.load(self.args.objective)
+        said: list[str] = []
+        self.reporter.say(f"  {self.notes[0]}")
         with _Stages(self.reporter) as stages:
-            method(self.model, Data(forget, retain, stages.advance), **{"seed": self.args.seed} | self.settings)
+            data = Data(forget, retain, stages.advance, said.append)
+            method(self.model, data, **{"seed": self.args.seed} | self.settings)
+        for note in said:
+            self.reporter.say(f"  {note}")
+        self.notes += said
 
 
 class _Stages:

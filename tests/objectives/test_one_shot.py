@@ -13,7 +13,7 @@ from letgo.objectives import ONE_SHOT
 from letgo.objectives.likelihood import label_counts, sequence_logps
 from letgo.objectives.one_shot import Data
 from letgo.objectives.one_shot.data import batches_of, fine_tune
-from letgo.objectives.one_shot.influence import influence, inverse_fisher_product
+from letgo.objectives.one_shot.influence import gradients_held, influence, inverse_fisher_product
 from letgo.objectives.one_shot.task_vector import task_vector
 from letgo.objectives.one_shot.whos_harry_potter import GenericModel, generic, generic_loss, whos_harry_potter
 from letgo.objectives.retain import cross_entropy
@@ -140,6 +140,20 @@ def test_the_recursion_equals_a_dense_solve(held, damping):
     torch.testing.assert_close(torch.cat([t.flatten() for t in found]), expected, rtol=1e-9, atol=1e-10)
     blocks = -(-9 // held)
     assert len(asked) == 9 + 9 + sum(9 - min(9, (b + 1) * held) for b in range(blocks)), "the cost that is documented"
+
+
+def test_gradients_are_held_as_far_as_there_is_room():
+    assert gradients_held([torch.zeros(1000, dtype=torch.bfloat16)]) == 2**30 // 4000
+    assert gradients_held([torch.empty(2**28, device="meta")]) == 16
+
+
+def test_methods_tell_the_length_of_their_step(data):
+    for method, settings in ((task_vector, {"alpha": 0.5}), (influence, {"alpha": 0.5})):
+        model, said = make("llama"), []
+        before = vector(model)
+        method(model, Data(data.forget, data.retain, say=said.append), **settings)
+        share = float((vector(model) - before).norm() / before.norm())
+        assert f"the step is {share:.2g} of the weights' length" in said[0]
 
 
 def test_influence_is_one_newton_step(data):

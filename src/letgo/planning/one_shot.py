@@ -15,6 +15,7 @@ from letgo.errors import UserError
 from letgo.models.head import reference_head
 from letgo.objectives import ONE_SHOT
 from letgo.objectives.likelihood import Part, label_hidden, labels_of
+from letgo.objectives.one_shot.influence import gradients_held
 from letgo.objectives.one_shot.whos_harry_potter import generic_loss
 from letgo.objectives.retain import cross_entropy
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
@@ -193,7 +194,7 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
         ]
         flops["curvature"] = -(-count // size) * passes[of_retain["input_ids"].shape].flops
         return Work(tuple(phases), flops, 0, of_retain["input_ids"].shape)
-    held = min(int(settings["held"]), count)
+    held = min(int(settings["held"] or gradients_held(run.trained)), count)
     row = run.part("retain", 1)
     single = trace_training(run.model, lambda: cross_entropy(run.model, row))
     # Those held, v, and the gradient before the one that is being made.

@@ -27,6 +27,8 @@ class Data:
     retain: Batches | None = None
     advance: Callable[[str, int], None] = lambda what, rows: None
     """Told what is being done and how many rows of it have just been."""
+    say: Callable[[str], None] = lambda text: None
+    """Told what there is to be known of what was done."""
 
 
 def batches_of(rows: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> Batches:
@@ -85,6 +87,15 @@ def trained(model: Any) -> list[torch.nn.Parameter]:
     if not parameters:
         raise UserError("the model has no trainable parameter")
     return parameters
+
+
+def relative_length(change: Iterable[Tensor], parameters: Iterable[Tensor]) -> float:
+    """‖Δθ‖ / ‖θ‖."""
+    lengths = [
+        math.sqrt(math.fsum(float(t.detach().norm(dtype=torch.promote_types(t.dtype, torch.float32))) ** 2 for t in ts))
+        for ts in (change, parameters)
+    ]
+    return lengths[0] / lengths[1] if lengths[1] else math.inf
 
 
 def rows_in(batches: Batches) -> int:

@@ -14,8 +14,11 @@ from letgo.data.pairs import generator_of
 from letgo.errors import NonFiniteLossError, UserError
 from letgo.models.head import output_head
 from letgo.objectives.likelihood import Part, check_above, label_counts, label_hidden, sequence_logps
-from letgo.objectives.one_shot.data import Batches, Data, rows_in, trained
+from letgo.objectives.one_shot.data import Batches, Data, relative_length, rows_in, trained
 from letgo.objectives.retain import cross_entropy
+
+_LEAST_HELD = 16
+_HELD_BYTES = 1 << 30
 
 Vector = list[Tensor]
 """A vector of the trained parameters' dimension: one float32 tensor a parameter."""
@@ -31,7 +34,7 @@ def influence(
     alpha: float = 0.2,
     damping: float = 1.0,
     samples: int = 1000,
-    held: int = 16,
+    held: int | None = None,
     retain_share: float = 0.0,
     batch_size: int = 4,
     seed: int = 0,
@@ -51,7 +54,8 @@ def influence(
         alpha: α > 0, the length of the step.
         damping: λ > 0.
         samples: N, the retain rows that H is made of (fewer where there are fewer).
-        held: gradients held in memory at once for `woodfisher`, each as large as the trained parameters in float32.
+        held: gradients held in memory at once for `woodfisher`, each as large as the trained parameters in float32; by
+            default as many as 1 GB has room for, but at least 16 (see `gradients_held`).
         retain_share: ρ ≥ 0; with 1, the forget gradient less the retain gradient, as in public code.
         batch_size: rows in a batch of the means' and of `gnb`'s passes.
         seed: of the labels that `gnb` draws.
@@ -64,7 +68,8 @@ def influence(
         NonFiniteLossError: a gradient is not finite.
     """
     for name, value in (("alpha", alpha), ("damping", damping), ("samples", samples), ("held", held)):
-        check_above("influence", name, value)
+        if value is not None:
+            check_above("influence", name, value)
     check_above("influence", "retain_share", retain_share, equal=True)
     if hessian not in ("woodfisher", "gnb"):
         raise UserError(f"influence: hessian must be woodfisher or gnb, not {hessian!r}")
@@ -83,14 +88,24 @@ def influence(
             step = _divided_by_gnb(model, parameters, data, v, count, damping, batch_size, seed)
         else:
             gradients = _row_gradients(model, parameters, data.retain, data.advance)
-            step = inverse_fisher_product(gradients, v, count, damping, held)
+            step = inverse_fisher_product(gradients, v, count, damping, held or gradients_held(parameters))
     finally:
         model.train(was_training)
     if not all(bool(torch.isfinite(s).all()) for s in step):
         raise NonFiniteLossError("the influence step is not finite")
+    share = alpha * relative_length(step, parameters)
+    data.say(
+        f"influence: the step is {share:.2g} of the weights' length (alpha {alpha:g}, to which it is proportional)"
+    )
     with torch.no_grad():
         for parameter, change in zip(parameters, step, strict=True):
             parameter.add_(change.to(parameter.dtype), alpha=alpha)
+
+
+def gradients_held(parameters: Sequence[Tensor]) -> int:
+    """How many gradients are held at once where nothing is said."""
+    one = sum(p.numel() * max(4, p.element_size()) for p in parameters)
+    return max(_LEAST_HELD, _HELD_BYTES // max(1, one))
 
 
 def inverse_fisher_product(gradients: Gradients, v: Vector, count: int, damping: float, held: int) -> Vector:

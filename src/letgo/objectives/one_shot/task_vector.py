@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from letgo.objectives.likelihood import check_above
-from letgo.objectives.one_shot.data import Data, fine_tune, trained
+from letgo.objectives.one_shot.data import Data, fine_tune, relative_length, trained
 from letgo.objectives.retain import cross_entropy
 
 
@@ -46,6 +46,8 @@ def task_vector(
         model, data.forget, cross_entropy, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, advance=advance
     )
     with torch.no_grad():
+        share = alpha * relative_length((p - b for p, b in zip(parameters, original, strict=True)), original)
+        data.say(f"task_vector: the step is {share:.2g} of the weights' length (alpha {alpha:g} times the task vector)")
         for parameter, before in zip(parameters, original, strict=True):
             # (1 + α) θ_o − α θ_ft, as one rounding of a difference.
             parameter.copy_(torch.sub(before, parameter - before, alpha=alpha))
