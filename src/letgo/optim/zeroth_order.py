@@ -29,6 +29,7 @@ from letgo.optim.base import (
 from letgo.optim.low_rank import BatchedEngine, LowRankDirection, joined_factors
 from letgo.optim.noise import NOISE_KINDS, Block, Direction, NoiseKind, noise_dtype, rounded, row_blocks
 from letgo.optim.perturbation import InPlaceEngine, SharedDraws
+from letgo.optim.ranks import Ranks
 
 if TYPE_CHECKING:
     from letgo.optim.replay_log import ReplayLog
@@ -96,7 +97,8 @@ class ZerothOrder(ClosureOptimizer):
         g = (1/q) sum_i c_i v_i
 
     In a `torch.distributed` run every rank draws the same directions and the losses are averaged over the ranks, so
-    that all of them take the same step; nothing else is exchanged.
+    that all of them take the same step; nothing else is exchanged. With `optimizer.ranks = Ranks("directions")` every
+    rank evaluates a part of the directions instead (see `letgo.optim.ranks`).
 
     Args (of every subclass, beside its own):
         num_directions: q.
@@ -155,6 +157,7 @@ class ZerothOrder(ClosureOptimizer):
         self.nonfinite = nonfinite
         self.steps_taken = 0
         self.log: ReplayLog | None = None
+        self.ranks = Ranks()
         self._mu = mu
         self.rank = int(rank)
         self._engine: InPlaceEngine | BatchedEngine
@@ -210,6 +213,7 @@ class ZerothOrder(ClosureOptimizer):
         if finite:
             self.apply(Estimate(directions, coefficients))
         self.steps_taken += 1
+        self.ranks.check(parameters, self.steps_taken)
         return mean
 
     def directions(self, parameters: Sequence[Tensor]) -> list[Direction]:
@@ -231,17 +235,21 @@ class ZerothOrder(ClosureOptimizer):
         draws = SharedDraws(parameters)
         alphas = (self._mu, -self._mu) if self.difference == "central" else (self._mu,)
         shifts = [(direction, alpha) for direction in directions for alpha in alphas]
-        losses: list[Any] = [closure()] if self.difference == "forward" else []
+        unmoved = int(self.difference == "forward")
+        own = self.ranks.own(unmoved + len(shifts))
+        losses: list[Any] = [closure()] if unmoved and 0 in own else []
+        mine = [shifts[place - unmoved] for place in own if place >= unmoved]
         if isinstance(self._engine, BatchedEngine):
-            losses += self._engine.evaluate(closure, shifts, trainable, draws)
+            losses += self._engine.evaluate(closure, mine, trainable, draws) if mine else []
         else:
-            for direction, alpha in shifts:
+            for number, (direction, alpha) in enumerate(mine):
                 losses.append(self._engine.evaluate(closure, direction, alpha, trainable, draws))
-                if len(directions) > 1 and alpha == alphas[-1]:
+                if len(directions) > 1 and (number + 1 == len(mine) or mine[number + 1][0] is not direction):
                     direction.forget()
-        first = losses[0]
+        first = losses[0] if losses else torch.zeros((), device=parameters[0].device)
         like = first.detach() if isinstance(first, Tensor) else torch.tensor(first, device=parameters[0].device)
-        self.last_losses = _averaged_over_ranks([as_float(loss) for loss in losses], like.device)
+        evaluated = [as_float(loss) for loss in losses]
+        self.last_losses = self.ranks.joined(evaluated, unmoved + len(shifts), like.device)
         return self.last_losses, like
 
     def _coefficients(self, losses: Sequence[float]) -> list[float]:
@@ -332,13 +340,3 @@ def _representable(mu: float, parameters: Sequence[Tensor]) -> float:
         if any(p.dtype == dtype for p in parameters) and rounded(mu, dtype):
             return rounded(mu, dtype)
     return mu
-
-
-def _averaged_over_ranks(losses: list[float], device: torch.device) -> list[float]:
-    """The mean over the ranks of each loss, in one exchange of a few scalars; as they are without other ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return losses
-    # MPS and others without float64 have no process groups either.
-    stacked = torch.tensor(losses, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(stacked)
-    return (stacked / torch.distributed.get_world_size()).tolist()
