@@ -105,7 +105,7 @@ def fragile(tmp_path_factory):
     optimizer = torch.optim.Adam([layer.weight for layer in layers], lr=5e-3)
     for _ in range(40):
         batch = {
-            name: pad_rows([rows[i] for i in torch.randperm(len(rows), generator=generator)[:24]], 0)
+            name: pad_rows([rows[i] for i in torch.randperm(len(rows), generator=generator)[:16]], 0)
             for name, rows in encoded.items()
         }
         loss = (8.0 - cross_entropy(model, batch["forget"])).relu() + 3 * cross_entropy(model, batch["retain"])

@@ -155,7 +155,7 @@ def test_going_all_the_way_back_brings_everything_back(attacked):
 BIOGRAPHIES = [
     "quantize:bits=4,group_size=32",
     "quantize_bnb",
-    "relearn:steps=8,learning_rate=5e-4,batch_size=16,seeds=2",
+    "relearn:steps=8,learning_rate=5e-4,batch_size=16,seeds=2,evaluations=1",
     "noise:sigma=0.005,seeds=1",
     "prune:sparsity=0.1",
     "in_context:seeds=1",
@@ -169,7 +169,7 @@ BIOGRAPHIES = [
 
 
 def test_a_model_that_has_not_unlearned_keeps_nothing():
-    result = letgo.attack("biographies", BIOGRAPHIES, benchmark="biographies", original="biographies", limit=20)
+    result = letgo.attack("biographies", BIOGRAPHIES, benchmark="biographies", original="biographies", limit=16)
     for attack in result.attacks:
         assert attack.kept == 0.0, attack.label
         assert not attack.survived, attack.label
@@ -178,7 +178,7 @@ def test_a_model_that_has_not_unlearned_keeps_nothing():
 
 
 def test_the_retrained_model_survives_everything(tmp_path):
-    attacks = [*BIOGRAPHIES, "relearn:steps=30,learning_rate=1e-3,batch_size=16,holdout=0,seeds=1"]
+    attacks = [*BIOGRAPHIES, "relearn:steps=30,learning_rate=1e-3,batch_size=16,holdout=0,seeds=1,evaluations=1"]
     output = tmp_path / "out"
     result = letgo.attack(
         "biographies-retrained", attacks, benchmark="biographies", original="biographies", limit=20, output=output
@@ -229,7 +229,7 @@ def test_a_broken_model_is_collapsed_not_robust(tmp_path):
         ["quantize:bits=8", "relearn:steps=2,seeds=1"],
         benchmark="biographies",
         original="biographies",
-        limit=40,
+        limit=16,
     )
     assert result.status == "collapsed"
     for attack in result.attacks:
