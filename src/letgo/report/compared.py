@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from letgo.catalog import format_spec
 from letgo.report import svg
 from letgo.report.comparison import Kept, Line, compare, lines_of
 from letgo.report.figures import Figure, Key, line_sample
@@ -82,26 +83,48 @@ def with_targets(lines: Sequence[Line], directories: Sequence[Path]) -> list[Lin
 
 
 def bits_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
-    """What a quantization attack left at each number of bits, where it was made at several."""
-    found: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """What a quantization attack left at each number of bits, where it was made at several: the one made at most.
+
+    Where it broke the model nothing was proven, and nothing is drawn.
+    """
+    kinds: dict[str, dict[int, dict[float, list[float]]]] = {}
+    broken: Counter[str] = Counter()
     for index, line in enumerate(lines):
-        for run in line.runs:
-            for attack in run.result.attacks:
-                bits = attack.settings.get("bits")
-                if isinstance(bits, int | float) and not isinstance(bits, bool):
-                    found[index][float(bits)].append(attack.kept)
-    series = {lines[i].name: {x: statistics.fmean(v) for x, v in by.items()} for i, by in found.items()}
+        for attack in (a for run in line.runs for a in run.result.attacks):
+            bits = attack.settings.get("bits")
+            if not isinstance(bits, int | float) or isinstance(bits, bool):
+                continue
+            kind = format_spec(attack.name, {k: v for k, v in attack.settings.items() if k != "bits"})
+            broken[kind] += attack.collapsed
+            if not attack.collapsed:
+                points = kinds.setdefault(kind, defaultdict(lambda: defaultdict(list)))
+                points[index][float(bits)].append(attack.kept)
+    if not kinds:
+        return None
+    kind = max(kinds, key=lambda one: sum(len(by) for by in kinds[one].values()))
+    series = {lines[i].name: {x: statistics.fmean(v) for x, v in by.items()} for i, by in kinds[kind].items()}
     if not any(len(points) > 1 for points in series.values()):
         return None
-    return _drawn(identifier, "Quantization sweep", "bits", "share of forgetting kept", series, (0.0, 1.0), "bits")
+    caption = f"{kind}; means over each setting's runs."
+    if count := broken[kind]:
+        caption += f" {count} {'that broke its model is' if count == 1 else 'that broke their models are'} left out."
+    return _drawn(identifier, "Quantization sweep", "bits", "share of forgetting kept", series, (0.0, 1.0), caption)
 
 
 def steps_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
-    """How the forgotten came back over the steps of a relearning attack, the mean over runs and seeds."""
+    """How the forgotten came back over the steps of a relearning attack, the mean over runs and seeds: of the attack
+    that most settings were under."""
+    counts: Counter[str] = Counter()
+    for line in lines:
+        counts.update({a.label: 1 for run in line.runs for a in run.result.attacks if a.name == "relearn"})
+    if not counts:
+        return None
+    label = counts.most_common(1)[0][0]
     found: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     metric = None
     for index, line in enumerate(lines):
-        for point in (p for run in line.runs for a in run.result.attacks for p in a.curve if "step" in p):
+        attacks = [a for run in line.runs for a in run.result.attacks if a.label == label]
+        for point in (p for a in attacks for course in a.curves or [a.curve] for p in course if "step" in p):
             metric = metric or next((key for key in point if key.startswith("forget_")), None)
             if metric is not None and metric in point:
                 found[index][float(point["step"])].append(float(point[metric]))
@@ -109,8 +132,9 @@ def steps_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
     if metric is None or sum(len(points) > 1 for points in series.values()) < 2:
         return None
     values = [value for points in series.values() for value in points.values()]
+    caption = f"{label}; means over each setting's runs and seeds."
     words = metric.replace("_", " ")
-    return _drawn(identifier, "Relearning, step by step", "step", words, series, svg.domain(values), "step")
+    return _drawn(identifier, "Relearning, step by step", "step", words, series, svg.domain(values), caption)
 
 
 def _drawn(
@@ -120,14 +144,16 @@ def _drawn(
     up: str,
     series: Mapping[str, Mapping[float, float]],
     bounds: tuple[float, float],
-    head: str,
+    caption: str,
 ) -> Figure:
     xs = sorted({x for points in series.values() for x in points})
-    plot = Plot((xs[0], xs[-1]), bounds, across, up)
+    plot = Plot((xs[0], xs[-1]), bounds, across, up, whole=True)
     plot.axes()
     shown = list(series.items())[:MOST_DRAWN]
     for index, (_, points) in enumerate(shown):
         plot.line(sorted(points.items()), f"series-{index}")
+        for x, y in points.items():
+            plot.add(svg.tag("circle", class_=f"dot series-{index}", cx=plot.x(x), cy=plot.y(y), r=3.5))
     told = "; ".join(
         f"{name}: {number(points[min(points)])} at {min(points):g}, {number(points[max(points)])} at {max(points):g}"
         for name, points in series.items()
@@ -139,10 +165,10 @@ def _drawn(
     return Figure(
         f"compared-{identifier}",
         title,
-        f"Means over each setting's runs.{left_out}",
+        f"{caption}{left_out}",
         plot.render(f"compared-{identifier}", title, told),
         [Key(line_sample(f"series-{index}"), "", name) for index, (name, _) in enumerate(shown)],
-        ["setting", *(f"{head} {x:g}" for x in xs)],
+        ["setting", *(f"{across} {x:g}" for x in xs)],
         table,
     )
 

@@ -224,13 +224,16 @@ def attacked(result: Result, identifier: str) -> Figure | None:
     for index, attack in enumerate(result.attacks):
         y = top + index * step
         name = attack.label if len(attack.label) <= 46 else f"{attack.label[:45]}…"
-        mark = "✓" if attack.survived else "✗"
+        share = "broke the model" if attack.collapsed else percent(attack.kept)
+        said = f"{'✓' if attack.survived else '✗'} {share}"
+        # What a broken model has kept proves nothing.
+        width = 2.0 if attack.collapsed else max(attack.kept * scale, 2.0)
         class_ = "bar survived" if attack.survived else "bar lost"
         parts += [
             tag("text", escape(name), class_="label", x=left, y=y + 10),
-            tag("text", escape(f"{mark} {percent(attack.kept)}"), class_="label", x=right, y=y + 10, text_anchor="end"),
+            tag("text", escape(said), class_="label", x=right, y=y + 10, text_anchor="end"),
             tag("rect", class_="track", x=left, y=y + 17, width=scale, height=14, rx=2),
-            tag("rect", class_=class_, x=left, y=y + 17, width=max(attack.kept * scale, 2.0), height=14, rx=2),
+            tag("rect", class_=class_, x=left, y=y + 17, width=width, height=14, rx=2),
             tag("line", class_="threshold", **_upright(left + attack.threshold * scale, y + 13, y + 35)),
         ]
     drawing = tag(
@@ -254,21 +257,24 @@ def attacked(result: Result, identifier: str) -> Figure | None:
 
 
 def curve(attack: AttackResult, identifier: str) -> Figure | None:
-    """What came back over an attack's own steps, where the attack recorded it."""
+    """What came back over an attack's own steps, where the attack recorded it: the mean over its seeds."""
     if len(attack.curve) < 2:
         return None
     found = list(dict.fromkeys(key for point in attack.curve for key in point))
     across = next((key for key in ("step", "steps", "epoch", "samples", "bits") if key in found), found[0])
     named = [key for key in found if key != across]
-    unit = [k for k in named if all(0 <= p[k] <= 1 for p in attack.curve if k in p)]
+    courses = attack.curves if len(attack.curves) > 1 else [attack.curve]
+    points = _mean_course(courses, across, named)
+    unit = [k for k in named if all(0 <= p[k] <= 1 for p in points if k in p)]
     drawn = [key for key in (unit or named) if "loss" not in key][:4] or named[:1]
-    points = [point for point in attack.curve if _is_number(point.get(across))]
     if len(points) < 2 or not drawn:
         return None
-    xs = [float(point[across]) for point in points]
-    lines = {k: [(float(p[across]), float(p[k])) for p in points if _is_number(p.get(k))] for k in drawn}
+    xs = [point[across] for point in points]
+    lines = {k: [(p[across], p[k]) for p in points if k in p] for k in drawn}
     ends = svg.domain(y for line in lines.values() for _, y in line)
-    plot = Plot((min(xs), max(xs)), ends, _words(across), "score" if len(lines) > 1 else _words(drawn[0]))
+    plot = Plot(
+        (min(xs), max(xs)), ends, _words(across), "score" if len(lines) > 1 else _words(drawn[0]), across != "epoch"
+    )
     plot.axes()
     for index, line in enumerate(lines.values()):
         plot.line(line, f"series-{index}")
@@ -277,12 +283,27 @@ def curve(attack: AttackResult, identifier: str) -> Figure | None:
     return Figure(
         identifier,
         title,
-        f"Over the attack's own steps: {attack.label}.",
+        f"Over the attack's own steps: {attack.label}{f'; mean of {len(courses)} seeds' if courses[1:] else ''}.",
         plot.render(identifier, title, told),
         [Key(line_sample(f"series-{index}"), "", _words(key)) for index, key in enumerate(lines)],
         [_words(across), *map(_words, named)],
         [[f"{p[across]:g}", *(number(p[k]) if k in p else MISSING for k in named)] for p in points],
     )
+
+
+def _mean_course(
+    courses: Sequence[Sequence[Mapping[str, float]]], across: str, keys: Sequence[str]
+) -> list[dict[str, float]]:
+    """One row for each place on the way: the mean of each quantity over the courses that have it there."""
+    gathered: dict[float, dict[str, list[float]]] = {}
+    for point in (point for course in courses for point in course if _is_number(point.get(across))):
+        row = gathered.setdefault(float(point[across]), {})
+        for key in (key for key in keys if _is_number(point.get(key))):
+            row.setdefault(key, []).append(float(point[key]))
+    return [
+        {across: at} | {key: sum(values) / len(values) for key, values in gathered[at].items()}
+        for at in sorted(gathered)
+    ]
 
 
 def _axes(results: Sequence[Result]) -> tuple[str, str] | None:

@@ -64,6 +64,8 @@ class Plot:
     y_domain: tuple[float, float]
     x_title: str
     y_title: str
+    whole: bool = False
+    """Across stand whole numbers (steps, bits): none is written between them."""
     parts: list[Markup] = field(default_factory=list)
     _taken: list[tuple[float, float, float, float]] = field(default_factory=list)
 
@@ -78,10 +80,11 @@ class Plot:
 
     def axes(self) -> None:
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-        grid = [f"M{self.x(value):.1f} {TOP}V{bottom}" for value in ticks(*self.x_domain)]
+        across = [value for value in ticks(*self.x_domain) if not self.whole or value == round(value)]
+        grid = [f"M{self.x(value):.1f} {TOP}V{bottom}" for value in across]
         grid += [f"M{LEFT} {self.y(value):.1f}H{right}" for value in ticks(*self.y_domain)]
         self.add(tag("path", class_="grid", d="".join(grid)))
-        for value in ticks(*self.x_domain):
+        for value in across:
             at = self.x(value)
             self.add(tag("text", escape(_tick(value)), class_="tick", x=at, y=bottom + 18, text_anchor="middle"))
         for value in ticks(*self.y_domain):
@@ -118,6 +121,8 @@ class Plot:
     def label(self, x: float, y: float, text: str, class_: str = "label") -> None:
         """Write `text` near a marker at (x, y), in the nearest free place inside the frame."""
         width, height = CHARACTER * len(text), 14.0
+        # A value within a heat map is on a shade; a name may stand in the margin.
+        most = WIDTH - RIGHT if class_ == "level" else WIDTH - 2
         places = [
             (dx * reach, dy * reach)
             for reach in (1.0, 1.7, 2.6, 3.6)
@@ -128,7 +133,7 @@ class Plot:
             left = x + dx * 12 - (width if dx < 0 else width / 2 if dx == 0 else 0)
             top = y + dy * 14 - height / 2
             box = (left, top, left + width, top + height)
-            inside = box[0] >= LEFT and box[2] <= WIDTH - 2 and box[1] >= 2 and box[3] <= HEIGHT - BOTTOM
+            inside = box[0] >= LEFT and box[2] <= most and box[1] >= 2 and box[3] <= HEIGHT - BOTTOM
             bad = sum(_overlap(box, other) for other in self._taken) + (0 if inside else 1000)
             if best is None or bad < best[0]:
                 best = (bad, box)
