@@ -176,15 +176,12 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
         )
 
     of_forget, of_retain = (run.part(name, size) for name in ("forget", "retain"))
-    passes = {
-        part["input_ids"].shape: trace_training(run.model, lambda part=part: cross_entropy(run.model, part))
-        for part in (of_forget, of_retain)
-    }
-    mean = max(passes.values(), key=lambda traced: traced.peak)
-    flops = {"mean gradient": -(-len(data.forget) // size) * passes[of_forget["input_ids"].shape].flops}
+    forgetting, retaining = (_cross_entropy(run, part) for part in (of_forget, of_retain))
+    mean = max(forgetting, retaining if settings["retain_share"] else forgetting, key=lambda traced: traced.peak)
+    flops = {"mean gradient": -(-len(data.forget) // size) * forgetting.flops}
     phases = [phase("mean gradient", mean, 2 if settings["retain_share"] else 1)]
     if settings["retain_share"]:
-        flops["mean gradient"] += -(-len(data.retain) // size) * passes[of_retain["input_ids"].shape].flops
+        flops["mean gradient"] += -(-len(data.retain) // size) * retaining.flops
     count = min(int(settings["samples"]), len(data.retain))
     if settings["hessian"] == "gnb":
         # v, the diagonal, and at the end v divided by it.
@@ -192,11 +189,11 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
             phase("curvature", _sampled(run, of_retain), 2),
             Phase("divide", {**run.held, "vectors": 3 * vector}),
         ]
-        flops["curvature"] = -(-count // size) * passes[of_retain["input_ids"].shape].flops
+        flops["curvature"] = -(-count // size) * retaining.flops
         return Work(tuple(phases), flops, 0, of_retain["input_ids"].shape)
     held = min(int(settings["held"] or gradients_held(run.trained)), count)
     row = run.part("retain", 1)
-    single = trace_training(run.model, lambda: cross_entropy(run.model, row))
+    single = _cross_entropy(run, row)
     # Those held, v, and the gradient before the one that is being made.
     products = 8 * count**2
     phases += [
@@ -207,6 +204,10 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
     parameters = sum(p.numel() for p in run.trained)
     flops["curvature"] = streamed * single.flops + count**2 * parameters
     return Work(tuple(phases), flops, 0, row["input_ids"].shape)
+
+
+def _cross_entropy(run: Planned, part: Part) -> Traced:
+    return trace_training(run.model, lambda: cross_entropy(run.model, part))
 
 
 def _sampled(run: Planned, part: Part) -> Traced:

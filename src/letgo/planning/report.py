@@ -29,7 +29,7 @@ class Plan:
         phases: of a run, in order, with the bytes alive in each.
         process: bytes of the process itself, Python and its libraries, before anything is loaded.
         disk: bytes by what they are; `peak` is the most at once in the run directory, references lie in the cache.
-        steps: optimizer steps.
+        steps: optimizer steps; 0 for a method that makes none.
         flops: floating-point operations by stage.
         speed: FLOP/s that times are taken with, and `how` it was obtained.
         seconds: by stage.
@@ -85,7 +85,8 @@ class Plan:
             lines.append(f"  = {size(self.memory['cpu'])} of main memory")
         lines += ["", "disk"]
         lines += [f"  {name:<40} {size(count):>9}" for name, count in self.disk.items() if count]
-        lines += ["", f"time, {self.steps} steps, at {self.speed:.3g} FLOP/s ({self.how})"]
+        steps = f", {self.steps} steps" if self.steps else ""
+        lines += ["", f"time{steps}, at {self.speed:.3g} FLOP/s ({self.how})"]
         lines += [f"  {name:<14} {duration(value):>9}" for name, value in self.seconds.items()]
         lines.append(f"  {'in all':<14} {duration(sum(self.seconds.values())):>9}")
         lines += ["", *(f"- {note}" for note in self.notes)]
