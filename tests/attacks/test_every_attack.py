@@ -155,7 +155,7 @@ def test_going_all_the_way_back_brings_everything_back(attacked):
 BIOGRAPHIES = [
     "quantize:bits=4,group_size=32",
     "quantize_bnb",
-    "relearn:steps=8,learning_rate=5e-4,batch_size=16,seeds=2,evaluations=1",
+    "relearn:steps=8,learning_rate=5e-4,batch_size=16,seeds=1,evaluations=1",
     "noise:sigma=0.005,seeds=1",
     "prune:sparsity=0.1",
     "in_context:seeds=1",

@@ -224,8 +224,8 @@ def attacked(result: Result, identifier: str) -> Figure | None:
     for index, attack in enumerate(result.attacks):
         y = top + index * step
         name = attack.label if len(attack.label) <= 46 else f"{attack.label[:45]}…"
-        share = "broke the model" if attack.collapsed else percent(attack.kept)
-        said = f"{'✓' if attack.survived else '✗'} {share}"
+        amount = "broke the model" if attack.collapsed else percent(attack.kept)
+        said = f"{'✓' if attack.survived else '✗'} {amount}"
         # What a broken model has kept proves nothing.
         width = 2.0 if attack.collapsed else max(attack.kept * scale, 2.0)
         class_ = "bar survived" if attack.survived else "bar lost"
