@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -138,14 +137,20 @@ def inverse_fisher_product(gradients: Gradients, v: Vector, count: int, damping:
 def _take_products(gradients: Gradients, v: Vector, start: int, stop: int, products: Tensor, with_v: Tensor) -> None:
     """The products of one block of gradients with each other, with all later ones and with v, entered in place. Only
     in here does the block exist."""
-    block = list(gradients(start, stop))
-    for i, g in enumerate(block, start):
-        with_v[i] = dot(g, v)
-        for j, other in enumerate(block[: i - start + 1], start):
-            products[i, j] = products[j, i] = dot(g, other)
+    # One matrix a parameter, a gradient a row: their products are taken a block at a time.
+    block = [torch.empty((stop - start, t.numel()), dtype=t.dtype, device=t.device) for t in v]
+
+    def with_block(g: Sequence[Tensor]) -> Tensor:
+        return sum((rows @ t.flatten().to(rows.dtype)).double().cpu() for rows, t in zip(block, g, strict=True))  # type: ignore[return-value]
+
+    for i, g in enumerate(gradients(start, stop)):
+        for rows, t in zip(block, g, strict=True):
+            rows[i] = t.flatten()
+    with_v[start:stop] = with_block(v)
+    for j in range(start, stop):
+        products[start:stop, j] = with_block([rows[j - start] for rows in block])
     for j, other in enumerate(gradients(stop, len(with_v)), stop):
-        for i, g in enumerate(block, start):
-            products[i, j] = products[j, i] = dot(g, other)
+        products[start:stop, j] = products[j, start:stop] = with_block(other)
 
 
 def sherman_morrison(products: Tensor, with_v: Tensor, damping: float) -> Tensor:
@@ -167,11 +172,6 @@ def sherman_morrison(products: Tensor, with_v: Tensor, damping: float) -> Tensor
         # F_i⁻¹ v = F_{i−1}⁻¹ v − w_i (g_iᵀ F_{i−1}⁻¹ v) / (N + g_iᵀ w_i)
         c -= w[i] * ((with_v[i] / damping + products[i] @ c) / scale[i])
     return c
-
-
-def dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """The inner product, in float64 over tensors."""
-    return math.fsum(float(torch.dot(a.flatten(), b.flatten())) for a, b in zip(one, other, strict=True))
 
 
 def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Vector:
