@@ -158,49 +158,47 @@ class Bench:
 
         return run
 
-    def scoring(self) -> Iterator[dict[str, Any]]:
-        """Real tokens per second: questions with one answer, and long texts with Min-K++'s statistics or without.
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """Questions with one answer, in real tokens per second."""
+        from letgo.metrics.scoring import Query, continuation_logps
+
+        queries = [Query(self.tokens(16, 34), [self.tokens(25, 60)]) for _ in range(12 if self.quick else 60)]
+        cases = {"answers": ("one answer a question", lambda: continuation_logps(self.model, queries))}
+        return self.throughput(queries, (1, 2, 4, 8, 16, len(queries)), cases)
+
+    def texts(self) -> Iterator[dict[str, Any]]:
+        """Long texts, with Min-K++'s statistics or without, in real tokens per second."""
+        from letgo.metrics.scoring import continuation_logps, score, text_query
+
+        length = 300 if self.quick else 1700
+        queries = [text_query(self.tokens(length)) for _ in range(2)]
+        cases = {
+            "texts": (f"{length:,}-token texts, Min-K", lambda: continuation_logps(self.model, queries)),
+            "texts++": (f"{length:,}-token texts, Min-K++", lambda: score(self.model, queries, statistics=True)),
+        }
+        return self.throughput(queries, (1, 2), cases)
+
+    def throughput(
+        self, queries: list[Any], shapes: tuple[int, ...], cases: dict[str, tuple[str, Callable[[], Any]]]
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of cases over the same queries.
 
         The base that has a goal is the fastest of several plain ways over the very same texts; the rows "… any" have
         the fastest plain pass of any length as base, whatever it runs over (short rows spend less on attention).
         """
-        from letgo.metrics.scoring import Query, continuation_logps, score, text_query
-
-        length = 300 if self.quick else 1700
-        short = [Query(self.tokens(16, 34), [self.tokens(25, 60)]) for _ in range(12 if self.quick else 60)]
-        long = [text_query(self.tokens(length)) for _ in range(4)]
-        sets: list[tuple[list[Any], tuple[int, ...], dict[str, tuple[str, Callable[[], Any]]]]] = [
-            (
-                short,
-                (1, 2, 4, 8, 16, len(short)),
-                {"answers": ("one answer a question", lambda: continuation_logps(self.model, short))},
-            ),
-            (
-                long,
-                (1, 2, 4),
-                {
-                    "texts": (f"{length:,}-token texts, Min-K", lambda: continuation_logps(self.model, long)),
-                    "texts++": (
-                        f"{length:,}-token texts, Min-K++",
-                        lambda: score(self.model, long, statistics=True),
-                    ),
-                },
-            ),
-        ]
         forward, tokens, shape = self.any_length()
-        for queries, shapes, cases in sets:
-            same = [[*query.prefix, *query.continuations[0]] for query in queries]
-            real = sum(map(len, same))
-            ways: dict[Any, Callable[[], Any]] = {rows: self.plain(same, rows) for rows in shapes}
-            times = self.in_turn({**ways, "any": forward, **{name: run for name, (_, run) in cases.items()}})
-            best = min(ways, key=lambda rows: times[rows])
-            for name, (what, _) in cases.items():
-                base, other = real / times[best], tokens / times["any"]
-                ours = real / times[name]
-                note = f"{what}; plain: the same texts, {best} at once, all logits"
-                yield self.row(name, (ours, base, ours / base), "real tokens/s", note=note)
-                note = f"{what}; plain: {shape}, the fastest of any length, all logits"
-                yield self.row(f"{name} any", (ours, other, ours / other), "real tokens/s", note=note)
+        same = [[*query.prefix, *query.continuations[0]] for query in queries]
+        real = sum(map(len, same))
+        ways: dict[Any, Callable[[], Any]] = {rows: self.plain(same, rows) for rows in shapes}
+        times = self.in_turn({**ways, "any": forward, **{name: run for name, (_, run) in cases.items()}})
+        best = min(ways, key=lambda rows: times[rows])
+        for name, (what, _) in cases.items():
+            base, other = real / times[best], tokens / times["any"]
+            ours = real / times[name]
+            note = f"{what}; plain: the same texts, {best} at once, all logits"
+            yield self.row(name, (ours, base, ours / base), "real tokens/s", note=note)
+            note = f"{what}; plain: {shape}, the fastest of any length, all logits"
+            yield self.row(f"{name} any", (ours, other, ours / other), "real tokens/s", note=note)
 
     def in_turn(self, functions: dict[Any, Callable[[], Any]]) -> dict[Any, float]:
         """The median of each function's seconds; all are run once before, then in turn, as often as there are runs."""
@@ -240,7 +238,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    parts = ("knowmem", "truth_ratio", "verbatim", "scoring")
+    parts = ("knowmem", "truth_ratio", "verbatim", "answers", "texts")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model, few samples, one run")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
