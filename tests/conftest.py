@@ -39,6 +39,4 @@ def model():
 def model_directory(tmp_path_factory):
     """A saved random Llama with its tokenizer, as a user's model directory."""
     directory = tmp_path_factory.mktemp("tiny-model")
-    tiny.make_model().save_pretrained(directory)
-    tiny.make_tokenizer().save_pretrained(directory)
-    return directory
+    return tiny.save(directory, tiny.make_model(), tiny.make_tokenizer())

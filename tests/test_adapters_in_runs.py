@@ -24,25 +24,13 @@ pytest.importorskip("peft")
 def base_directory(tmp_path_factory):
     """Wide enough for a block of 64 weights, which 4-bit formats have."""
     directory = tmp_path_factory.mktemp("base")
-    tiny.make_model(hidden_size=64, intermediate_size=128).save_pretrained(directory)
-    tiny.make_tokenizer().save_pretrained(directory)
-    return directory
+    return tiny.save(directory, tiny.make_model(hidden_size=64, intermediate_size=128), tiny.make_tokenizer())
 
 
 @pytest.fixture
 def job(tmp_path, base_directory):
-    return {
-        "model": str(base_directory),
-        "forget": str(tiny.write_jsonl(tmp_path / "forget.jsonl", tiny.FORGET)),
-        "retain": str(tiny.write_jsonl(tmp_path / "retain.jsonl", tiny.RETAIN)),
-        "learning_rate": 1e-2,
-        "max_steps": 4,
-        "per_device_train_batch_size": 2,
-        "output_dir": str(tmp_path / "run"),
-        "use_cpu": True,
-        "eval_limit": 2,
-        "lora_rank": 4,
-    }
+    settings = {"learning_rate": 1e-2, "max_steps": 4, "per_device_train_batch_size": 2, "eval_limit": 2}
+    return tiny.own_files(tmp_path, base_directory, lora_rank=4, **settings)
 
 
 def test_a_lora_run_leaves_an_adapter_that_everything_reads(job):

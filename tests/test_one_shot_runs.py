@@ -23,15 +23,7 @@ CASES = {
 
 @pytest.fixture
 def job(tmp_path, model_directory):
-    return {
-        "model": str(model_directory),
-        "forget": str(tiny.write_jsonl(tmp_path / "forget.jsonl", tiny.FORGET)),
-        "retain": str(tiny.write_jsonl(tmp_path / "retain.jsonl", tiny.RETAIN)),
-        "learning_rate": 1e-3,
-        "max_steps": 2,
-        "output_dir": str(tmp_path / "run"),
-        "use_cpu": True,
-    }
+    return tiny.own_files(tmp_path, model_directory, learning_rate=1e-3, max_steps=2)
 
 
 def test_every_one_shot_method_has_a_case():

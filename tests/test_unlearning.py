@@ -24,16 +24,7 @@ from tests import tiny
 @pytest.fixture
 def job(tmp_path, model_directory):
     """Settings of a small run on the user's own files."""
-    return {
-        "model": str(model_directory),
-        "forget": str(tiny.write_jsonl(tmp_path / "forget.jsonl", tiny.FORGET)),
-        "retain": str(tiny.write_jsonl(tmp_path / "retain.jsonl", tiny.RETAIN)),
-        "learning_rate": 1e-3,
-        "max_steps": 6,
-        "per_device_train_batch_size": 2,
-        "output_dir": str(tmp_path / "run"),
-        "use_cpu": True,
-    }
+    return tiny.own_files(tmp_path, model_directory, learning_rate=1e-3, max_steps=6, per_device_train_batch_size=2)
 
 
 def test_a_run_leaves_everything_the_contract_names(job, tmp_path):

@@ -96,3 +96,21 @@ def make_model(seed: int = 0, **changes: Any) -> Any:
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def own_files(folder: Path, model: Path, **settings: Any) -> dict[str, Any]:
+    """Settings of a run on a user's own model and files, which are written to the folder."""
+    return {
+        "model": str(model),
+        "forget": str(write_jsonl(folder / "forget.jsonl", FORGET)),
+        "retain": str(write_jsonl(folder / "retain.jsonl", RETAIN)),
+        "output_dir": str(folder / "run"),
+        "use_cpu": True,
+    } | settings
+
+
+def save(folder: Path, model: Any, tokenizer: Any) -> Path:
+    """A model's directory as a user has it."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

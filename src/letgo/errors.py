@@ -21,3 +21,8 @@ class NonFiniteLossError(LetgoError):
 
 class EmptyScoreError(LetgoError):
     """A metric or an attack was about to be computed over zero samples."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library said, short enough for a message of ours; the error's kind where it said nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

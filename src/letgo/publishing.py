@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from letgo.errors import LetgoError, UserError
+from letgo.errors import LetgoError, UserError, first_line
 from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, read_base
 from letgo.progress import Quiet, Reporter
 from letgo.report.card import CARD_FILE, HUB_ID, card
@@ -105,7 +104,7 @@ def push_to_hub(
     # HTTPError is the transport's, whichever library that is in this version of the hub's.
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         raise LetgoError(
-            f"could not push to {repository}: {_first_line(error)}\n"
+            f"could not push to {repository}: {first_line(error)}\n"
             f"  the run is safe in {directory}; try again with `letgo push {directory} --repo {repository}`"
         ) from error
     return str(address)
@@ -115,8 +114,3 @@ def _check_status(directory: Path, result: Result) -> None:
     if result.evaluation or result.status == "failed":
         what = "an evaluation, which has no model" if result.evaluation else "a run that failed"
         raise UserError(f"{directory} holds {what}: there is nothing to push")
-
-
-def _first_line(error: Exception) -> str:
-    lines: Sequence[str] = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -230,7 +230,7 @@ class _Job:
 
     def published(self, result: Result) -> None:
         """Push the model where the config asks for it: at the very end, so that its card tells of the attacks."""
-        from letgo.publishing import check_repository, push_to_hub
+        from letgo.publishing import push_to_hub
 
         if result.status != "finished":
             self.reporter.say(f"  not pushed to {self.args.hub_model_id}: the run is {result.status}")
@@ -239,7 +239,7 @@ class _Job:
         private = self.args.hub_private_repo is not False
         address = push_to_hub(
             self.directory,
-            check_repository(self.args.hub_model_id),
+            str(self.args.hub_model_id),
             private=private,
             reporter=self.reporter,
         )

@@ -11,6 +11,13 @@ import pytest
 
 from letgo.cli import main
 from letgo.report.numbers import interval, number
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def directory(model, tokenizer, tmp_path_factory) -> Path:
+    """The directory of a module's own model, which must be of the module's scope too."""
+    return tiny.save(tmp_path_factory.mktemp("model"), model, tokenizer)
 
 
 @pytest.fixture

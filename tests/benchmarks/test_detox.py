@@ -65,14 +65,6 @@ def model(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def directory(model, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def classifier(tokenizer, tmp_path_factory):
     return save_classifier(
         tmp_path_factory.mktemp("classifier"), labels=("polite", "toxic"), places=256, tokenizer=tokenizer

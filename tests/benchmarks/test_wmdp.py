@@ -56,14 +56,6 @@ def model(tokenizer, data):
     return model
 
 
-@pytest.fixture(scope="module")
-def directory(model, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_both_engines_pick_the_same_answer_to_every_question(model, tokenizer, data):
     ours, theirs = (
         create_benchmark(f"wmdp:topics=bio+cyber+chem,engine={engine}", data=data) for engine in ("letgo", "lm_eval")

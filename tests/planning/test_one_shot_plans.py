@@ -10,7 +10,6 @@ from letgo.objectives import ONE_SHOT
 from letgo.planning import plan
 from tests import tiny
 
-SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
 CASES = {
     "task_vector": ({}, ["evaluate", "train", "step"]),
     "whp": ({}, ["evaluate", "reinforce", "reinforce, step", "targets", "train", "step"]),
@@ -20,23 +19,9 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def shaped(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("shaped")
-    tiny.make_model(**SHAPE).save_pretrained(directory)
-    tiny.make_tokenizer().save_pretrained(directory)
-    return directory
-
-
 @pytest.fixture
 def job(tmp_path, shaped):
-    return {
-        "model": str(shaped),
-        "forget": str(tiny.write_jsonl(tmp_path / "forget.jsonl", tiny.FORGET)),
-        "retain": str(tiny.write_jsonl(tmp_path / "retain.jsonl", tiny.RETAIN)),
-        "output_dir": str(tmp_path / "run"),
-        "use_cpu": True,
-    }
+    return tiny.own_files(tmp_path, shaped)
 
 
 def made(job, name, **settings):

@@ -17,31 +17,13 @@ from letgo.planning.optimizers import optimizer_cost
 from letgo.planning.report import duration, size
 from letgo.planning.tracing import Live, empty_model, faked, trace_forward, trace_training
 from tests import tiny
+from tests.planning.conftest import SHAPE
 from tests.planning.measured import CALIBRATED, CASES, run_case
-
-SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
-
-
-@pytest.fixture(scope="module")
-def shaped(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("shaped")
-    tiny.make_model(**SHAPE).save_pretrained(directory)
-    tiny.make_tokenizer().save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture
 def job(tmp_path, shaped):
-    return {
-        "model": str(shaped),
-        "forget": str(tiny.write_jsonl(tmp_path / "forget.jsonl", tiny.FORGET)),
-        "retain": str(tiny.write_jsonl(tmp_path / "retain.jsonl", tiny.RETAIN)),
-        "max_steps": 4,
-        "per_device_train_batch_size": 2,
-        "output_dir": str(tmp_path / "run"),
-        "use_cpu": True,
-        "optimizer": "adamw",
-    }
+    return tiny.own_files(tmp_path, shaped, max_steps=4, per_device_train_batch_size=2, optimizer="adamw")
 
 
 def made(job, **changes):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from letgo.catalog import did_you_mean
-from letgo.errors import EmptyScoreError, NonFiniteLossError, UserError
+from letgo.errors import EmptyScoreError, NonFiniteLossError, UserError, first_line
 from letgo.extras import need
 from letgo.metrics.scoring import evaluating
 from letgo.models.load import context_length
@@ -83,10 +83,9 @@ def load_tasks(tasks: Sequence[str | Mapping[str, Any]], *, folder: str | Path |
             return dict(manager.load(asked)["tasks"])
         except (OSError, ValueError) as error:
             # What the datasets library raises where a hub can't be reached has many shapes.
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise UserError(
-                f"lm-eval: the data of {', '.join(names)} can't be loaded ({first})\n  if the hub can't be reached, "
-                "run this once where it can, or give task files on local data: folder=DIR"
+                f"lm-eval: the data of {', '.join(names)} can't be loaded ({first_line(error)})\n  if the hub can't be "
+                "reached, run this once where it can, or give task files on local data: folder=DIR"
             ) from error
 
 

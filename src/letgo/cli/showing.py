@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from letgo.cli.common import JsonFlag, app, print_json
+from letgo.cli.common import JsonFlag, app, print_json, reporter
 
 if TYPE_CHECKING:
     from letgo.catalog import Catalog
@@ -45,7 +45,6 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="A repository made now can be seen by all.")] = False,
 ) -> None:
     """Push a run's model, tokenizer and card to the hub; its samples and settings stay here."""
-    from letgo.cli.common import reporter
     from letgo.publishing import push_to_hub
 
     typer.echo(push_to_hub(run, repo, private=not public, reporter=reporter(False)))

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from letgo.optim.products import works
+from letgo.optim.products import onednn_linear, works
 
 LEAST_TOKENS = 1500
 """Putting the weights in order takes as long as some hundred tokens: fewer are run as they are."""
@@ -58,7 +58,7 @@ def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     bias = None if layer.bias is None else layer.bias.detach()
 
     def forward(x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return onednn_linear(x, weight, bias)
 
     return forward
 

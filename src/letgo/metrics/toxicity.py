@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from letgo.catalog import did_you_mean
-from letgo.errors import NonFiniteLossError, UserError
+from letgo.errors import NonFiniteLossError, UserError, first_line
 
 Activation = Literal["auto", "sigmoid", "softmax", "none"]
 DEFAULT_CLASSIFIER = "unitary/toxic-bert"
@@ -125,13 +125,12 @@ def _load(name: str) -> tuple[Any, Any]:
             name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         where = (
             "it must be the directory of a sequence-classification model with its tokenizer and safetensors weights"
             if os.path.isdir(name)
             else "if the hub can't be reached, download the model once and give its directory: classifier=DIR"
         )
-        raise UserError(f"classifier {name}: can't be loaded ({first})\n  {where}") from error
+        raise UserError(f"classifier {name}: can't be loaded ({first_line(error)})\n  {where}") from error
     if missing := sorted(information["missing_keys"]):
         raise UserError(
             f"classifier {name}: its weights lack {', '.join(missing[:3])}, so it has no trained classification head "

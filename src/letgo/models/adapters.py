@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from letgo.errors import UserError
+from letgo.errors import UserError, first_line
 from letgo.extras import need
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -199,8 +199,7 @@ def merge_adapter(model: Any, directory: str | Path) -> Any:
         adapted = peft.PeftModel.from_pretrained(model, str(directory))
         merged = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"{directory}: the adapter can't be put on its base ({first})") from error
+        raise UserError(f"{directory}: the adapter can't be put on its base ({first_line(error)})") from error
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     return merged

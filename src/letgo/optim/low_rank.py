@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from letgo.optim.base import Closure
 from letgo.optim.noise import Block, Direction, NoiseKind, mix, noise_dtype, noise_values, row_blocks
 from letgo.optim.perturbation import SharedDraws, reads_values, takes_any, writes_first
-from letgo.optim.products import linear, serves
+from letgo.optim.products import onednn_linear, serves
 
 # What is inside a tensor that vmap gives a function. torch.vmap itself stands on these.
 _functorch = torch._C._functorch
@@ -143,10 +143,8 @@ class _Branches(TorchFunctionMode):
                 rest = [self._whole(a) for a in args[2:]]
                 with_bias = {k: self._whole(a) for k, a in kwargs.items()}
                 first = self._whole(args[0])
-                if func is F.linear:
-                    result = _product(first, args[1], *rest, **with_bias)
-                else:
-                    result = func(first, args[1], *rest, **with_bias)
+                whole = _product if func is F.linear else func
+                result = whole(first, args[1], *rest, **with_bias)
                 return _with_branch(func, result, first, *branch)
         kept = int(writes_first(func))
         args = args[:kept] + tuple([self._whole(a) for a in args[kept:]])
@@ -173,7 +171,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     level = _level(x)
     inner = x if level is None else _inside(x)
     if serves(inner, weight) and (bias is None or _level(bias) is None):
-        result = linear(inner, weight, bias)
+        result = onednn_linear(inner, weight, bias)
         return result if level is None else _functorch._add_batch_dim(result, 0, level)
     return F.linear(x, weight, bias)
 

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from letgo.optim.base import Closure
 from letgo.optim.noise import Direction
-from letgo.optim.products import linear, serves
+from letgo.optim.products import linear, onednn_linear, serves
 
 _VALUE_ATTRIBUTES = {"data", "T", "mT", "H", "mH", "real", "imag"}
 """Tensor attributes that hand out values; all others are about shape, dtype, place or gradient."""
@@ -118,7 +118,7 @@ class _Substitution(TorchFunctionMode):
         result = flat.new_empty(flat.shape[0], weight.shape[0])
         for rows, piece in pieces:
             if serves(flat, piece):
-                result[:, rows] = linear(flat, piece, None if bias is None else bias[rows])
+                result[:, rows] = onednn_linear(flat, piece, None if bias is None else bias[rows])
             elif bias is None:
                 torch.mm(flat, piece.t(), out=result[:, rows])
             else:

@@ -20,9 +20,12 @@ FEWEST_ELEMENTS = 1 << 16
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, by whichever is faster. (..., in), (out, in), (out,) -> (..., out)"""
-    if serves(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight.detach(), bias, "none", [], "")
-    return F.linear(x, weight, bias)
+    return onednn_linear(x, weight, bias) if serves(x, weight) else F.linear(x, weight, bias)
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same by oneDNN, for tensors that it `serves`; the weight may have been put in oneDNN's own order."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
@@ -54,9 +57,8 @@ def _tried() -> bool:
         weight = torch.arange(32, dtype=torch.float32).view(4, 8) / 7
         bias = torch.arange(4, dtype=torch.float32)
         try:
-            operators = torch.ops.mkldnn
-            packed = operators._reorder_linear_weight(weight)
-            results = [operators._linear_pointwise(x, w, bias, "none", [], "") for w in (weight, packed)]
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+            results = [onednn_linear(x, w, bias) for w in (weight, packed)]
         except (AttributeError, RuntimeError, TypeError):
             return False
         return all(torch.allclose(result, x @ weight.t() + bias, rtol=1e-4, atol=1e-4) for result in results)

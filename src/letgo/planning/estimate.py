@@ -14,7 +14,7 @@ from letgo.benchmarks.base import Benchmark
 from letgo.config import resolved_settings
 from letgo.data import pad_rows
 from letgo.data.encode import Encoded
-from letgo.errors import UserError
+from letgo.errors import UserError, first_line
 from letgo.metrics.running import scoring_budget
 from letgo.models.adapters import is_adapter, read_base
 from letgo.models.load import DTYPES, best_device, load_tokenizer, resolve_model
@@ -364,5 +364,4 @@ def model_config(model: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"{name}: the model's config can't be read ({first})") from error
+        raise UserError(f"{name}: the model's config can't be read ({first_line(error)})") from error

@@ -1,0 +1,14 @@
+"""A model just large enough for its parts to be told apart in a plan."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import tiny
+
+SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
+
+
+@pytest.fixture(scope="session")
+def shaped(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("shaped"), tiny.make_model(**SHAPE), tiny.make_tokenizer())
