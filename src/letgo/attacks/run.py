@@ -16,6 +16,7 @@ from letgo.attacks.plan import THRESHOLD, Plan, plan_attack
 from letgo.attacks.robustness import family_of, robustness, scores_of
 from letgo.attacks.search import search, summary
 from letgo.attacks.subject import RETRAINED, Subject, open_subject
+from letgo.benchmarks.base import Sample
 from letgo.benchmarks.items import limited
 from letgo.errors import LetgoError, UserError
 from letgo.models.load import load_tokenizer
@@ -27,6 +28,9 @@ __all__ = ["THRESHOLD", "Plan", "attack", "plan_attack", "run_attack"]
 
 PROBED_ITEMS = 24
 """Forget items that a look during an attack scores."""
+MOST_REFERENCES = 16
+"""So many attacks on retrained models are remembered in a process: in a sweep every run needs the same ones."""
+_REFERENCES: dict[str, Sequence[Sample]] = {}
 
 
 def attack(
@@ -142,10 +146,15 @@ def _gain(subject: Subject, plan: Plan, settings: Mapping[str, Any], seed: int, 
         return None
     if path is None or not subject.stage(f"reference:{RETRAINED}"):
         return None
-    subject.reporter.say("  the same on the retrained model, for R")
-    other = _attacked(ATTACKS.load(plan.name), subject.victim(directory=path), plan, settings, seed)
-    samples = subject.samples(other.model, load_tokenizer(path), "measuring the retrained model")
-    return relearning_score(subject, one.judged.samples, samples, one.judged.seen)
+    circumstances = (subject.benchmark.name, subject.benchmark.settings, subject.template, subject.dtype, subject.limit)
+    key = repr((str(path), plan.name, sorted(settings.items()), seed, circumstances))
+    if key not in _REFERENCES:
+        subject.reporter.say("  the same on the retrained model, for R")
+        other = _attacked(ATTACKS.load(plan.name), subject.victim(directory=path), plan, settings, seed)
+        while len(_REFERENCES) >= MOST_REFERENCES:
+            del _REFERENCES[next(iter(_REFERENCES))]
+        _REFERENCES[key] = subject.samples(other.model, load_tokenizer(path), "measuring the retrained model")
+    return relearning_score(subject, one.judged.samples, _REFERENCES[key], one.judged.seen)
 
 
 def _probe(subject: Subject, label: str) -> Probe | None:
