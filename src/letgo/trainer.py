@@ -389,9 +389,13 @@ def fitted_steps(args: UnlearnConfig, total: int) -> int:
     return probe.fit_total_steps(total) if hasattr(probe, "fit_total_steps") else total
 
 
-def planned_steps(args: UnlearnConfig, rows: int) -> tuple[int, int]:
-    """Optimizer steps of a run on so many forget rows, and the epochs (whole or begun) that they are."""
-    window = args.train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
+def planned_steps(args: UnlearnConfig, rows: int, readers: int | None = None) -> tuple[int, int]:
+    """Optimizer steps of a run on so many forget rows, and the epochs (whole or begun) that they are.
+
+    Args:
+        readers: processes among which the rows are split; by default those of this run.
+    """
+    window = args.train_batch_size * args.gradient_accumulation_steps * (readers or max(1, args.world_size))
     # As Trainer counts: an epoch's last window may be short, and epochs need not be whole.
     an_epoch = max(1, math.ceil(rows / window))
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)

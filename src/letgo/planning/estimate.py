@@ -22,7 +22,7 @@ from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
 from letgo.one_shot import is_one_shot
 from letgo.planning.machine import Speed, layers_speed, product_speed, resident_bytes
-from letgo.planning.one_shot import Work, one_shot_work, training_phases
+from letgo.planning.one_shot import Work, gathered_item, one_shot_work, training_phases
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
 from letgo.planning.report import Phase, Plan
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
@@ -56,12 +56,21 @@ def plan(config: UnlearnConfig, *, flops: float | None = None, measure: bool = F
 
 
 class Planned:
-    """One call of `plan`: a run's data and objective (None for a one-shot method), and its model without values."""
+    """One call of `plan`: a run's data and objective (None for a one-shot method), and its model without values.
 
-    def __init__(self, args: UnlearnConfig, process: int) -> None:
-        self.args, self.process = args, process
+    Args:
+        args: the run's config.
+        process: bytes of the process before anything is loaded.
+        device: where the model will lie; by default what this machine has.
+        readers: processes among which the rows of a step are split.
+    """
+
+    def __init__(
+        self, args: UnlearnConfig, process: int, *, device: torch.device | None = None, readers: int = 1
+    ) -> None:
+        self.args, self.process, self.readers = args, process, readers
         self.notes: list[str] = []
-        self.device = torch.device("cpu") if args.use_cpu else best_device()
+        self.device = device or (torch.device("cpu") if args.use_cpu else best_device())
         self.dtype = DTYPES[args.dtype]
         self.benchmark: Benchmark = benchmark_of(resolved_settings(args))
         self.tokenizer = load_tokenizer(args.model)
@@ -97,6 +106,8 @@ class Planned:
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trained_bytes = sum(p.numel() * p.element_size() for p in self.trained)
         self.adapters = self.trained_bytes if args.lora_rank else 0
+        # Of those, what this device holds: all.
+        self.trained_here = self.trained_bytes
         self.largest = max(p.numel() * p.element_size() for p in self.trained)
         self.held = {"weights": self.weights, "adapters": self.adapters}
 
@@ -151,8 +162,9 @@ class Planned:
         evaluate = {
             **self.held,
             "packed copy of the linear layers": self.packed,
-            "activations": int(self.fragmented() * scoring.peak),
+            "activations": int(self.fragmented() * (scoring.traced.peak - scoring.traced.gathered)),
             "keys and values of generated answers": scoring.cache,
+            **gathered_item(scoring.traced, self.fragmented()),
         }
         found = [Phase("evaluate", evaluate)]
         if self.adapters and not self.args.base_quantization:
@@ -168,7 +180,7 @@ class Planned:
         """What a trainer does with an objective and an optimizer."""
         args = self.args
         cost = optimizer_cost(args.optimizer, optimizer_settings(args), self.trained[0].dtype)
-        steps, epochs = planned_steps(args, len(self.dataset))
+        steps, epochs = planned_steps(args, len(self.dataset), self.readers)
         batch = self.batch(objective)
         first, zeroth = self.traced(objective, batch, cost)
         phases, flops = self.reference(objective, epochs)
@@ -177,7 +189,7 @@ class Planned:
         flops["train"] = 0.0
         if first is not None:
             phases += training_phases(
-                self.held, first, cost, fragmented=fragmented, trained=self.trained_bytes, largest=self.largest
+                self.held, first, cost, fragmented=fragmented, trained=self.trained_here, largest=self.largest
             )
             flops["train"] += evaluations * first.flops * cost.backwards
         if zeroth is not None:
@@ -185,9 +197,10 @@ class Planned:
             piece = int(max(1.0, cost.largest) * min(self.largest, 4 * 2**22))
             passes = {
                 **self.held,
-                "optimizer state": int(cost.state * self.trained_bytes),
-                "activations": int(fragmented * zeroth.peak * cost.at_once),
-                "perturbations": piece + int(cost.held * self.trained_bytes),
+                "optimizer state": int(cost.state * self.trained_here),
+                "activations": int(fragmented * (zeroth.peak - zeroth.gathered) * cost.at_once),
+                "perturbations": piece + int(cost.held * self.trained_here),
+                **gathered_item(zeroth, fragmented),
             }
             phases.append(Phase("train, zeroth", passes))
             flops["train"] += evaluations * zeroth.flops * cost.forwards
@@ -218,7 +231,7 @@ class Planned:
 
     def batch(self, objective: Objective) -> dict[str, dict[str, Tensor]]:
         """A micro-batch with the shapes of what the objective needs of the reference."""
-        size = min(self.args.per_device_train_batch_size, len(self.dataset))
+        size = min(self.args.per_device_train_batch_size, -(-len(self.dataset) // self.readers))
         batch = {name: self.part(name, size) for name in objective.parts}
         width = self.config.get_text_config().hidden_size
         for name, quantities in objective.reference.items():
@@ -245,8 +258,14 @@ class Planned:
             return objective(self.model, batch)
 
         windows = self.args.gradient_accumulation_steps
-        first = trace_training(self.model, loss, windows=windows) if cost.backwards else None
-        return first, trace_forward(self.model, loss) if cost.forwards else None
+        first = self.trace_training(loss, windows) if cost.backwards else None
+        return first, self.trace_forward(loss) if cost.forwards else None
+
+    def trace_training(self, loss: Callable[[], Tensor], windows: int) -> Traced:
+        return trace_training(self.model, loss, windows=windows)
+
+    def trace_forward(self, function: Callable[[], Any]) -> Traced:
+        return trace_forward(self.model, function)
 
     def reference(self, objective: Objective, epochs: int) -> tuple[list[Phase], dict[str, float]]:
         """The stage that takes what the objective needs of the reference, if it needs any, and its operations."""
@@ -255,9 +274,10 @@ class Planned:
             rows: list[Encoded] = getattr(self.dataset, name)
             longest = max(rows, key=len)
             part = pad_rows([longest] * max(1, min(len(rows), TOKENS_AT_ONCE // len(longest))), 0)
-            traced = trace_forward(self.model, self._taking(objective, part, quantities))
-            activations = int(self.fragmented() * traced.peak)
-            phases.append(Phase("reference", {**self.held, "activations": activations}))
+            traced = self.trace_forward(self._taking(objective, part, quantities))
+            activations = int(self.fragmented() * (traced.peak - traced.gathered))
+            gathered = gathered_item(traced, self.fragmented())
+            phases.append(Phase("reference", {**self.held, "activations": activations, **gathered}))
             looked_at = sum(len(rows[place]) for place in self._looked_at(name, epochs))
             flops += looked_at * traced.flops / part["input_ids"].numel()
         if not phases:
@@ -288,8 +308,8 @@ class Planned:
         rows = max(1, scoring_budget(self.device) // max(1, longest))
         ids = torch.zeros((rows, longest), dtype=torch.long)
         self.model.eval()
-        traced = trace_forward(self.model, lambda: self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits)
-        return _Scoring(traced.peak, cache, scored + asked, traced.flops / ids.numel())
+        traced = self.trace_forward(lambda: self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits)
+        return _Scoring(traced, cache, scored + asked, traced.flops / ids.numel())
 
     # -- time and disk -------------------------------------------------------------------------------------------------
 
@@ -347,7 +367,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class _Scoring:
-    peak: int
+    traced: Traced
     cache: int
     tokens: int
     flops: float

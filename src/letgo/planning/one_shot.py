@@ -42,6 +42,11 @@ class Work:
     """Bytes in letgo's cache."""
 
 
+def gathered_item(passes: Traced, fragmented: float) -> dict[str, int]:
+    """Of a model that lies in shards: what a pass puts together of it, and gradients on their way to their shards."""
+    return {"gathered layers": int(fragmented * passes.gathered)} if passes.gathered else {}
+
+
 def training_phases(
     common: Mapping[str, int],
     passes: Traced,
@@ -67,8 +72,9 @@ def training_phases(
     first = {
         **common,
         "gradients": int(fragmented * passes.gradients),
-        "activations": int(fragmented * max(0, passes.peak - passes.gradients)),
+        "activations": int(fragmented * max(0, passes.peak - passes.gradients - passes.gathered)),
         "copies that the optimizer holds": int(cost.held * trained),
+        **gathered_item(passes, fragmented),
     }
     within = int(max(0, fragmented * (cost.step * trained + cost.largest * largest) - passes.gradients))
     second = {**common, "gradients": passes.gradients, "within the optimizer's step": within}

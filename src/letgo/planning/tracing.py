@@ -90,6 +90,8 @@ class Traced:
     gradients: int
     """Bytes of the parameters' gradients."""
     flops: float
+    gathered: int = 0
+    """Of the peak: what is put together of a model in shards."""
 
 
 @contextmanager
