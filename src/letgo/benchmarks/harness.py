@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from letgo import processes
 from letgo.catalog import did_you_mean
 from letgo.errors import EmptyScoreError, NonFiniteLossError, UserError, first_line
 from letgo.extras import need
-from letgo.metrics.scoring import evaluating
+from letgo.metrics.running import evaluating, is_sharded
 from letgo.models.load import context_length
 
 FOLDERS: Mapping[str, str] = {
@@ -199,16 +200,22 @@ def _harness(model: Any, tokenizer: Any, batch_size: int, progress: _Progress) -
         """lm-eval's wrapper around the loaded model, that counts its requests."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            progress.requests += len(requests)
-            return super().loglikelihood(requests, disable_tqdm=True)
+            return self._shared(requests, super().loglikelihood, tuple)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            progress.requests += len(requests)
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+            return self._shared(requests, super().loglikelihood_rolling, float)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return self._shared(requests, super().generate_until, str)
+
+        def _shared(self, requests: Any, answer: Any, unpack: Any) -> list[Any]:
+            """Each process of a run answers a part of the requests."""
             progress.requests += len(requests)
-            return super().generate_until(requests, disable_tqdm=True)
+
+            def answered(some: Any, places: Any, advance: Any) -> list[Any]:
+                return list(answer(list(some), disable_tqdm=True)) if some else []
+
+            return processes.shared(requests, answered, pack=lambda x: x, unpack=unpack, together=is_sharded(model))
 
     harness = Loaded(
         pretrained=model,

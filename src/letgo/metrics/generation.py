@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+from letgo import processes
 from letgo.errors import UserError
 from letgo.metrics.abilities import Abilities, abilities
 from letgo.metrics.cache import Prefix, run_prefix
 from letgo.metrics.decoding import Decoder, Generation, Row, decode_batch
 from letgo.metrics.journal import ScoreLog, content_key
 from letgo.metrics.packed import packed
-from letgo.metrics.running import device_of, evaluating, generation_budget, learned_positions
+from letgo.metrics.running import device_of, evaluating, generation_budget, is_sharded, learned_positions
 from letgo.metrics.sampling import Sampling
 from letgo.metrics.trees import stems
 
@@ -80,6 +81,8 @@ def generate(
         advance: called with the number of prompts done.
         log: where finished prompts are kept, and found again after a kill.
 
+    In a run of several processes each answers a part of the prompts, and all get all answers.
+
     Returns:
         For each prompt its answers.
 
@@ -90,18 +93,57 @@ def generate(
     """
     rooms = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(model, prompts, rooms, sampling, samples)
+    repetitions = _repetitions(prompts)
+
+    def answered(
+        some: Sequence[Sequence[int]], places: Sequence[int], advance: Callable[[int], None]
+    ) -> list[list[Generation]]:
+        return _generate(
+            model,
+            tokenizer,
+            some,
+            [rooms[place] for place in places],
+            [repetitions[place] for place in places],
+            sampling=sampling,
+            samples=samples,
+            stop=stop,
+            clean_up=clean_up,
+            token_budget=token_budget,
+            advance=advance,
+            log=log,
+        )
+
+    return processes.shared(
+        prompts, answered, pack=_packed, unpack=_unpacked, advance=advance, together=is_sharded(model)
+    )
+
+
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    rooms: Sequence[int],
+    repetitions: Sequence[int],
+    *,
+    sampling: Sampling | None,
+    samples: int,
+    stop: Sequence[str],
+    clean_up: bool | None,
+    token_budget: int | None,
+    advance: Callable[[int], None],
+    log: ScoreLog | None,
+) -> list[list[Generation]]:
     answers: list[list[Generation] | None] = [None] * len(prompts)
     keys: list[str] = []
     if log is not None:
-        keys = _keys(prompts, rooms, sampling, samples, stop, clean_up)
+        keys = _keys(prompts, rooms, repetitions, sampling, samples, stop, clean_up)
         for index, key in enumerate(keys):
             if key in log:
-                answers[index] = [Generation(text, tuple(tokens), end) for text, tokens, end in log.get(key)]
+                answers[index] = _unpacked(log.get(key))
         if found := sum(answer is not None for answer in answers):
             advance(found)
     if all(answer is not None for answer in answers):
         return [answer for answer in answers if answer is not None]
-    repetitions = _repetitions(prompts)
     decode = Decoder(tokenizer, tuple(stop), clean_up)
     ends = end_tokens(model, tokenizer)
     able = abilities(model)
@@ -130,7 +172,7 @@ def generate(
                 for index in fresh:
                     answers[index] = done[index]
                 if log is not None:
-                    log.put({keys[i]: [[g.text, list(g.tokens), g.end] for g in done[i]] for i in fresh})
+                    log.put({keys[i]: _packed(done[i]) for i in fresh})
                 advance(len(fresh))
     return [answer for answer in answers if answer is not None]
 
@@ -166,17 +208,27 @@ def _check(
 def _keys(
     prompts: Sequence[Sequence[int]],
     rooms: Sequence[int],
+    repetitions: Sequence[int],
     sampling: Sampling | None,
     samples: int,
     stop: Sequence[str],
     clean_up: bool | None,
 ) -> list[str]:
     how = None if sampling is None else [sampling.temperature, sampling.top_p, sampling.seed]
-    repetitions = _repetitions(prompts) if sampling else [0] * len(prompts)
+    if sampling is None:
+        repetitions = [0] * len(prompts)
     return [
         content_key("generate", list(map(int, prompt)), repetition, room, how, samples, list(stop), clean_up)
         for prompt, repetition, room in zip(prompts, repetitions, rooms, strict=True)
     ]
+
+
+def _packed(answers: Sequence[Generation]) -> list[Any]:
+    return [[answer.text, list(answer.tokens), answer.end] for answer in answers]
+
+
+def _unpacked(answers: Sequence[Any]) -> list[Generation]:
+    return [Generation(text, tuple(tokens), end) for text, tokens, end in answers]
 
 
 def _repetitions(prompts: Sequence[Sequence[int]]) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from letgo import processes
 from letgo.errors import UserError
 
 _VERSION = 1
@@ -24,6 +25,9 @@ class ScoreLog:
         with ScoreLog(output / "scores.jsonl", {"weights": weights_fingerprint(model)}) as log:
             score(model, queries, log=log)
 
+    Where several processes score together each writes a file of its own beside the first one's (`path` and its number),
+    and begins with what is in all of them: on how many a run goes on does not matter.
+
     Args:
         path: the file; made (with its folder) where there is none.
         identity: what all lines depend on, as JSON values: the model's fingerprint, its dtype, the tokenizer.
@@ -33,42 +37,49 @@ class ScoreLog:
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
-        self.path = Path(path)
+        first = Path(path)
+        own = processes.number()
+        self.path = first if own == 0 else first.with_name(f"{first.name}.{own}")
         self.identity = json.loads(json.dumps(dict(identity)))
         self._values: dict[str, Any] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        for other in _files(first):
+            if other != self.path:
+                self._read(other, other.read_bytes())
         head = _line({"letgo_scores": _VERSION, "identity": self.identity})
         raw = self.path.read_bytes() if self.path.exists() else b""
         # Killed in its first line: nothing is lost by starting anew.
         new = b"\n" not in raw and head.encode().startswith(raw)
-        if not new:
-            self._read(raw)
+        if not new and len(whole := self._read(self.path, raw)) < len(raw):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
         self._file = self.path.open("w" if new else "a", encoding="utf-8")
         if new:
             self._file.write(head)
 
-    def _read(self, raw: bytes) -> None:
+    def _read(self, path: Path, raw: bytes) -> bytes:
+        """Take up the samples in a file; returns its whole lines."""
         # A process killed while it wrote leaves half a line: that sample is scored again.
         whole = raw[: raw.rfind(b"\n") + 1]
         lines = whole.decode("utf-8").split("\n")[:-1]
         try:
+            if not lines and path != self.path:
+                return whole  # another process has just made it
             head = json.loads(lines[0]) if lines else {}
             entries = [json.loads(line) for line in lines[1:]]
-            self._values = {entry["key"]: entry["value"] for entry in entries}
+            self._values |= {entry["key"]: entry["value"] for entry in entries}
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path} is not a log of scores ({error}); delete it or name another file") from error
+            raise UserError(f"{path} is not a log of scores ({error}); delete it or name another file") from error
         if not isinstance(head, dict) or head.get("letgo_scores") != _VERSION:
-            raise UserError(f"{self.path} is not a log of scores of this version; delete it or name another file")
+            raise UserError(f"{path} is not a log of scores of this version; delete it or name another file")
         if head["identity"] != self.identity:
             theirs, ours = head["identity"], self.identity
             fields = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
             raise UserError(
-                f"{self.path} holds the scores of another evaluation (it differs in {', '.join(map(repr, fields))}): "
+                f"{path} holds the scores of another evaluation (it differs in {', '.join(map(repr, fields))}): "
                 "delete it, or write to another place"
             )
-        if len(whole) < len(raw):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
+        return whole
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -91,6 +102,12 @@ class ScoreLog:
     def close(self) -> None:
         self._file.close()
 
+    @staticmethod
+    def remove(path: str | Path) -> None:
+        """Delete a log, every process's file of it."""
+        for file in _files(Path(path)):
+            file.unlink(missing_ok=True)
+
     def __enter__(self) -> ScoreLog:
         return self
 
@@ -98,6 +115,10 @@ class ScoreLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _files(first: Path) -> list[Path]:
+    return [path for path in (first, *sorted(first.parent.glob(f"{first.name}.*"))) if path.exists()]
 
 
 def _line(value: Mapping[str, Any]) -> str:

@@ -25,6 +25,13 @@ def device_of(model: Any) -> torch.device:
     return next(model.parameters()).device
 
 
+def is_sharded(model: Any) -> bool:
+    """Whether the model's weights are shared out over processes (FSDP2, ZeRO-3), so that it runs in all of them at
+    once, or not at all."""
+    parameter = next(model.parameters())
+    return hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id")
+
+
 def scoring_budget(device: torch.device) -> int:
     """Tokens of a batch to score. A CPU is busy with few hundred, and larger activations leave its caches."""
     return 768 if device.type == "cpu" else 16384

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from letgo import processes
 from letgo.errors import NonFiniteLossError, UserError
 from letgo.metrics.abilities import Abilities, abilities
 from letgo.metrics.cache import Prefix, behind, run_prefix
@@ -26,7 +27,7 @@ from letgo.metrics.generation import generate, greedy
 from letgo.metrics.head import Wanted, columns, hidden_states
 from letgo.metrics.journal import ScoreLog, content_key
 from letgo.metrics.packed import packed
-from letgo.metrics.running import device_of, evaluating, learned_positions, scoring_budget
+from letgo.metrics.running import device_of, evaluating, is_sharded, learned_positions, scoring_budget
 from letgo.metrics.sampling import Sampling
 from letgo.metrics.trees import Tree, additive, ancestors, plant, stems
 
@@ -117,6 +118,8 @@ def score(
         log: where finished queries are kept, and found again after a kill. A run that goes on forms the same batches,
             and so gives the same bits, as one that was never stopped.
 
+    In a run of several processes each scores a part of the queries, and all get all scores.
+
     Returns:
         For each query, for each continuation, its `Scores`.
 
@@ -130,6 +133,28 @@ def score(
             raise ValueError("a query needs a prefix and continuations of at least one token")
     _check_lengths(model, queries)
     wanted = Wanted(statistics, matches)
+
+    def scored(some: Sequence[Query], _: Sequence[int], advance: Callable[[int], None]) -> list[list[Scores]]:
+        return _score(model, some, wanted, token_budget, advance, log)
+
+    return processes.shared(
+        queries,
+        scored,
+        pack=lambda row: [_packed(scores) for scores in row],
+        unpack=lambda row: [_unpacked(scores) for scores in row],
+        advance=advance,
+        together=is_sharded(model),
+    )
+
+
+def _score(
+    model: Any,
+    queries: Sequence[Query],
+    wanted: Wanted,
+    token_budget: int | None,
+    advance: Callable[[int], None],
+    log: ScoreLog | None,
+) -> list[list[Scores]]:
     work = _Work(queries, wanted, advance, log)
     if not work.missing:
         return work.results()
