@@ -1,5 +1,5 @@
-"""The processes that a launcher started for one run: who is first, what each does of a piece of work, what they tell each
-other.
+"""The processes that a launcher started for one run: who is first, what each does of a piece of work, what one tells
+the others.
 
 `torchrun` and `accelerate launch` start the same command several times; each process finds its number in the
 environment. Everything here works in a single process too, where it costs nothing. What crosses the wire is JSON.
