@@ -80,7 +80,7 @@ class Fused:
                     self.values(torch.empty(len(source)), 0, normal, 0, 1.0)
                 matrix = torch.zeros(2, 4, dtype=dtype)
                 self.rows(matrix, torch.empty_like(matrix), torch.tensor([0, 1]), normal, 0, 0.0, 1.0)
-            self.squares(8, 0)
+            self.squares(0, 8, 0)
             self._ready.add(dtype)
         if wanted:
             _drop_code_of("llvmlite")
@@ -106,10 +106,10 @@ class Fused:
         float32, uint64 = self._np.float32, self._np.uint64
         self._kernels.rows(normal, *arrays, uint64(key), float32(alpha), float32(scale), self._coefficients)
 
-    def squares(self, count: int, key: int) -> int:
-        """As `counter.squares`, of the first `count` elements."""
+    def squares(self, start: int, stop: int, key: int) -> int:
+        """As `counter.squares`, of elements start .. stop - 1."""
         with _Threads(self._numba) as threads:
-            return int(self._kernels.squares(count, self._np.uint64(key), self._coefficients, threads))
+            return int(self._kernels.squares(start, stop, self._np.uint64(key), self._coefficients, threads))
 
     def _run(
         self, what: int, normal: bool, source: Any, out: Any, start: int, key: int, alpha: float, scale: float

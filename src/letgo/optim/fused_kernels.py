@@ -237,17 +237,19 @@ def rows(normal, source, out, which, key, alpha, scale, c):  # type: ignore[no-u
 
 
 @jit(parallel=True)
-def squares(count, key, c, parts):  # type: ignore[no-untyped-def]
-    """2^20 times the sum of the squares of the first `count` normals of a key, each rounded down."""
+def squares(start, stop, key, c, parts):  # type: ignore[no-untyped-def]
+    """2^20 times the sum of the squares of normals start .. stop - 1 of a key, each rounded down."""
     total = np.int64(0)
-    blocks = (count + LANES - 1) // LANES
+    first = start // LANES
+    blocks = (stop + LANES - 1) // LANES - first
     for number in prange(parts):
         part = np.int64(number)
         words = np.empty(WORDS, U64)
         signed = words.view(np.int16)
         here = np.int64(0)
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-            _draw(words, U64(block * WORDS), key)
-            here += _squares_of(signed[: min(LANES, count - block * LANES)], c)
+            before = (first + block) * LANES
+            _draw(words, U64((first + block) * WORDS), key)
+            here += _squares_of(signed[max(0, start - before) : min(LANES, stop - before)], c)
         total += here
     return total

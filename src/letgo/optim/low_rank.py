@@ -22,9 +22,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from letgo.optim.base import Closure
-from letgo.optim.noise import Block, Direction, NoiseKind, mix, noise_dtype, noise_values, row_blocks
+from letgo.optim.cells import cell_rows, cells_of, product
+from letgo.optim.noise import Block, Direction, NoiseKind, mix, noise_dtype, noise_values
 from letgo.optim.perturbation import SharedDraws, reads_values, takes_any, writes_first
 from letgo.optim.products import onednn_linear, serves
+from letgo.optim.shards import Piece
 
 # What is inside a tensor that vmap gives a function. torch.vmap itself stands on these.
 _functorch = torch._C._functorch
@@ -40,10 +42,20 @@ class LowRankDirection(Direction):
     E[v v^T] = I as for any direction (entries are uncorrelated, not independent), so that estimates are unbiased in
     the same sense to the order of mu^2. Matrices with a side of at most r, and tensors that are not matrices, get
     full noise.
+
+    A matrix is multiplied out in cells (`letgo.optim.cells`), so that a shard's noise has the bits of the whole's. Each
+    rank draws the factors of the whole matrix, r numbers a row and a column.
     """
 
-    def __init__(self, kind: NoiseKind, key: Sequence[int], tensors: Sequence[Tensor], rank: int) -> None:
-        super().__init__(kind, key, tensors)
+    def __init__(
+        self,
+        kind: NoiseKind,
+        key: Sequence[int],
+        tensors: Sequence[Tensor],
+        rank: int,
+        pieces: Sequence[Piece] | None = None,
+    ) -> None:
+        super().__init__(kind, key, tensors, pieces)
         self.rank = rank
         self._factors: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -74,29 +86,52 @@ class LowRankDirection(Direction):
         if not self.is_low_rank(index):
             return super().shifted_rows(index, alpha, which)
         (u, v), source = self.factors(index), self.tensors[index].detach()[which]
-        return (u[which] @ v.t()).mul_(alpha).add_(source).to(source.dtype)
+        if self.rank == 1:
+            return (u[which] @ v.t()).mul_(alpha).add_(source).to(source.dtype)
+        values = torch.empty(source.shape, dtype=u.dtype, device=u.device)
+        per_cell = cell_rows(source.shape[1], source.device)
+        cells = which // per_cell
+        for cell in cells.unique().tolist():
+            here, low = cells == cell, cell * per_cell
+            values[here] = (u[low : low + per_cell] @ v.t())[which[here] - low]
+        return values.mul_(alpha).add_(source).to(source.dtype)
 
     def forget(self) -> None:
         super().forget()
         self._factors.clear()
 
+    def _rows_a_piece(self, index: int, elements: int) -> int:
+        rows = super()._rows_a_piece(index, elements)
+        if not self.is_low_rank(index):
+            return rows
+        per_cell = cell_rows(self.pieces[index].shape[1], self.pieces[index].local.device)
+        return max(1, rows // per_cell) * per_cell
+
     def _cut(self, index: int) -> Iterator[Block]:
-        return row_blocks(self.tensors[index]) if self.is_low_rank(index) else super()._cut(index)
+        return cells_of(self.pieces[index]) if self.is_low_rank(index) else super()._cut(index)
 
     def _values(self, index: int, block: Block) -> Tensor:
         if not self.is_low_rank(index):
             return super()._values(index, block)
+        return product(*self.factors(index), block, self.pieces[index])
+
+    def _whole(self, index: int) -> Tensor:
+        if not self.is_low_rank(index):
+            return super()._whole(index)
         u, v = self.factors(index)
-        return u[block.start : block.stop] @ v.t()
+        whole = Piece(u.new_empty(len(u), len(v)), torch.Size((len(u), len(v))), 0)
+        for block in cells_of(whole):
+            block.of(whole.local).copy_(product(u, v, block, whole))
+        return whole.local
 
     def _shift(self, index: int, alpha: float, source: Tensor, out: Tensor, start: int = 0) -> None:
         if not self.is_low_rank(index):
             super()._shift(index, alpha, source, out, start)
             return
         first = start // source.shape[1]
-        for block in row_blocks(source):
-            values = self._values(index, Block(first + block.start, first + block.stop, False))
-            block.of(out).copy_(values.mul_(alpha).add_(block.of(source)))
+        for block in cells_of(self.pieces[index], first, first + len(source)):
+            here = slice(block.start - first, block.stop - first)
+            out[here].copy_(self._values(index, block).mul_(alpha).add_(source[here]))
 
 
 def joined_factors(

@@ -13,6 +13,7 @@ c v with c = (f(x + mu v) - f(x - mu v)) / (2 mu) has the same scale in each:
 The noise of a coordinate is a function of (seed, step, direction, place of the parameter, place in the parameter)
 alone: the same on every rank, machine and device and for every dtype, whatever was drawn before, and made again where
 it is needed instead of being kept. See `letgo.optim.counter` for how, and `letgo.optim.fused` for doing it faster.
+So a rank that holds some rows of a sharded tensor makes the noise of those rows, with the bits of the whole's.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from letgo.optim import counter, fused
 from letgo.optim.counter import mix as mix
+from letgo.optim.shards import Piece, piece_of, summed
 
 NoiseKind = Literal["rademacher", "gaussian", "sphere"]
 NOISE_KINDS: tuple[str, ...] = get_args(NoiseKind)
@@ -101,32 +103,51 @@ class Direction:
         key: what the noise is a function of, beside the places of tensor and element: (seed, step, direction).
         tensors: the parameters in order. Frozen ones belong in the list too, so that freezing one changes no other's
             noise; they do not count for the sphere's dimension.
+        pieces: this rank's piece of each tensor, where that is known already.
+
+    Of a sharded tensor every method but `tensor` sees this rank's rows and nothing else. The length of a sphere's
+    vector is a sum of whole numbers over the ranks, so it is exact: 8 bytes a direction from each, counted in `sent`.
     """
 
-    def __init__(self, kind: NoiseKind, key: Sequence[int], tensors: Sequence[Tensor]) -> None:
+    def __init__(
+        self, kind: NoiseKind, key: Sequence[int], tensors: Sequence[Tensor], pieces: Sequence[Piece] | None = None
+    ) -> None:
         self.kind = kind
         self.key = mix(*key)
         self.tensors = tensors
+        self.pieces = list(map(piece_of, tensors)) if pieces is None else pieces
         self.normal = kind != "rademacher"
-        self.fused = fused.kernels_for(tensors)
+        self.fused = fused.kernels_for([piece.local for piece in self.pieces])
+        self.sent = 0
         self.scale = self._sphere_scale() if kind == "sphere" else 1.0
 
     def blocks(self, index: int) -> Iterator[tuple[Block, Tensor]]:
         """The direction at tensor `index`: its blocks and the values there.
 
-        Values have the shape and device of `block.of(tensor)`, the dtype too but at least float32 (so that what is
+        Values have the shape and device of `block.of(piece.local)`, the dtype too but at least float32 (so that what is
         computed with them is rounded to the tensor's dtype once, at the end), and are the caller's to overwrite.
         """
         for block in self._cut(index):
             yield block, self._values(index, block)
 
     def tensor(self, index: int) -> Tensor:
-        """The whole of the direction at tensor `index`, in that tensor's shape and the dtype of `blocks`."""
-        tensor = self.tensors[index]
-        whole = torch.empty_like(tensor, dtype=noise_dtype(tensor.dtype), memory_format=torch.contiguous_format)
+        """The whole of the direction at tensor `index`, in that tensor's shape and the dtype of `blocks`.
+
+        Of a sharded tensor too, every rank making all of it: nothing is exchanged.
+        """
+        piece = self.pieces[index]
+        if piece.sharded:
+            return self._whole(index)
+        whole = torch.empty_like(
+            piece.local, dtype=noise_dtype(piece.local.dtype), memory_format=torch.contiguous_format
+        )
         for block, values in self.blocks(index):
             block.of(whole).copy_(values)
         return whole
+
+    def _whole(self, index: int) -> Tensor:
+        shape = self.pieces[index].shape
+        return self._draw(index, 0, math.prod(shape)).view(shape)
 
     def shifted(self, index: int, alpha: float, out: Tensor | None = None) -> Tensor:
         """Tensor `index` + alpha * direction, rounded once to the tensor's dtype: contiguous; new, or in `out`.
@@ -134,7 +155,7 @@ class Direction:
         Args:
             out: contiguous, of the tensor's shape and dtype.
         """
-        source = self.tensors[index].detach()
+        source = self.pieces[index].local
         whole = torch.empty_like(source, memory_format=torch.contiguous_format) if out is None else out
         self._shift(index, alpha, source, whole)
         return whole
@@ -144,8 +165,8 @@ class Direction:
 
         A piece lives until the next one is asked for, which overwrites it.
         """
-        source = self.tensors[index].detach()
-        per_piece = max(1, elements // max(1, source.shape[1]))
+        source = self.pieces[index].local
+        per_piece = self._rows_a_piece(index, elements)
         held = source.new_empty(min(per_piece, source.shape[0]), source.shape[1])
         for start in range(0, source.shape[0], per_piece):
             rows = slice(start, min(start + per_piece, source.shape[0]))
@@ -154,8 +175,11 @@ class Direction:
             yield rows, piece
 
     def shifted_rows(self, index: int, alpha: float, which: Tensor) -> Tensor:
-        """(n, columns): the rows `which` (n,) of matrix `index` + alpha * direction; no noise is made for others."""
-        source = self.tensors[index].detach()
+        """(n, columns): the rows `which` (n,) of matrix `index` + alpha * direction; no noise is made for others.
+
+        For matrices that are not sharded.
+        """
+        source = self.pieces[index].local
         if self.fused and self.fused.serves(source) and which.dtype == torch.int64:
             out = source.new_empty(len(which), source.shape[1])
             self.fused.rows(source, out, which.contiguous(), self.normal, self._key(index), alpha, self.scale)
@@ -170,7 +194,7 @@ class Direction:
         """Tensor `index` += alpha * direction, in place, rounded once. Without an effect where alpha is 0."""
         if alpha == 0.0:
             return  # adding a zero would turn -0.0 into 0.0
-        tensor = self.tensors[index].detach()
+        tensor = self.pieces[index].local
         if tensor.is_contiguous():
             self._shift(index, alpha, tensor, tensor)
         else:
@@ -179,26 +203,30 @@ class Direction:
     def forget(self) -> None:
         """Drop what is kept to be used again; it is made anew when needed."""
 
+    def _rows_a_piece(self, index: int, elements: int) -> int:
+        return max(1, elements // max(1, self.pieces[index].shape[1]))
+
     def _key(self, index: int) -> int:
         return mix(self.key, index)
 
     def _cut(self, index: int) -> Iterator[Block]:
-        return blocks_of(self.tensors[index])
+        return blocks_of(self.pieces[index].local)
 
     def _scaled(self, values: Tensor) -> Tensor:
         return values.mul_(self.scale) if self.scale != 1.0 else values
 
     def _values(self, index: int, block: Block) -> Tensor:
-        tensor = self.tensors[index]
+        piece = self.pieces[index]
         if block.flat:
-            return self._draw(index, block.start, block.stop)
-        shape = rows_of(tensor).shape[1:]
+            return self._draw(index, piece.start + block.start, piece.start + block.stop)
+        shape = rows_of(piece.local).shape[1:]
         width = math.prod(shape)
-        return self._draw(index, block.start * width, block.stop * width).view(block.stop - block.start, *shape)
+        drawn = self._draw(index, piece.start + block.start * width, piece.start + block.stop * width)
+        return drawn.view(block.stop - block.start, *shape)
 
     def _draw(self, index: int, start: int, stop: int) -> Tensor:
-        """(stop - start,): values at the elements start .. stop - 1 of a tensor."""
-        tensor = self.tensors[index]
+        """(stop - start,): values at the elements start .. stop - 1 of a whole tensor."""
+        tensor = self.pieces[index].local
         dtype, key = noise_dtype(tensor.dtype), self._key(index)
         if self.fused and tensor.device.type == "cpu":
             values = torch.empty(stop - start)
@@ -210,7 +238,7 @@ class Direction:
         return values.to(dtype)
 
     def _shift(self, index: int, alpha: float, source: Tensor, out: Tensor, start: int = 0) -> None:
-        """out = source + alpha * direction at the elements `start` and following of tensor `index`.
+        """out = source + alpha * direction at the elements `start` and following of this rank's piece of a tensor.
 
         Args:
             source: those elements, in any layout.
@@ -218,6 +246,7 @@ class Direction:
         """
         if not out.numel():
             return
+        start += self.pieces[index].start
         if self.fused and self.fused.serves(source):
             self.fused.shift(source, out, start, self.normal, self._key(index), alpha, self.scale)
             return
@@ -234,15 +263,23 @@ class Direction:
 
     def _sphere_scale(self) -> float:
         """sqrt(d) / |g| of the Gaussian vector g that the direction is made from."""
-        squared, dimension = 0, 0
-        for index, tensor in enumerate(self.tensors):
+        parts: list[tuple[Any, float]] = []
+        dimension = 0
+        for index, (tensor, piece) in enumerate(zip(self.tensors, self.pieces, strict=True)):
             if tensor.requires_grad and tensor.numel():
                 dimension += tensor.numel()
-                if self.fused and tensor.device.type == "cpu":
-                    squared += self.fused.squares(tensor.numel(), self._key(index))
-                    continue
-                size = block_elements(tensor.device)
-                for start in range(0, tensor.numel(), size):
-                    stop = min(start + size, tensor.numel())
-                    squared += counter.squares(self._key(index), start, stop, tensor.device)
+                parts.append((piece.group, self._squares(index, piece)))
+        if not parts:
+            return 1.0
+        # Whole numbers: the sum is the same however the ranks share it.
+        squared, self.sent = summed(parts, torch.int64, self.pieces[0].local.device)
         return math.sqrt(dimension / (squared / (1 << 20))) if squared else 1.0
+
+    def _squares(self, index: int, piece: Piece) -> int:
+        start, stop, device = piece.start, piece.start + piece.local.numel(), piece.local.device
+        if self.fused and device.type == "cpu":
+            return self.fused.squares(start, stop, self._key(index))
+        size = block_elements(device)
+        return sum(
+            counter.squares(self._key(index), low, min(low + size, stop), device) for low in range(start, stop, size)
+        )

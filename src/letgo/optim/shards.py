@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -54,10 +54,6 @@ class Piece(NamedTuple):
     def cut_at_multiples_of(self, elements: int) -> bool:
         """Whether every rank's piece begins at a multiple of so many elements: the same answer on all of them."""
         return not self.sharded or -(-self.shape[0] // self.ways) * self.width % elements == 0
-
-
-class Pieces(list[Piece]):
-    """The pieces of a list of tensors, found once and used by several directions."""
 
 
 def is_distributed(tensor: Any) -> bool:
@@ -108,11 +104,6 @@ def piece_of(tensor: Tensor) -> Piece:
             f"a parameter of {rows} rows has {here.shape[0]} of them on rank {place} of {ways}: not torch.chunk's share"
         )
     return Piece(here, tensor.shape, first, mesh.get_group(cut[0]), ways)
-
-
-def pieces_of(tensors: Sequence[Tensor]) -> Pieces:
-    """The pieces of tensors in order."""
-    return tensors if isinstance(tensors, Pieces) else Pieces(map(piece_of, tensors))
 
 
 def summed(values: Iterable[tuple[Any, float]], dtype: torch.dtype, device: torch.device) -> tuple[float, int]:

@@ -26,10 +26,12 @@ from letgo.optim.base import (
     parameters_of,
     state_like,
 )
+from letgo.optim.cells import add_product, cells_of, product
 from letgo.optim.low_rank import BatchedEngine, LowRankDirection, joined_factors
-from letgo.optim.noise import NOISE_KINDS, Block, Direction, NoiseKind, noise_dtype, rounded, row_blocks
+from letgo.optim.noise import NOISE_KINDS, Block, Direction, NoiseKind, noise_dtype, rounded
 from letgo.optim.perturbation import InPlaceEngine, SharedDraws
 from letgo.optim.ranks import Ranks
+from letgo.optim.shards import local, piece_of
 
 if TYPE_CHECKING:
     from letgo.optim.replay_log import ReplayLog
@@ -40,7 +42,10 @@ EngineKind = Literal["in_place", "saved", "batched"]
 
 @dataclass
 class Estimate:
-    """A gradient estimate (1/q) sum_i c_i v_i, kept as its q coefficients and directions."""
+    """A gradient estimate (1/q) sum_i c_i v_i, kept as its q coefficients and directions.
+
+    Of a sharded tensor it is the estimate at this rank's rows.
+    """
 
     directions: list[Direction]
     coefficients: list[float]
@@ -58,9 +63,9 @@ class Estimate:
             return
         joined = joined_factors(self.directions, self.coefficients, index)
         if joined is not None:
-            u, v = joined
-            for block in row_blocks(self.directions[0].tensors[index]):
-                yield block, u[block.start : block.stop] @ v.t(), 1.0
+            piece = self.directions[0].pieces[index]
+            for block in cells_of(piece):
+                yield block, product(*joined, block, piece), 1.0
             return
         for parts in zip(*(d.blocks(index) for d in self.directions), strict=True):
             block, total = parts[0]
@@ -76,10 +81,11 @@ class Estimate:
             return
         if lr == 0.0:
             return  # adding a zero would turn -0.0 into 0.0
-        tensor = self.directions[0].tensors[index].detach()
+        piece = self.directions[0].pieces[index]
+        tensor = piece.local
         joined = joined_factors(self.directions, self.coefficients, index)
         if joined is not None and tensor.dtype == noise_dtype(tensor.dtype):
-            tensor.addmm_(joined[0], joined[1].t(), alpha=-lr)
+            add_product(*joined, -lr, piece)
             return
         for block, values, factor in self.blocks(index):
             block.of(tensor).add_(values, alpha=-lr * factor)
@@ -98,7 +104,10 @@ class ZerothOrder(ClosureOptimizer):
 
     In a `torch.distributed` run every rank draws the same directions and the losses are averaged over the ranks, so
     that all of them take the same step; nothing else is exchanged. With `optimizer.ranks = Ranks("directions")` every
-    rank evaluates a part of the directions instead (see `letgo.optim.ranks`).
+    rank evaluates a part of the directions instead (see `letgo.optim.ranks`). Of parameters sharded by FSDP2 every rank
+    perturbs and moves the rows that it holds, by what it would if it held all: the weights are those of a run on
+    replicas, bit for bit in float32. Such parameters are perturbed in memory and put back from a copy of the rank's
+    shard; the optimizer itself exchanges no weights for that, only FSDP2 gathers them for each evaluation.
 
     Args (of every subclass, beside its own):
         num_directions: q.
@@ -219,9 +228,10 @@ class ZerothOrder(ClosureOptimizer):
     def directions(self, parameters: Sequence[Tensor]) -> list[Direction]:
         """The directions of the step that comes next."""
         keys = [(self.seed, self.steps_taken, i) for i in range(self.num_directions)]
+        pieces = list(map(piece_of, parameters))
         if self.rank:
-            return [LowRankDirection(self.noise, key, parameters, self.rank) for key in keys]
-        return [Direction(self.noise, key, parameters) for key in keys]
+            return [LowRankDirection(self.noise, key, parameters, self.rank, pieces) for key in keys]
+        return [Direction(self.noise, key, parameters, pieces) for key in keys]
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
         """Move one parameter, given the estimate at `index`."""
@@ -264,7 +274,7 @@ class ZerothOrder(ClosureOptimizer):
             for parameter in group["params"]:
                 if parameter.requires_grad and parameter.numel():
                     if group["weight_decay"]:
-                        parameter.mul_(1 - float(group["lr"]) * group["weight_decay"])
+                        local(parameter).mul_(1 - float(group["lr"]) * group["weight_decay"])
                     self.update(group, parameter, estimate, index)
                 index += 1
 
@@ -328,10 +338,11 @@ class ZOSGD(ZerothOrder):
         if not momentum:
             estimate.move(index, lr)
             return
-        buffer = state_like(self.state[parameter], "momentum_buffer", parameter)
+        x, buffer = local(parameter), local(state_like(self.state[parameter], "momentum_buffer", parameter))
         for block, values, factor in estimate.blocks(index):
             m = block.of(buffer).mul_(momentum).add_(values, alpha=factor)
-            block.of(parameter).add_(m, alpha=-lr)
+            # In the noise's dtype: bf16's own sum rounds the last elements of a tensor otherwise than the others.
+            block.of(x).add_(m.to(values.dtype), alpha=-lr)
 
 
 def _representable(mu: float, parameters: Sequence[Tensor]) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from letgo.optim.base import ParamsT, check_number, state_like
 from letgo.optim.noise import NoiseKind
+from letgo.optim.shards import local
 from letgo.optim.zeroth_order import Difference, EngineKind, Estimate, ZerothOrder
 
 
@@ -70,11 +71,11 @@ class AdaZO(ZerothOrder):
         )
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
-        state = self.state[parameter]
-        exp_avg, exp_avg_sq = state_like(state, "exp_avg", parameter), state_like(state, "exp_avg_sq", parameter)
+        state, x = self.state[parameter], local(parameter)
+        exp_avg, exp_avg_sq = (local(state_like(state, key, parameter)) for key in ("exp_avg", "exp_avg_sq"))
         for block, values, factor in estimate.blocks(index):
             ada_zo(
-                block.of(parameter),
+                block.of(x),
                 values,
                 factor,
                 block.of(exp_avg),
@@ -153,12 +154,12 @@ class ZOAdam(ZerothOrder):
         )
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
-        state = self.state[parameter]
-        exp_avg, exp_avg_sq = state_like(state, "exp_avg", parameter), state_like(state, "exp_avg_sq", parameter)
+        state, x = self.state[parameter], local(parameter)
+        exp_avg, exp_avg_sq = (local(state_like(state, key, parameter)) for key in ("exp_avg", "exp_avg_sq"))
         state["step"] = state.get("step", 0) + 1
         for block, values, factor in estimate.blocks(index):
             zo_adam(
-                block.of(parameter),
+                block.of(x),
                 values,
                 factor,
                 block.of(exp_avg),
@@ -238,6 +239,7 @@ class ZOSignSGD(ZerothOrder):
         )
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
+        x = local(parameter)
         for block, values, factor in estimate.blocks(index):
             sign = math.copysign(1.0, factor) if factor else 0.0
-            block.of(parameter).add_(torch.sign(values), alpha=-float(group["lr"]) * sign)
+            block.of(x).add_(torch.sign(values), alpha=-float(group["lr"]) * sign)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from letgo.optim.base import ParamsT, check_number
+from letgo.optim.cells import cells_of, product
 from letgo.optim.low_rank import LowRankDirection
 from letgo.optim.noise import Direction, NoiseKind, mix, noise_dtype, noise_values
+from letgo.optim.shards import Piece, piece_of
 from letgo.optim.zeroth_order import Difference, EngineKind, Estimate, ZerothOrder
 
 
@@ -34,8 +36,9 @@ class SubspaceDirection(LowRankDirection):
         rank: int,
         projection_key: Sequence[int],
         projections: dict[int, Tensor],
+        pieces: Sequence[Piece] | None = None,
     ) -> None:
-        super().__init__(kind, key, tensors, rank)
+        super().__init__(kind, key, tensors, rank, pieces)
         self.projection_key = mix(*projection_key)
         self.projections = projections
         self._subspace_factors: dict[int, tuple[Tensor, Tensor]] = {}
@@ -84,6 +87,10 @@ class ZOMuon(ZerothOrder):
         rank: r.
         period: k.
         others: see `ZerothOrder`. The projections take r / n of the parameters' memory; no other state.
+
+    Over shards nothing is gathered: S is small and made of noise and scalars alone, so every rank has all of it and
+    multiplies out its own rows of P msign(S). A tensor that is no matrix is made whole on every rank, one at a time,
+    for its norm; the projections are whole on every rank.
     """
 
     def __init__(
@@ -129,6 +136,7 @@ class ZOMuon(ZerothOrder):
         number = self.steps_taken // self.period
         if number != self._projected:
             self._projections, self._projected = {}, number
+        pieces = list(map(piece_of, parameters))
         return [
             SubspaceDirection(
                 self.noise,
@@ -137,6 +145,7 @@ class ZOMuon(ZerothOrder):
                 self.rank,
                 (self.seed, number),
                 self._projections,
+                pieces,
             )
             for i in range(self.num_directions)
         ]
@@ -148,18 +157,20 @@ class ZOMuon(ZerothOrder):
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
         lr = float(group["lr"])
         first = estimate.directions[0]
+        piece = first.pieces[index]
         if isinstance(first, SubspaceDirection) and first.is_low_rank(index):
             psis = [d.factors(index)[1].t() for d in estimate.directions if isinstance(d, SubspaceDirection)]
             weighted = [psi * (c / len(psis)) for psi, c in zip(psis, estimate.coefficients, strict=True)]
-            step = first.projection(index) @ matrix_sign(torch.stack(weighted).sum(0))
-            parameter.sub_(step, alpha=lr)
+            signs = matrix_sign(torch.stack(weighted).sum(0)).t()
+            for block in cells_of(piece):
+                block.of(piece.local).sub_(product(first.projection(index), signs, block, piece), alpha=lr)
             return
-        whole = torch.zeros_like(parameter, dtype=noise_dtype(parameter.dtype))
+        whole = torch.zeros(parameter.shape, dtype=noise_dtype(parameter.dtype), device=parameter.device)
         for direction, c in zip(estimate.directions, estimate.coefficients, strict=True):
             whole.add_(direction.tensor(index), alpha=c)
         norm = torch.linalg.vector_norm(whole)
         if norm > 0:
-            parameter.sub_(whole / norm, alpha=lr)
+            piece.local.sub_(piece.of(whole) / norm, alpha=lr)
 
 
 def matrix_sign(matrix: Tensor) -> Tensor:
