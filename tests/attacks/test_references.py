@@ -18,11 +18,11 @@ def test_runs_under_the_same_attack_share_the_retrained_models(monkeypatch):
         return real(function, victim, plan, settings, seed)
 
     monkeypatch.setattr(attacking, "_attacked", counted)
-    how = {"benchmark": "biographies", "original": "biographies", "limit": 12}
+    how = {"benchmark": "biographies", "original": "biographies", "limit": 40}
     first = letgo.attack("biographies-retrained", [ATTACK], **how)
     assert len(attacked) == 4, "two seeds of the model, two of the reference"
     again = letgo.attack("biographies-retrained", [ATTACK], **how)
     assert len(attacked) == 6, "the reference is not attacked again"
     assert again.attacks[0].per_seed == first.attacks[0].per_seed
-    letgo.attack("biographies-retrained", [ATTACK], **(how | {"limit": 13}))
+    letgo.attack("biographies-retrained", [ATTACK], **(how | {"limit": 41}))
     assert len(attacked) == 10, "scored on other items it is another measurement"
