@@ -155,7 +155,7 @@ def test_a_dry_run_lists_every_cell_with_its_cost(tmp_path, capsys):
 
     tune = {"learning_rate": [1e-4, 1e-3], "target": "forget_accuracy <= 0.4"}
     grid = read_grid(write(tmp_path, grid={"optimizer": ["adamw", "zo_sgd"], "seed": [0, 1]}, tune=tune, workers=2))
-    _list_cells(grid, as_json=False)
+    _list_cells(grid, {cell.name for cell in grid.cells}, as_json=False)
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 5
     assert told[0].split()[:3] == ["adamw-seed0", "2", "runs"]

@@ -10,7 +10,10 @@ import typer
 from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, reporter
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from letgo.sweep import Grid, Sweep
+    from letgo.sweep.part import Part
 
 
 @app.command()
@@ -18,6 +21,14 @@ def sweep(
     grid: Annotated[Path, typer.Argument(help="The grid's YAML.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="In place of its output_dir.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes, in place of its own number.")] = None,
+    backend: Annotated[str | None, typer.Option("--backend", help="local or ray, in place of its own.")] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", help="HOST:PORT, auto or local; by default RAY_ADDRESS, else local."),
+    ] = None,
+    cells: Annotated[
+        str | None, typer.Option("--cells", help="Run one part, such as 3/8; the table is whole once all have run.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what lies in the output folder.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what they would take.")] = False,
@@ -25,42 +36,59 @@ def sweep(
     quiet: QuietFlag = False,
 ) -> None:
     """Run a grid of objectives, optimizers, seeds …, tuned to matched forgetting, and attack each."""
-    from letgo.sweep import read_grid
+    from letgo.sweep import parse_part, read_grid
     from letgo.sweep import sweep as run_sweep
 
-    read = read_grid(grid, output=output, workers=workers)
+    part = parse_part(cells) if cells else None
+    read = read_grid(grid, output=output, workers=workers, backend=backend, ray_address=ray_address)
+    mine = part.cells(read) if part else {cell.name for cell in read.cells}
     if dry_run:
-        _list_cells(read, as_json)
+        _list_cells(read, mine, as_json)
         return
-    state = run_sweep(read, resume=resume, retry_failed=retry_failed, reporter=reporter(quiet))
+    state = run_sweep(read, resume=resume, retry_failed=retry_failed, part=part, reporter=reporter(quiet))
     if as_json:
         print_json(state.model_dump(mode="json", by_alias=True))
+    elif part:
+        _print_part(state, read, part, mine)
     else:
         _print_table(state, read)
-    if state.cells("failed"):
+    if any(cell.name in mine for cell in state.cells("failed")):
         raise typer.Exit(1)
 
 
-def _list_cells(grid: Grid, as_json: bool) -> None:
+def _list_cells(grid: Grid, mine: Collection[str], as_json: bool) -> None:
     from letgo.report.numbers import duration, size
     from letgo.sweep.cost import cost
 
-    rows = cost(grid)
+    rows = [row for row in cost(grid) if row["cell"] in mine]
     total = sum(row["seconds"] for row in rows)
     runs = sum(row["runs"] for row in rows)
+    workers = grid.workers or 1
     if as_json:
-        print_json({"cells": rows, "runs": runs, "seconds": total / grid.workers, "workers": grid.workers})
+        print_json({"cells": rows, "runs": runs, "seconds": total / workers, "workers": workers})
         return
-    width = max(len(row["cell"]) for row in rows)
+    width = max((len(row["cell"]) for row in rows), default=0)
     for row in rows:
         memory = ", ".join(f"{name} {size(count)}" for name, count in row["memory_bytes"].items())
         plural = "run" if row["runs"] == 1 else "runs"
         typer.echo(f"{row['cell']:<{width}}  {row['runs']:>3} {plural:<4}  {memory}  {duration(row['seconds'])}")
-    each = f", {grid.workers} at a time" if grid.workers > 1 else ""
+    each = f", {workers} at a time" if workers > 1 else ""
     typer.echo(
-        f"{len(rows)} cells, {runs} runs{each}: about {duration(total / grid.workers)}, and "
+        f"{len(rows)} cells, {runs} runs{each}: about {duration(total / workers)}, and "
         f"{len(grid.attacks)} attacks on each cell beside that"
     )
+
+
+def _print_part(state: Sweep, grid: Grid, part: Part, mine: Collection[str]) -> None:
+    counts = {
+        status: [cell for cell in state.cells(status) if cell.name in mine]
+        for status in ("finished", "collapsed", "failed", "pending")
+    }
+    said = ", ".join(f"{len(found)} {status}" for status, found in counts.items() if found)
+    typer.echo(f"cells {part}: {said or 'none: there are fewer cells, or tuned groups, than parts'}")
+    for cell in counts["failed"]:
+        typer.echo(f"failed: {cell.name} ({cell.reason})")
+    typer.echo(f"once all parts have run: letgo sweep {grid.source} --output {grid.output} --resume")
 
 
 def _print_table(state: Sweep, grid: Grid) -> None:

@@ -6,7 +6,7 @@ directories are the truth: the index can be thrown away and made again from them
 
 from __future__ import annotations
 
-from letgo.runs.index import Index, index_for, record_run, root_of
+from letgo.runs.index import Index, index_for, record_run, root_of, unrecorded
 from letgo.runs.record import RunRecord
 
-__all__ = ["Index", "RunRecord", "index_for", "record_run", "root_of"]
+__all__ = ["Index", "RunRecord", "index_for", "record_run", "root_of", "unrecorded"]

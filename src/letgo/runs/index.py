@@ -11,7 +11,8 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ class Index:
             _insert(connection, record)
         return record
 
+    def record_all(self, directories: Sequence[Path]) -> list[str]:
+        """Record many run directories in one transaction; returns what is to be said of any that could not be read."""
+        self._renew()
+        records, problems = _read_all(directories, self.root)
+        with self._connection() as connection:
+            for record in records:
+                _insert(connection, record)
+        return problems
+
     def tag(self, run: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> RunRecord:
         """Add and remove a run's tags; they are written to its directory, then to the index."""
         record = self.find(run)
@@ -86,12 +96,7 @@ class Index:
         """
         if not self.root.is_dir():
             raise UserError(f"no such folder: {self.root}")
-        records, problems = [], []
-        for directory in run_directories(self.root):
-            try:
-                records.append(RunRecord.read(directory, self.root))
-            except UserError as error:
-                problems.append(str(error))
+        records, problems = _read_all(run_directories(self.root), self.root)
         with self._connection() as connection:
             # Runs recorded from outside the root (LETGO_RUNS) have no other trace here: kept while they exist.
             outside = [path for (path,) in connection.execute("SELECT path FROM runs WHERE path LIKE '..%'")]
@@ -211,6 +216,16 @@ class Index:
             connection.execute(f"PRAGMA user_version={INDEX_VERSION}")
 
 
+def _read_all(directories: Iterable[Path], root: Path) -> tuple[list[RunRecord], list[str]]:
+    records, problems = [], []
+    for directory in directories:
+        try:
+            records.append(RunRecord.read(directory, root))
+        except UserError as error:
+            problems.append(str(error))
+    return records, problems
+
+
 def _insert(connection: sqlite3.Connection, record: RunRecord) -> None:
     result, flat = record.result, record.flat()
     for table in ("runs", "metrics", "attacks", "tags"):
@@ -267,13 +282,29 @@ def index_for(directory: Path) -> Index:
     return Index(root_of(directory.resolve().parent) or directory.resolve().parent)
 
 
+_RECORDING: ContextVar[bool] = ContextVar("recording", default=True)
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Leave the index alone within the block, for work whose caller records it: one file of SQLite is not to be
+    written by several machines."""
+    token = _RECORDING.set(False)
+    try:
+        yield
+    finally:
+        _RECORDING.reset(token)
+
+
 def record_run(directory: Path, say: Callable[[str], None]) -> None:
     """Record a run in the index that it belongs to. An index that can't be written is said, and costs the run
     nothing: its directory is whole, and `letgo runs rebuild` finds it."""
+    if not _RECORDING.get():
+        return
     try:
         index_for(directory).record(directory)
     except UserError as error:
         say(f"  not recorded: {error}")
 
 
-__all__ = ["INDEX_FILE", "Index", "index_for", "read_tags", "record_run", "root_of", "run_directories"]
+__all__ = ["INDEX_FILE", "Index", "index_for", "read_tags", "record_run", "root_of", "run_directories", "unrecorded"]

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from letgo.attacks.run import attack, plan_attack
 from letgo.config import make_config
-from letgo.errors import LetgoError, UserError
+from letgo.errors import LetgoError
 from letgo.results import Result, is_run, read_result, write_text
-from letgo.runs import record_run
+from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
+from letgo.sweep.locks import CLAIMS, locked
 from letgo.unlearning import unlearn
-from letgo.workers import WORKERS_LOCK
 
 ERROR_FILE = "error.json"
 """In the directory of a run that failed: what was said."""
@@ -33,6 +30,24 @@ class Task:
     settings: Mapping[str, Any]
     attacks: Sequence[str]
     tags: Sequence[str]
+
+    @property
+    def claim(self) -> Path:
+        """The file that is locked by the process that is at work on it."""
+        return self.directory.parents[1] / CLAIMS / self.directory.name
+
+    def order(self) -> dict[str, Any]:
+        """What a worker process is sent: plain values, so that it needs nothing of letgo to be read."""
+        return {
+            "directory": str(self.directory),
+            "settings": dict(self.settings),
+            "attacks": list(self.attacks),
+            "tags": list(self.tags),
+        }
+
+    @classmethod
+    def of(cls, order: Mapping[str, Any]) -> Task:
+        return cls(**{**order, "directory": Path(order["directory"])})
 
 
 @dataclass(frozen=True)
@@ -59,15 +74,31 @@ def outcome(task: Task) -> Outcome | None:
     return Outcome(result) if not _missing(task, result) else None
 
 
-def run_task(task: Task) -> None:
-    """Do what is still to be done of a task. Nothing is raised: a failure is written into the run's directory."""
+Ended = Literal["over", "busy"]
+
+
+def run_task(task: Task) -> Ended:
+    """Do what is still to be done of a task; "busy" where another process is at work on it.
+
+    Nothing is raised: a failure is written into the run's directory. The index is left alone: the sweep writes it, for
+    several machines can't write one SQLite file.
+    """
+    with locked(task.claim) as mine, unrecorded():
+        if not mine:
+            return "busy"
+        # Its end may have come between the sweep's look at it and this claim.
+        if outcome(task) is None:
+            _do(task)
+    return "over"
+
+
+def _do(task: Task) -> None:
     try:
         if not is_run(task.directory) or read_result(task.directory).status == "failed":
             settings = {**task.settings, "output_dir": str(task.directory)}
             unlearn(make_config(settings, where=task.directory.name), resume=task.directory.is_dir())
         if task.tags and not (task.directory / TAGS_FILE).is_file():
             write_tags(task.directory, tuple(task.tags))
-            record_run(task.directory, lambda _: None)
         missing = _missing(task, read_result(task.directory))
         if missing:
             attack(task.directory, missing)
@@ -90,21 +121,3 @@ def write_error(task: Task, message: str, trace: str = "") -> None:
     task.directory.mkdir(parents=True, exist_ok=True)
     document = {"error": message} | ({"traceback": trace} if trace else {})
     write_text(task.directory / ERROR_FILE, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def alone(folder: Path, patience: float = 30.0) -> Any:
-    """Hold a sweep's folder alone; waits for the workers of a sweep that was killed, and refuses a second sweep."""
-    with open(folder / ".sweep.lock", "a") as own, open(folder / WORKERS_LOCK, "a") as workers:
-        for handle, what in ((own, "another sweep is"), (workers, "workers of an earlier sweep are")):
-            start = time.monotonic()
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError as error:
-                    if handle is own or time.monotonic() - start > patience:
-                        raise UserError(f"{what} at work in {folder}; wait for it, or stop it") from error
-                    time.sleep(0.1)
-        fcntl.flock(workers, fcntl.LOCK_UN)
-        yield

@@ -1,20 +1,20 @@
 """Running a sweep: what can run next is told from what lies in its folder, so a kill at any moment costs one cell's
-last steps at most."""
+last steps at most. The one place that decides; how a cell is run is `workers.py`'s."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-import multiprocessing
 import os
+import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from letgo.digest import digest_of
-from letgo.errors import UserError
+from letgo.errors import LetgoError, UserError
 from letgo.progress import Quiet, Reporter
-from letgo.results import write_text
+from letgo.results import RESULT_FILE, is_run, read_result, write_text
+from letgo.runs import index_for, record_run
 from letgo.runs.sweeps import (
     RUNS_FOLDER,
     SWEEP_FILE,
@@ -26,65 +26,124 @@ from letgo.runs.sweeps import (
     read_sweep,
     write_sweep,
 )
-from letgo.sweep.cell import ERROR_FILE, Outcome, Task, alone, outcome, run_task, write_error
+from letgo.sweep.cell import ERROR_FILE, Outcome, Task, outcome, write_error
 from letgo.sweep.grid import Cell, Grid, Group, with_setting
+from letgo.sweep.locks import CLAIMS, STATE_LOCK, SWEEP_LOCK, has_locks, holder, locked
+from letgo.sweep.part import Part
 from letgo.sweep.table import TABLE_FILE, as_csv
 from letgo.sweep.tuning import BROKEN, MEETS, Range, Trial, Tune, choose, judge
-from letgo.workers import start_worker
+from letgo.sweep.workers import Ending, Workers, workers_for
 
-DEATHS = 3
-"""So often a run may lose its process before it counts as failed."""
+PAUSE_SECONDS = 1.0
+"""How long a cell that another process is at work on is left alone before it is asked for again."""
+SEEN_SECONDS = 90.0
+"""How long a network's file system may take to show what another machine wrote."""
 
 
-def sweep(grid: Grid, *, resume: bool = False, retry_failed: bool = False, reporter: Reporter | None = None) -> Sweep:
+def sweep(
+    grid: Grid,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+    part: Part | None = None,
+    reporter: Reporter | None = None,
+) -> Sweep:
     """Run every cell of a grid: tune each group where the grid says so, then run its seeds and attack them.
 
     A cell that fails is recorded and the rest goes on; one that collapsed is not attacked. Each finished cell is kept
-    whatever happens next: call again with `resume=True` to go on, which ends with the same table.
+    whatever happens next: call again with `resume=True` to go on, on the same backend or another, which ends with the
+    same table.
 
     Args:
         grid: as `read_grid` gives it.
         resume: go on with what lies in the output folder.
         retry_failed: try failed cells again.
+        part: run these cells alone. Several parts may run at once, each in a process of its own; the index of runs is
+            written by whoever then runs the whole sweep with `resume=True`.
         reporter: where progress goes.
 
     Raises:
-        UserError: the folder holds another sweep, or one that is at work.
+        UserError: the folder holds another sweep, or one that is at work; or the backend has not what a cell needs.
     """
+    reporter = reporter or Quiet()
+    workers = workers_for(grid, reporter)
     folder = grid.output
+    # Looked at in this order: another part's sweep may be begun between the two.
+    inside = [path for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
     if (folder / SWEEP_FILE).is_file():
         if not resume:
             raise UserError(f"{folder} holds a sweep; go on with it by --resume, or name another folder")
         if read_sweep(folder).fingerprint != grid.fingerprint:
             raise UserError(f"{folder} holds a sweep of another grid than {grid.source}; name another folder")
-    elif folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir()):
+    elif inside:
         raise UserError(f"{folder} is not empty, and holds no sweep; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder):
-        return _Execution(grid, reporter or Quiet()).run(retry_failed)
+    if not has_locks(folder):
+        reporter.say(f"  the file system of {folder} has no locks: see to it that one sweep at a time runs there")
+    with locked(folder / SWEEP_LOCK, shared=part is not None) as mine:
+        if not mine:
+            raise UserError(f"another sweep is at work in {folder}; wait for it, or stop it")
+        return _Execution(grid, part, reporter).run(workers, retry_failed)
 
 
 class _Execution:
-    def __init__(self, grid: Grid, reporter: Reporter) -> None:
-        self.grid, self.reporter = grid, reporter
+    def __init__(self, grid: Grid, part: Part | None, reporter: Reporter) -> None:
+        self.grid, self.part, self.reporter = grid, part, reporter
+        self.mine = part.cells(grid) if part else frozenset(cell.name for cell in grid.cells)
+        self.groups = [group for group in grid.groups if any(cell.name in self.mine for cell in group.cells)]
         self.outcomes: dict[Path, Outcome] = {}
         self.deaths: dict[Path, int] = {}
-        self.threads = max(1, (os.cpu_count() or 1) // grid.workers)
+        self.running: dict[Path, Task] = {}
 
-    def run(self, retry_failed: bool) -> Sweep:
+    def run(self, workers: contextlib.AbstractContextManager[Workers], retry_failed: bool) -> Sweep:
         if retry_failed:
-            for path in (self.grid.output / RUNS_FOLDER).glob(f"*/{ERROR_FILE}"):
-                path.unlink()
-        state = self.write()
-        with self.reporter.task("sweep", self.size()) as progress:
-            done = 0
-            for _ in self.completed():
-                state = self.write()
-                progress.describe(_counts(state))
-                now = self.size() - self.left()
-                progress.advance(max(now - done, 0))
-                done = now
+            self.forget_failed()
+        self.record_found()
+        if not self.waiting():
+            return self.write()
+        # The workers first: a folder in which nothing could be started is no sweep yet.
+        with workers as opened:
+            state = self.write()
+            with self.reporter.task("sweep", self.size()) as progress:
+                done = 0
+                for task in self.completed(opened):
+                    self.record(task)
+                    state = self.write()
+                    progress.describe(_counts(state))
+                    now = self.size() - self.left()
+                    progress.advance(max(now - done, 0))
+                    done = now
         return state
+
+    # -- the index ----------------------------------------------------------------------------------------------------
+
+    def record(self, task: Task) -> None:
+        """Put a run into the index. Of several parts none does: one file of SQLite has one machine that writes it."""
+        if self.part is None and is_run(task.directory):
+            record_run(task.directory, self.reporter.say)
+
+    def record_found(self) -> None:
+        """Put into the index what earlier sweeps of this folder ran and did not come to record."""
+        found = sorted(path for path in (self.grid.output / RUNS_FOLDER).glob("*") if is_run(path))
+        if self.part is None and found:
+            try:
+                problems = index_for(found[0]).record_all(found)
+            except UserError as error:
+                problems = [str(error)]
+            for problem in problems:
+                self.reporter.say(f"  not recorded: {problem}")
+
+    def forget_failed(self) -> None:
+        """Let failed runs of the cells that are to be run here, trials as well, be tried again."""
+        for directory in (self.grid.output / RUNS_FOLDER).glob("*"):
+            if not any(directory.name == name or directory.name.startswith(f"{name}-") for name in self.mine):
+                continue
+            with locked(self.grid.output / CLAIMS / directory.name) as free:
+                if not free:
+                    continue
+                (directory / ERROR_FILE).unlink(missing_ok=True)
+                if is_run(directory) and read_result(directory).status == "failed":
+                    (directory / RESULT_FILE).unlink()
 
     # -- what there is to do ------------------------------------------------------------------------------------------
 
@@ -131,18 +190,18 @@ class _Execution:
         if following is not None:
             return [following]
         changes = dict(choose(trials).changes) if trials else {}
-        return [self.task(cell, changes, attacks=True) for cell in group.cells]
+        return [self.task(cell, changes, attacks=True) for cell in group.cells if cell.name in self.mine]
 
     def waiting(self) -> list[Task]:
-        return [task for group in self.grid.groups for task in self.tasks(group) if self.known(task) is None]
+        return [task for group in self.groups for task in self.tasks(group) if self.known(task) is None]
 
     def size(self) -> int:
         """How many runs there are in all, at most: candidates count, and the chosen one's attacks."""
-        return sum(len(group.cells) + candidates(self.grid.tune, group) for group in self.grid.groups)
+        return len(self.mine) + sum(candidates(self.grid.tune, group) for group in self.groups)
 
     def left(self) -> int:
         left = 0
-        for group in self.grid.groups:
+        for group in self.groups:
             trials, following = self.trials(group)
             if following is not None:
                 left += len(group.cells) + candidates(self.grid.tune, group) - len(trials)
@@ -152,49 +211,79 @@ class _Execution:
 
     # -- doing it -----------------------------------------------------------------------------------------------------
 
-    def completed(self) -> Iterator[Task]:
+    def completed(self, workers: Workers) -> Iterator[Task]:
         """Do everything, yielding each task when it is over."""
-        if self.grid.workers == 1:
-            while waiting := self.waiting():
-                run_task(waiting[0])
-                yield waiting[0]
-            return
-        while self.waiting():
-            yield from self._with_pool()
-
-    def _with_pool(self) -> Iterator[Task]:
-        """As `completed`, in worker processes; returns when all is done, or when a worker has died."""
-        running: dict[Future[None], Task] = {}
-        context = multiprocessing.get_context("spawn")
-        arguments = (str(self.grid.output), self.threads, os.getpid())
-        with ProcessPoolExecutor(self.grid.workers, context, start_worker, arguments) as pool:
+        later: dict[Path, float] = {}
+        """When a task that another process is at work on is to be asked for again."""
+        try:
             while True:
-                busy = {task.directory for task in running.values()}
-                free = self.grid.workers - len(running)
-                for task in [task for task in self.waiting() if task.directory not in busy][:free]:
-                    running[pool.submit(run_task, task)] = task
-                if not running:
-                    return
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    task = running.pop(future)
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        self.died(task)
-                        for other in running.values():
-                            self.died(other)
+                ready = [task for task in self.waiting() if task.directory not in self.running]
+                now = time.monotonic()
+                for task in [task for task in ready if later.get(task.directory, 0.0) <= now][: workers.free()]:
+                    workers.start(task)
+                    self.running[task.directory] = task
+                if not self.running:
+                    if not ready:
                         return
+                    time.sleep(PAUSE_SECONDS)
+                    continue
+                for ending in workers.ended(PAUSE_SECONDS if later else None):
+                    task = self.running.pop(ending.task.directory)
+                    if ending.how == "busy":
+                        self.elsewhere(task, first=task.directory not in later)
+                        later[task.directory] = time.monotonic() + PAUSE_SECONDS
+                        continue
+                    later.pop(task.directory, None)
+                    if ending.how == "died":
+                        self.died(ending)
+                    else:
+                        self.see(task)
                     yield task
+        finally:
+            # Of what is interrupted, what is a run already: its attacks were under way.
+            for task in self.running.values():
+                self.record(task)
 
-    def died(self, task: Task) -> None:
-        """A worker was killed while it ran this task, or one beside it."""
-        self.deaths[task.directory] = self.deaths.get(task.directory, 0) + 1
-        if self.deaths[task.directory] >= DEATHS:
-            write_error(task, f"its process was killed {DEATHS} times, perhaps for want of memory")
-        self.reporter.say(f"  a worker died with {task.directory.name}; trying again")
+    def elsewhere(self, task: Task, first: bool) -> None:
+        if first:
+            who = holder(task.claim) or "another machine"
+            self.reporter.say(f"  {task.directory.name} is at work elsewhere ({who}): waiting for it")
+
+    def see(self, task: Task) -> None:
+        """Wait till a task's end is seen here: a network's file system shows it late."""
+        limit = time.monotonic() + SEEN_SECONDS
+        while self.known(task) is None:
+            if time.monotonic() > limit:
+                raise LetgoError(
+                    f"{task.directory.name} was run, and {SEEN_SECONDS:.0f} s later its directory does not say so; is "
+                    f"{self.grid.output} the same folder for all who run the sweep? --resume goes on"
+                )
+            # Reading a folder asks its server anew; asking for a file by name may be answered from memory.
+            with contextlib.suppress(FileNotFoundError):
+                os.listdir(task.directory)
+            if self.known(task) is None:
+                time.sleep(0.2)
+
+    def died(self, ending: Ending) -> None:
+        """The process that ran a task was lost."""
+        directory = ending.task.directory
+        self.deaths[directory] = self.deaths.get(directory, 0) + 1
+        if self.deaths[directory] > self.grid.retries:
+            times = "once" if self.deaths[directory] == 1 else f"{self.deaths[directory]} times"
+            why = f" ({ending.why})" if ending.why else ""
+            write_error(ending.task, f"its process was lost {times}{why}, perhaps for want of memory")
+            return
+        self.reporter.say(f"  a worker died with {directory.name} ({ending.why or 'killed'}); trying again")
 
     # -- telling of it ------------------------------------------------------------------------------------------------
 
     def write(self) -> Sweep:
+        """Write the state and the table. Told from the directories under a lock, so that of several parts the one that
+        writes last has seen most."""
+        with locked(self.grid.output / STATE_LOCK, wait=True):
+            return self._write()
+
+    def _write(self) -> Sweep:
         grid = self.grid
         state = Sweep(
             source=grid.source,

@@ -12,6 +12,10 @@
       target: forget_accuracy <= 0.4
       bound: retain_accuracy >= 0.95*before
     workers: 2
+    backend: local                              # or ray; how many machines: docs/sweeps.md
+    resources: {cpus: 2, gpus: 1, memory: 20GB} # optional: of one cell
+    retries: 2                                  # of a cell whose process was killed
+    ray: {address: "10.0.0.1:6379", wait: 0}    # optional: which cluster, and how long it may take to start a node
 
 An axis is a key of a run's YAML, or one inside a mapping (`optimizer_args.mu`); its values are such values, or mappings
 that set several keys at once. A group is what is left of a cell without its seed: the seeds of a group are compared as
@@ -24,7 +28,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +39,15 @@ from letgo.digest import digest_of
 from letgo.errors import UserError
 from letgo.objectives import create_objective
 from letgo.optim import OPTIMIZERS
+from letgo.sweep.resources import RayCluster, Resources, read_cluster, read_resources
 from letgo.sweep.tuning import Tune, read_tune
 
-_KEYS = ("output_dir", "base", "grid", "attacks", "tune", "workers", "name")
+_HOW = ("output_dir", "workers", "backend", "resources", "retries", "ray")
+"""Where and how it is run: nothing of what comes out is decided by these."""
+_KEYS = ("base", "grid", "attacks", "tune", "name", *_HOW)
+
+BACKENDS = ("local", "ray")
+RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,13 @@ class Grid:
     groups: tuple[Group, ...]
     attacks: tuple[str, ...] = ()
     tune: Tune | None = None
-    workers: int = 1
+    workers: int | None = None
+    """Cells side by side, at most; None for one on this machine, and as many as there is room for on a cluster."""
+    backend: str = "local"
+    resources: Resources = field(default_factory=Resources)
+    retries: int = RETRIES
+    """How often a run is tried again whose process was killed."""
+    ray: RayCluster = field(default_factory=RayCluster)
     document: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -85,18 +101,27 @@ class Grid:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that decides what comes out: not of the number of workers, nor of where it is written."""
-        decides = {k: v for k, v in self.document.items() if k not in ("workers", "output_dir")}
+        """Of all that decides what comes out: not of where and how it is run, nor of where it is written."""
+        decides = {k: v for k, v in self.document.items() if k not in _HOW}
         return digest_of(decides)
 
 
-def read_grid(path: Path, *, output: Path | None = None, workers: int | None = None) -> Grid:
+def read_grid(
+    path: Path,
+    *,
+    output: Path | None = None,
+    workers: int | None = None,
+    backend: str | None = None,
+    ray_address: str | None = None,
+) -> Grid:
     """Read and check a grid: every cell's config, objective, optimizer and attack is tried before anything runs.
 
     Args:
         path: the YAML.
         output: in place of its `output_dir`.
         workers: in place of its `workers`.
+        backend: in place of its `backend`.
+        ray_address: in place of its `ray.address`.
 
     Raises:
         UserError: it names the file, the key and the value.
@@ -126,12 +151,32 @@ def read_grid(path: Path, *, output: Path | None = None, workers: int | None = N
     target = output or (Path(document["output_dir"]) if document.get("output_dir") else None)
     if target is None:
         raise UserError(f"{where}: no 'output_dir' (--output DIR)")
-    number = workers if workers is not None else document.get("workers", 1)
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise UserError(f"{where}: workers must be a whole number of at least 1, not {number!r}")
+    number = _whole(where, "workers", workers if workers is not None else document.get("workers"), least=1)
+    retries = _whole(where, "retries", document.get("retries", RETRIES), least=0)
+    chosen = backend or document.get("backend") or "local"
+    if chosen not in BACKENDS:
+        flag = f"--backend {chosen}" if backend else f"{where}: backend {chosen!r}"
+        raise UserError(f"{flag}: unknown{did_you_mean(str(chosen), BACKENDS)}; known: {', '.join(BACKENDS)}")
+    cluster = read_cluster(document.get("ray"), where)
+    if ray_address:
+        cluster = replace(cluster, address=ray_address)
+    if ray_address and chosen != "ray":
+        raise UserError(f"--ray-address {ray_address} is of no use to backend {chosen!r}; give --backend ray too")
     tune = read_tune(document["tune"], where) if document.get("tune") else None
     groups = _groups(where, base, axes)
-    grid = Grid(where, target, groups, tuple(map(str, attacks)), tune, number, document)
+    grid = Grid(
+        where,
+        target,
+        groups,
+        tuple(map(str, attacks)),
+        tune,
+        workers=number,
+        backend=chosen,
+        resources=read_resources(document.get("resources"), where),
+        retries=RETRIES if retries is None else retries,
+        ray=cluster,
+        document=document,
+    )
     for group in groups:
         for cell in group.cells:
             _try(where, cell, tune, group)
@@ -201,6 +246,12 @@ def _mapping(where: str, key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: {key!r} must be a mapping, not {value!r}")
     return {str(k): v for k, v in value.items()}
+
+
+def _whole(where: str, key: str, value: Any, *, least: int) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise UserError(f"{where}: {key} must be a whole number of at least {least}, not {value!r}")
+    return value
 
 
 def _shown(axis: str, value: Any) -> Any:

@@ -1,0 +1,123 @@
+"""A sweep's tasks on this machine: in this process, or each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+from letgo.sweep.cell import Task, run_task
+from letgo.sweep.resources import processors
+from letgo.sweep.worker import serve
+from letgo.sweep.workers import Ending
+
+
+class InProcess:
+    """One task at a time, in the process that asks."""
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        return None
+
+    def free(self) -> int:
+        return 0 if self.task else 1
+
+    def start(self, task: Task) -> None:
+        self.task = task
+
+    def ended(self, timeout: float | None) -> Sequence[Ending]:
+        if self.task is None:
+            return []
+        task, self.task = self.task, None
+        return [Ending(task, run_task(task))]
+
+
+class _Worker:
+    """A process that runs one task after another, and what it is at."""
+
+    def __init__(self, threads: int, devices: str | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.task: Task | None = None
+        self.devices = devices
+        self.pipe: Connection
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, threads, devices, os.getpid()))
+        self.process.start()
+        # Held by the worker alone, so that its death is the end of the pipe.
+        theirs.close()
+
+
+class Processes:
+    """A process for each place; they are started when there is something to do, and one that dies is replaced.
+
+    Args:
+        places: for each process the GPUs that it may see (`letgo.sweep.resources.places`).
+        threads: of each; by default an equal share of the processors.
+    """
+
+    def __init__(self, places: Sequence[str | None], threads: int | None = None) -> None:
+        self.places = list(places)
+        self.threads = threads or max(1, processors() // len(self.places))
+        self.workers: list[_Worker] = []
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+        for worker in self.workers:
+            if worker.task is None and worker.process.is_alive():
+                worker.pipe.send(None)
+                worker.process.join(10)
+            worker.process.kill()
+            worker.process.join()
+            worker.pipe.close()
+        self.workers.clear()
+
+    def free(self) -> int:
+        return len(self.places) - sum(worker.task is not None for worker in self.workers)
+
+    def start(self, task: Task) -> None:
+        worker = next((worker for worker in self.workers if worker.task is None), None)
+        if worker is None:
+            taken = [worker.devices for worker in self.workers]
+            left = list(self.places)
+            for devices in taken:
+                left.remove(devices)
+            worker = _Worker(self.threads, left[0])
+            self.workers.append(worker)
+        worker.task = task
+        # Where the worker has died since its last task, its end is told by `ended`.
+        try:
+            worker.pipe.send(task.order())
+        except OSError:
+            worker.process.kill()
+
+    def ended(self, timeout: float | None) -> Sequence[Ending]:
+        pipes = {worker.pipe: worker for worker in self.workers if worker.task is not None}
+        endings = []
+        for pipe in wait(list(pipes), timeout):
+            worker = pipes[pipe]  # type: ignore[index]
+            task, worker.task = worker.task, None
+            if task is None:
+                continue
+            try:
+                endings.append(Ending(task, worker.pipe.recv()))
+            except (EOFError, OSError):
+                worker.process.kill()
+                worker.process.join()
+                worker.pipe.close()
+                self.workers.remove(worker)
+                endings.append(Ending(task, "died", _why(worker.process.exitcode)))
+        return endings
+
+
+def _why(code: int | None) -> str:
+    return f"killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"

@@ -1,0 +1,143 @@
+"""What a cell needs of the machine that it runs on, and what this machine has."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from letgo.catalog import did_you_mean
+from letgo.errors import UserError
+
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)}
+_UNITS |= {f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one cell is given; None where the grid says nothing."""
+
+    cpus: int | None = None
+    """Threads of a cell's process."""
+    gpus: float | None = None
+    """Whole ones, or a share of one (0.5: two cells on a GPU)."""
+    memory: int | None = None
+    """Bytes of main memory. A cell that takes more is not stopped; it is how many are started side by side."""
+
+    def __str__(self) -> str:
+        said = [f"cpus {self.cpus}"] if self.cpus is not None else []
+        said += [f"gpus {self.gpus:g}"] if self.gpus else []
+        said += [f"memory {self.memory / 1e9:g} GB"] if self.memory else []
+        return ", ".join(said) or "nothing"
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Which Ray cluster runs a sweep."""
+
+    address: str | None = None
+    """HOST:PORT, "auto" for the one that runs on this machine, "local" for one of the sweep's own; by default what
+    RAY_ADDRESS says, else one of its own."""
+    wait: float = 0.0
+    """Seconds to wait for a node that has what a cell needs, where a cluster starts its nodes on demand."""
+
+
+def read_resources(given: Any, where: str) -> Resources:
+    """Check a grid's `resources`."""
+    values = _known(given, Resources, f"{where}: resources")
+    cpus, gpus, memory = (values.get(name) for name in ("cpus", "gpus", "memory"))
+    if cpus is not None and (isinstance(cpus, bool) or not isinstance(cpus, int) or cpus < 1):
+        raise UserError(f"{where}: resources.cpus must be a whole number of at least 1, not {cpus!r}")
+    if gpus is not None:
+        number = isinstance(gpus, int | float) and not isinstance(gpus, bool)
+        if not number or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+            raise UserError(f"{where}: resources.gpus must be a whole number or a share below 1, not {gpus!r}")
+    return Resources(cpus, gpus, None if memory is None else _bytes(memory, f"{where}: resources.memory"))
+
+
+def read_cluster(given: Any, where: str) -> RayCluster:
+    """Check a grid's `ray`."""
+    values = _known(given, RayCluster, f"{where}: ray")
+    address, wait = values.get("address"), values.get("wait", 0.0)
+    if address is not None and not isinstance(address, str):
+        raise UserError(f"{where}: ray.address must be HOST:PORT, auto or local, not {address!r}")
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or wait < 0:
+        raise UserError(f"{where}: ray.wait must be a number of seconds, not {wait!r}")
+    return RayCluster(address, float(wait))
+
+
+def _known(given: Any, kind: type, where: str) -> Mapping[str, Any]:
+    names = [field.name for field in fields(kind)]
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise UserError(f"{where} must be a mapping of {', '.join(names)}, not {given!r}")
+    for key in given:
+        if key not in names:
+            raise UserError(f"{where}: unknown key {key!r}{did_you_mean(str(key), names)}; known: {', '.join(names)}")
+    return given
+
+
+def _bytes(given: Any, where: str) -> int:
+    """A number of bytes, or one with a unit: "40GB", "512 MiB"."""
+    found = re.fullmatch(r"([\d.]+)\s*([a-z]*)", str(given).strip().lower())
+    try:
+        number = float(found[1]) * _UNITS[found[2]] if found else -1.0
+    except (KeyError, ValueError):
+        number = -1.0
+    if number < 1 or isinstance(given, bool):
+        raise UserError(f"{where} must be a size such as 40GB or 512MiB, not {given!r}")
+    return int(number)
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def places(resources: Resources, workers: int) -> list[str | None]:
+    """Where cells run side by side on this machine: for each the GPUs it may see, as CUDA_VISIBLE_DEVICES has them;
+    None where nothing was said of GPUs.
+
+    Fewer than `workers` where the machine has not enough for all of them.
+
+    Raises:
+        UserError: it has not enough for one.
+    """
+    number = workers
+    if resources.memory is not None:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if resources.memory > there:
+            raise UserError(
+                f"a cell asks for {resources.memory / 1e9:.3g} GB of memory (resources.memory), and this machine has "
+                f"{there / 1e9:.3g} GB"
+            )
+        number = min(number, there // resources.memory)
+    if resources.gpus is None:
+        return [None] * number
+    if resources.gpus == 0:
+        return [""] * number
+    devices = _devices()
+    if resources.gpus < 1:
+        shares = [device for device in devices for _ in range(int(1 / resources.gpus + 1e-9))]
+    else:
+        each = int(resources.gpus)
+        shares = [",".join(devices[at : at + each]) for at in range(0, len(devices) - each + 1, each)]
+    if not shares:
+        raise UserError(
+            f"a cell asks for {resources.gpus:g} GPUs (resources.gpus), and this machine has {len(devices)} to give"
+        )
+    return list(shares[:number])
+
+
+def _devices() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() and name.strip() != "-1"]
+    import torch
+
+    return [str(place) for place in range(torch.cuda.device_count())]

@@ -1,0 +1,60 @@
+"""What runs a sweep's tasks, as `execute.py` sees it: something that is given tasks, and tells of their ends.
+
+Nothing here decides: which task comes next, what is tried again and what has failed is told by `execute.py`, from the
+run directories, the same for every way of running them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from letgo.progress import Reporter
+from letgo.sweep.cell import Task
+from letgo.sweep.grid import Grid
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a task's process came back: "over" (its directory says what came of it), "busy" (another process is at work
+    on it), "died" (the process was lost; `why`)."""
+
+    task: Task
+    how: Literal["over", "busy", "died"]
+    why: str = ""
+
+
+class Workers(Protocol):
+    """Processes that run tasks. Leaving its context ends them, whatever they are at: a run goes on from its last
+    checkpoint."""
+
+    def free(self) -> int:
+        """How many more tasks may be started now."""
+        ...
+
+    def start(self, task: Task) -> None:
+        """Run a task, without waiting for it."""
+        ...
+
+    def ended(self, timeout: float | None) -> Sequence[Ending]:
+        """The tasks that came to an end, once there is at least one; none after `timeout` seconds."""
+        ...
+
+
+def workers_for(grid: Grid, reporter: Reporter) -> AbstractContextManager[Workers]:
+    """The grid's backend. What can be told to be missing before anything is started is a `UserError` here."""
+    if grid.backend == "ray":
+        from letgo.sweep.cluster import RayWorkers
+
+        return RayWorkers(grid, reporter)
+    from letgo.sweep.local import InProcess, Processes
+    from letgo.sweep.resources import Resources, places
+
+    slots = places(grid.resources, grid.workers or 1)
+    if len(slots) < (grid.workers or 1):
+        reporter.say(f"  {len(slots)} cells at a time: this machine has room for no more of {grid.resources} each")
+    if len(slots) == 1 and grid.resources == Resources():
+        return InProcess()
+    return Processes(slots, grid.resources.cpus)
