@@ -1,0 +1,273 @@
+"""The papers' claims, each with how it is judged. Written before the ladder was run.
+
+A claim is tested under each objective apart, on differences paired over seeds. It **holds** where the mean lies at least
+`LEAST` on the side that was claimed and its 95 % interval keeps off zero; it **does not hold** where the interval lies
+on the other side of `LEAST`, or the mean on the wrong side of zero; it is **not settled** where the mean is on the claimed
+side and the interval doesn't tell. A grade that missed the target or the bound takes no part: robust and useless is not
+robust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from letgo.evidence.records import Group, Record
+from letgo.evidence.statistics import Estimate, estimate, paired
+
+LEAST = 0.02
+"""Differences of shares smaller than this are none, however sure."""
+ROOM = {
+    "forget_accuracy": 0.55,
+    "forget_probability": 0.15,
+    "retain_accuracy": 0.80,
+    "general_perplexity": 1.30,
+}
+"""What the mean over the evidence's seeds may be at most (retain accuracy: at least, perplexity: as a multiple of that
+before). Tuning asked for 0.5, 0.1, 0.85 and 1.25 on one seed; other seeds scatter around it."""
+
+Verdict = Literal["holds", "does not hold", "not settled", "not testable here"]
+HALF = "relearn:steps=20,learning_rate=0.0005,batch_size=16,holdout=0.5,evaluations=0"
+ALL = "relearn:steps=100,learning_rate=0.0005,batch_size=4,holdout=0,evaluations=0"
+BENIGN = "relearn:data=benign,steps=20,learning_rate=0.0005,batch_size=4,evaluations=0"
+NOISE = "noise:sigma=0.3,relative=True"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one objective's ladder says of a claim."""
+
+    objective: str
+    verdict: Verdict
+    figure: str
+    estimate: Estimate | None = None
+    seeds: tuple[int, ...] = ()
+
+
+Test = Callable[[Record], Sequence[Finding]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim: where it stands, what it says, and how it is tested (None: it can't be here, and why)."""
+
+    key: str
+    source: str
+    says: str
+    test: Test | None = None
+    why_not: str = ""
+
+
+def unmatched(group: Group, before: Mapping[str, float]) -> str:
+    """Why a group takes no part in comparisons; empty where it does."""
+    if group.reached is False:
+        return "missed the target in tuning"
+    finished = [cell for cell in group.cells if cell.status == "finished"]
+    if not finished:
+        return "no run finished"
+    if broken := [cell for cell in group.cells if cell.broken]:
+        return f"{len(broken)} of {len(group.cells)} runs collapsed or failed"
+    for metric, limit in ROOM.items():
+        found = estimate([cell.after[metric] for cell in finished if metric in cell.after])
+        if found is None:
+            return f"{metric} was not measured"
+        bound = limit * before.get(metric, 1.0) if metric in ("retain_accuracy", "general_perplexity") else limit
+        outside = found.mean < bound if metric == "retain_accuracy" else found.mean > bound
+        if outside:
+            return f"{metric} {found.mean:.3f} is {'below' if metric == 'retain_accuracy' else 'above'} {bound:.3f}"
+    return ""
+
+
+def matched(record: Record) -> list[Group]:
+    return [group for group in record.groups if not unmatched(group, record.before)]
+
+
+def judge(found: Estimate, *, least: float = LEAST) -> Verdict:
+    """A difference that is claimed to be above zero."""
+    if found.known and found.low > 0 and found.mean >= least:
+        return "holds"
+    if found.mean <= 0 or (found.known and found.high < least):
+        return "does not hold"
+    return "not settled"
+
+
+def more(better: str, worse: str, measure: str, *, least: float = LEAST) -> Test:
+    """`better` has more of a measure than `worse`."""
+
+    def test(record: Record) -> Sequence[Finding]:
+        return [_difference(record, better, worse, measure, least)]
+
+    return test
+
+
+def highest(name: str, measure: str, *, among: Sequence[str] = (), lowest: bool = False) -> Test:
+    """A grade has the most (or least) of a measure: it differs from the nearest other one."""
+
+    def test(record: Record) -> Sequence[Finding]:
+        others = [g.name for g in matched(record) if g.name != name and (not among or g.name in among)]
+        means = {one: estimate(list(_values(record, one, measure).values())) for one in others}
+        known = {one: found.mean for one, found in means.items() if found is not None}
+        if not known:
+            missing = _why(record, name) or "no other grade was measured"
+            return [Finding(record.objective, "not testable here", missing)]
+        nearest = min(known, key=lambda one: known[one]) if lowest else max(known, key=lambda one: known[one])
+        pair = (nearest, name) if lowest else (name, nearest)
+        return [_difference(record, *pair, measure, LEAST)]
+
+    return test
+
+
+def _difference(record: Record, better: str, worse: str, measure: str, least: float) -> Finding:
+    for name in (better, worse):
+        if reason := _why(record, name):
+            return Finding(record.objective, "not testable here", reason)
+    first, second = _values(record, better, measure), _values(record, worse, measure)
+    found = paired(first, second)
+    if found is None:
+        return Finding(record.objective, "not testable here", f"{better} and {worse} share no measured seed")
+    seeds = tuple(sorted(first.keys() & second.keys()))
+    figure = f"{better} − {worse}"
+    return Finding(record.objective, judge(found, least=least), figure, found, seeds)
+
+
+def _why(record: Record, name: str) -> str:
+    group = record.group(name)
+    if group is None:
+        return f"{name} did not reach the target within the bound"
+    reason = unmatched(group, record.before)
+    return f"{name}: {reason}" if reason else ""
+
+
+def _values(record: Record, name: str, measure: str) -> dict[int, float]:
+    group = record.group(name)
+    return group.values(measure) if group else {}
+
+
+def _downgrades(record: Record) -> Sequence[Finding]:
+    """A coarser direction keeps more: 1 bit above 4, 4 above 8, 8 above none, in the harmonic mean."""
+    pairs = (("SignAdam", "4-bit"), ("4-bit", "8-bit"), ("8-bit", "AdamW"))
+    return [_difference(record, coarse, fine, "harmonic_mean", LEAST) for coarse, fine in pairs]
+
+
+def _several(*tests: Test) -> Test:
+    def test(record: Record) -> Sequence[Finding]:
+        return [finding for one in tests for finding in one(record)]
+
+    return test
+
+
+_D2U = "D2U (arXiv 2510.00761)"
+_SOUL = "SOUL (arXiv 2404.18239)"
+_Q4 = "kept:quantize:bits=4"
+_FO = ("AdamW", "Sophia", "Muon", "SignAdam", "SignSGD", "8-bit", "4-bit", "SAM", "RS")
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "grades",
+        _D2U,
+        "The lower the grade of a first-order optimizer, the more robust its forgetting: coarser directions are better "
+        "than finer ones (harmonic mean of R and Q).",
+        _downgrades,
+    ),
+    Claim(
+        "quantization",
+        _D2U,
+        "After 4-bit quantization signAdam, signSGD and randomized smoothing keep more than Adam.",
+        _several(*(more(name, "AdamW", _Q4) for name in ("SignAdam", "SignSGD", "RS"))),
+    ),
+    Claim(
+        "quantization-coarse",
+        "ours",
+        "The same at 3 bits, where rounding brings more back.",
+        _several(*(more(name, "AdamW", "kept:quantize:bits=3") for name in ("SignAdam", "SignSGD", "RS"))),
+    ),
+    Claim(
+        "sophia",
+        _D2U,
+        "Sophia, of the highest grade, is the least robust (harmonic mean).",
+        highest("Sophia", "harmonic_mean", lowest=True),
+    ),
+    Claim(
+        "relearn-downgrades",
+        _D2U,
+        "After 100 relearning steps on all of the forget set, randomized smoothing is the best first-order downgrade.",
+        highest("RS", f"R:{ALL}", among=("AdamW", "SignAdam", "SignSGD", "8-bit", "4-bit")),
+    ),
+    Claim(
+        "relearn-hybrid",
+        _D2U,
+        "After 100 relearning steps the hybrid is clearly ahead of Adam.",
+        more("FOZO", "AdamW", f"R:{ALL}"),
+    ),
+    Claim(
+        "relearn-others",
+        "ours",
+        "Relearning on half of the people brings less of the other half back after the hybrid than after Adam.",
+        more("FOZO", "AdamW", f"kept:{HALF}"),
+    ),
+    Claim(
+        "hybrid-best",
+        _D2U,
+        "The hybrid is the most robust of all grades (harmonic mean).",
+        highest("FOZO", "harmonic_mean"),
+    ),
+    Claim(
+        "hybrid-sam",
+        _D2U,
+        "The hybrid is ahead of SAM (harmonic mean).",
+        more("FOZO", "SAM", "harmonic_mean"),
+    ),
+    Claim(
+        "hybrid-utility",
+        _D2U,
+        "At the same forgetting the hybrid keeps more utility than Adam (retain probability).",
+        more("FOZO", "AdamW", "after:retain_probability"),
+    ),
+    Claim(
+        "zo-robust",
+        _D2U,
+        "Zeroth-order unlearning leaves the least residue under attack.",
+        _several(*(highest(name, "harmonic_mean", among=_FO) for name in ("AdaZO", "ZO-SGD", "ZO-Muon"))),
+    ),
+    Claim(
+        "soul-utility",
+        _SOUL,
+        "At the same forgetting, second-order unlearning (Sophia) keeps more utility than first-order (retain "
+        "probability).",
+        more("Sophia", "AdamW", "after:retain_probability"),
+    ),
+    Claim(
+        "schedule",
+        _D2U,
+        "An even split of first- and zeroth-order steps is best, and the number of steps a turn hardly matters.",
+        why_not="the split was not varied in the ladder",
+    ),
+    Claim(
+        "wmdp",
+        _D2U,
+        "On WMDP, zeroth order is worst before relearning and may beat the hybrid after many epochs.",
+        why_not="needs a model of billions of parameters and an accelerator",
+    ),
+    Claim(
+        "tofu",
+        f"{_D2U}; {_SOUL}",
+        "The published TOFU and MUSE figures.",
+        why_not="need a fine-tuned model of billions of parameters and an accelerator",
+    ),
+)
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """One verdict over objectives and comparisons: how many of those that could be tested hold."""
+    tested = [finding for finding in findings if finding.verdict != "not testable here"]
+    if not tested:
+        return "not testable here"
+    counts = {verdict: sum(f.verdict == verdict for f in tested) for verdict in ("holds", "does not hold")}
+    if counts["holds"] == len(tested):
+        return "holds"
+    if counts["does not hold"] == len(tested):
+        return "does not hold"
+    left = len(tested) - sum(counts.values())
+    told = [f"holds in {counts['holds']}", f"does not in {counts['does not hold']}", f"not settled in {left}"]
+    return f"{', '.join(text for text in told if not text.endswith(' 0'))} of {len(tested)} comparisons"

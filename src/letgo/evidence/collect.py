@@ -1,0 +1,146 @@
+"""Reading a sweep's runs into a small result file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from letgo.attacks.plan import plan_attack
+from letgo.attacks.robustness import robustness
+from letgo.errors import UserError
+from letgo.evidence.records import METRICS, Attacked, Cell, Group, Record
+from letgo.evidence.settle import read_attacks
+from letgo.optim import OPTIMIZERS
+from letgo.planning.optimizers import optimizer_cost
+from letgo.results import AttackResult, Metrics, Result, read_result
+from letgo.runs.sweeps import CellState, GroupState, TrialState, read_sweep
+from letgo.sweep.cell import ERROR_FILE
+
+
+def collect(folder: Path, *, attacks: Path | None = None, kind: str = "ladder") -> Record:
+    """A sweep's folder as a record. Cells that are not finished yet are left out; failed ones are kept as such.
+
+    Args:
+        folder: of the sweep.
+        attacks: the YAML whose `held_back` attacks take no part in R and Q.
+        kind: "ladder" or "ideas"; a sweep that was tuned and not attacked is "tuning".
+
+    Raises:
+        UserError: nothing of the sweep has been run.
+    """
+    sweep = read_sweep(folder)
+    held_back = [plan_attack(spec).label for spec in (read_attacks(attacks)["held_back"] if attacks else ())]
+    groups, results = [], list[Result]()
+    for state in sweep.groups:
+        trials = [_trial(folder, state, one) for one in state.trials]
+        cells = [_cell(folder, one) for one in state.cells if one.status != "pending" and not state.trials]
+        found = [result for _, result in [*trials, *cells] if result is not None]
+        if not found:
+            continue
+        results += found
+        made = [_with_robustness(cell, result, held_back) for cell, result in cells]
+        groups.append(_group(state, found[0], [cell for cell, _ in trials], made))
+    if not groups:
+        raise UserError(f"{folder}: nothing of this sweep has been run yet")
+    tuning = any(group.trials for group in groups)
+    first = results[0]
+    return Record(
+        kind="tuning" if tuning else "ideas" if kind == "ideas" else "ladder",
+        source=sweep.source,
+        git=first.git,
+        objective=str(first.config["objective"]),
+        target=sweep.target,
+        bound=sweep.bound,
+        before=_values(first.before),
+        retrained=_values(first.references.get("retrained", {})),
+        held_back=held_back if not tuning else [],
+        groups=groups,
+    )
+
+
+def passes(optimizer: str, settings: Mapping[str, Any], steps: int) -> dict[str, float]:
+    """Forward and backward passes of a run of so many steps, counted by stepping the optimizer on small matrices."""
+    cost = optimizer_cost(optimizer, settings, torch.float32)
+    forward = steps * (cost.forwards + cost.backwards)
+    return {"forward": round(forward, 3), "backward": round(steps * cost.backwards, 3)}
+
+
+def _group(state: GroupState, result: Result, trials: Sequence[Cell], cells: Sequence[Cell]) -> Group:
+    config = result.config
+    optimizer, settings = str(config["optimizer"]), dict(config.get("optimizer_args") or {})
+    steps = int(config["max_steps"])
+    chosen = state.chosen.get("learning_rate")
+    return Group(
+        objective=str(config["objective"]),
+        optimizer=optimizer,
+        settings=settings,
+        grade=OPTIMIZERS.record(optimizer).grade,
+        learning_rate=chosen if trials else float(config["learning_rate"]),
+        steps=steps,
+        passes=passes(optimizer, settings, steps),
+        reached=state.reached,
+        trials=list(trials),
+        verdicts=[one.verdict for one in state.trials],
+        cells=list(cells),
+    )
+
+
+def _trial(folder: Path, state: GroupState, trial: TrialState) -> tuple[Cell, Result | None]:
+    rate = trial.changes.get("learning_rate")
+    if trial.verdict == "failed":
+        path = folder / trial.run / ERROR_FILE
+        said = json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else ""
+        return Cell(seed=state.cells[0].seed, status="failed", reason=said, learning_rate=rate), None
+    result = read_result(folder / trial.run)
+    return _of(result), result
+
+
+def _cell(folder: Path, state: CellState) -> tuple[Cell, Result | None]:
+    if state.run is None:
+        return Cell(seed=state.seed, status=state.status, reason=state.reason), None
+    result = read_result(folder / state.run)
+    return _of(result), result
+
+
+def _of(result: Result) -> Cell:
+    return Cell(
+        seed=result.seed,
+        status=result.status,
+        reason="; ".join(result.reasons),
+        run_id=result.run_id,
+        learning_rate=float(result.config["learning_rate"]),
+        after=_values(result.after),
+        unlearn_seconds=result.seconds.get("unlearn"),
+        attacks={attack.label: _attacked(attack) for attack in result.attacks},
+    )
+
+
+def _attacked(attack: AttackResult) -> Attacked:
+    return Attacked(
+        kept=attack.kept,
+        kept_ci95=attack.kept_ci95,
+        R=None if "R_by_kept" in attack.scores else attack.scores.get("R"),
+        collapsed=attack.collapsed,
+        utility_loss=attack.utility_loss,
+        metrics={
+            name: metric.value
+            for name, metric in attack.metrics.items()
+            if name in METRICS or name in ("seen_accuracy", "seen_probability")
+        },
+    )
+
+
+def _with_robustness(cell: Cell, result: Result | None, held_back: Sequence[str]) -> Cell:
+    """R and Q over the attacks that are not held back; R of those alone that the retrained model is the measure of."""
+    if result is None or result.status != "finished":
+        return cell
+    counted = [a for a in result.attacks if a.label not in held_back and "R_by_kept" not in a.scores]
+    return cell.model_copy(update={"robustness": robustness(counted)})
+
+
+def _values(metrics: Metrics) -> dict[str, float]:
+    return {name: metrics[name].value for name in METRICS if name in metrics}

@@ -1,0 +1,204 @@
+"""The result files: what tables and claims need of a sweep's runs, without weights and samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from letgo.errors import UserError
+from letgo.results import write_text
+
+SCHEMA = 1
+METRICS = (
+    "forget_accuracy",
+    "forget_probability",
+    "forget_rouge",
+    "retain_accuracy",
+    "retain_probability",
+    "retain_rouge",
+    "general_perplexity",
+)
+"""What is kept of a run's metrics."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Attacked(_Model):
+    """One attack on one run. `R` is there for relearning attacks of which the retrained model was the measure."""
+
+    kept: float
+    kept_ci95: tuple[float, float] | None = None
+    R: float | None = None
+    collapsed: bool = False
+    utility_loss: float | None = None
+    metrics: dict[str, float] = {}
+
+
+class Cell(_Model):
+    """One run: a seed of a group, or a candidate of its tuning."""
+
+    seed: int
+    status: Literal["finished", "collapsed", "failed", "pending"]
+    reason: str = ""
+    run_id: str = ""
+    learning_rate: float | None = None
+    after: dict[str, float] = {}
+    unlearn_seconds: float | None = None
+    attacks: dict[str, Attacked] = {}
+    robustness: dict[str, float] = {}
+    """R, Q and their harmonic mean over the attacks that are not held back."""
+
+    @property
+    def broken(self) -> bool:
+        return self.status in ("collapsed", "failed")
+
+
+class Group(_Model):
+    """One grade under one objective: the cells differ by their seed alone.
+
+    `passes` are those of a whole run: "forward" counts every evaluation of the loss, "backward" those with a gradient.
+    """
+
+    objective: str
+    optimizer: str
+    settings: dict[str, Any] = {}
+    grade: str
+    learning_rate: float | None = None
+    steps: int
+    passes: dict[str, float]
+    reached: bool | None = None
+    trials: list[Cell] = []
+    verdicts: list[str] = []
+    """Of the trials, in their order: reached, missed, collapsed or failed."""
+    cells: list[Cell] = []
+
+    @property
+    def name(self) -> str:
+        return grade_name(self.optimizer, self.settings)
+
+    def values(self, measure: str) -> dict[int, float]:
+        """A measure by seed; seeds without it are left out.
+
+        "R", "Q", "harmonic_mean"; "after:METRIC"; "kept:ATTACK"; "R:ATTACK"; "seconds". Robustness of a run that
+        collapsed is 0; an attack that broke a sound model proves nothing, and is left out.
+        """
+        found = {cell.seed: value(cell, measure) for cell in self.cells}
+        return {seed: one for seed, one in found.items() if one is not None}
+
+
+class Record(_Model):
+    """A sweep's runs: what was run, how it was tuned, what came of it."""
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    kind: Literal["tuning", "ladder", "ideas"]
+    source: str
+    """The grid's file, which makes the runs again."""
+    git: str | None = None
+    objective: str
+    target: str | None = None
+    bound: str | None = None
+    before: dict[str, float] = {}
+    retrained: dict[str, float] = {}
+    held_back: list[str] = []
+    """Labels of the attacks that confirm, and take no part in R and Q."""
+    groups: list[Group]
+
+    def group(self, name: str) -> Group | None:
+        return next((group for group in self.groups if group.name == name), None)
+
+    def attacks(self) -> list[str]:
+        """The attacks' labels, in order of meeting."""
+        return list(dict.fromkeys(label for g in self.groups for cell in g.cells for label in cell.attacks))
+
+
+def value(cell: Cell, measure: str) -> float | None:
+    """One cell's value of a measure (`Group.values`)."""
+    kind, _, rest = measure.partition(":")
+    if kind == "after":
+        return cell.after.get(rest)
+    if kind == "seconds":
+        return cell.unlearn_seconds
+    if cell.broken:
+        return 0.0
+    if kind in ("kept", "R") and rest:
+        attacked = cell.attacks.get(rest)
+        if attacked is None or attacked.collapsed:
+            return None
+        return attacked.kept if kind == "kept" else attacked.R
+    return cell.robustness.get(kind)
+
+
+_NAMES = {
+    "adamw": "AdamW",
+    "sophia": "Sophia",
+    "muon": "Muon",
+    "sign_adam": "SignAdam",
+    "sign_sgd": "SignSGD",
+    "sam": "SAM",
+    "randomized_smoothing": "RS",
+    "ada_zo": "AdaZO",
+    "zo_sgd": "ZO-SGD",
+    "zo_muon": "ZO-Muon",
+    "fozo": "FOZO",
+}
+
+
+def grade_name(optimizer: str, settings: Mapping[str, Any]) -> str:
+    """What a group is called: "AdamW", "4-bit", "FOZO"; settings stand behind an optimizer that the ladder lacks."""
+    if optimizer == "compressed":
+        return f"{settings.get('bits', 8)}-bit"
+    if optimizer in _NAMES:
+        return _NAMES[optimizer]
+    return f"{optimizer} ({', '.join(f'{k}={v}' for k, v in settings.items())})" if settings else optimizer
+
+
+def write_record(path: Path, record: Record) -> None:
+    document = record.model_dump(mode="json", by_alias=True, exclude_defaults=True) | {"schema": SCHEMA}
+    write_text(path, json.dumps(_rounded(document), ensure_ascii=False, indent=1) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Read a result file; a broken one is a `UserError` that names it and the field."""
+    try:
+        return Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: field {'.'.join(map(str, first['loc']))!r}: {first['msg']}") from error
+
+
+def joined(records: Sequence[Record]) -> Record:
+    """Ladders of one objective, further seeds of the same groups put together.
+
+    Raises:
+        UserError: the same group and seed stands in two of them.
+    """
+    groups: dict[str, Group] = {}
+    for record in records:
+        for group in record.groups:
+            known = groups.get(group.name)
+            if known is None:
+                groups[group.name] = group
+                continue
+            if twice := {c.seed for c in known.cells} & {c.seed for c in group.cells}:
+                raise UserError(f"{record.source}: {group.name} has seed {min(twice)} in another result file too")
+            if (known.learning_rate, known.steps) != (group.learning_rate, group.steps):
+                raise UserError(f"{record.source}: {group.name} was run with other settings in another result file")
+            groups[group.name] = known.model_copy(update={"cells": [*known.cells, *group.cells]})
+    return records[0].model_copy(update={"groups": list(groups.values())})
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six significant digits: more are noise, and make files large."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
