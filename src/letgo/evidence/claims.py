@@ -1,9 +1,9 @@
 """The papers' claims, each with how it is judged. Written before the ladder was run.
 
-A claim is tested under each objective apart, on differences paired over seeds. It **holds** where the mean lies at least
-`LEAST` on the side that was claimed and its 95 % interval keeps off zero; it **does not hold** where the interval lies
-on the other side of `LEAST`, or the mean on the wrong side of zero; it is **not settled** where the mean is on the claimed
-side and the interval doesn't tell. A grade that missed the target or the bound takes no part: robust and useless is not
+A claim is tested under each objective apart, on differences paired over seeds. It **holds** where the mean lies at
+least `LEAST` on the side that was claimed and its 95 % interval keeps off zero; it **does not hold** where the interval
+lies below `LEAST`, or the mean on the wrong side of zero; it is **not settled** where the mean is on the claimed side
+and the interval doesn't tell. A grade that missed the target or the bound takes no part: robust and useless is not
 robust.
 """
 

@@ -1,0 +1,18 @@
+#!/bin/sh
+# The ladder of grades on the biographies, tuned and attacked, and the page made from it.
+#   sh runs/evidence.sh            npo graddiff rmu
+# Each sweep goes on where it was if it is stopped.
+set -eu
+PYTHON=${PYTHON:-python}
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+for objective in ${*:-npo graddiff rmu}; do
+    $PYTHON -m letgo sweep "recipes/evidence/tune-$objective.yaml" --resume
+    $PYTHON -m letgo.evidence collect "letgo-runs/evidence/tune-$objective" --output "results/tune-$objective.json"
+    # The settled grid is kept: it names the rates that were chosen.
+    [ -f "recipes/evidence/$objective.yaml" ] || $PYTHON -m letgo.evidence settle "letgo-runs/evidence/tune-$objective" \
+        --attacks recipes/evidence/attacks.yaml --seeds 0,1,2 --output "recipes/evidence/$objective.yaml"
+    $PYTHON -m letgo sweep "recipes/evidence/$objective.yaml" --resume
+    $PYTHON -m letgo.evidence collect "letgo-runs/evidence/$objective" --attacks recipes/evidence/attacks.yaml \
+        --output "results/ladder-$objective.json"
+done
+$PYTHON -m letgo.evidence page results --output docs/evidence.md
