@@ -19,11 +19,13 @@ def settle(
     attacks: Annotated[Path, typer.Option("--attacks", help="YAML with attacks, and held_back.")],
     seeds: Annotated[str, typer.Option("--seeds", help="Of the evidence, such as 0,1,2; none of tuning's.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The grid that is written.")],
+    first: Annotated[str, typer.Option("--first", help="Optimizers that are run before the others.")] = "",
 ) -> None:
     """Write the grid of what was chosen in a tuned sweep."""
     from letgo.evidence.settle import settle as make
 
-    missed = make(tuned, attacks, seeds=[int(one) for one in seeds.split(",")], output=output)
+    chosen, order = [int(one) for one in seeds.split(",")], [one for one in first.split(",") if one]
+    missed = make(tuned, attacks, seeds=chosen, output=output, first=order)
     typer.echo(f"{output}; did not reach the target: {', '.join(missed) or 'none'}", err=True)
 
 

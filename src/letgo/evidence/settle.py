@@ -8,17 +8,21 @@ from typing import Any
 
 import yaml
 
+from letgo.catalog import parse_spec
 from letgo.errors import UserError
 from letgo.runs.sweeps import Sweep, read_sweep
 
 
-def settle(tuned: Path, attacks: Path, *, seeds: Sequence[int], output: Path) -> list[str]:
+def settle(
+    tuned: Path, attacks: Path, *, seeds: Sequence[int], output: Path, first: Sequence[str] = ()
+) -> list[str]:
     """Write the grid of the groups that reached the target in a tuned sweep; returns the names of those that did not.
 
     Args:
         tuned: the folder of a sweep whose grid has the one axis `optimizer` beside `seed`, and a `tune`.
         attacks: a YAML with `attacks`, and `held_back`.
         seeds: of the evidence.
+        first: optimizers that are run before the others, in this order.
         output: where the grid is written; its runs go to `letgo-runs/evidence/` and the file's name.
 
     Raises:
@@ -36,6 +40,8 @@ def settle(tuned: Path, attacks: Path, *, seeds: Sequence[int], output: Path) ->
         for value, group in zip(values, sweep.groups, strict=True)
         if group.reached
     ]
+    order = list(first)
+    chosen.sort(key=lambda one: order.index(name) if (name := _name(one)) in order else len(order))
     missed = [group.name for group in sweep.groups if not group.reached]
     if not chosen:
         raise UserError(f"{tuned}: no group reached {sweep.target} within {sweep.bound}")
@@ -77,6 +83,10 @@ def _axis(sweep: Sweep) -> list[Any]:
 
 def _settings(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {"optimizer": value}
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    return parse_spec(str(settings["optimizer"]))[0]
 
 
 def _dumped(document: Mapping[str, Any]) -> str:
