@@ -1,0 +1,270 @@
+"""A model whose parameters lie in shards (FSDP2, ZeRO-3), followed on tensors without values.
+
+What FSDP2 does with memory is played through on the tally of `letgo.planning.tracing`: a unit's parameters are put
+together before its forward pass and let go after it; before its backward pass they are put together again, and the next
+unit's are already on their way; whole gradients are copied into the buffer of a reduce-scatter, of which a shard is
+left. The units are those that Accelerate makes: every transformer block, the embedding, the output layer with the final
+norm (and the embedding where they are tied; these stay together from the forward pass to the end of the backward pass),
+and the rest. Source: torch 2.13, `torch/distributed/fsdp/_fully_shard`; accelerate, `fsdp2_prepare_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from letgo.models.forward import find_blocks
+from letgo.planning.tracing import Live, Traced
+
+
+def bytes_of(parameters: Sequence[Tensor]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def shard_bytes(parameter: Tensor, ranks: int) -> int:
+    """What a rank holds of a parameter: an equal number of its rows, rounded up."""
+    if not parameter.dim() or not parameter.shape[0]:
+        return parameter.numel() * parameter.element_size()
+    rows = parameter.shape[0]
+    return -(-rows // ranks) * (parameter.numel() // rows) * parameter.element_size()
+
+
+@dataclass(eq=False)
+class Unit:
+    """Parameters that are put together at once, and the modules that need them."""
+
+    modules: list[nn.Module]
+    parameters: list[nn.Parameter]
+    stays: bool = False
+    """Not let go after the forward pass."""
+    whole: list[Tensor] = field(default_factory=list)
+    """What stands for the parameters while they are together."""
+    coming: list[Tensor] = field(default_factory=list)
+    """What stands for the buffer in which they arrive, where that has been begun ahead of time."""
+
+    @property
+    def size(self) -> int:
+        return bytes_of(self.parameters)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters if p.requires_grad]
+
+
+def units_of(model: Any) -> list[Unit]:
+    """The units of a model, in no particular order; every parameter is in one."""
+    taken: set[int] = set()
+
+    def unit(modules: Sequence[nn.Module | None], *, stays: bool = False) -> Unit:
+        there = [module for module in modules if module is not None]
+        mine: dict[int, nn.Parameter] = {}
+        for module in there:
+            mine |= {id(p): p for p in module.parameters() if id(p) not in taken}
+        taken.update(mine)
+        return Unit(there, list(mine.values()), stays)
+
+    _, blocks = find_blocks(model)
+    units = [unit([block]) for block in blocks]
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = embedding is not None and output is not None and embedding.weight is output.weight
+    if not tied:
+        units.append(unit([embedding]))
+    units.append(unit([_final_norm(model, blocks), *([embedding] if tied else []), output], stays=True))
+    units.append(unit([model], stays=True))
+    return [one for one in units if one.parameters]
+
+
+def _final_norm(model: Any, blocks: nn.ModuleList) -> nn.Module | None:
+    """The norm beside the blocks."""
+    for module in model.modules():
+        children = list(module.children())
+        if any(child is blocks for child in children):
+            return next((child for child in reversed(children) if "Norm" in type(child).__name__), None)
+    return None
+
+
+class Gathering:
+    """Plays the units' memory through while a model runs.
+
+    Args:
+        units: of the model.
+        ranks: that share them.
+    """
+
+    def __init__(self, units: Sequence[Unit], ranks: int) -> None:
+        self.units, self.ranks = list(units), ranks
+        self.backward = False
+        self.reduce = True
+        """Whether gradients are sent at once; else they add up whole."""
+        self.order: list[Unit] = []
+        """Of units that were let go, as their forward passes came; backward passes take from its end."""
+        self.moved = 0
+        """Bytes that this rank has sent of its shards and of gradients."""
+        self.reduced = 0
+        self._arrived: Tensor | None = None
+        self._sent: Tensor | None = None
+        self._shards: dict[int, Tensor] = {}
+        self._waiting: dict[int, set[int]] = {}
+
+    # -- what happens to a unit ----------------------------------------------------------------------------------------
+
+    def gather(self, unit: Unit) -> None:
+        if unit.whole:
+            return
+        arriving = unit.coming or self._all_gather(unit)
+        unit.coming = []
+        unit.whole = [_bytes(unit.size)]
+        if not self.backward:
+            # In a forward pass the last unit's buffer is kept until this one is together.
+            self._arrived = arriving[0]
+            if not unit.stays:
+                self.order.append(unit)
+
+    def _all_gather(self, unit: Unit) -> list[Tensor]:
+        self.moved += (self.ranks - 1) * sum(shard_bytes(p, self.ranks) for p in unit.parameters)
+        return [_bytes(unit.size)]
+
+    def let_go(self, unit: Unit) -> None:
+        unit.whole = []
+
+    def begin_backward(self, unit: Unit) -> None:
+        """Before a unit's backward pass: it is put together, and the next one's buffer is begun."""
+        self.backward, self._arrived = True, None
+        for other in self.units:
+            if other is not unit and not other.stays:
+                self.let_go(other)
+        self.gather(unit)
+        del self.order[max((i for i, other in enumerate(self.order) if other is unit), default=len(self.order)) :]
+        if self.order and not self.order[-1].whole and not self.order[-1].coming:
+            self.order[-1].coming = self._all_gather(self.order[-1])
+
+    def take_gradient(self, unit: Unit, parameter: nn.Parameter) -> None:
+        """After a parameter's gradient is there: with a unit's last one they are sent."""
+        waiting = self._waiting.setdefault(id(unit), {id(p) for p in unit.trained})
+        waiting.discard(id(parameter))
+        if waiting or not self.reduce:
+            return
+        del self._waiting[id(unit)]
+        self.let_go(unit)
+        self._sent = None
+        self._sent = _bytes(bytes_of(unit.trained))
+        self.reduced += (self.ranks - 1) * sum(shard_bytes(p, self.ranks) for p in unit.trained)
+        for p in unit.trained:
+            p.grad = None
+            if id(p) not in self._shards:
+                self._shards[id(p)] = _bytes(shard_bytes(p, self.ranks))
+
+    def end(self) -> None:
+        """After a backward pass, or a forward pass without one."""
+        self._arrived = self._sent = None
+        self.backward = False
+        self.order = []
+        self._waiting = {}
+        for unit in self.units:
+            unit.whole, unit.coming = [], []
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within: the model's units are followed as it runs."""
+        handles: list[Any] = []
+        try:
+            for unit in self.units:
+                for module in unit.modules:
+                    handles.append(module.register_forward_pre_hook(self._before(unit)))
+                    handles.append(module.register_full_backward_pre_hook(self._before_backward(unit)))
+                    if not unit.stays:
+                        handles.append(module.register_forward_hook(self._after(unit)))
+                handles += [p.register_post_accumulate_grad_hook(self._taking(unit)) for p in unit.trained]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.end()
+
+    def _before(self, unit: Unit) -> Callable[..., None]:
+        return lambda module, inputs: self.gather(unit)
+
+    def _after(self, unit: Unit) -> Callable[..., None]:
+        def after(module: Any, inputs: Any, output: Any) -> None:
+            # Within a backward pass a forward pass is a checkpoint's, and the backward pass follows.
+            if not self.backward:
+                self.let_go(unit)
+
+        return after
+
+    def _before_backward(self, unit: Unit) -> Callable[..., None]:
+        return lambda module, gradients: self.begin_backward(unit)
+
+    def _taking(self, unit: Unit) -> Callable[[Any], None]:
+        return lambda parameter: self.take_gradient(unit, parameter)
+
+
+def _bytes(count: int) -> Tensor:
+    """Something for the tally to count."""
+    return torch.empty(count, dtype=torch.uint8, device="meta")
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Bytes that a rank sends in a pass: (N-1) times its shard for what is gathered, and as much of gradients."""
+
+    gathered: int
+    reduced: int
+
+
+def trace_sharded(
+    model: Any, loss_of: Callable[[], Tensor], ranks: int, *, windows: int = 1
+) -> tuple[int, int, Moved, float]:
+    """A forward and a backward pass of a model in shards: the peak of bytes beside the shards of the parameters, the
+    bytes of the gradients' shards, what is sent in one micro-batch of the last kind, and operations of a micro-batch.
+
+    Args:
+        model: a fake one, with what is trained of it.
+        loss_of: the objective on a batch.
+        ranks: N.
+        windows: micro-batches a step; gradients of all but the last add up whole, as Accelerate has it.
+    """
+    for parameter in model.parameters():
+        parameter.grad = None
+    gathering = Gathering(units_of(model), ranks)
+    live = Live(model.parameters())
+    count, flops = min(2, windows), 0
+    moved = Moved(0, 0)
+    with live, gathering.attached():
+        for number in range(count):
+            gathering.reduce = number == count - 1
+            before, sent = live.flops, gathering.moved
+            loss = loss_of()
+            loss.backward()
+            flops = live.flops - before
+            del loss
+            gathering.end()
+            moved = Moved(gathering.moved - sent, gathering.reduced)
+    for parameter in model.parameters():
+        parameter.grad = None
+    gradients = sum(shard_bytes(p, ranks) for p in model.parameters() if p.requires_grad)
+    return live.peak, gradients, moved, float(flops)
+
+
+def trace_sharded_forward(model: Any, function: Callable[[], Any], ranks: int) -> tuple[int, Moved, float]:
+    """Something that is run without gradients on a model in shards: its peak, what is sent, operations."""
+    gathering = Gathering(units_of(model), ranks)
+    live = Live(model.parameters())
+    with torch.no_grad(), live, gathering.attached():
+        kept = function()
+        del kept
+    return live.peak, Moved(gathering.moved, 0), float(live.flops)
+
+
+def as_traced(peak: int, gradients: int, flops: float, whole: Traced) -> Traced:
+    """What was found of a model in shards, told apart by the same pass of a whole one: activations are what that takes
+    beside its gradients, and the rest is what was gathered."""
+    activations = max(0, whole.peak - whole.gradients)
+    return Traced(peak, whole.forward, gradients, flops, max(0, peak - gradients - activations))
