@@ -195,13 +195,14 @@ class RayWorkers:
             notes |= dict.fromkeys(told)
             self.passed.append(name)
         where = "of its own on this machine" if self.address == "local" else f"at {self.address}"
-        self.reporter.say(f"  Ray cluster {where}: {len(fitting)} nodes for cells of {self._told()}")
+        count = f"{len(fitting)} {'node' if len(fitting) == 1 else 'nodes'}"
+        self.reporter.say(f"  Ray cluster {where}: {count} for cells of {self._told()} each")
         for note in notes:
             self.reporter.say(f"  {note}")
 
     def _told(self) -> str:
         memory = f", {self.grid.resources.memory / 1e9:.3g} GB" if self.grid.resources.memory else ""
-        return f"{self.cpus} CPUs, {self.gpus:g} GPUs{memory}"
+        return f"{self.cpus} {'CPU' if self.cpus == 1 else 'CPUs'}, {self.gpus:g} {'GPU' if self.gpus == 1 else 'GPUs'}{memory}"
 
     @contextlib.contextmanager
     def _probe(self) -> Iterator[None]:
