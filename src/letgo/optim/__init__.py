@@ -61,6 +61,8 @@ class OptimizerRecord(Record):
     """Backward passes a step."""
     state: str
     """Memory of the state, in multiples of the parameters, without weights and gradients."""
+    refuses_shards: str = ""
+    """Why it cannot step parameters that FSDP2 has sharded, and what can; empty where it can."""
 
 
 OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
@@ -180,6 +182,8 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             forwards="1",
             backwards="1",
             state="0.5 (float32 weights), 1 (bf16)",
+            refuses_shards="bitsandbytes works on a tensor's memory and knows no shards: take 'adamw' or 'compressed', "
+            "or replicas (DDP)",
         ),
         OptimizerRecord(
             name="sgd",
@@ -327,4 +331,28 @@ def create_optimizer(name: str, params: Iterable[Any], **settings: Any) -> torch
         optimizer: torch.optim.Optimizer = OPTIMIZERS.load(name)(params, **settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer {OPTIMIZERS.record(name).name!r}: {error}") from error
+    refuse_shards(name, optimizer)
     return optimizer
+
+
+def refuse_shards(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer that does not know shards say so when it is to step some, where it is another library's.
+
+    Not when it is made: accelerate shards the parameters of optimizers that exist.
+    """
+    record = OPTIMIZERS.record(name)
+    if record.refuses_shards:
+        optimizer.register_step_pre_hook(_ShardsRefused(f"optimizer {record.name!r}: {record.refuses_shards}"))
+
+
+@dataclass(frozen=True)
+class _ShardsRefused:
+    """A hook before a step; a class, so that optimizers can be copied."""
+
+    why: str
+
+    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        from letgo.optim.shards import has_shards
+
+        if has_shards(p for group in optimizer.param_groups for p in group["params"]):
+            raise UserError(f"the parameters are sharded over the ranks (FSDP2). {self.why}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from letgo.optim.base import Closure, ParamsT, as_float, check_choice, check_number, parameters_of
 from letgo.optim.inner import Wrapper
+from letgo.optim.shards import cut_like, forget_gathered, is_distributed, local
 from letgo.optim.smoothing import weights_at
 
 
@@ -93,13 +94,13 @@ class WeightAveraging(Wrapper):
     @torch.no_grad()
     def _average(self) -> None:
         self.count += 1
-        weights = [p.to(torch.promote_types(p.dtype, torch.float32)) for p in self._trained()]
+        weights = [p.detach().to(torch.promote_types(p.dtype, torch.float32)) for p in self._trained()]
         if not self.averages:
             self.averages = [w.clone() for w in weights]
             return
         share = 1 / self.count if self.kind == "mean" else 1 - self.decay
         for average, weight in zip(self.averages, weights, strict=True):
-            average.lerp_(weight, share)
+            local(average).lerp_(local(weight), share)
 
     def _trained(self) -> list[Tensor]:
         return [p for p in parameters_of(self) if p.requires_grad]
@@ -108,7 +109,8 @@ class WeightAveraging(Wrapper):
     def finish(self) -> None:
         """Put the average in the place of the weights; they stay as they are if no step was averaged."""
         for p, average in zip(self._trained(), self.averages, strict=bool(self.averages)):
-            p.copy_(average)
+            local(p).copy_(local(average))
+        forget_gathered(self._trained())
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -125,4 +127,5 @@ class WeightAveraging(Wrapper):
         self.steps_taken = int(extra.get("steps_taken", 0))
         self.count = int(extra.get("count", 0))
         averages = extra.get("averages", [])
-        self.averages = [a.detach().clone().to(p.device) for a, p in zip(averages, self._trained(), strict=False)]
+        pairs = zip(averages, self._trained(), strict=False)
+        self.averages = [(a if is_distributed(a) else cut_like(a, p)).detach().clone().to(p.device) for a, p in pairs]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_number, state_like
+from letgo.optim.shards import local
 
 
 class SignSGD(ClosureOptimizer):
@@ -107,8 +108,8 @@ def sign_descent(
     weight_decay: float,
 ) -> None:
     """params -= lr sign(momentum), in place; of the gradient itself where `exp_avgs` is None."""
-    for i, (x, g) in enumerate(zip(params, grads, strict=True)):
-        direction = g if exp_avgs is None else exp_avgs[i].mul_(beta).add_(g, alpha=1 - beta)
+    for i, (x, g) in enumerate(zip(map(local, params), map(local, grads), strict=True)):
+        direction = g if exp_avgs is None else local(exp_avgs[i]).mul_(beta).add_(g, alpha=1 - beta)
         if weight_decay:
             x.mul_(1 - lr * weight_decay)
         x.add_(torch.sign(direction), alpha=-lr)

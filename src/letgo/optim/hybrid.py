@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, as_float, check_choice, check_number
-from letgo.optim.inner import inner_optimizer
+from letgo.optim.inner import follow, inner_optimizer
 
 
 @dataclass
@@ -104,6 +104,7 @@ class Phases(ClosureOptimizer):
     def step(self, closure: Closure | None = None) -> Any:
         """One step of the optimizer whose turn it is; its `step` says what it needs and returns."""
         turn = self.turn
+        follow(turn.optimizer, self)
         if self.moments == "reset" and self._turn_begins():
             turn.optimizer.state.clear()
         for outer, inner in zip(self.param_groups, turn.optimizer.param_groups, strict=True):
@@ -126,6 +127,8 @@ class Phases(ClosureOptimizer):
         super().add_param_group(param_group)
 
     def extra_state(self) -> dict[str, Any]:
+        for turn in self.turns:
+            follow(turn.optimizer, self)
         return {"steps_taken": self.steps_taken, "optimizers": [t.optimizer.state_dict() for t in self.turns]}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
@@ -134,6 +137,7 @@ class Phases(ClosureOptimizer):
         if len(inner) != len(self.turns):
             raise ValueError(f"the state is of {len(inner)} optimizers taking turns, this hybrid has {len(self.turns)}")
         for turn, state in zip(self.turns, inner, strict=True):
+            follow(turn.optimizer, self)
             turn.optimizer.load_state_dict(state)
 
 

@@ -22,14 +22,31 @@ def inner_optimizer(
     Raises:
         UserError: the name or a setting is unknown.
     """
-    from letgo.optim import OPTIMIZERS  # not at the top: the catalog leads here
+    from letgo.optim import OPTIMIZERS, refuse_shards  # not at the top: the catalog leads here
 
     OPTIMIZERS.check_settings(name, settings)
     make = OPTIMIZERS.load(name)
     own = set(settings_of(make)) - {"lr"}
     groups = [{k: v for k, v in group.items() if k == "params" or k in own} for group in outer_groups]
     optimizer: torch.optim.Optimizer = make(groups, **settings)
+    refuse_shards(name, optimizer)
     return optimizer
+
+
+def follow(inner: torch.optim.Optimizer, outer: torch.optim.Optimizer) -> None:
+    """Give an optimizer inside another the parameters that the other has now.
+
+    accelerate puts FSDP2's shards in the place of an optimizer's parameters after it was made, and does not look for
+    optimizers inside it.
+    """
+    for group, outer_group in zip(inner.param_groups, outer.param_groups, strict=True):
+        pairs = list(zip(group["params"], outer_group["params"], strict=True))
+        if all(one is other for one, other in pairs):
+            continue
+        for one, other in pairs:
+            if one is not other and one in inner.state:
+                inner.state[other] = inner.state.pop(one)
+        group["params"] = list(outer_group["params"])
 
 
 class Wrapper(ClosureOptimizer):
@@ -55,6 +72,7 @@ class Wrapper(ClosureOptimizer):
 
     def step_base(self, *arguments: Any) -> Any:
         """One step of the base at the rates that the groups have now."""
+        follow(self.base, self)
         for outer, inner in zip(self.param_groups, self.base.param_groups, strict=True):
             inner["lr"] = outer["lr"]
         return self.base.step(*arguments)
@@ -65,8 +83,10 @@ class Wrapper(ClosureOptimizer):
         super().add_param_group(param_group)
 
     def extra_state(self) -> dict[str, Any]:
+        follow(self.base, self)
         return {"base": self.base.state_dict()}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
+        follow(self.base, self)
         if "base" in extra:
             self.base.load_state_dict(extra["base"])

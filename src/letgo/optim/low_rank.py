@@ -100,12 +100,12 @@ class LowRankDirection(Direction):
         super().forget()
         self._factors.clear()
 
-    def _rows_a_piece(self, index: int, elements: int) -> int:
-        rows = super()._rows_a_piece(index, elements)
-        if not self.is_low_rank(index):
+    def rows_a_piece(self, matrix: Tensor, elements: int) -> int:
+        rows = super().rows_a_piece(matrix, elements)
+        if min(matrix.shape) <= self.rank:
             return rows
-        per_cell = cell_rows(self.pieces[index].shape[1], self.pieces[index].local.device)
-        return max(1, rows // per_cell) * per_cell
+        per_cell = cell_rows(matrix.shape[1], matrix.device)
+        return max(1, rows // per_cell) * per_cell  # whole cells, so that none is multiplied out twice
 
     def _cut(self, index: int) -> Iterator[Block]:
         return cells_of(self.pieces[index]) if self.is_low_rank(index) else super()._cut(index)

@@ -166,7 +166,7 @@ class Direction:
         A piece lives until the next one is asked for, which overwrites it.
         """
         source = self.pieces[index].local
-        per_piece = self._rows_a_piece(index, elements)
+        per_piece = self.rows_a_piece(source, elements)
         held = source.new_empty(min(per_piece, source.shape[0]), source.shape[1])
         for start in range(0, source.shape[0], per_piece):
             rows = slice(start, min(start + per_piece, source.shape[0]))
@@ -203,8 +203,9 @@ class Direction:
     def forget(self) -> None:
         """Drop what is kept to be used again; it is made anew when needed."""
 
-    def _rows_a_piece(self, index: int, elements: int) -> int:
-        return max(1, elements // max(1, self.pieces[index].shape[1]))
+    def rows_a_piece(self, matrix: Tensor, elements: int) -> int:
+        """Rows of a matrix that are perturbed at a time, where that is to be about so many elements."""
+        return max(1, elements // max(1, matrix.shape[1]))
 
     def _key(self, index: int) -> int:
         return mix(self.key, index)

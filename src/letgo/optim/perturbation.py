@@ -6,8 +6,9 @@ the weights keep every bit, in bf16 as in fp64, whatever happens inside the clos
 outside the module that owns them and nested modules need no care, because modules play no part.
 
 What the mode cannot see is code that reaches a parameter without torch functions (a scripted module, a C++ extension,
-sharded or replicated copies). Parameters that no function was given during an evaluation are therefore perturbed in
-memory from then on, with their original kept beside and put back after each evaluation: slower and larger, right.
+replicated copies). Parameters that no function was given during an evaluation are therefore perturbed in memory from
+then on, with their original kept beside and put back after each evaluation: slower and larger, right. So are sharded
+parameters from the start, of which functions are given what FSDP2 has gathered; one rank keeps its own shard beside.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from letgo.optim.base import Closure
 from letgo.optim.noise import Direction
 from letgo.optim.products import linear, onednn_linear, serves
+from letgo.optim.shards import gathering_anew, is_distributed
 
 _VALUE_ATTRIBUTES = {"data", "T", "mT", "H", "mH", "real", "imag"}
 """Tensor attributes that hand out values; all others are about shape, dtype, place or gradient."""
@@ -61,10 +63,16 @@ PIECE_ELEMENTS = 1 << 20
 
 
 class _Substitution(TorchFunctionMode):
-    """Gives functions perturbed copies in place of the parameters in `places` (id of the parameter -> index)."""
+    """Gives functions perturbed copies in place of the parameters in `places` (id of the parameter -> index).
 
-    def __init__(self, places: dict[int, int], direction: Direction, alpha: float) -> None:
+    Args:
+        gathered: some parameters are sharded. Linear layers that are given what was gathered of them then take the
+            way of those that are given copies, so that a loss has the bits that it has without shards.
+    """
+
+    def __init__(self, places: dict[int, int], direction: Direction, alpha: float, gathered: bool) -> None:
         super().__init__()
+        self.gathered = gathered
         self.places = places
         self.direction = direction
         self.alpha = alpha
@@ -76,6 +84,8 @@ class _Substitution(TorchFunctionMode):
     ) -> Any:
         # Some thousands of calls a forward pass come here, hardly any of them with a parameter.
         if not takes_any(self.places, args, kwargs):
+            if self.gathered and func is F.linear and len(args) > 1 and _is_gathered(args[1]):
+                return self._linear_as_gathered(*args, **(kwargs or {}))
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if not reads_values(func):
@@ -104,12 +114,26 @@ class _Substitution(TorchFunctionMode):
         x = self._substitute(x, {})
         self.seen.add(index)
         if weight.numel() > LARGE_ELEMENTS:
-            return self._linear_by_pieces(x, weight, bias, index)
+            # So that no copy of a vocabulary's size is made.
+            pieces = self.direction.shifted_pieces(index, self.alpha, PIECE_ELEMENTS)
+            return self._linear_by_pieces(x, weight, bias, pieces)
         return linear(x, self.direction.shifted(index, self.alpha, out=self._borrow(weight)), bias)
 
-    def _linear_by_pieces(self, x: Tensor, weight: Tensor, bias: Tensor | None, index: int) -> Tensor:
-        """By pieces of W's rows, so that no copy of a vocabulary's size is made."""
-        pieces = self.direction.shifted_pieces(index, self.alpha, PIECE_ELEMENTS)
+    def _linear_as_gathered(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`_linear` of a weight that is perturbed already."""
+        if torch.is_grad_enabled():
+            return F.linear(x, weight, bias)
+        if weight.numel() > LARGE_ELEMENTS:
+            rows = self.direction.rows_a_piece(weight, PIECE_ELEMENTS)
+            starts = range(0, weight.shape[0], rows)
+            pieces = ((slice(s, min(s + rows, weight.shape[0])), weight[s : s + rows].clone()) for s in starts)
+            return self._linear_by_pieces(x, weight, bias, pieces)
+        return linear(x, weight, bias)
+
+    def _linear_by_pieces(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, pieces: Iterator[tuple[slice, Tensor]]
+    ) -> Tensor:
+        """By pieces of W's rows."""
         if x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type) or _transformed(x):
             # Functions with an `out` know neither autocast nor vmap.
             parts = [F.linear(x, piece.clone(), None if bias is None else bias[rows]) for rows, piece in pieces]
@@ -154,6 +178,11 @@ class _Substitution(TorchFunctionMode):
         return value
 
 
+def _is_gathered(weight: Any) -> bool:
+    """Whether a tensor may be what FSDP2 gathered of a trained parameter: a parameter that no place is known of."""
+    return isinstance(weight, nn.Parameter) and weight.requires_grad and not is_distributed(weight)
+
+
 def _transformed(x: Tensor) -> bool:
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
@@ -186,6 +215,8 @@ class InPlaceEngine:
         """closure() at theta + alpha * direction, for the tensors of the direction listed in `trainable`."""
         if self.always_save:
             self.saved = set(trainable)
+        else:
+            self.saved |= {i for i in trainable if is_distributed(direction.tensors[i])}
         draws.restore()
         loss, unseen = self._evaluate(closure, direction, alpha, trainable)
         if unseen and not self._looked:
@@ -201,27 +232,29 @@ class InPlaceEngine:
         tensors = direction.tensors
         saved = [i for i in trainable if i in self.saved]
         substituted = [i for i in trainable if i not in self.saved]
-        mode = _Substitution({id(tensors[i]): i for i in substituted}, direction, alpha)
+        gathered = not self.always_save and any(direction.pieces[i].sharded for i in saved)
+        mode = _Substitution({id(tensors[i]): i for i in substituted}, direction, alpha, gathered)
         # Autocast keeps its casts of parameters until it is left; they would be of the weights as they were.
         torch.clear_autocast_cache()
-        with _moved(tensors, saved, direction, alpha), mode:
+        with _moved(saved, direction, alpha), gathering_anew(tensors), mode:
             loss = closure()
         torch.clear_autocast_cache()
         return loss, set(substituted) - mode.seen
 
 
 @contextmanager
-def _moved(tensors: Sequence[Tensor], indices: Sequence[int], direction: Direction, alpha: float) -> Iterator[None]:
-    """Within: the tensors are shifted in memory. After, whatever happened: their original bits."""
+def _moved(indices: Sequence[int], direction: Direction, alpha: float) -> Iterator[None]:
+    """Within: the tensors, or this rank's pieces of them, are shifted in memory. After, whatever happened: their
+    original bits."""
     originals: dict[int, Tensor] = {}
     try:
         for i in indices:
-            originals[i] = tensors[i].detach().clone()
-            tensors[i].detach().copy_(direction.shifted(i, alpha))
+            originals[i] = direction.pieces[i].local.clone()
+            direction.move(i, alpha)
         yield
     finally:
         for i, original in originals.items():
-            tensors[i].detach().copy_(original)
+            direction.pieces[i].local.copy_(original)
 
 
 class SharedDraws:

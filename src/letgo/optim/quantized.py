@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from letgo.catalog import settings_of
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_number, state_like
+from letgo.optim.shards import gathered, is_distributed, local, piece_of
 
 
 class Compressed(ClosureOptimizer):
@@ -43,6 +44,11 @@ class Compressed(ClosureOptimizer):
 
     The base steps stand-ins for the parameters that are zero before each step, so its direction is read without
     rounding; they are one copy of the parameters.
+
+    Blocks are of a whole tensor, sharded or not. Where a shard of a parameter begins inside a block, so that ranks
+    would have to share a scale, every rank gathers the direction of that parameter (and drops it again): as much on
+    the wire as FSDP2's own gathering of it, and one whole tensor in memory at a time. Where `block` divides the
+    elements of a shard, and for the plain signs, nothing is exchanged.
     """
 
     def __init__(
@@ -69,7 +75,7 @@ class Compressed(ClosureOptimizer):
         self.base = self._make_base(base, dict(base_options or {}))
 
     def _make_base(self, name: str, options: dict[str, Any]) -> torch.optim.Optimizer:
-        from letgo.optim import OPTIMIZERS  # not at the top: the catalog leads here
+        from letgo.optim import OPTIMIZERS, refuse_shards  # not at the top: the catalog leads here
 
         if OPTIMIZERS.record(name).grade not in ("first", "compressed", "second"):
             raise ValueError(f"base must be an optimizer that steps from gradients, {name!r} is not")
@@ -81,8 +87,9 @@ class Compressed(ClosureOptimizer):
         groups = []
         for group in self.param_groups:
             own = {k: v for k, v in group.items() if k in known and k not in ("lr", "weight_decay")}
-            groups.append({**own, "params": [nn.Parameter(torch.zeros_like(p)) for p in group["params"]]})
+            groups.append({**own, "params": _stand_ins(group["params"])})
         optimizer: torch.optim.Optimizer = make(groups, lr=1.0, **options)
+        refuse_shards(name, optimizer)
         if getattr(optimizer, "needs_closure", False):
             raise ValueError(f"base must be an optimizer that steps from gradients, {name!r} needs a closure")
         return optimizer
@@ -91,13 +98,14 @@ class Compressed(ClosureOptimizer):
     def step(self, closure: Closure | None = None) -> Any:
         """Take one step from `.grad`, after running the closure with gradients enabled if there is one."""
         loss = self._loss_with_grad(closure)
+        self._follow()
         self._step_base()
         for group, base_group in zip(self.param_groups, self.base.param_groups, strict=True):
             for p, stand_in in zip(group["params"], base_group["params"], strict=True):
                 if p.grad is not None:
                     compressed_step(
                         p,
-                        stand_in.neg(),
+                        local(stand_in).neg(),
                         state_like(self.state[p], "error", p) if self.error_feedback else None,
                         lr=float(group["lr"]),
                         bits=self.bits,
@@ -105,6 +113,14 @@ class Compressed(ClosureOptimizer):
                         weight_decay=group["weight_decay"],
                     )
         return loss
+
+    def _follow(self) -> None:
+        """Make the stand-ins again if the parameters have been sharded since (accelerate does so with FSDP2)."""
+        for group, base_group in zip(self.param_groups, self.base.param_groups, strict=True):
+            pairs = zip(group["params"], base_group["params"], strict=True)
+            if any(is_distributed(p) != is_distributed(stand_in) for p, stand_in in pairs):
+                base_group["params"] = _stand_ins(group["params"])
+                self.base.state.clear()
 
     def _step_base(self) -> None:
         """Afterwards every stand-in is minus the base's direction; the gradients were lent, not copied."""
@@ -121,26 +137,45 @@ class Compressed(ClosureOptimizer):
             stand_in.grad = None
 
     def extra_state(self) -> dict[str, Any]:
+        self._follow()
         return {"base": self.base.state_dict()}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self._follow()
         if "base" in extra:
             self.base.load_state_dict(extra["base"])
 
 
+def _stand_ins(parameters: Sequence[Tensor]) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.zeros_like(p)) for p in parameters]
+
+
 def compressed_step(
-    x: Tensor, d: Tensor, error: Tensor | None, *, lr: float, bits: int, block: int, weight_decay: float
+    parameter: Tensor, d: Tensor, error: Tensor | None, *, lr: float, bits: int, block: int, weight_decay: float
 ) -> None:
-    """x -= lr Q(d), or with an error buffer x -= lr Q(d + error) and the error renewed; in place."""
+    """x -= lr Q(d), or with an error buffer x -= lr Q(d + error) and the error renewed; in place.
+
+    Args:
+        d: the direction at this rank's rows.
+    """
+    x = local(parameter)
     if weight_decay:
         x.mul_(1 - lr * weight_decay)
     if error is None:
-        x.add_(quantize(d, bits, block), alpha=-lr)
+        x.add_(_quantized_rows(parameter, d, bits, block, scaled_sign=False), alpha=-lr)
         return
-    error.add_(d)
-    taken = quantize(error, bits, block, scaled_sign=True)
+    carried = local(error).add_(d)
+    taken = _quantized_rows(parameter, carried, bits, block, scaled_sign=True)
     x.add_(taken, alpha=-lr)
-    error.sub_(taken)
+    carried.sub_(taken)
+
+
+def _quantized_rows(parameter: Tensor, m: Tensor, bits: int, block: int, *, scaled_sign: bool) -> Tensor:
+    """Q(m; N) at this rank's rows of a parameter, by the blocks of the whole."""
+    piece = piece_of(parameter)
+    if piece.cut_at_multiples_of(block) or (bits == 1 and not scaled_sign):
+        return quantize(m, bits, block, scaled_sign)
+    return piece.of(quantize(gathered(m, parameter), bits, block, scaled_sign))
 
 
 def quantize(m: Tensor, bits: int, block: int = 256, scaled_sign: bool = False) -> Tensor:

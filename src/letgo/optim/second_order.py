@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -20,6 +21,7 @@ from letgo.optim.base import (
     state_like,
 )
 from letgo.optim.noise import Direction, mix
+from letgo.optim.shards import has_shards, local
 
 HessianKind = Literal["empirical_fisher", "hutchinson", "gnb"]
 HessianClosure = Callable[[torch.Generator], tuple[Tensor, int]]
@@ -51,6 +53,11 @@ class Sophia(ClosureOptimizer):
     `empirical_fisher`: the code of Jia et al., SOUL (arXiv 2404.18239). The Hessian of a step is computed before the
     step that uses it.
 
+    In a `torch.distributed` run estimates are of all ranks' rows. On replicas `hutchinson` and `gnb` sum their
+    gradients over the ranks themselves (DDP does not see those: with `hutchinson` the training gradient too, so that
+    such a step exchanges two tensors a parameter, and a `gnb` one what DDP does and as much again). On FSDP2's shards
+    `gnb` lets FSDP2 do so, in one more backward pass; `hutchinson` is refused: FSDP2 gives no second derivatives.
+
     Args:
         params: parameters or groups.
         lr: the largest distance that a weight moves in a step.
@@ -61,14 +68,16 @@ class Sophia(ClosureOptimizer):
         hessian: `empirical_fisher`, `hutchinson` (the step needs the closure when h is due, and the model a double
             backward: in transformers, eager attention) or `gnb` (needs `hessian_closure`).
         hessian_every: k; None is 1 for `empirical_fisher` and 10 for the others.
-        batch_size: B; None is 5120 for `empirical_fisher` and what `hessian_closure` returns for `gnb`.
+        batch_size: B; None is 5120 for `empirical_fisher` and what `hessian_closure` returns for `gnb`, summed over
+            the ranks.
         noise: u of `hutchinson`: `rademacher` or `gaussian`.
         seed: of u, and of the generator that `hessian_closure` is given.
 
     Attributes:
         hessian_closure: for `gnb`, a function of a generator that returns the mean cross-entropy of sampled labels and
             their number, and calls no backward; `gnb_loss` makes both from logits.
-        clip_fraction: the share of coordinates that the last step clipped (1: sign descent; 0: Newton's method).
+        clip_fraction: the share of coordinates that the last step clipped (1: sign descent; 0: Newton's method); on
+            shards, of those that this rank holds.
     """
 
     def __init__(
@@ -135,7 +144,7 @@ class Sophia(ClosureOptimizer):
 
         Raises:
             ValueError: the Hessian is due and what estimates it is missing: the closure for `hutchinson`,
-                `hessian_closure` for `gnb`.
+                `hessian_closure` for `gnb`; or parameters are sharded and the estimate is `hutchinson`.
         """
         estimates: dict[int, Tensor] = {}
         if self.hessian == "hutchinson" and self._due:
@@ -150,7 +159,7 @@ class Sophia(ClosureOptimizer):
                 if p.grad is None:
                     continue
                 if self.hessian == "empirical_fisher" and self._due:
-                    estimates[id(p)] = p.grad.square() * float(self.batch_size or 1)
+                    estimates[id(p)] = local(p.grad).square() * float(self.batch_size or 1)
                 self._step_one(group, p, p.grad, estimates.get(id(p)))
         self.steps_taken += 1
         return loss
@@ -159,10 +168,10 @@ class Sophia(ClosureOptimizer):
         state = self.state[p]
         self._clipped.append(
             sophia(
-                p,
-                grad,
-                state_like(state, "exp_avg", p),
-                state_like(state, "hessian", p),
+                local(p),
+                local(grad),
+                local(state_like(state, "exp_avg", p)),
+                local(state_like(state, "hessian", p)),
                 estimate,
                 lr=float(group["lr"]),
                 betas=group["betas"],
@@ -172,7 +181,7 @@ class Sophia(ClosureOptimizer):
                 twice=self.hessian == "empirical_fisher",
             )
         )
-        self._coordinates += p.numel()
+        self._coordinates += local(p).numel()
 
     def _hutchinson(self, closure: Closure | None) -> tuple[Any, dict[int, Tensor]]:
         if closure is None:
@@ -180,12 +189,21 @@ class Sophia(ClosureOptimizer):
                 f"Sophia with hessian='hutchinson' needs a closure at every {self.hessian_every}th step, this one too"
             )
         parameters = parameters_of(self)
+        if has_shards(parameters):
+            raise ValueError(
+                "hessian='hutchinson' differentiates gradients once more, which FSDP2 does not let be done to shards: "
+                "take hessian='gnb' or 'empirical_fisher', or replicas (DDP)"
+            )
         kind: Literal["rademacher", "gaussian"] = "gaussian" if self.noise == "gaussian" else "rademacher"
         direction = Direction(kind, (self.seed, self.steps_taken), parameters)
         mode = _HessianProducts({p: i for i, p in enumerate(parameters) if p.requires_grad}, direction)
         with torch.enable_grad(), mode:
             loss = closure()
         self.last_losses = [float(loss.detach())]
+        # In the order of the parameters, which is that of all ranks.
+        used = [p for p in parameters if p.requires_grad and p.grad is not None]
+        _average_over_ranks([p.grad for p in used if p.grad is not None])
+        _average_over_ranks([mode.totals[p] for p in used if p in mode.totals])
         return loss, {id(p): total for p, total in mode.totals.items()}
 
     def _gauss_newton_bartlett(self) -> dict[int, Tensor]:
@@ -195,12 +213,50 @@ class Sophia(ClosureOptimizer):
                 "returns letgo.optim.gnb_loss(logits, labels, generator)"
             )
         parameters = [p for p in parameters_of(self) if p.requires_grad]
-        generator = torch.Generator(parameters[0].device).manual_seed(mix(self.seed, self.steps_taken))
+        # Ranks have rows of their own, whose labels must not be drawn by the same numbers.
+        rank = dist.get_rank() if _ranks() > 1 else 0
+        seed = mix(self.seed, self.steps_taken, *([rank] if rank else []))
+        generator = torch.Generator(parameters[0].device).manual_seed(seed)
         with torch.enable_grad():
             loss, count = self.hessian_closure(generator)
-        size = count if self.batch_size is None else self.batch_size
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return {id(p): g.square() * float(size) for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        size = float(count if self.batch_size is None else self.batch_size)
+        if _ranks() > 1 and self.batch_size is None:
+            counted = torch.tensor(size, dtype=torch.float64, device=parameters[0].device)
+            dist.all_reduce(counted)
+            size = counted.item()
+        gradients: Sequence[Tensor | None]
+        if has_shards(parameters):
+            gradients = _sharded_gradients(loss, parameters)
+        else:
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            _average_over_ranks([g for g in gradients if g is not None])
+        return {id(p): local(g).square() * size for p, g in zip(parameters, gradients, strict=True) if g is not None}
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _average_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their means over the ranks of the run, in place."""
+    if _ranks() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor.div_(_ranks())
+
+
+def _sharded_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients of a loss at shards, which only a backward pass of FSDP2 hands out; `.grad` stays as it is."""
+    kept = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        with torch.enable_grad():
+            loss.backward()  # type: ignore[no-untyped-call]
+        return [p.grad for p in parameters]
+    finally:
+        for p, grad in zip(parameters, kept, strict=True):
+            p.grad = grad
 
 
 def sophia(

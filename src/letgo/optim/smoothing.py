@@ -26,6 +26,7 @@ from torch import Tensor
 from letgo.optim.base import Closure, ParamsT, as_float, check_choice, check_number, parameters_of
 from letgo.optim.inner import Wrapper
 from letgo.optim.noise import Direction, noise_dtype
+from letgo.optim.shards import gathering_anew, local, piece_of, summed
 
 Term = Literal["loss", "forget"]
 
@@ -139,11 +140,20 @@ class SAM(GradientSmoothing):
 
     def smoothed(self, closure: Closure, parameters: list[Tensor]) -> tuple[Any, list[Tensor | None]]:
         loss, gradients = self.gradient(closure, parameters, self.part)
-        known = [g for g in gradients if g is not None]
-        squares = (float(torch.linalg.vector_norm(g, dtype=noise_dtype(g.dtype))) ** 2 for g in known)
-        norm = math.sqrt(math.fsum(squares))
+        squares = []
+        for g in gradients:
+            if g is not None:
+                piece = piece_of(g)
+                size = float(torch.linalg.vector_norm(piece.local, dtype=noise_dtype(g.dtype)))
+                squares.append((piece.group, size**2))
+        # Of shards, each rank's sum of squares is added over the ranks: 8 bytes a step.
+        total, _ = summed(squares, torch.float64, parameters[0].device) if squares else (0.0, 0)
+        norm = math.sqrt(total)
         scale = self.rho / norm if norm > 0 else 0.0
-        moved = [p if g is None else p.add(g, alpha=scale) for p, g in zip(parameters, gradients, strict=True)]
+        moved = [
+            local(p) if g is None else local(p).add(local(g), alpha=scale)
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
         with weights_at(parameters, moved):
             _, worst = self.gradient(closure, parameters, self.part)
         return loss, worst
@@ -226,15 +236,19 @@ class RandomizedSmoothing(GradientSmoothing):
 
 @contextmanager
 def weights_at(parameters: Sequence[Tensor], moved: Sequence[Tensor]) -> Iterator[None]:
-    """Within: the parameters have the values of `moved`. After, whatever happened: their original bits."""
-    originals = [p.detach().clone() for p in parameters]
+    """Within: the parameters have the values of `moved`. After, whatever happened: their original bits.
+
+    Of sharded parameters, `moved` may hold whole DTensors' or this rank's values, and this rank's shards are copied.
+    """
+    originals = [local(p).clone() for p in parameters]
     try:
         for p, m in zip(parameters, moved, strict=True):
-            p.detach().copy_(m)
-        yield
+            local(p).copy_(local(m))
+        with gathering_anew(parameters):
+            yield
     finally:
         for p, original in zip(parameters, originals, strict=True):
-            p.detach().copy_(original)
+            local(p).copy_(original)
 
 
 def _add(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -30,8 +30,8 @@ from letgo.optim.cells import add_product, cells_of, product
 from letgo.optim.low_rank import BatchedEngine, LowRankDirection, joined_factors
 from letgo.optim.noise import NOISE_KINDS, Block, Direction, NoiseKind, noise_dtype, rounded
 from letgo.optim.perturbation import InPlaceEngine, SharedDraws
-from letgo.optim.ranks import Ranks
-from letgo.optim.shards import local, piece_of
+from letgo.optim.ranks import Ranks, rank_loss_named
+from letgo.optim.shards import gathering_anew, has_shards, local, piece_of
 
 if TYPE_CHECKING:
     from letgo.optim.replay_log import ReplayLog
@@ -198,17 +198,22 @@ class ZerothOrder(ClosureOptimizer):
         """Take one step; returns the mean of the losses that it evaluated (which is f(x) up to O(mu^2)).
 
         Raises:
-            ValueError: there is no closure.
+            ValueError: there is no closure; or parameters are sharded and the engine is `batched`, or directions are
+                shared over the ranks, or they are not sharded by rows.
             NonFiniteLossError: a loss was NaN or infinite and `nonfinite="raise"`.
+            RankLostError: another rank of the run is gone.
         """
         if closure is None:
             raise ValueError(
                 f"{type(self).__name__} is zeroth order: step(closure) needs a closure that evaluates the loss"
             )
         parameters = parameters_of(self)
+        if has_shards(parameters):
+            self._check_shards()
         self._mu = _representable(self.mu, parameters)
-        directions = self.directions(parameters)
-        losses, like = self._evaluate(closure, directions, parameters)
+        with rank_loss_named():
+            directions = self.directions(parameters)
+            losses, like = self._evaluate(closure, directions, parameters)
         finite = all(map(math.isfinite, losses))
         mean = like.new_tensor(math.fsum(losses) / len(losses) if finite else math.nan)
         if not finite and self.nonfinite == "raise":
@@ -247,7 +252,10 @@ class ZerothOrder(ClosureOptimizer):
         shifts = [(direction, alpha) for direction in directions for alpha in alphas]
         unmoved = int(self.difference == "forward")
         own = self.ranks.own(unmoved + len(shifts))
-        losses: list[Any] = [closure()] if unmoved and 0 in own else []
+        losses: list[Any] = []
+        if unmoved and 0 in own:
+            with gathering_anew(parameters):
+                losses.append(closure())
         mine = [shifts[place - unmoved] for place in own if place >= unmoved]
         if isinstance(self._engine, BatchedEngine):
             losses += self._engine.evaluate(closure, mine, trainable, draws) if mine else []
@@ -260,7 +268,21 @@ class ZerothOrder(ClosureOptimizer):
         like = first.detach() if isinstance(first, Tensor) else torch.tensor(first, device=parameters[0].device)
         evaluated = [as_float(loss) for loss in losses]
         self.last_losses = self.ranks.joined(evaluated, unmoved + len(shifts), like.device)
+        self.ranks.note_gathers(directions[0].pieces, len(own))
+        self.ranks.bytes_exchanged += sum(direction.sent for direction in directions)
         return self.last_losses, like
+
+    def _check_shards(self) -> None:
+        if isinstance(self._engine, BatchedEngine):
+            raise ValueError(
+                "engine='batched' runs all evaluations as one pass over whole weights, and these are sharded over the "
+                "ranks (FSDP2): take engine='in_place', or replicas (DDP)"
+            )
+        if self.ranks.share == "directions" and self.ranks.count > 1:
+            raise ValueError(
+                "directions cannot be shared over ranks that hold shards of the weights (FSDP2): a forward pass needs "
+                "all of them, at the same direction. Share the data (share='data'), or take replicas (DDP)"
+            )
 
     def _coefficients(self, losses: Sequence[float]) -> list[float]:
         if self.difference == "forward":
