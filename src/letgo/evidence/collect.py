@@ -71,7 +71,8 @@ def passes(optimizer: str, settings: Mapping[str, Any], steps: int) -> dict[str,
 
 def _group(state: GroupState, result: Result, trials: Sequence[Cell], cells: Sequence[Cell]) -> Group:
     config = result.config
-    optimizer, settings = str(config["optimizer"]), dict(config.get("optimizer_args") or {})
+    optimizer = OPTIMIZERS.record(str(config["optimizer"])).name
+    settings = dict(config.get("optimizer_args") or {})
     steps = int(config["max_steps"])
     chosen = state.chosen.get("learning_rate")
     return Group(

@@ -149,13 +149,24 @@ _NAMES = {
 }
 
 
+# The ladder's own settings of an optimizer: what differs from them is told in its name.
+_LADDER: dict[str, dict[str, Any]] = {
+    "fozo": {"fo_steps": 12, "zo_steps": 12, "zo_lr": 3e-5},
+    "sam": {"rho": 0.05},
+    "randomized_smoothing": {"sigma": 0.01, "num_draws": 2},
+}
+
+
 def grade_name(optimizer: str, settings: Mapping[str, Any]) -> str:
-    """What a group is called: "AdamW", "4-bit", "FOZO"; settings stand behind an optimizer that the ladder lacks."""
+    """What a group is called: "AdamW", "4-bit", "FOZO"; settings other than the ladder's stand behind it."""
+    known = _LADDER.get(optimizer, {})
+    rest = {key: one for key, one in settings.items() if known.get(key) != one}
     if optimizer == "compressed":
-        return f"{settings.get('bits', 8)}-bit"
-    if optimizer in _NAMES:
-        return _NAMES[optimizer]
-    return f"{optimizer} ({', '.join(f'{k}={v}' for k, v in settings.items())})" if settings else optimizer
+        bits = rest.pop("bits", 8)
+        name = f"{bits}-bit"
+    else:
+        name = _NAMES.get(optimizer, optimizer)
+    return f"{name} ({', '.join(f'{key}={one}' for key, one in rest.items())})" if rest else name
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -13,9 +13,7 @@ from letgo.errors import UserError
 from letgo.runs.sweeps import Sweep, read_sweep
 
 
-def settle(
-    tuned: Path, attacks: Path, *, seeds: Sequence[int], output: Path, first: Sequence[str] = ()
-) -> list[str]:
+def settle(tuned: Path, attacks: Path, *, seeds: Sequence[int], output: Path, first: Sequence[str] = ()) -> list[str]:
     """Write the grid of the groups that reached the target in a tuned sweep; returns the names of those that did not.
 
     Args:

@@ -1,0 +1,134 @@
+"""Ideas to beat the hybrid: what each rests on, written before it was run, and what came of it.
+
+An idea wins where, at no more passes than the hybrid and matched to the same forgetting and utility, its harmonic mean
+of R and Q is above the hybrid's: by `LEAST` at least, the 95 % interval of the difference over seeds above zero, and
+the held-back attacks on the same side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from letgo.evidence.claims import HALF, judge, unmatched
+from letgo.evidence.records import Group, Record
+from letgo.evidence.statistics import Estimate, paired
+from letgo.evidence.text import mean, paragraph, table
+from letgo.report.numbers import MISSING, number
+
+HYBRID = "FOZO"
+
+
+@dataclass(frozen=True)
+class Idea:
+    """`name` is that of its group in the result files."""
+
+    name: str
+    hypothesis: str
+
+
+IDEAS: tuple[Idea, ...] = (
+    Idea(
+        "FOZO (fo=sign_adam)",
+        "A sign step moves every weight alike. Forgetting that is spread over all weights has no few large changes that "
+        "a relearner's first steps could take back, so signs in the hybrid's first-order phase keep more.",
+    ),
+    Idea(
+        "FOZO (zo=zo_muon, zo_steps=5, zo_lr=0.03, num_directions=4)",
+        "One direction in 0.8 million dimensions sees a millionth of the gradient: AdaZO's phase is nearly a random "
+        "walk. Estimates in a subspace of rank 64, orthogonalised, go further for the same passes, so that the smoothing "
+        "that the phase is there for takes place.",
+    ),
+    Idea(
+        "SAM (on=forget, rho=0.2)",
+        "A relearner first goes up the forget objective. Descending at the worst point within the reach of its first "
+        "steps, on the forget term alone, prepares for just that; the ladder's SAM looks less far, and at both terms.",
+    ),
+    Idea(
+        "SAM (on=forget, rho=1.0)",
+        "The same with the radius nearer to what relearning was seen to move (about 4, spread over all weights).",
+    ),
+    Idea(
+        "FOZO (fo=muon)",
+        "What Adam changes for a few facts is of low rank, and so is its undoing. An orthogonalised change is of full "
+        "rank in every matrix, which Adam's steps along a few directions undo less of.",
+    ),
+)
+
+
+def forward_equivalents(group: Group) -> float:
+    """A run's passes in forward passes, a backward pass counted as two."""
+    return group.passes["forward"] + 2.0 * group.passes["backward"]
+
+
+def against(group: Group, hybrid: Group, measure: str) -> Estimate | None:
+    return paired(group.values(measure), hybrid.values(measure))
+
+
+def verdict(group: Group | None, record: Record, hybrid: Group | None) -> str:
+    """wins, does not win, not settled; or why it can't be said."""
+    if group is None:
+        return "did not reach the target within the bound"
+    if hybrid is None:
+        return "the hybrid was not run under this objective"
+    if reason := unmatched(group, record.before) or unmatched(hybrid, record.before):
+        return f"not matched: {reason}"
+    if forward_equivalents(group) > forward_equivalents(hybrid) * 1.001:
+        return "takes more passes than the hybrid"
+    found = against(group, hybrid, "harmonic_mean")
+    if found is None:
+        return "no seed in common with the hybrid"
+    said = judge(found)
+    if said == "does not hold":
+        return "does not win"
+    if said == "not settled":
+        return "not settled"
+    held_back = [against(group, hybrid, f"kept:{label}") for label in record.held_back]
+    confirmed = all(one is not None and one.mean > 0 for one in held_back)
+    return "wins" if confirmed else "wins, but the held-back attacks don't confirm it"
+
+
+def section(records: Sequence[Record], found: Mapping[str, Record]) -> list[str]:
+    """The page's part on the ideas."""
+    parts = ["## Beating the hybrid", paragraph((__doc__ or "").partition("\n\n")[2])]
+    numbered = "\n".join(f"{place}. **{idea.name}**: {idea.hypothesis}" for place, idea in enumerate(IDEAS, start=1))
+    parts.append(numbered)
+    by: dict[str, list[Group]] = {}
+    for record in records:
+        by.setdefault(record.objective, []).extend(record.groups)
+    if not by:
+        return [*parts, "None of them has been run."]
+    for objective, groups in by.items():
+        ladder = found.get(objective)
+        if ladder is None:
+            continue
+        parts.append(_table(objective, groups, ladder))
+    return parts
+
+
+def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
+    hybrid = ladder.group(HYBRID)
+    names = list(dict.fromkeys([*(idea.name for idea in IDEAS), *(group.name for group in groups)]))
+    rows = []
+    for name in names:
+        group = next((one for one in groups if one.name == name), None)
+        said = verdict(group, ladder, hybrid)
+        if group is None or hybrid is None:
+            rows.append([name, *[MISSING] * 6, said])
+            continue
+        rows.append(
+            [
+                name,
+                number(group.learning_rate) if group.learning_rate is not None else MISSING,
+                f"{forward_equivalents(group):g}",
+                mean(against(group, hybrid, "harmonic_mean")),
+                mean(against(group, hybrid, f"kept:{HALF}")),
+                "; ".join(mean(against(group, hybrid, f"kept:{label}")) for label in ladder.held_back) or MISSING,
+                ", ".join(map(str, sorted(group.values("R")))) or MISSING,
+                said,
+            ]
+        )
+    header = ["idea", "rate", "passes", "harmonic mean", "kept, relearn half", "kept, held back", "seeds", ""]
+    passes = f" ({forward_equivalents(hybrid):g} passes)" if hybrid else ""
+    text = f"Under `{objective}`, each less the hybrid's{passes}, paired over seeds, with 95 % intervals:"
+    return f"{text}\n\n{table(header, rows)}"

@@ -1,0 +1,236 @@
+"""The page: each claim with its verdict, the ladders behind it, what missed, and the analyses; from result files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from letgo.errors import UserError
+from letgo.evidence import claims, ideas, places, protocol
+from letgo.evidence.claims import CLAIMS, Claim, Finding, unmatched
+from letgo.evidence.figures import dots, write_drawing
+from letgo.evidence.records import Group, Record, joined, read_record
+from letgo.evidence.statistics import Estimate, estimate
+from letgo.evidence.text import mean, paragraph, shares, table
+from letgo.report.numbers import MISSING, number
+from letgo.results import write_text
+
+OBJECTIVES = {"npo_gdr": "NPO", "graddiff": "GradDiff", "rmu": "RMU"}
+
+
+def write_page(results: Path, output: Path) -> None:
+    """Write the page, and its drawings into a folder beside it that bears its name.
+
+    Raises:
+        UserError: there are no result files, or one is broken.
+    """
+    records = [read_record(path) for path in sorted(results.glob("*.json")) if not path.name.startswith("analysis-")]
+    if not records:
+        raise UserError(f"{results} holds no result files; make them by python -m letgo.evidence collect")
+    drawings = output.parent / output.stem
+    write_text(output, text_of(records, places.read(results), drawings))
+
+
+def ladders(records: Sequence[Record]) -> dict[str, Record]:
+    """Each objective's ladder, all its seeds together, in the order of `OBJECTIVES`."""
+    by: dict[str, list[Record]] = {}
+    for record in records:
+        if record.kind == "ladder":
+            by.setdefault(record.objective, []).append(record)
+    known = [*(name for name in OBJECTIVES if name in by), *(name for name in by if name not in OBJECTIVES)]
+    return {name: joined(by[name]) for name in known}
+
+
+def text_of(records: Sequence[Record], analyses: places.Places, drawings: Path | None = None) -> str:
+    """The page's text; drawings are written where a folder for them is given."""
+    found = ladders(records)
+    tunings = [record for record in records if record.kind == "tuning"]
+    parts = [protocol.head(found), "## The claims", *_claims(found)]
+    for objective, record in found.items():
+        parts += _ladder(objective, record, drawings)
+    parts += _missed(tunings, found)
+    parts += places.section(analyses)
+    parts += ideas.section([record for record in records if record.kind == "ideas"], found)
+    parts += [protocol.foot()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+def findings(claim: Claim, found: Mapping[str, Record]) -> list[Finding]:
+    return [finding for record in found.values() for finding in (claim.test(record) if claim.test else ())]
+
+
+def _claims(found: Mapping[str, Record]) -> list[str]:
+    rows, details = [], []
+    for place, claim in enumerate(CLAIMS, start=1):
+        tested = findings(claim, found)
+        said = claims.summary(tested) if tested else f"not testable here: {claim.why_not or 'no run'}"
+        rows.append([str(place), claim.says, claim.source, f"**{said}**"])
+        if tested:
+            lines = [_finding_row(finding) for finding in tested]
+            header = ["objective", "difference", "mean (95 % interval)", "seeds", "verdict"]
+            details.append(f"### {place}. {claim.says}\n\n{table(header, lines)}")
+    return [
+        table(["#", "claim", "source", "here"], rows),
+        "## Claim by claim",
+        paragraph(claims.__doc__ or ""),
+        *details,
+    ]
+
+
+def _finding_row(finding: Finding) -> list[str]:
+    seeds = ", ".join(map(str, finding.seeds)) or MISSING
+    name = OBJECTIVES.get(finding.objective, finding.objective)
+    return [name, finding.figure, mean(finding.estimate) if finding.estimate else MISSING, seeds, finding.verdict]
+
+
+# -- ladders -----------------------------------------------------------------------------------------------------------
+
+
+def _ladder(objective: str, record: Record, drawings: Path | None) -> list[str]:
+    name = OBJECTIVES.get(objective, objective)
+    groups = sorted(record.groups, key=lambda group: -_mean(group, "harmonic_mean"))
+    parts = [f"## {name}", _made(record), _outcome(record, groups), _robust(record, groups)]
+    if drawings is not None:
+        parts.append(_drawn(record, groups, name, drawings))
+    return [*parts, _every_attack(record, groups)]
+
+
+def _made(record: Record) -> str:
+    seeds = sorted({cell.seed for group in record.groups for cell in group.cells})
+    command = f"letgo sweep {record.source} --resume"
+    before = ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in record.before.items())
+    retrained = ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in record.retrained.items())
+    told = f"`{command}`, seeds {', '.join(map(str, seeds))}, commit {record.git or 'not known'}."
+    return paragraph(f"{told} Before unlearning: {before}. The retrained model: {retrained or MISSING}.")
+
+
+def _outcome(record: Record, groups: Sequence[Group]) -> str:
+    rows = []
+    for group in groups:
+        cells = [cell for cell in group.cells if cell.after]
+        after = {key: estimate([cell.after[key] for cell in cells if key in cell.after]) for key in record.before}
+        seconds = estimate(list(group.values("seconds").values()))
+        rows.append(
+            [
+                group.name,
+                number(group.learning_rate) if group.learning_rate is not None else MISSING,
+                f"{group.passes['forward']:g} + {group.passes['backward']:g}",
+                number(seconds.mean) if seconds else MISSING,
+                *(mean(after.get(key)) for key in _OUTCOME),
+                unmatched(group, record.before) or "matched",
+            ]
+        )
+    header = ["grade", "rate", "passes forward + backward", "seconds", *(k.replace("_", " ") for k in _OUTCOME), ""]
+    return "Forgetting and utility, means over seeds with 95 % intervals:\n\n" + table(header, rows)
+
+
+_OUTCOME = ("forget_accuracy", "forget_probability", "retain_accuracy", "retain_probability", "general_perplexity")
+
+
+def _robust(record: Record, groups: Sequence[Group]) -> str:
+    rows = []
+    for group in groups:
+        counted = "" if not unmatched(group, record.before) else " (!)"
+        found = [estimate(list(group.values(measure).values())) for measure in ("R", "Q", "harmonic_mean")]
+        rows.append([f"{group.name}{counted}", *(mean(one) for one in found), str(found[2].n if found[2] else 0)])
+    text = (
+        "R (100 relearning steps on all, and 20 on half of the people, against the retrained model: the smaller), Q "
+        "(the strongest rounding that did not break the model) and their harmonic mean. (!): not matched, and so in "
+        "no comparison."
+    )
+    return f"{paragraph(text)}\n\n{table(['grade', 'R', 'Q', 'harmonic mean', 'seeds'], rows)}"
+
+
+def _drawn(record: Record, groups: Sequence[Group], name: str, drawings: Path) -> str:
+    lines = []
+    for measure, across in (("harmonic_mean", "harmonic mean of R and Q"), (f"kept:{claims.HALF}", "share kept")):
+        rows: list[tuple[str, Estimate, bool]] = []
+        for group in groups:
+            found = estimate(list(group.values(measure).values()))
+            if found is not None:
+                rows.append((group.name, found, not unmatched(group, record.before)))
+        if not rows:
+            continue
+        told = {"harmonic_mean": "robustness of each grade"}.get(
+            measure, "what relearning on half of the people leaves"
+        )
+        file = f"{record.objective}-{measure.partition(':')[0]}.svg"
+        write_drawing(drawings / file, dots(f"{name}: {told}", across, rows))
+        lines.append(f"![{name}: {told}; means and 95 % intervals over seeds]({drawings.name}/{file})")
+    return "\n\n".join(lines)
+
+
+def _every_attack(record: Record, groups: Sequence[Group]) -> str:
+    labels = record.attacks()
+    names = {label: f"{short(label)}{' (held back)' if label in record.held_back else ''}" for label in labels}
+    rows = []
+    for group in groups:
+        cells = []
+        for label in labels:
+            found = estimate(list(group.values(f"kept:{label}").values()))
+            broken = sum(label in cell.attacks and cell.attacks[label].collapsed for cell in group.cells)
+            cells.append(f"{shares(found)}{f' ({broken} broken)' if broken else ''}")
+        rows.append([group.name, *cells])
+    keys = "; ".join(f"{names[label]}: `{label}`" for label in labels)
+    text = (
+        "The share of the forgetting that each attack leaves, in per cent. Where an attack broke the model it proves "
+    )
+    text += "nothing and is left out of the mean. " + keys + "."
+    return f"{paragraph(text)}\n\n{table(['grade', *names.values()], rows)}"
+
+
+def short(label: str) -> str:
+    """An attack's name for a table's head."""
+    name, _, rest = label.partition(":")
+    settings = dict(one.split("=", 1) for one in rest.split(",") if "=" in one)
+    if name == "quantize":
+        return f"{settings.get('bits', '4')}-bit{' asymmetric' if settings.get('symmetric') == 'False' else ''}"
+    if name == "relearn":
+        what = settings.get("data", "all" if settings.get("holdout") == "0" else "half")
+        return f"relearn {what}, {settings.get('steps', '20')}"
+    return name
+
+
+def _mean(group: Group, measure: str) -> float:
+    found = estimate(list(group.values(measure).values()))
+    return found.mean if found else -1.0
+
+
+# -- what missed -------------------------------------------------------------------------------------------------------
+
+
+def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]:
+    rows, said = [], []
+    for record in tunings:
+        said.append(
+            f"{OBJECTIVES.get(record.objective, record.objective)}: target `{record.target}`, bound `{record.bound}`"
+        )
+        for group in record.groups:
+            for cell, verdict in zip(group.trials, group.verdicts, strict=True):
+                figures = [number(cell.after[key]) if key in cell.after else MISSING for key in _OUTCOME]
+                chosen = verdict == "reached" and cell.learning_rate == group.learning_rate
+                rate = number(cell.learning_rate) if cell.learning_rate is not None else MISSING
+                name = OBJECTIVES.get(record.objective, record.objective)
+                rows.append([name, group.name, rate, *figures, f"{verdict}, chosen" if chosen else verdict])
+    failed = [
+        [OBJECTIVES.get(objective, objective), group.name, str(cell.seed), cell.status, cell.reason or MISSING]
+        for objective, record in found.items()
+        for group in record.groups
+        for cell in group.cells
+        if cell.broken
+    ]
+    parts = ["## Tuning, and what missed"]
+    if rows:
+        text = "Every candidate, on a seed that the evidence does not use. " + "; ".join(said) + "."
+        header = ["objective", "grade", "rate", *(k.replace("_", " ") for k in _OUTCOME), ""]
+        parts += [paragraph(text), table(header, rows)]
+    parts.append(
+        "Runs of the ladders that collapsed or failed:\n\n"
+        + table(["objective", "grade", "seed", "status", "reason"], failed)
+        if failed
+        else "No run of the ladders collapsed or failed."
+    )
+    return parts

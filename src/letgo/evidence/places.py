@@ -1,0 +1,105 @@
+"""Where the optimizers' solutions lie: linear mode connectivity and certificates, from `letgo analyze`'s files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from letgo.analysis.records import Certificate, Connectivity, read_analyses
+from letgo.evidence.text import paragraph, table
+from letgo.report.numbers import number, percent
+
+SAME_BASIN = 0.1
+"""A barrier of the retain loss up to this, in nats a token, is called none."""
+
+
+@dataclass(frozen=True)
+class Places:
+    paths: Sequence[Connectivity]
+    certificates: Sequence[Certificate]
+
+
+def read(results: Path) -> Places:
+    """The analyses beside the result files."""
+    found: list[Any] = read_analyses(results, ("connectivity", "certificate"))
+    return Places(
+        [one for one in found if isinstance(one, Connectivity)], [one for one in found if isinstance(one, Certificate)]
+    )
+
+
+def section(found: Places) -> list[str]:
+    """The page's part on them; said so where there are none."""
+    parts = ["## Where the solutions lie"]
+    if not found.paths and not found.certificates:
+        return [*parts, "Not measured."]
+    for entry in found.paths:
+        parts += _connectivity(entry)
+    if found.certificates:
+        parts += _certificates(found.certificates)
+    return parts
+
+
+def _connectivity(entry: Connectivity) -> list[str]:
+    rows = []
+    for path in entry.paths:
+        retain, forget = (path.barriers[key].rise for key in ("retain_loss", "forget_loss"))
+        falls = path.barriers["forget_loss"].fall
+        rows.append(
+            [
+                f"{_short(path.first)} – {_short(path.second)}",
+                number(path.distance),
+                number(retain),
+                number(forget),
+                number(falls),
+                "one basin" if retain <= SAME_BASIN else "a barrier",
+            ]
+        )
+    text = (
+        f"Linear mode connectivity: losses on the straight line between two models, in nats a token. A barrier is what a "
+        f"loss rises above the line between its ends; up to {SAME_BASIN:g} of the retain loss is called one basin. Where "
+        f"the forget loss falls below that line, knowledge comes back on the way. "
+        f"`letgo analyze connectivity` on seed 0 of each grade."
+    )
+    header = ["models", "distance", "retain barrier", "forget rise", "forget fall", ""]
+    return [paragraph(text), table(header, rows)]
+
+
+def _certificates(entries: Sequence[Certificate]) -> list[str]:
+    rows = []
+    for entry in entries:
+        moved = [f"{_label(d.name)} {number(d.value)}" for d in entry.displacements if d.value is not None]
+        for smoothed in entry.smoothed:
+            together = smoothed.together
+            rows.append(
+                [
+                    _short(entry.subject),
+                    number(smoothed.sigma),
+                    f"{together.revealed} of {together.draws}",
+                    number(together.p_lower),
+                    number(together.radius),
+                    percent(1 - smoothed.utility["retain_accuracy"].value)
+                    if "retain_accuracy" in smoothed.utility
+                    else "–",
+                    "; ".join(smoothed.collapsed) or "no",
+                    ", ".join(moved),
+                ]
+            )
+    first = entries[0]
+    text = (
+        f"Certificates by randomized smoothing over the weights, with confidence {1 - first.alpha:g}: within the radius no "
+        f"change of the weights makes the smoothed model's chance of revealing the forget set ({first.event}) one half. "
+        f"The radius is small beside what attacks move."
+    )
+    header = ["model", "σ", "draws that reveal", "lower bound", "radius", "retain accuracy lost", "broken", "moved by"]
+    return [paragraph(text), table(header, rows)]
+
+
+def _label(name: str) -> str:
+    return name.split(",")[0]
+
+
+def _short(name: str) -> str:
+    """A run directory's name without the digest of its settings."""
+    return Path(name).name.split("-seed")[0].replace("npo_gdr-", "").replace("optimizer_", "")

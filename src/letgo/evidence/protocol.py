@@ -1,0 +1,63 @@
+"""What stands around the figures: how they were made, and what was not done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from letgo.evidence.claims import LEAST, ROOM
+from letgo.evidence.records import Record
+from letgo.evidence.text import paragraph
+
+_HEAD = """
+# Evidence: does the optimizer decide what stays forgotten?
+
+The claims of two papers, "Downgrade to Upgrade" (arXiv 2510.00761, D2U) and SOUL (arXiv 2404.18239), held against runs
+of letgo. This page is made from the files in `results/` by one command,
+`python -m letgo.evidence page results --output docs/evidence.md`; `sh runs/evidence.sh` makes those files again from
+nothing. What does not hold here is said as plainly as what does. Most of the papers' statements are known to us from
+notes and reviews, not from their own text: the wording is ours.
+
+**What it can tell.** One model of 0.8 million weights that knows 40 fictional people, of whom 20 are to be forgotten
+(`letgo`'s biographies; the model retrained without them is known). It settles nothing about large models: a claim that
+holds here may fail there, and the other way round.
+
+**Protocol.** The attacks, the target, the bound, the candidates of rates, the claims and how each is judged were
+committed before any grade was tuned. Each objective's own settings (retain weight, steering, layer) and the ranges of
+rates were chosen before that, on some thirty runs of which forgetting and utility alone were looked at; two runs were
+attacked to time the attacks. Every grade is tuned in its rate to one forgetting (the retrained model's) within one loss
+of utility, on seed 100; the evidence is on other seeds. The questions (the first 60 of each set: ten people), the
+division of the people by the attacker and the rounding are the same for all seeds: intervals are over seeds of
+unlearning and say nothing about other people. Comparisons are paired over seeds, with Student's interval; with three
+seeds that is wide, and few differences can be shown. They are not corrected for their number.
+
+**Matched.** A grade takes part in comparisons where it reached the target in tuning, no seed's run collapsed, and the
+means over the evidence's seeds are within: {room}. Differences below {least} count as none.
+"""
+
+_FOOT = """
+## What was not done
+
+The ladder on a real model's latent knowledge (SmolLM2-135M-Instruct) and TOFU (fine-tuned SmolLM2-135M): no accelerator
+was lent, and the two cores were shared. Second-order grades other than Sophia with SOUL's Hessian, other retain terms,
+other budgets of steps, and other schedules of the hybrid were not varied. The seeds of the attacker and its choice of
+people were not varied beyond what each attack's label says.
+"""
+
+
+def head(found: Mapping[str, Record]) -> str:
+    names = {
+        "forget_accuracy": "forget accuracy at most",
+        "forget_probability": "forget probability at most",
+        "retain_accuracy": "retain accuracy at least, as a share of that before,",
+        "general_perplexity": "general perplexity at most, as a multiple of that before,",
+    }
+    room = "; ".join(f"{names[key]} {limit:g}" for key, limit in ROOM.items())
+    text = _HEAD.strip().format(room=room, least=f"{LEAST:g}")
+    title, _, rest = text.partition("\n\n")
+    empty = "" if found else "\n\nNo ladder has been run yet."
+    return f"{title}\n\n{paragraph(rest)}{empty}"
+
+
+def foot() -> str:
+    title, _, rest = _FOOT.strip().partition("\n\n")
+    return f"{title}\n\n{paragraph(rest)}"
