@@ -202,7 +202,8 @@ class RayWorkers:
 
     def _told(self) -> str:
         memory = f", {self.grid.resources.memory / 1e9:.3g} GB" if self.grid.resources.memory else ""
-        return f"{self.cpus} {'CPU' if self.cpus == 1 else 'CPUs'}, {self.gpus:g} {'GPU' if self.gpus == 1 else 'GPUs'}{memory}"
+        threads = "1 CPU" if self.cpus == 1 else f"{self.cpus} CPUs"
+        return f"{threads}, {self.gpus:g} {'GPU' if self.gpus == 1 else 'GPUs'}{memory}"
 
     @contextlib.contextmanager
     def _probe(self) -> Iterator[None]:
