@@ -28,6 +28,8 @@ _CHOICES = {
     "long_rows": ("error", "cut", "drop"),
     "dtype": ("float32", "bfloat16", "float16"),
     "base_quantization": QUANTIZATIONS,
+    "strategy": ("auto", "replicas", "fsdp2"),
+    "share": ("data", "directions"),
 }
 # Computed by TrainingArguments itself, or deprecated there: not a user's to set, so not shown either.
 _HIDDEN = {"deepspeed_plugin", "push_to_hub_token", "hub_token"}

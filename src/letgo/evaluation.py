@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from letgo import processes
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.base import Benchmark
 from letgo.benchmarks.items import Sample
@@ -59,6 +60,8 @@ def evaluate(
         resume: go on with an evaluation into `output` that was cut off, to the same scores as without a break.
         reporter: where progress goes.
 
+    Started by a launcher in several processes, each scores a part, and the first one writes.
+
     Returns:
         A result for each benchmark by its spec, with the metrics in `after` and what they are of in `config.scored`.
 
@@ -67,13 +70,14 @@ def evaluate(
     """
     if not benchmarks:
         raise UserError("no benchmark named; see `letgo list benchmarks`")
-    _check_output(output, resume)
+    processes.start()
+    processes.first_does(lambda: _check_output(output, resume))
     built = _built(benchmarks)
-    reporter = reporter or Quiet()
+    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
     for benchmark in built.values():
         benchmark.prepare()
     tokenizer, loaded = load_tokenizer(model), load_model(model, dtype=dtype)
-    start, created = time.perf_counter(), now()
+    start, created = time.perf_counter(), processes.agreed(now())
     # Said and checked before anything is run for long: zero-token answers, a reference of other rows, a context.
     works = [one.work(loaded, tokenizer, limit=limit, template=template) for one in built.values()]
     for benchmark, work in zip(built.values(), works, strict=True):
@@ -94,7 +98,7 @@ def evaluate(
             notes.append(f"evaluated in one pass with {', '.join(s for s in built if s != spec)}; the time is of all")
         settings = {"model": str(model), "dtype": dtype, "benchmark": spec, "eval_limit": limit, "template": template}
         results[spec] = Result(
-            run_id=new_run_id(created, EVALUATION),
+            run_id=processes.agreed(new_run_id(created, EVALUATION)),
             created=created,
             seed=0,
             config=settings | {"scored": benchmark.identity(tokenizer, template)},
@@ -108,7 +112,7 @@ def evaluate(
         if output is not None:
             _write(folders[spec], results[spec], samples, reporter)
     if output is not None:
-        (output / PARTIAL_FILE).unlink(missing_ok=True)
+        _finish(output)
     return results
 
 
@@ -167,6 +171,13 @@ def _folders(output: Path | None, built: Mapping[str, Benchmark]) -> dict[str, P
 
 
 def _write(directory: Path, result: Result, samples: Sequence[Sample], reporter: Reporter) -> None:
-    write_json_lines(directory / SAMPLES_FILE, (sample.as_row("after", 0) for sample in samples))
-    write_result(directory, result)
-    record_run(directory, reporter.say)
+    def write() -> None:
+        write_json_lines(directory / SAMPLES_FILE, (sample.as_row("after", 0) for sample in samples))
+        write_result(directory, result)
+        record_run(directory, reporter.say)
+
+    processes.first_does(write)
+
+
+def _finish(output: Path) -> None:
+    processes.first_does(lambda: ScoreLog.remove(output / PARTIAL_FILE))

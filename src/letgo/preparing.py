@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from letgo import processes
 from letgo.data import ForgetRetainDataset, pad_rows, resolve_template
 from letgo.data.encode import Encoded
 from letgo.errors import NonFiniteLossError, UserError
+from letgo.metrics.running import is_sharded
 from letgo.models.adapters import add_lora, linear_targets
 from letgo.models.load import context_length, disable_dropout, freeze_all_but
 from letgo.objectives import Objective
@@ -189,6 +191,12 @@ def take_references(
             name: values for name, key in keys.items() if store is not None and (values := store.read(key))
         }
         missing = [name for name in names if name not in found]
+        if is_sharded(model):
+            # Such a model runs in all processes or in none: what one of them lacks is taken anew by all, and kept once.
+            anywhere = {name for lacking in processes.exchange(missing) for name in lacking}
+            missing = [name for name in names if name in anywhere]
+            if not processes.is_first():
+                store = None
         if missing:
             task = f"reference {' and '.join(missing).replace('_', ' ')} ({part})"
             with (reporter or Quiet()).task(task, len(chosen)) as progress:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from letgo.errors import LetgoError, UserError
+from letgo.models.load import whole
 from letgo.models.smollm2 import cache_directory
 from letgo.results import written_whole
 
@@ -240,11 +241,12 @@ def model_fingerprint(model: Any) -> str:
     for name, value in model.state_dict().items():
         if "lora_" in name or not isinstance(value, Tensor):
             continue
-        place = (value.data_ptr(), value.numel())
+        held = value.to_local() if hasattr(value, "to_local") else value
+        place = (held.data_ptr(), value.numel())
         if value.numel() and place in seen:
             continue  # tied
         seen.add(place)
-        data = value.detach().cpu().contiguous()
+        data = whole(value.detach()).cpu().contiguous()
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         digest.update(f"{plain} {tuple(data.shape)} {data.dtype}\n".encode())
         if data.numel():

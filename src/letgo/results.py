@@ -118,6 +118,8 @@ class Result(_Model):
     notes: list[str] = []
     seconds: dict[str, float] = {}
     peak_memory_bytes: dict[str, int] = {}
+    processes: dict[str, Any] = {}
+    """Where several trained together: how many, what each held, and the bytes that they exchanged."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from letgo import processes
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.base import Benchmark
 from letgo.catalog import parse_spec
@@ -56,21 +57,23 @@ def unlearn_sequence(
         raise UserError(f"benchmark {args.benchmark!r} is no sequence of requests; muse:request=sust is one")
     if not args.output_dir:
         raise UserError("no output directory: give output_dir (--output DIR)")
-    output, reporter = Path(args.output_dir), reporter or Quiet()
+    processes.start(args.processes)
+    output, reporter = Path(args.output_dir), (reporter or Quiet()) if processes.is_first() else Quiet()
     if output.is_file():
         raise UserError(f"output {output} is a file; name a directory")
-    if not resume and output.is_dir() and any(output.iterdir()):
+    if processes.is_first() and not resume and output.is_dir() and any(output.iterdir()):
         raise UserError(f"output directory {output} is not empty; name another one, or resume it with --resume")
     done: dict[Path, Result] = {}
     settled, model = yaml.safe_load(dump_config(args)), args.model
     for number, spec in enumerate(benchmark.sequence, start=1):
         directory = output / f"{number}-{_request(spec)}"
         reporter.say(f"request {number} of {len(benchmark.sequence)}: {spec}")
-        if is_run(directory) and read_result(directory).status != "failed":
+        there = processes.agreed(is_run(directory) and read_result(directory).status != "failed")
+        if there:
             done[directory] = read_result(directory)
         else:
             step = make_config({**settled, "benchmark": spec, "model": model, "output_dir": str(directory)}, where=spec)
-            going_on = resume and directory.is_dir() and any(directory.iterdir())
+            going_on = processes.agreed(resume and directory.is_dir() and any(directory.iterdir()))
             done[directory] = unlearn(step, resume=going_on, reporter=reporter).result
         if benchmark.chained:
             model = str(directory)

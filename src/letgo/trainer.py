@@ -8,6 +8,8 @@ closure over them. Checkpoints, resuming, logging, clipping and schedules stay T
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,15 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from letgo import processes
 from letgo.catalog import settings_of
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
 from letgo.errors import NonFiniteLossError, UserError
+from letgo.models.forward import through
 from letgo.objectives import Objective, create_objective
-from letgo.objectives.likelihood import share_window
 from letgo.optim import OPTIMIZERS, create_optimizer, gnb_loss
 from letgo.optim.smoothing import GradientSmoothing
 from letgo.progress import Quiet, Reporter, Task
+from letgo.results import write_text
+from letgo.together import Together, gathered, load_whole_weights, shared_out
 
 COMPLETE = "letgo_complete"
 """A file written last into a checkpoint: one without it was cut off while being saved."""
@@ -83,6 +89,19 @@ class UnlearnConfig(TrainingArguments):
     )
     attacks: list[str] | None = field(default=None, metadata={"help": "NAME:key=value,…: run on the saved result"})
     eval_limit: int | None = field(default=None, metadata={"help": "score at most so many items of each set"})
+    processes: int | None = field(
+        default=None, metadata={"help": "refuse to run in any other number of processes than this"}
+    )
+    strategy: str = field(
+        default="auto", metadata={"help": "of several processes: replicas, or fsdp2 (weights shared out)"}
+    )
+    share: str = field(
+        default="data",
+        metadata={"help": "what processes share in a zeroth-order step: data (rows each) or directions"},
+    )
+    check_processes_every: int = field(
+        default=50, metadata={"help": "compare the processes' weights every so many steps; 0 for never"}
+    )
 
     learning_rate: float = field(default=1e-5, metadata={"help": "η; the hybrid's first-order rate"})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "as in transformers"})
@@ -95,11 +114,16 @@ class UnlearnConfig(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off: batches are nested"})
     disable_tqdm: bool | None = field(default=True, metadata={"help": "letgo shows progress itself"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay off: NaN stops the run"})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "a language model's buffers are the same in all processes"}
+    )
 
     def __post_init__(self) -> None:
         if not torch.cuda.is_available():
             # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
             self.dataloader_pin_memory = False
+            # Otherwise each of several processes would take itself for the only one.
+            self.use_cpu = self.use_cpu or processes.asked() > 1
         given = self.output_dir
         super().__post_init__()
         # TrainingArguments would write to a folder of its own choosing where none is given.
@@ -141,6 +165,12 @@ class UnlearnTrainer(Trainer):
         self._terms: list[dict[str, float]] = []
         self._phase = ""
         self._closure_norm: float | None = None
+        self.together = Together(args, model)
+        dataset.part_of = self.together.part_of
+        saved = args.save_strategy
+        if self.together.sharded:
+            # Trainer knows no checkpoints of a model that was shared out while it was loaded; here they are below.
+            args.save_strategy = "no"
         super().__init__(
             model=model,
             args=args,
@@ -148,6 +178,7 @@ class UnlearnTrainer(Trainer):
             data_collator=collate_pairs(pad_id),
             callbacks=[_Bookkeeping(self), *callbacks],
         )
+        args.save_strategy = saved
         self.remove_callback(PrinterCallback)
         # The objective's loss is a mean over the micro-batch, so the window's mean is Trainer's to take.
         self.model_accepts_loss_kwargs = False
@@ -186,6 +217,7 @@ class UnlearnTrainer(Trainer):
                 inner.register_step_pre_hook(self._clip_before_step)
             if hasattr(optimizer, "hessian_closure"):
                 optimizer.hessian_closure = self._sampled_labels_loss
+            self.together.attach(optimizer)
             self.optimizer = optimizer
         return self.optimizer
 
@@ -208,29 +240,43 @@ class UnlearnTrainer(Trainer):
         """Step pre-hook: give a step that needs one a closure over the window's micro-batches."""
         self._phase = str(getattr(optimizer, "phase", "") or "")
         if not _needs_closure(optimizer):
+            self.together.check_finite(sum(terms["loss"] for terms in self._terms))
             return None
         window, self._window = self._window, []
         return (args[0], self._closure(optimizer, window)), {}
 
     def _closure(self, optimizer: torch.optim.Optimizer, window: Sequence[Mapping[str, Any]]) -> Any:
-        model = self.model_wrapped
-
         def closure(part: str | None = None) -> Tensor:
             optimizer.zero_grad()
+            # An evaluation alone needs nothing of the others: the optimizer exchanges the losses.
+            model = self.model_wrapped if torch.is_grad_enabled() or self.together.sharded else self.model
             # float64: a zeroth-order step lives on the difference of two nearly equal losses.
             total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-            for inputs in window:
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, dict(inputs), part=part) / len(window)
-                if loss.requires_grad:
-                    self.accelerator.backward(loss)
+            for place, inputs in enumerate(window):
+                with self._synchronised(model, place + 1 == len(window)):
+                    with self.compute_loss_context_manager():
+                        loss = self.compute_loss(model, dict(inputs), part=part) / len(window)
+                    if loss.requires_grad:
+                        self.accelerator.backward(loss)
                 # Not in place: where several evaluations are batched, the sum has a dimension that it lacks.
                 total = total + loss.detach().double()
-            if torch.is_grad_enabled() and not isinstance(_at_work(optimizer), GradientSmoothing):
+            if not torch.is_grad_enabled():
+                return total
+            if not isinstance(_at_work(optimizer), GradientSmoothing):
                 self._clip([p for group in optimizer.param_groups for p in group["params"]])
-            return self.accelerator.reduce(total, reduction="mean") if self.args.world_size > 1 else total
+            if self.together.count > 1:
+                self.together.check_finite(float(total))
+                self.together.average([total])
+            return total
 
         return closure
+
+    def _synchronised(self, model: Any, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """The gradients of a window's micro-batches are averaged over the processes once, with the last of them."""
+        if last or self.together.count == 1 or not torch.is_grad_enabled():
+            return contextlib.nullcontext()
+        deferred = self._defer_fsdp_gradient_reduction if self.together.sharded else None
+        return deferred() if deferred is not None else self.accelerator.no_sync(model)
 
     def _clip_before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Step pre-hook of what a smoothing optimizer steps with: its gradient is put together from several closures,
@@ -287,15 +333,20 @@ class UnlearnTrainer(Trainer):
             NonFiniteLossError: if it is NaN or infinite in a first-order step (a zeroth-order optimizer decides
                 itself what to do with an evaluation that is).
         """
-        terms = self.objective.terms(model, inputs, part)
-        loss = self.objective.total(terms, self.progress)
+        inputs = self.together.own(inputs)
+
+        def evaluated(inside: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            terms = self.objective.terms(inside, inputs, part)
+            return self.objective.total(terms, self.progress), terms
+
+        loss, terms = through(model, evaluated)
         if torch._C._functorch.is_batchedtensor(loss):
             # One of several evaluations in one forward pass: it has no value of its own yet.
             return (loss, None) if return_outputs else loss
         values = {name: float(term.detach()) for name, term in terms.items()} | {"loss": float(loss.detach())}
         if part is None:
             self._terms.append(values)
-        if loss.requires_grad and not math.isfinite(values["loss"]):
+        if self.together.count == 1 and loss.requires_grad and not math.isfinite(values["loss"]):
             raise NonFiniteLossError("the loss is not finite")
         return (loss, None) if return_outputs else loss
 
@@ -304,8 +355,65 @@ class UnlearnTrainer(Trainer):
         window's loss is the same however it is cut into micro-batches."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._latest = batches
-        share_window(batches)
+        self.together.window(batches)
         return batches, None
+
+    def get_train_dataloader(self) -> Any:
+        """As Trainer's in one process. In several, each loads its part of a batch (`ForgetRetainDataset.part_of`), so
+        that the batches are those of one process with the rows of all, the short one at an epoch's end too."""
+        if self.together.count == 1:
+            return super().get_train_dataloader()
+        from accelerate.data_loader import prepare_data_loader
+
+        args, accelerator = self.args, self.accelerator
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size * self.together.part_of[1],
+            sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator,
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return prepare_data_loader(
+            loader,
+            accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            rng_types=accelerator.rng_types.copy(),
+            use_seedable_sampler=True,
+            data_seed=args.data_seed,
+        )
+
+    # -- checkpoints of a model in shards: as those of a single process, so that any number may go on ------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.together.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = gathered(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            schedule: Any = self.lr_scheduler
+            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.together.sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(shared_out(state, list(self.model.parameters())))
+        schedule: Any = self.lr_scheduler
+        schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.together.sharded and not hasattr(self.model, "peft_config"):
+            load_whole_weights(self.model, Path(resume_from_checkpoint))
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As Trainer's; a loss that is not finite stops it with the step, the loss terms and the last checkpoint."""
@@ -339,10 +447,13 @@ class UnlearnTrainer(Trainer):
         a closure made (Trainer sees only its own)."""
         evaluated: list[float] = getattr(_bare(self.optimizer), "last_losses", [])
         if "loss" in logs and (self._terms or evaluated):
-            for name in self._terms[0] if self._terms else ():
-                key = name if name == "loss" else f"{name}_loss"
-                logs[key] = sum(terms[name] for terms in self._terms) / len(self._terms)
-            if not self._terms:
+            own = {
+                name: sum(terms[name] for terms in self._terms) / len(self._terms)
+                for name in (self._terms[0] if self._terms else ())
+            }
+            for name, value in self.together.mean(own).items():
+                logs[name if name == "loss" else f"{name}_loss"] = value
+            if "loss" not in logs or not self._terms:
                 # All evaluations ran as one batch, and only the optimizer saw their values.
                 logs["loss"] = sum(evaluated) / len(evaluated)
             if self._phase:
@@ -403,6 +514,12 @@ def planned_steps(args: UnlearnConfig, rows: int, readers: int | None = None) ->
     return total, math.ceil(total / an_epoch)
 
 
+def rows_of_checkpoint(checkpoint: Path) -> int | None:
+    """Forget rows of a step of the run that wrote a checkpoint; None where it does not say (earlier versions)."""
+    text = (checkpoint / COMPLETE).read_text(encoding="utf-8")
+    return int(json.loads(text)["forget_rows_a_step"]) if text.strip() else None
+
+
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint in a run directory that was written to its end."""
     complete = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE}")]
@@ -427,6 +544,9 @@ class _Bookkeeping(TrainerCallback):
         self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        together = self.trainer.together
+        if together.count > 1:
+            together.ranks.check(list(self.trainer.model.parameters()), state.global_step)
         if self.task is not None:
             terms = self.trainer._terms[-1] if self.trainer._terms else {}
             phase = {"first_order": "FO ", "zeroth_order": "ZO "}.get(self.trainer._phase, "")
@@ -435,7 +555,9 @@ class _Bookkeeping(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            said = {"forget_rows_a_step": self.trainer.together.window_rows()}
+            write_text(checkpoint / COMPLETE, json.dumps(said) + "\n")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.context is not None:

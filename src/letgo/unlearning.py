@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 import uuid
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from letgo import processes
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.base import Benchmark, Sample
 from letgo.config import dump_config, make_config, resolved_settings
@@ -21,9 +23,10 @@ from letgo.environment import circumstances, give_back_memory
 from letgo.errors import LetgoError, UserError
 from letgo.metrics.metric import Metrics
 from letgo.metrics.robustness import collapse_reasons
+from letgo.metrics.running import is_sharded
 from letgo.metrics.scoring import ScoreLog
 from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, Base, adapter_state, quick_fingerprint, save_adapter
-from letgo.models.load import BUILTIN, context_length, load_model, load_tokenizer, weights_fingerprint
+from letgo.models.load import BUILTIN, context_length, load_model, load_tokenizer, weights_fingerprint, whole
 from letgo.one_shot import OneShot, is_one_shot
 from letgo.preparing import Circumstances, prepare_data, prepare_model, take_references
 from letgo.progress import Quiet, Reporter
@@ -43,7 +46,15 @@ from letgo.results import (
     write_text,
 )
 from letgo.runs import record_run
-from letgo.trainer import UnlearnConfig, UnlearnTrainer, last_checkpoint, objective_of, planned_steps
+from letgo.together import said_of, strategy_of
+from letgo.trainer import (
+    UnlearnConfig,
+    UnlearnTrainer,
+    last_checkpoint,
+    objective_of,
+    planned_steps,
+    rows_of_checkpoint,
+)
 
 PARTIAL = "scores-{}.partial.jsonl"
 """In an unfinished run: what has been scored of the model whose weights have this fingerprint."""
@@ -70,12 +81,16 @@ def unlearn(
 
     Args:
         config: an `UnlearnConfig`; or give its fields as keyword arguments.
-        resume: go on from the last whole checkpoint in the output directory, to the same bits as without a break.
+        resume: go on from the last whole checkpoint in the output directory, to the same bits as without a break (on
+            another number of processes: to the same trajectory within rounding; the same bits where they share
+            directions).
         reporter: where progress goes; silent by default.
         settings: fields of `UnlearnConfig`, as in a run's YAML.
 
     Returns:
         The run. `run.result.status` is "collapsed" where the model is broken rather than forgetful.
+
+    Started by `torchrun` or `accelerate launch` it runs in all their processes; the first one writes.
 
     Raises:
         UserError: for settings or data that can't be used.
@@ -84,13 +99,14 @@ def unlearn(
     if config is not None and settings:
         raise UserError("give unlearn() either a config or settings, not both")
     args = config if config is not None else make_config(settings, where="unlearn()")
-    reporter = reporter or Quiet()
-    directory = prepare_directory(args.output_dir, resume=resume)
-    job = _Job(args, directory, reporter)
+    processes.start(args.processes)
+    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
+    processes.first_does(lambda: prepare_directory(args.output_dir, resume=resume))
+    job = _Job(args, Path(str(args.output_dir)), reporter)
     try:
         return job.run(resume)
     except LetgoError as error:
-        if not isinstance(error, UserError):
+        if not isinstance(error, UserError) and processes.is_first():
             job.write_failure(error)
         raise
 
@@ -129,9 +145,11 @@ class _Job:
         self.settings, self.yaml = resolved_settings(args), dump_config(args)
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
-        self.created = now()
+        self.created = processes.agreed(now())
         self.before: Metrics = {}
         self.base: Base | None = None
+        self.ranks: dict[str, Any] = {}
+        """How several processes trained together, for the record."""
         self.scored: dict[str, Any] = {}
         """What the scores are of, and by which rules (`Benchmark.identity`)."""
 
@@ -158,11 +176,11 @@ class _Job:
         check_disjoint(benchmark.forget, benchmark.retain)
         with self.clock("load"):
             tokenizer = load_tokenizer(args.model)
-            model = load_model(args.model, dtype=args.dtype, quantization=args.base_quantization)
+            model = self.loaded()
         self.notes += [*benchmark.notes_for(tokenizer), *benchmark.limit_notes(args.eval_limit)]
         self.scored = benchmark.identity(tokenizer, args.template)  # type: ignore[arg-type]
         work = self.work(model, tokenizer, benchmark)
-        write_text(self.directory / CONFIG_FILE, self.yaml)
+        processes.first_does(lambda: write_text(self.directory / CONFIG_FILE, self.yaml))
         limits: dict[str, Any] = {"limit": args.eval_limit, "template": args.template, "reporter": reporter}
         with self.clock("evaluate"):
             before = self.measured(benchmark, model, tokenizer, name="measuring before", **limits)
@@ -191,16 +209,26 @@ class _Job:
         result = self.result(
             "collapsed" if reasons else "finished", reasons=reasons, after=metrics, references=references
         )
+        processes.first_does(lambda: self.write(result, work, stages))
+        result = self.attacked(result)
+        return Run(self.directory, result, model, tokenizer)
+
+    def loaded(self) -> Any:
+        """The model to be unlearned; shared out over the processes where the config asks for it."""
+        args = self.args
+        shards = processes.count() if strategy_of(args) == "fsdp2" else 1
+        return load_model(args.model, dtype=args.dtype, quantization=args.base_quantization, shards=shards)
+
+    def write(self, result: Result, work: UnlearnTrainer | OneShot, stages: Mapping[str, Sequence[Sample]]) -> None:
+        """The record of the run, `result.json` last; what only an unfinished one needs is then removed."""
         write_json_lines(self.directory / HISTORY_FILE, work.history)
-        write_samples(self.directory, stages, args.seed)
+        write_samples(self.directory, stages, self.args.seed)
         write_result(self.directory, result)
         record_run(self.directory, self.reporter.say)
         for path in self.directory.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in self.directory.glob(PARTIAL.format("*")):
-            path.unlink()
-        result = self.attacked(result)
-        return Run(self.directory, result, model, tokenizer)
+            ScoreLog.remove(path)
 
     def measured(self, benchmark: Benchmark, model: Any, tokenizer: Any, **how: Any) -> list[Sample]:
         """The benchmark's samples. What is scored is kept in the directory till the run is finished, so that a killed
@@ -223,9 +251,9 @@ class _Job:
 
         if self.args.attacks:
             result = attack(self.directory, self.args.attacks, reporter=self.reporter)
-        write_model_card(self.directory, result)
+        processes.first_does(lambda: write_model_card(self.directory, result))
         if self.args.push_to_hub:
-            self.published(result)
+            processes.first_does(lambda: self.published(result))
         return result
 
     def published(self, result: Result) -> None:
@@ -272,7 +300,14 @@ class _Job:
         checkpoint = last_checkpoint(self.directory) if resume else None
         if resume and checkpoint is None:
             self.reporter.say("  no whole checkpoint to resume from: starting anew")
+        if checkpoint is not None and (said := work.together.fit_window(rows_of_checkpoint(checkpoint))):
+            work.notes.append(said)
+            self.reporter.say(f"  {said}")
         work.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if work.together.count > 1:
+            self.ranks = work.together.describe()
+            self.notes.append(said_of(self.ranks, work.state.global_step))
+            self.reporter.say(f"  {self.notes[-1]}")
         work.release()
         give_back_memory()
 
@@ -285,8 +320,9 @@ class _Job:
             args.max_length,
             trainer.model,
         )
-        # One process of a machine computes, the others read.
-        with args.main_process_first(desc="reference"):
+        # One process of a machine computes, the others read; a model that is shared out runs in all at once.
+        alone = contextlib.nullcontext() if trainer.together.sharded else args.main_process_first(desc="reference")
+        with alone:
             take_references(
                 trainer.model,
                 trainer.train_dataset,
@@ -307,7 +343,7 @@ class _Job:
 
     def result(self, status: Status, **values: Any) -> Result:
         return Result(
-            run_id=new_run_id(self.created),
+            run_id=processes.agreed(new_run_id(self.created)),
             created=self.created,
             seed=self.args.seed,
             config=self.settings | ({"scored": self.scored} if self.scored else {}),
@@ -315,6 +351,7 @@ class _Job:
             before=self.before,
             notes=self.notes,
             seconds={k: round(v, 3) for k, v in self.seconds.items()},
+            processes=self.ranks,
             **circumstances(),
             **values,
         )
@@ -333,15 +370,28 @@ def save_model(
         base: what the adapters of a LoRA model were trained on: the adapters alone are saved. None: a whole model.
         max_shard_size: a whole model is cut into files of at most this size.
     """
+    directory.mkdir(parents=True, exist_ok=True)
+    if is_sharded(model):
+        # Gathered tensor by tensor, by all processes together; the first one writes.
+        model.save_pretrained(directory, max_shard_size=max_shard_size, is_main_process=processes.is_first())
+        state = {name: whole(value).cpu() for name, value in model.state_dict().items()}
+        processes.first_does(lambda: _finish_saving(state, "model*.safetensors", tokenizer, directory))
+        return
+
+    def save() -> None:
+        if base is None:
+            model.save_pretrained(directory, max_shard_size=max_shard_size)
+            _finish_saving(model.state_dict(), "model*.safetensors", tokenizer, directory)
+        else:
+            save_adapter(model, directory, base)
+            _finish_saving(adapter_state(model), ADAPTER_WEIGHTS, tokenizer, directory)
+
+    processes.first_does(save)
+
+
+def _finish_saving(state: Mapping[str, Any], pattern: str, tokenizer: Any, directory: Path) -> None:
     from safetensors import safe_open
 
-    directory.mkdir(parents=True, exist_ok=True)
-    if base is None:
-        model.save_pretrained(directory, max_shard_size=max_shard_size)
-        state, pattern = model.state_dict(), "model*.safetensors"
-    else:
-        save_adapter(model, directory, base)
-        state, pattern = adapter_state(model), ADAPTER_WEIGHTS
     tokenizer.save_pretrained(directory)
     saved: set[int] = set()
     for path in sorted(directory.glob(pattern)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from letgo import processes
 from letgo.attacks import ATTACKS
 from letgo.attacks.base import Attacked, Probe, Victim
 from letgo.attacks.judge import Judged, judge, judge_samples, kept_interval, pooled, relearning_score
@@ -63,6 +64,9 @@ def attack(
         output: write the result here instead; the run directory is then left as it is. Without it, nothing is written
             of a bare model.
 
+    Started by a launcher in several processes, each scores a part and takes a part of the rows of a relearning step;
+    the first one writes.
+
     Returns:
         The run's result with the attacks in it.
     """
@@ -72,9 +76,11 @@ def attack(
     labels = [plan.label for plan in plans]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UserError(f"attack {twice[0]!r} is named twice; for several seeds give seeds=N")
-    check_unused(output)
+    processes.start()
+    processes.first_does(lambda: check_unused(output))
+    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
     subject = open_subject(
-        directory, benchmark=benchmark, original=original, limit=limit, dtype=dtype, reporter=reporter or Quiet()
+        directory, benchmark=benchmark, original=original, limit=limit, dtype=dtype, reporter=reporter
     )
     target = output or (Path(directory) if subject.run else None)
     for plan in plans:
@@ -84,10 +90,14 @@ def attack(
         subject.note(f"attack:{plan.label}", rows)
         if target is not None:
             # Written after every attack: what is finished is kept, whatever happens to the next one.
-            write_json_lines(target / SAMPLES_FILE, subject.recorded)
-            write_result(target, subject.result)
-            record_run(target, subject.reporter.say)
+            processes.first_does(lambda: _write(subject, target))
     return subject.result
+
+
+def _write(subject: Subject, target: Path) -> None:
+    write_json_lines(target / SAMPLES_FILE, subject.recorded)
+    write_result(target, subject.result)
+    record_run(target, subject.reporter.say)
 
 
 @dataclass

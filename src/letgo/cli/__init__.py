@@ -23,14 +23,22 @@ from letgo.cli import showing as showing
 from letgo.cli import sweeping as sweeping
 from letgo.cli.common import app as app
 
+TOGETHER = ("unlearn", "attack", "eval")
+"""The commands that the processes of a launcher do together."""
+
 
 def main() -> None:
     """The entry point: turns errors into messages and exit codes."""
-    from letgo.errors import LetgoError
+    from letgo import processes
+    from letgo.errors import LetgoError, UserError
     from letgo.progress import quiet_loggers
 
     quiet_loggers()
+    if not processes.is_first():
+        # Each has the same results: one tells of them.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (till the process ends)
     try:
+        _check_together(sys.argv[1:])
         app()
     except (KeyboardInterrupt, SystemExit) as stop:
         # Typer turns Ctrl-C into an exit of its own, without a word.
@@ -39,5 +47,20 @@ def main() -> None:
         typer.echo("\nletgo: interrupted; what was finished is kept", err=True)
         sys.exit(130)
     except LetgoError as error:
-        typer.echo(f"letgo: {error}", err=True)
+        # A mistake of the user's is met by all processes alike; what happens in one alone, it must say itself.
+        if processes.is_first() or not isinstance(error, UserError):
+            typer.echo(f"letgo: {error}", err=True)
         sys.exit(error.exit_code)
+
+
+def _check_together(words: list[str]) -> None:
+    """Raise a `UserError` for a command that several processes can't do together."""
+    from letgo import processes
+    from letgo.errors import UserError
+
+    command = next((word for word in words if not word.startswith("-")), "")
+    if processes.asked() > 1 and command and command not in TOGETHER:
+        raise UserError(
+            f"`letgo {command}` runs in one process, but the launcher started {processes.asked()}; those that share "
+            f"their work are {', '.join(TOGETHER)}"
+        )

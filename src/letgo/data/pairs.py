@@ -7,7 +7,7 @@ pairs without any generator's state having to be saved.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,8 @@ class ForgetRetainDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"{len(self.alternative)} alternatives for {len(self.forget)} forget rows: one each")
         self.seed = seed
         self.epoch = 0
+        self.part_of = (0, 1)
+        """Which part of each batch is loaded here: (this process's number, the number of processes)."""
         self.reference: dict[str, dict[str, Sequence[Tensor]]] = {}
         """Part -> quantity of the reference model -> one tensor a row of that part; set by the trainer."""
         self._orders: dict[int, list[int]] = {}
@@ -81,12 +83,39 @@ class ForgetRetainDataset(Dataset[dict[str, Any]]):
             self._orders[lap] = torch.randperm(len(self.retain), generator=generator).tolist()
         return self._orders[lap][place]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The items of a batch that this process loads; each then says what the whole batch holds. A process for which
+        none is left loads the first one, marked idle: it must take part, and its rows must not count."""
+        number, count = self.part_of
+        own = indices[number::count]
+        items = [self[index] for index in own or indices[:1]]
+        if count > 1:
+            whole = self._counts(indices)
+            for item in items:
+                item |= {"whole": whole, "idle": not own}
+        return items
+
+    def _places(self, index: int) -> dict[str, int]:
         places = {"forget": index}
         if self.retain:
             places["retain"] = self.retain_index(index)
         if self.alternative:
             places["alternative"] = index
+        return places
+
+    def _counts(self, indices: Sequence[int]) -> dict[str, tuple[int, int, int]]:
+        """Rows, label tokens and real tokens of each part of a batch."""
+        counts: dict[str, tuple[int, int, int]] = {}
+        for index in indices:
+            for part, place in self._places(index).items():
+                row = getattr(self, part)[place]
+                rows, tokens, positions = counts.get(part, (0, 0, 0))
+                labels = sum(label != IGNORE for label in row.labels[1:])
+                counts[part] = (rows + 1, tokens + labels, positions + len(row))
+        return counts
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        places = self._places(index)
         item: dict[str, Any] = {part: getattr(self, part)[place] for part, place in places.items()}
         item["index"] = places
         item["reference"] = {
@@ -118,12 +147,37 @@ def pad_rows(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def take_rows(batch: Mapping[str, Mapping[str, Tensor]], rows: Sequence[int]) -> dict[str, dict[str, Tensor]]:
+    """Some rows of every part of a batch as `collate_pairs` makes it, quantities of the reference model among them."""
+    chosen = list(rows)
+    return {name: _part_rows(part, chosen) for name, part in batch.items()}
+
+
+def _part_rows(part: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+    count = part["labels"].shape[0]
+    # How many packed entries a row has, of what is packed.
+    packed = {
+        "reference_hidden": (part["labels"][:, 1:] != IGNORE).sum(dim=1).tolist(),
+        "reference_layer_hidden": part["attention_mask"].sum(dim=1).tolist(),
+    }
+    taken: dict[str, Tensor] = {}
+    for key, value in part.items():
+        if key in packed:
+            pieces = value.split(packed[key])
+            taken[key] = torch.cat([pieces[row] for row in rows])
+        else:
+            taken[key] = value[rows] if value.dim() and len(value) == count and key != "whole" else value
+    return taken
+
+
 class collate_pairs:
     """Collate items of `ForgetRetainDataset` into {"forget": part, "retain": part, "alternative": part}.
 
     A part carries, beside what `pad_rows` gives, `index` of shape (rows,), the rows' places in their data set, and the
     reference quantities that are known: `reference_logps` of shape (rows,), `reference_hidden` and
-    `reference_layer_hidden` packed, (tokens, width), rows in order.
+    `reference_layer_hidden` packed, (tokens, width), rows in order. Where the items are a part of a batch, it carries
+    `whole`, of shape (3,): the rows, label tokens and real tokens of the whole batch; and `idle` where the rows are
+    none of this process's own, and must not count.
     """
 
     def __init__(self, pad_id: int) -> None:
@@ -140,5 +194,9 @@ class collate_pairs:
             for quantity in items[0].get("reference", {}).get(name, {}):
                 values = [item["reference"][name][quantity] for item in items]
                 part[f"reference_{quantity}"] = torch.stack(values) if values[0].dim() == 0 else torch.cat(values)
+            if "whole" in items[0]:
+                part["whole"] = torch.tensor(items[0]["whole"][name])
+                if items[0]["idle"]:
+                    part["idle"] = torch.tensor(True)
             batch[name] = part
         return batch

@@ -24,6 +24,7 @@ from letgo.metrics.packed import packed
 from letgo.metrics.running import device_of, evaluating, generation_budget, is_sharded, learned_positions
 from letgo.metrics.sampling import Sampling
 from letgo.metrics.trees import stems
+from letgo.models.forward import through
 
 
 def greedy(
@@ -98,20 +99,23 @@ def generate(
     def answered(
         some: Sequence[Sequence[int]], places: Sequence[int], advance: Callable[[int], None]
     ) -> list[list[Generation]]:
-        return _generate(
-            model,
-            tokenizer,
-            some,
-            [rooms[place] for place in places],
-            [repetitions[place] for place in places],
-            sampling=sampling,
-            samples=samples,
-            stop=stop,
-            clean_up=clean_up,
-            token_budget=token_budget,
-            advance=advance,
-            log=log,
-        )
+        def within(inside: Any) -> list[list[Generation]]:
+            return _generate(
+                inside,
+                tokenizer,
+                some,
+                [rooms[place] for place in places],
+                [repetitions[place] for place in places],
+                sampling=sampling,
+                samples=samples,
+                stop=stop,
+                clean_up=clean_up,
+                token_budget=token_budget,
+                advance=advance,
+                log=log,
+            )
+
+        return through(model, within)
 
     return processes.shared(
         prompts, answered, pack=_packed, unpack=_unpacked, advance=advance, together=is_sharded(model)

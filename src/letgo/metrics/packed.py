@@ -49,6 +49,7 @@ def _layers(model: nn.Module) -> list[nn.Linear]:
         and module.weight.dtype == torch.float32
         and module.weight.device.type == "cpu"
         and module.weight.layout == torch.strided
+        and not hasattr(module.weight, "device_mesh")
         and module.weight.numel() >= _FEWEST_ELEMENTS
     ]
 

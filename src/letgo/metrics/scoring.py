@@ -30,6 +30,7 @@ from letgo.metrics.packed import packed
 from letgo.metrics.running import device_of, evaluating, is_sharded, learned_positions, scoring_budget
 from letgo.metrics.sampling import Sampling
 from letgo.metrics.trees import Tree, additive, ancestors, plant, stems
+from letgo.models.forward import through
 
 __all__ = [
     "Generation",
@@ -135,7 +136,7 @@ def score(
     wanted = Wanted(statistics, matches)
 
     def scored(some: Sequence[Query], _: Sequence[int], advance: Callable[[int], None]) -> list[list[Scores]]:
-        return _score(model, some, wanted, token_budget, advance, log)
+        return through(model, lambda inside: _score(inside, some, wanted, token_budget, advance, log))
 
     return processes.shared(
         queries,

@@ -8,15 +8,38 @@ has code of its own here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from letgo.catalog import did_you_mean
 from letgo.errors import UserError
+
+Outcome = TypeVar("Outcome")
+
+
+def through(model: Any, work: Callable[[Any], Outcome]) -> Outcome:
+    """Do all of some work on a model within one forward call of what is wrapped around it.
+
+    DDP, FSDP2 and DeepSpeed watch over the model's forward method: gradients are averaged, and shards gathered, for
+    what runs in it. A loss is made of several passes and of the output layer on its own, so the loss as a whole is what
+    they must watch. `work` is given the model inside.
+    """
+    inside = model.module if hasattr(model, "module") else model
+    if inside is model and not hasattr(model, "unshard"):
+        return work(model)
+
+    own = inside.forward
+
+    def redirected(*_: Any, **__: Any) -> Outcome:
+        with _replaced(inside, "forward", own):
+            return work(inside)
+
+    with _replaced(inside, "forward", redirected):
+        return model()
 
 
 def logits_at(model: Any, positions: Tensor | int, **inputs: Any) -> Tensor:

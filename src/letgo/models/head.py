@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letgo.errors import UserError
-from letgo.models.forward import hidden_before_head, output_layer, unwrapped
+from letgo.models.forward import hidden_before_head, output_layer, through, unwrapped
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,17 @@ def reference_head(model: Any) -> OutputHead:
         # What peft has put around it; its adapters are off where the reference is concerned.
         layer = getattr(layer, attribute, layer)
     if any(parameter.requires_grad for parameter in layer.parameters()):
-        weight = layer.get_parameter("weight").detach().clone()
+        weight = _copy(layer.get_parameter("weight"))
         bias = getattr(layer, "bias", None)
-        bias = None if bias is None else bias.detach().clone()
+        bias = None if bias is None else _copy(bias)
         return OutputHead(lambda hidden: F.linear(hidden, weight, bias), **_after(model))
     return OutputHead(layer, **_after(model))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Its values, whole where they are shared out over processes."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
 def check_head(model: Any) -> None:
@@ -75,10 +81,14 @@ def check_head(model: Any) -> None:
     ids = torch.tensor([[0, 1]], device=device)
     was_training = bare.training
     bare.eval()
+
+    def both(inside: Any) -> tuple[Tensor, Tensor]:
+        own = inside(input_ids=ids, use_cache=False).logits
+        return own, output_head(inside)(hidden_before_head(inside, input_ids=ids))
+
     try:
         with torch.no_grad():
-            own = bare(input_ids=ids, use_cache=False).logits
-            found = output_head(bare)(hidden_before_head(bare, input_ids=ids))
+            own, found = through(bare, both)
     finally:
         bare.train(was_training)
     if not torch.allclose(own.float(), found.float(), rtol=1e-2, atol=1e-2, equal_nan=True):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from letgo.catalog import did_you_mean
-from letgo.errors import UserError
+from letgo.errors import UserError, first_line
 from letgo.models.adapters import (
     ADAPTER_CONFIG,
     BASE_FILE,
@@ -78,7 +78,7 @@ def load_tokenizer(model: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UserError(f"{name}: its tokenizer can't be loaded ({_first_line(error)})") from error
+        raise UserError(f"{name}: its tokenizer can't be loaded ({first_line(error)})") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"{name}: the tokenizer has neither a pad nor an end token; set one and save it")
@@ -92,6 +92,7 @@ def load_model(
     dtype: str = "float32",
     device: str | torch.device | None = None,
     quantization: str | None = None,
+    shards: int = 1,
 ) -> Any:
     """A causal LM, in eval mode. No remote code is run and no pickle is read.
 
@@ -103,6 +104,7 @@ def load_model(
         dtype: float32, bfloat16 or float16.
         device: where to put it; by default a GPU where there is one.
         quantization: nf4, fp4 or int8: load the linear layers in 4 or 8 bits, as a frozen base for adapters.
+        shards: of several processes, how many hold a part of the weights each (FSDP2); all of them must call this.
 
     Raises:
         UserError: there is no such model, or it can't be loaded; an adapter's base is missing, or is another one.
@@ -111,6 +113,8 @@ def load_model(
         raise UserError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; known: {', '.join(DTYPES)}")
     name = resolve_model(model)
     device = torch.device(device or best_device())
+    if shards > 1:
+        return _load_shards(name, dtype, quantization, shards)
     if not is_adapter(name):
         return _load_plain(name, dtype, device, quantization)
     if quantization:
@@ -148,8 +152,37 @@ def _load_plain(name: str, dtype: str, device: torch.device, quantization: str |
         )
     except (OSError, ValueError) as error:
         hint = "" if os.path.isdir(name) else "\n  if the hub can't be reached, download the model and give its path"
-        raise UserError(f"{name}: the model can't be loaded ({_first_line(error)}){hint}") from error
+        raise UserError(f"{name}: the model can't be loaded ({first_line(error)}){hint}") from error
     return steady(loaded.eval()) if quantization else loaded.to(device).eval()
+
+
+def _load_shards(name: str, dtype: str, quantization: str | None, shards: int) -> Any:
+    """Each process reads its own part of the weights from the files."""
+    from transformers import AutoModelForCausalLM
+
+    if quantization or is_adapter(name):
+        what = f"a base in {quantization}" if quantization else f"{name}, an adapter,"
+        raise UserError(
+            f"strategy: fsdp2 shares out the weights of a plain model; {what} can't be shared out\n  use replicas, or "
+            "merge the adapter first (save_merged: true)"
+        )
+    try:
+        from transformers.distributed import DistributedConfig
+    except ImportError as error:
+        raise UserError("strategy: fsdp2 needs a newer transformers: pip install -U transformers") from error
+    common: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True, "trust_remote_code": False}
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            name, distributed_config=DistributedConfig(fsdp_size=shards), **common
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: the model can't be loaded in shards ({first_line(error)})") from error
+    return loaded.eval()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's values, all of them: of one that is shared out over processes, gathered (all of them must ask)."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def best_device() -> torch.device:
@@ -165,7 +198,7 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     """A hash of all parameters' names, types and bytes: equal exactly when the weights are."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
-        data = parameter.detach().cpu().contiguous()
+        data = whole(parameter.detach()).cpu().contiguous()
         digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
         digest.update(data.view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -198,8 +231,3 @@ def freeze_all_but(model: torch.nn.Module, pattern: str) -> int:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(bool(compiled.search(name)))
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

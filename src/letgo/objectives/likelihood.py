@@ -8,6 +8,7 @@ changes no bit of any result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from letgo.data.encode import IGNORE
+from letgo.data.pairs import take_rows
 from letgo.errors import UserError
 from letgo.models.forward import hidden_after, hidden_before_head, real_columns
 from letgo.models.head import output_head
@@ -110,25 +112,50 @@ def over_positions(values: Tensor, part: Part) -> Tensor:
     return values.sum() / part.get("position_share", part["attention_mask"].sum())
 
 
-def share_window(batches: list[dict[str, Any]]) -> None:
+def share_window(batches: list[dict[str, Any]], processes: int = 1) -> None:
     """Tell each micro-batch of an accumulation window the rows, label tokens and real tokens of the window, per
-    micro-batch: then the mean of their losses is the loss of all their rows in one batch.
+    micro-batch and process: then the mean of their losses, over the micro-batches and the processes, is the loss of all
+    their rows in one batch.
 
-    Each part of each batch gets `row_share`, `token_share` and `position_share`, scalars; a window of one batch is left
-    as it is.
+    Each part of each batch gets `row_share`, `token_share` and `position_share`, scalars; a window of one batch in one
+    process is left as it is. A part of a batch that is shared out says by `whole` (see `collate_pairs`) what the batch
+    holds; where they are idle the shares are infinite, so that nothing counts.
     """
+    if len(batches) * processes < 2:
+        return
     for name in {name for batch in batches for name in batch}:
         parts = [batch[name] for batch in batches if name in batch]
-        if len(batches) < 2:
-            continue
-        counts = {
-            "row_share": [part["labels"].shape[0] for part in parts],
-            "token_share": [int(label_counts(part).sum()) for part in parts],
-            "position_share": [int(part["attention_mask"].sum()) for part in parts],
-        }
+        counted = [part["whole"].cpu() if "whole" in part else torch.stack(_counts(part)).cpu() for part in parts]
+        sums = torch.stack(counted).sum(dim=0)
         for part in parts:
-            for key, values in counts.items():
-                part[key] = torch.tensor(sum(values) / len(batches), device=part["labels"].device)
+            _share(part, sums, len(batches) * processes, "idle" in part)
+
+
+def own_share(batch: Mapping[str, Mapping[str, Tensor]], number: int, count: int) -> dict[str, dict[str, Tensor]]:
+    """The rows of a batch, which every process holds, that this one counts, with shares such that the mean over the
+    processes is the whole batch's loss."""
+    rows = next(iter(batch.values()))["labels"].shape[0]
+    own = range(number, rows, count)
+    taken = take_rows(batch, own or [0])
+    for name, part in taken.items():
+        whole = batch[name]
+        known = [whole[key] for key in SHARES] if SHARES[0] in whole else list(_counts(whole))
+        _share(part, torch.stack([one.float().cpu() for one in known]), count, not own)
+    return taken
+
+
+SHARES = ("row_share", "token_share", "position_share")
+
+
+def _counts(part: Part) -> tuple[Tensor, Tensor, Tensor]:
+    rows = torch.tensor(part["labels"].shape[0], device=part["labels"].device)
+    return rows, label_counts(part).sum(), part["attention_mask"].sum()
+
+
+def _share(part: Any, sums: Tensor, pieces: int, nothing: bool) -> None:
+    for key, total in zip(SHARES, sums.tolist(), strict=True):
+        share = math.inf if nothing else total / pieces
+        part[key] = torch.tensor(share, device=part["labels"].device)
 
 
 def mean_squares(one: Tensor, other: Tensor) -> Tensor:

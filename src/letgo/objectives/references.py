@@ -10,7 +10,7 @@ from torch import Tensor
 
 from letgo.errors import UserError
 from letgo.metrics.scoring import evaluating
-from letgo.models.forward import block_number
+from letgo.models.forward import block_number, through
 from letgo.models.head import output_head
 from letgo.objectives.chunks import label_logps
 from letgo.objectives.likelihood import Part, label_counts, label_hidden, labels_of, layer_hidden, sum_rows
@@ -37,6 +37,10 @@ def reference_quantities(
     unknown = set(names) - set(QUANTITIES)
     if unknown:
         raise UserError(f"no such reference quantity: {', '.join(sorted(unknown))}; known: {', '.join(QUANTITIES)}")
+    return through(model, lambda inside: _quantities(inside, part, names, layer))
+
+
+def _quantities(model: Any, part: Part, names: Sequence[str], layer: int | str | None) -> dict[str, list[Tensor]]:
     found: dict[str, list[Tensor]] = {}
     base = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
     with evaluating(model), base:

@@ -322,6 +322,8 @@ def _words(key: str) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    # A prompt may have several lines, a table's cell has one.
+    rows = [[" ".join(cell.split()) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [lines[0], "  " + "─" * min(max(map(len, lines)) - 2, 110), *lines[1:]]

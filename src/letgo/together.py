@@ -1,0 +1,230 @@
+"""How the processes of a run train together: which rows each takes, what they exchange, what a checkpoint holds.
+
+Trainer, accelerate and torch do the work (DDP for replicas, FSDP2 for shards, DeepSpeed); what is here is what they do
+not know of: that the ranks of a zeroth-order step need to exchange losses only, and that the loss of a batch must not
+depend on how its rows are shared out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from letgo import processes
+from letgo.errors import LetgoError, NonFiniteLossError, UserError
+from letgo.metrics.running import is_sharded
+from letgo.objectives.likelihood import own_share, share_window
+from letgo.optim.ranks import Ranks
+
+if TYPE_CHECKING:
+    from letgo.trainer import UnlearnConfig
+
+LOSSES = "losses"
+GRADIENTS = "gradients"
+
+
+class Together:
+    """The processes of one training run.
+
+    Args:
+        args: the run's config.
+        model: as it will be trained; its weights may be shared out already.
+    """
+
+    def __init__(self, args: UnlearnConfig, model: Any) -> None:
+        self.args = args
+        self.number, self.count = processes.number(), processes.count()
+        if args.world_size != self.count:
+            raise LetgoError(f"Trainer knows of {args.world_size} processes, but {self.count} have joined the run")
+        self.sharded = is_sharded(model)
+        self.ranks = Ranks(args.share, args.check_processes_every)  # type: ignore[arg-type]
+        if self.sharded and args.share == "directions":
+            raise UserError(
+                "share: directions is for replicas: where the weights are shared out every process takes part in every "
+                "evaluation; give share: data, or leave strategy away"
+            )
+
+    # -- rows ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def part_of(self) -> tuple[int, int]:
+        """The part of each batch that this process loads."""
+        return (self.number, self.count) if self.args.share == "data" else (0, 1)
+
+    def window(self, batches: list[dict[str, Any]]) -> None:
+        """Tell an accumulation window's micro-batches what they are a part of."""
+        share_window(batches, self.part_of[1])
+
+    def own(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Mapping[str, Tensor]]:
+        """What this process computes a gradient of. Where directions are shared every process holds the whole batch, of
+        which a first-order step needs a part each."""
+        if self.count == 1 or self.args.share == "data" or not torch.is_grad_enabled():
+            return inputs
+        return own_share(inputs, self.number, self.count)
+
+    # -- optimizers ---------------------------------------------------------------------------------------------------
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the zeroth-order optimizers, at any depth, exchange their losses, and others their estimates."""
+        if self.count == 1:
+            return
+        for one in every_optimizer(optimizer):
+            if hasattr(one, "ranks"):
+                # The weights are compared after every kind of step, by the trainer.
+                one.ranks = self.ranks
+            if hasattr(one, "average_estimates") and not self.sharded:
+                one.average_estimates = self.average
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes its mean over the processes, in place."""
+        with processes.telling_of_the_lost():
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+                tensor.div_(self.count)
+
+    def check_finite(self, loss: float) -> None:
+        """Stop all processes where the loss of one is not finite: the others would wait for its gradients."""
+        if self.count > 1:
+            bad = [number for number, one in enumerate(processes.exchange(repr(loss))) if one in ("nan", "inf", "-inf")]
+            if bad:
+                raise NonFiniteLossError(f"the loss is not finite (process {', '.join(map(str, bad))})")
+
+    def mean(self, terms: Mapping[str, float]) -> dict[str, float]:
+        """Loss terms as means over the processes."""
+        if self.count == 1:
+            return dict(terms)
+        told = [one for one in processes.exchange({name: repr(value) for name, value in terms.items()}) if one]
+        names = dict.fromkeys(name for one in told for name in one)
+        return {name: sum(float(one[name]) for one in told if name in one) / len(told) for name in names}
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def window_rows(self) -> int:
+        """Forget rows of an optimizer step."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.part_of[1]
+
+    def fit_window(self, rows: int | None) -> str | None:
+        """Make a step as large as that of a checkpoint that was written on another number of processes, by gradient
+        accumulation; returns what is to be said of it.
+
+        Raises:
+            UserError: there is no such number of micro-batches.
+        """
+        now = self.window_rows()
+        if rows is None or rows == now:
+            return None
+        each = self.args.train_batch_size * self.part_of[1]
+        if rows % each:
+            raise UserError(
+                f"the checkpoint is of {rows} forget rows a step, and {self.count} processes take {each} at a time: "
+                "resume on a number of processes that divides it, or with another per_device_train_batch_size"
+            )
+        self.args.gradient_accumulation_steps = rows // each
+        return (
+            f"resumed with {rows // each} micro-batches of {each} forget rows a step, so that a step has {rows} as "
+            f"before"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: who did what, and what crossed the wire."""
+        told: dict[str, Any] = {
+            "processes": self.count,
+            "strategy": "fsdp2" if self.sharded else "replicas",
+            "share": self.args.share,
+            "backend": str(torch.distributed.get_backend()),
+            "bytes_of_losses": self.ranks.bytes_exchanged,
+        }
+        return told
+
+
+def strategy_of(args: UnlearnConfig) -> str:
+    """`replicas` or `fsdp2`: as the config says, or as the launcher's own configuration does.
+
+    Raises:
+        UserError: the launcher asks for a strategy that is not had.
+    """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("the launcher asks for FSDP1; letgo shares weights out by FSDP2: set fsdp_version: 2")
+    if asked:
+        # The weights are shared out while they are read, before Trainer would do it.
+        os.environ["ACCELERATE_USE_FSDP"] = "false"
+        args.strategy = "fsdp2"
+    if args.strategy == "fsdp2" and processes.count() == 1:
+        raise UserError(
+            "strategy: fsdp2 shares the weights out over several processes, but one runs\n"
+            "  start several: torchrun --nproc_per_node 2 -m letgo unlearn …"
+        )
+    return "fsdp2" if args.strategy == "fsdp2" else "replicas"
+
+
+def said_of(told: Mapping[str, Any], steps: int) -> str:
+    """One line about how the processes of a run trained."""
+    parts = [f"{told['processes']} processes ({told['strategy']}, {told['backend']}, {told['share']} shared)"]
+    if steps and told["bytes_of_losses"]:
+        each = told["bytes_of_losses"] / steps
+        parts.append(f"each gave the others {each:g} bytes of losses a step in zeroth-order steps and checks")
+    return "; ".join(parts)
+
+
+def every_optimizer(optimizer: Any) -> Iterator[Any]:
+    """An optimizer and all that it is made of, without accelerate's wrapper."""
+    while hasattr(optimizer, "optimizer") and not isinstance(optimizer.optimizer, type(None)):
+        optimizer = optimizer.optimizer
+    yield optimizer
+    inner = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
+    inner += [base] if isinstance(base := getattr(optimizer, "base", None), torch.optim.Optimizer) else []
+    inner += list(getattr(optimizer, "optimizers", []))
+    for one in inner:
+        yield from every_optimizer(one)
+
+
+# -- states of shards, as a single process would write them ------------------------------------------------------------
+
+
+def gathered(state: Any) -> Any:
+    """A state with whole tensors (on the CPU) in place of shards. All processes must call it."""
+    if hasattr(state, "full_tensor"):
+        return state.full_tensor().cpu()
+    if isinstance(state, Mapping):
+        return {key: gathered(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(gathered(value) for value in state)
+    return state
+
+
+def shared_out(state: Any, parameters: Sequence[Tensor]) -> Any:
+    """The reverse: tensors of a parameter's shape are shared out as that parameter is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    like = {tuple(p.shape): p for p in parameters if hasattr(p, "device_mesh")}
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() and tuple(value.shape) in like:
+            model = like[tuple(value.shape)]
+            return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)  # type: ignore[attr-defined]
+        if isinstance(value, Mapping):
+            return {key: cut(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(cut(one) for one in value)
+        return value
+
+    return cut(state)
+
+
+def load_whole_weights(model: Any, directory: Path) -> None:
+    """Give a model in shards the weights of a checkpoint, which holds them whole."""
+    from safetensors.torch import load_file
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    state: dict[str, Any] = {}
+    for path in sorted(directory.glob("model*.safetensors")):
+        state |= load_file(path)
+    if not state:
+        raise UserError(f"{directory} holds no weights")
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
