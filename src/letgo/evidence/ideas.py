@@ -30,14 +30,14 @@ class Idea:
 IDEAS: tuple[Idea, ...] = (
     Idea(
         "FOZO (fo=sign_adam)",
-        "A sign step moves every weight alike. Forgetting that is spread over all weights has no few large changes that "
-        "a relearner's first steps could take back, so signs in the hybrid's first-order phase keep more.",
+        "A sign step moves every weight alike. Forgetting that is spread over all weights has no few large changes "
+        "that a relearner's first steps could take back, so signs in the hybrid's first-order phase keep more.",
     ),
     Idea(
         "FOZO (zo=zo_muon, zo_steps=5, zo_lr=0.03, num_directions=4)",
         "One direction in 0.8 million dimensions sees a millionth of the gradient: AdaZO's phase is nearly a random "
-        "walk. Estimates in a subspace of rank 64, orthogonalised, go further for the same passes, so that the smoothing "
-        "that the phase is there for takes place.",
+        "walk. Estimates in a subspace of rank 64, orthogonalised, go further for the same passes, so that the "
+        "smoothing that the phase is there for takes place.",
     ),
     Idea(
         "SAM (on=forget, rho=0.2)",

@@ -1,4 +1,4 @@
-"""The page: each claim with its verdict, the ladders behind it, what missed, and the analyses; from result files alone."""
+"""The page, from result files alone: each claim with its verdict, the ladders behind it, what missed, the analyses."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _claims(found: Mapping[str, Record]) -> list[str]:
     return [
         table(["#", "claim", "source", "here"], rows),
         "## Claim by claim",
-        paragraph(claims.__doc__ or ""),
+        paragraph((claims.__doc__ or "").partition("\n\n")[2]),
         *details,
     ]
 
@@ -131,17 +131,29 @@ _OUTCOME = ("forget_accuracy", "forget_probability", "retain_accuracy", "retain_
 
 
 def _robust(record: Record, groups: Sequence[Group]) -> str:
+    labels = [label for label in record.attacks() if any(_has_r(group, label) for group in groups)]
     rows = []
     for group in groups:
         counted = "" if not unmatched(group, record.before) else " (!)"
-        found = [estimate(list(group.values(measure).values())) for measure in ("R", "Q", "harmonic_mean")]
+        measures = ("R", "Q", "harmonic_mean", *(f"R:{label}" for label in labels))
+        found = [estimate(list(group.values(measure).values())) for measure in measures]
         rows.append([f"{group.name}{counted}", *(mean(one) for one in found), str(found[2].n if found[2] else 0)])
     text = (
-        "R (100 relearning steps on all, and 20 on half of the people, against the retrained model: the smaller), Q "
-        "(the strongest rounding that did not break the model) and their harmonic mean. (!): not matched, and so in "
-        "no comparison."
+        "R is what the retrained model regains under relearning over what the unlearned one regains: of the relearning "
+        "attack that is worst in that, held-back ones apart. Q is what the strongest rounding leaves that did not "
+        "break the model. Beside them their harmonic mean, and R of each attack. (!): not matched, and so in no "
+        "comparison."
     )
-    return f"{paragraph(text)}\n\n{table(['grade', 'R', 'Q', 'harmonic mean', 'seeds'], rows)}"
+    header = ["grade", "R", "Q", "harmonic mean", *(f"R, {_head(label, record)}" for label in labels), "seeds"]
+    return f"{paragraph(text)}\n\n{table(header, rows)}"
+
+
+def _has_r(group: Group, label: str) -> bool:
+    return any(label in cell.attacks and cell.attacks[label].R is not None for cell in group.cells)
+
+
+def _head(label: str, record: Record) -> str:
+    return f"{short(label)}{' (held back)' if label in record.held_back else ''}"
 
 
 def _drawn(record: Record, groups: Sequence[Group], name: str, drawings: Path) -> str:
@@ -154,9 +166,7 @@ def _drawn(record: Record, groups: Sequence[Group], name: str, drawings: Path) -
                 rows.append((group.name, found, not unmatched(group, record.before)))
         if not rows:
             continue
-        told = {"harmonic_mean": "robustness of each grade"}.get(
-            measure, "what relearning on half of the people leaves"
-        )
+        told = "robustness of each grade" if measure == "harmonic_mean" else "what relearning on half of them leaves"
         file = f"{record.objective}-{measure.partition(':')[0]}.svg"
         write_drawing(drawings / file, dots(f"{name}: {told}", across, rows))
         lines.append(f"![{name}: {told}; means and 95 % intervals over seeds]({drawings.name}/{file})")
@@ -165,7 +175,7 @@ def _drawn(record: Record, groups: Sequence[Group], name: str, drawings: Path) -
 
 def _every_attack(record: Record, groups: Sequence[Group]) -> str:
     labels = record.attacks()
-    names = {label: f"{short(label)}{' (held back)' if label in record.held_back else ''}" for label in labels}
+    names = {label: _head(label, record) for label in labels}
     rows = []
     for group in groups:
         cells = []
@@ -177,9 +187,9 @@ def _every_attack(record: Record, groups: Sequence[Group]) -> str:
     keys = "; ".join(f"{names[label]}: `{label}`" for label in labels)
     text = (
         "The share of the forgetting that each attack leaves, in per cent. Where an attack broke the model it proves "
+        "nothing and is left out of the mean."
     )
-    text += "nothing and is left out of the mean. " + keys + "."
-    return f"{paragraph(text)}\n\n{table(['grade', *names.values()], rows)}"
+    return f"{paragraph(f'{text} {keys}.')}\n\n{table(['grade', *names.values()], rows)}"
 
 
 def short(label: str) -> str:
@@ -205,15 +215,13 @@ def _mean(group: Group, measure: str) -> float:
 def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]:
     rows, said = [], []
     for record in tunings:
-        said.append(
-            f"{OBJECTIVES.get(record.objective, record.objective)}: target `{record.target}`, bound `{record.bound}`"
-        )
+        name = OBJECTIVES.get(record.objective, record.objective)
+        said.append(f"{name}: target `{record.target}`, bound `{record.bound}`")
         for group in record.groups:
             for cell, verdict in zip(group.trials, group.verdicts, strict=True):
                 figures = [number(cell.after[key]) if key in cell.after else MISSING for key in _OUTCOME]
                 chosen = verdict == "reached" and cell.learning_rate == group.learning_rate
                 rate = number(cell.learning_rate) if cell.learning_rate is not None else MISSING
-                name = OBJECTIVES.get(record.objective, record.objective)
                 rows.append([name, group.name, rate, *figures, f"{verdict}, chosen" if chosen else verdict])
     failed = [
         [OBJECTIVES.get(objective, objective), group.name, str(cell.seed), cell.status, cell.reason or MISSING]

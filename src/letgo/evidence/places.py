@@ -57,9 +57,9 @@ def _connectivity(entry: Connectivity) -> list[str]:
             ]
         )
     text = (
-        f"Linear mode connectivity: losses on the straight line between two models, in nats a token. A barrier is what a "
-        f"loss rises above the line between its ends; up to {SAME_BASIN:g} of the retain loss is called one basin. Where "
-        f"the forget loss falls below that line, knowledge comes back on the way. "
+        f"Linear mode connectivity: losses on the straight line between two models, in nats a token. A barrier is what "
+        f"a loss rises above the line between its ends; up to {SAME_BASIN:g} of the retain loss is called one basin. "
+        f"Where the forget loss falls below that line, knowledge comes back on the way. "
         f"`letgo analyze connectivity` on seed 0 of each grade."
     )
     header = ["models", "distance", "retain barrier", "forget rise", "forget fall", ""]
@@ -88,9 +88,9 @@ def _certificates(entries: Sequence[Certificate]) -> list[str]:
             )
     first = entries[0]
     text = (
-        f"Certificates by randomized smoothing over the weights, with confidence {1 - first.alpha:g}: within the radius no "
-        f"change of the weights makes the smoothed model's chance of revealing the forget set ({first.event}) one half. "
-        f"The radius is small beside what attacks move."
+        f"Certificates by randomized smoothing over the weights, with confidence {1 - first.alpha:g}: within the "
+        f"radius no change of the weights makes the smoothed model's chance of revealing the forget set "
+        f"({first.event}) one half."
     )
     header = ["model", "σ", "draws that reveal", "lower bound", "radius", "retain accuracy lost", "broken", "moved by"]
     return [paragraph(text), table(header, rows)]

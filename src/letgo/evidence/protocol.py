@@ -17,7 +17,7 @@ of letgo. This page is made from the files in `results/` by one command,
 nothing. What does not hold here is said as plainly as what does. Most of the papers' statements are known to us from
 notes and reviews, not from their own text: the wording is ours.
 
-**What it can tell.** One model of 0.8 million weights that knows 40 fictional people, of whom 20 are to be forgotten
+**What it can tell.** One model of 0.8 million weights that knows 120 fictional people, of whom 20 are to be forgotten
 (`letgo`'s biographies; the model retrained without them is known). It settles nothing about large models: a claim that
 holds here may fail there, and the other way round.
 
@@ -25,7 +25,7 @@ holds here may fail there, and the other way round.
 committed before any grade was tuned. Each objective's own settings (retain weight, steering, layer) and the ranges of
 rates were chosen before that, on some thirty runs of which forgetting and utility alone were looked at; two runs were
 attacked to time the attacks. Every grade is tuned in its rate to one forgetting (the retrained model's) within one loss
-of utility, on seed 100; the evidence is on other seeds. The questions (the first 60 of each set: ten people), the
+of utility, on seed 100; the evidence is on other seeds. The questions (the first 60 of each set: twelve people), the
 division of the people by the attacker and the rounding are the same for all seeds: intervals are over seeds of
 unlearning and say nothing about other people. Comparisons are paired over seeds, with Student's interval; with three
 seeds that is wide, and few differences can be shown. They are not corrected for their number.

@@ -95,7 +95,7 @@ class Group(_Model):
 class Record(_Model):
     """A sweep's runs: what was run, how it was tuned, what came of it."""
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     kind: Literal["tuning", "ladder", "ideas"]
     source: str
     """The grid's file, which makes the runs again."""

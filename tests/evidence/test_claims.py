@@ -1,0 +1,152 @@
+"""A claim that holds, one that does not, one that is not settled, one without data, and grades that take no part."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from letgo.errors import UserError
+from letgo.evidence.claims import CLAIMS, ROOM, highest, judge, matched, more, summary, unmatched
+from letgo.evidence.records import joined
+from letgo.evidence.statistics import Estimate, estimate, paired
+from tests.evidence import planted
+
+MEASURE = "harmonic_mean"
+
+
+def only(test, *groups):
+    [finding] = test(planted.record(*groups))
+    return finding
+
+
+def test_a_difference_that_was_planted_holds():
+    found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), planted.group("fozo", harmonic=0.7))
+    assert found.verdict == "holds"
+    assert found.estimate.mean == pytest.approx(0.2)
+    assert found.seeds == planted.SEEDS, "paired over the seeds that both have"
+    assert found.estimate.low == pytest.approx(0.2), "what the seeds have in common cancels"
+
+
+def test_the_opposite_does_not_hold():
+    found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), planted.group("fozo", harmonic=0.3))
+    assert found.verdict == "does not hold"
+
+
+def test_a_sure_difference_too_small_to_matter_does_not_hold():
+    found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), planted.group("fozo", harmonic=0.51))
+    assert found.estimate.low > 0
+    assert found.verdict == "does not hold"
+
+
+def test_what_seeds_disagree_on_is_not_settled():
+    hybrid = planted.noisy("fozo", {0: 0.9, 1: 0.4, 2: 0.6})
+    found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), hybrid)
+    assert found.estimate.mean > 0.02
+    assert found.verdict == "not settled"
+
+
+def test_one_seed_settles_nothing():
+    one = [planted.cell(0, harmonic=0.9)]
+    found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), planted.group("fozo", cells=one))
+    assert found.verdict == "not settled"
+    assert not found.estimate.known
+
+
+def test_without_the_grade_it_is_not_testable():
+    found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"))
+    assert found.verdict == "not testable here"
+    assert "FOZO did not reach the target" in found.figure
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"forget_accuracy": 0.8}, "forget_accuracy"),
+        ({"forget_probability": 0.3}, "forget_probability"),
+        ({"retain_accuracy": 0.5}, "retain_accuracy"),
+        ({"general_perplexity": 9.0}, "general_perplexity"),
+    ],
+)
+def test_robust_and_useless_is_not_robust(changes, reason):
+    after = planted.cell(0).after | changes
+    broken = planted.group("fozo", cells=[planted.cell(seed, harmonic=1.0, after=after) for seed in planted.SEEDS])
+    assert reason in unmatched(broken, planted.BEFORE)
+    found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), broken)
+    assert found.verdict == "not testable here"
+    assert reason in found.figure
+    assert broken.name not in [one.name for one in matched(planted.record(planted.group("adamw"), broken))]
+
+
+@pytest.mark.parametrize("status", ["collapsed", "failed"])
+def test_a_grade_with_a_run_that_collapsed_takes_no_part(status):
+    cells = [planted.cell(0, harmonic=0.9), planted.cell(1, status=status, robustness={}, attacks={})]
+    found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), planted.group("fozo", cells=cells))
+    assert found.verdict == "not testable here"
+    assert "1 of 2 runs collapsed or failed" in found.figure
+
+
+def test_a_collapsed_run_keeps_nothing_and_a_broken_attack_says_nothing():
+    collapsed = planted.cell(0, status="collapsed", robustness={"harmonic_mean": 0.9})
+    assert planted.value(collapsed, MEASURE) == 0.0
+    assert planted.value(collapsed, "kept:quantize:bits=4") == 0.0
+    assert planted.value(planted.cell(0), "kept:quantize:bits=2") is None
+
+
+def test_the_best_is_held_against_the_next_best():
+    groups = [planted.group("adamw"), planted.group("sam", harmonic=0.6), planted.group("fozo", harmonic=0.7)]
+    found = only(highest("FOZO", MEASURE), *groups)
+    assert (found.verdict, found.figure) == ("holds", "FOZO − SAM")
+    assert only(highest("SAM", MEASURE), *groups).verdict == "does not hold"
+    lowest = only(highest("AdamW", MEASURE, lowest=True), *groups)
+    assert (lowest.verdict, lowest.figure) == ("holds", "SAM − AdamW")
+
+
+def test_every_claim_is_judged_or_says_why_not():
+    assert len({claim.key for claim in CLAIMS}) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert bool(claim.test) != bool(claim.why_not)
+        if claim.test:
+            assert claim.test(planted.record(planted.group("adamw")))
+    assert set(ROOM) <= set(planted.cell(0).after)
+
+
+def test_a_verdict_over_objectives():
+    def of(name):
+        return only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), planted.group("fozo", harmonic=name))
+
+    held, not_held = of(0.7), of(0.3)
+    missing = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"))
+    assert summary([held, held, missing]) == "holds"
+    assert summary([not_held]) == "does not hold"
+    assert summary([missing]) == "not testable here"
+    assert summary([held, not_held]) == "holds in 1, does not in 1 of 2 comparisons"
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=12))
+def test_intervals_are_students(values):
+    found = estimate(values)
+    assert found.mean == pytest.approx(statistics.fmean(values), abs=1e-12)
+    assert found.low <= found.mean <= found.high
+    if len(values) == 3:
+        assert found.high - found.mean == pytest.approx(4.302653 * statistics.stdev(values) / math.sqrt(3), rel=1e-5)
+
+
+def test_pairs_are_of_the_same_seed():
+    assert paired({0: 1.0, 1: 2.0, 7: 9.0}, {1: 1.5, 0: 0.5, 8: 0.0}) == Estimate(0.5, 0.5, 0.5, 2)
+    assert paired({0: 1.0}, {1: 1.0}) is None
+    assert judge(Estimate(0.1, -math.inf, math.inf, 1)) == "not settled"
+
+
+def test_seeds_of_two_files_are_put_together_once():
+    first, second = planted.record(planted.group("adamw")), planted.group("adamw", cells=[planted.cell(3)])
+    whole = joined([first, planted.record(second)])
+    assert sorted(whole.groups[0].values(MEASURE)) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="seed 0 in another result file"):
+        joined([first, first])
+    other = planted.group("adamw", cells=[planted.cell(3)], learning_rate=1e-3)
+    with pytest.raises(UserError, match="other settings"):
+        joined([first, planted.record(other)])
