@@ -170,7 +170,7 @@ class RayWorkers:
         fitting = self._check_fit(self.grid.ray.wait)
         strategy = need("ray.util.scheduling_strategies", "ray").NodeAffinitySchedulingStrategy
         probe = self.ray.remote(look)
-        self.here = look(str(self.folder), self.token, os.getcwd())
+        self.here = self._look_here(str(self.folder), self.token, os.getcwd())
         asked = {}
         for node in fitting:
             where = strategy(node_id=node["NodeID"], soft=False)
@@ -199,6 +199,10 @@ class RayWorkers:
         self.reporter.say(f"  Ray cluster {where}: {count} for cells of {self._told()} each")
         for note in notes:
             self.reporter.say(f"  {note}")
+
+    def _look_here(self, *arguments: str) -> dict[str, Any]:
+        """What the nodes are compared with."""
+        return look(*arguments)
 
     def _told(self) -> str:
         memory = f", {self.grid.resources.memory / 1e9:.3g} GB" if self.grid.resources.memory else ""

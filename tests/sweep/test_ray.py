@@ -1,0 +1,238 @@
+"""Sweeps on Ray end with the table of a sweep on this machine, through lost workers and changes of the backend."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from letgo.errors import UserError
+from letgo.runs import Index
+from letgo.sweep import parse_part, sweep
+from letgo.sweep.worker import compare, look
+from tests.sweep.conftest import Killer, products
+
+RAY = {"read": {"backend": "ray"}}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of one node with room for two cells, kept between tests: it takes its workers a while to import torch.
+    The folder of its own is short, for the names of its sockets must be."""
+    ray = pytest.importorskip("ray")
+    folder = tempfile.mkdtemp(prefix="letgo-test-", dir="/tmp")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=80 * 2**20,
+        _temp_dir=folder,
+    )
+    yield ray
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    """As in a process that is on no cluster yet."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_ray_that_is_not_installed_is_an_extra_that_is_named(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    grid = small("out", **RAY)
+    with pytest.raises(UserError, match=r"a sweep on Ray needs ray: pip install 'letgo\[ray\]'"):
+        sweep(grid)
+    assert not grid.output.exists()
+
+
+def test_an_address_where_nothing_answers_is_said_at_once(small, no_cluster, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        # Bound and not listening: refused.
+        grid = small("out", read={"backend": "ray", "ray_address": f"127.0.0.1:{port}"})
+        with pytest.raises(UserError, match=rf"no Ray cluster answers at 127.0.0.1:{port} \(Connection refused\)"):
+            sweep(grid)
+    monkeypatch.setenv("RAY_ADDRESS", "head-node")
+    with pytest.raises(UserError, match=r"at head-node \(not of the form HOST:PORT\)\n  give its head node's address"):
+        sweep(small("out", **RAY))
+    assert not grid.output.exists()
+
+
+def test_nodes_are_compared_with_where_the_sweep_runs(tmp_path):
+    token = "0123abcd"
+    (tmp_path / f".probe-{token}").write_text(token)
+    here = look(str(tmp_path), token, os.getcwd(), "node1")
+    assert (tmp_path / f".probe-{token}-node1").read_text() == "node1"
+    problem, notes = compare(here, here)
+    assert problem == ""
+    assert len(notes) == 1
+    assert "locks of files do not reach" in notes[0], "nobody holds a lock on the probe here"
+
+    def there(**changes):
+        return compare(here, {**here, "host": "node7", "locked": True, **changes})
+
+    versions = here["versions"]
+    assert there() == ("", [])
+    problem, _ = there(versions=versions | {"torch": "9.9.0"})
+    assert problem.startswith(f"node node7 has torch 9.9.0, and this machine {versions['torch']}")
+    build = versions["torch"].partition("+")[0] + "+cu999"
+    problem, notes = there(versions=versions | {"torch": build, "numpy": "0.1"})
+    assert problem == ""
+    assert [note.split(", this")[0] for note in notes] == [f"node node7 has torch {build}", "node node7 has numpy 0.1"]
+    assert "other code of letgo" in there(code="0" * 64)[0]
+    assert "does not see the sweep's folder" in there(seen=False)[0]
+    assert "paths that are not absolute" in there(cwd=False)[1][0]
+    assert look(str(tmp_path / "nowhere"), token, "/no/such/folder") | {"host": "", "seen": False} == here | {
+        "host": "",
+        "seen": False,
+        "locked": False,
+        "cwd": False,
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_on_ray_with_a_killed_worker_is_the_local_one(small, cluster, tmp_path, heard, capfd):
+    how = {"steps": 40, "save_steps": 4, "attacks": ["quantize:bits=4"]}
+    local = small("local", **how)
+    state = sweep(local)
+    grid = small("ray", **how, **RAY)
+    with Killer(grid.output) as killer:
+        on_ray = sweep(grid, reporter=heard)
+    assert len(killer.killed) == 1
+    told = [said for said in heard.said if "a worker died with all-seed" in said]
+    assert len(told) == 1
+    assert told[0].endswith("trying again")
+    assert on_ray.groups == state.groups
+    assert products(grid.output) == products(local.output)
+    runs = Index(grid.output / "runs").all()
+    assert sorted(run.path for run in runs) == ["all-seed0", "all-seed1"]
+    assert all(run.own_tags == ("sweep:ray",) for run in runs)
+    assert not list(grid.output.glob(".probe-*"))
+    configs = [(folder / "runs" / "all-seed0" / "config.yaml").read_text() for folder in (local.output, grid.output)]
+    assert configs[0].replace(str(local.output), "") == configs[1].replace(str(grid.output), "")
+    assert "raylet" not in capfd.readouterr().out, "what Ray says of a lost worker is no result"
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_on_another_backend(small, cluster, tmp_path):
+    sweep(small("whole"))
+    for first, then in (("local", "ray"), ("ray", "local")):
+        begun = small(first, read={"backend": first})
+        sweep(begun, part=parse_part("1/2"))
+        before = (begun.output / "runs" / "all-seed0" / "result.json").read_bytes()
+        state = sweep(small(first, read={"backend": then}), resume=True)
+        assert len(state.cells("finished")) == 2
+        assert (begun.output / "runs" / "all-seed0" / "result.json").read_bytes() == before
+        assert products(begun.output) == products(tmp_path / "whole")
+        assert len(Index(begun.output / "runs").all()) == 2
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_on_ray_is_told_as_a_local_one(small, cluster):
+    changes = {"grid": {"trainable": ["no_such_layer"], "seed": [0]}}
+    local = sweep(small("local", **changes))
+    on_ray = sweep(small("ray", **changes, **RAY))
+    assert "is found in no parameter's name" in on_ray.cells("failed")[0].reason
+    assert on_ray.groups == local.groups
+
+
+@pytest.mark.slow
+def test_what_a_cluster_can_not_do_is_said_and_leaves_no_sweep(small, cluster, monkeypatch, heard):
+    from letgo.sweep.cluster import RayWorkers
+
+    start = time.monotonic()
+    for resources, wanted in (
+        ({"cpus": 640}, "resources.cpus 640"),
+        ({"gpus": 3}, "resources.cpus 1, resources.gpus 3"),
+        ({"memory": "900TB"}, "resources.memory 9e\\+05 GB"),
+    ):
+        grid = small("out", resources=resources, **RAY)
+        with pytest.raises(UserError, match=rf"no node of the Ray cluster has what a cell needs \(.*{wanted}\)"):
+            sweep(grid, reporter=heard)
+    assert time.monotonic() - start < 30
+    with pytest.raises(UserError, match=r"its nodes: .*cpus 2, gpus 0"):
+        sweep(grid)
+
+    def other(self, *arguments):
+        found = look(*arguments)
+        return found | {"versions": found["versions"] | {"torch": "1.0.0"}}
+
+    monkeypatch.setattr(RayWorkers, "_look_here", other)
+    with pytest.raises(UserError, match=r"node .* has torch .*, and this machine 1\.0\.0"):
+        sweep(small("out", **RAY))
+    monkeypatch.undo()
+    monkeypatch.setattr(RayWorkers, "_probe", lambda self: contextlib.nullcontext())
+    with pytest.raises(UserError, match="does not see the sweep's folder as this machine does"):
+        sweep(small("out", **RAY))
+    monkeypatch.undo()
+    # Nothing was begun, so nothing is to be resumed.
+    assert len(sweep(small("out", **RAY), part=parse_part("1/2")).cells("finished")) == 1
+
+
+@pytest.mark.slow
+def test_the_command_is_interrupted_and_goes_on_with_one_document_on_stdout(small, tmp_path):
+    """In a process of its own, with a cluster of its own, of which nothing is left."""
+    small("out", steps=60, save_steps=5)
+    temporary = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
+    environment = os.environ | {"TMPDIR": str(temporary), "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "letgo", "sweep", "out.yaml", "--backend", "ray", "--workers", "1", "--json"]
+    how = {"env": environment, "cwd": tmp_path, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        first = subprocess.Popen(command, start_new_session=True, **how)
+        limit = time.monotonic() + 200
+        while not (tmp_path / "out" / "runs" / "all-seed0" / "result.json").is_file() and time.monotonic() < limit:
+            time.sleep(0.1)
+        while not list(tmp_path.glob("out/runs/all-seed1/checkpoint-*")) and time.monotonic() < limit:
+            time.sleep(0.02)
+        os.kill(first.pid, signal.SIGINT)
+        out, err = first.communicate(timeout=60)
+        assert first.returncode == 130, err
+        assert out == ""
+        assert "interrupted; what was finished is kept" in err
+        assert not _of(temporary)
+        then = subprocess.run([*command, "--resume"], timeout=200, check=False, **how)
+        assert then.returncode == 0, then.stderr
+        cells = json.loads(then.stdout)["groups"][0]["cells"]
+        assert [cell["status"] for cell in cells] == ["finished", "finished"]
+        assert "Ray cluster of its own on this machine: 1 node" in then.stderr
+        assert not _of(temporary)
+        assert not [path.name for path in temporary.iterdir() if "ray" in path.name]
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _of(folder):
+    """Command lines of processes that name a folder; Ray's are given a moment to end."""
+    limit = time.monotonic() + 10
+    while True:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if str(folder) in line:
+                found.append(line)
+        if not found or time.monotonic() > limit:
+            return found
+        time.sleep(0.2)
