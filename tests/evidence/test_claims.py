@@ -6,7 +6,7 @@ import math
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from letgo.errors import UserError
@@ -126,6 +126,7 @@ def test_a_verdict_over_objectives():
     assert summary([held, not_held]) == "holds in 1, does not in 1 of 2 comparisons"
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=12))
 def test_intervals_are_students(values):
     found = estimate(values)
