@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,7 @@ class Planned:
         self.notes += said
         self.dataset, said = prepare_data(self.benchmark, self.tokenizer, args, self.objective, context=self.context)
         self.notes += said
+        self.passes: tuple[Traced | None, Traced | None] = None, None
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trained_bytes = sum(p.numel() * p.element_size() for p in self.trained)
         self.adapters = self.trained_bytes if args.lora_rank else 0
@@ -135,7 +137,7 @@ class Planned:
 
     def plan(self, flops: float | None, measure: bool) -> Plan:
         work = self.training(self.objective) if self.objective else one_shot_work(self)
-        scoring = self.scoring()
+        scoring = self.scored = self.scoring()
         stages = {**self.evaluations(scoring), **work.flops}
         speed = self.speed(flops, measure, work.batch)
         return Plan(
@@ -154,7 +156,7 @@ class Planned:
             flops=stages,
             speed=speed.flops,
             how=speed.how,
-            seconds={name: value / speed.flops for name, value in stages.items()},
+            seconds=self.seconds(stages, speed.flops, work.steps),
             notes=tuple(self.notes),
         )
 
@@ -176,10 +178,15 @@ class Planned:
             found.append(Phase("evaluate after", after))
         return found
 
+    @functools.cached_property
+    def cost(self) -> OptimizerCost:
+        """Of the run's optimizer."""
+        return optimizer_cost(self.args.optimizer, optimizer_settings(self.args), self.trained[0].dtype)
+
     def training(self, objective: Objective) -> Work:
         """What a trainer does with an objective and an optimizer."""
         args = self.args
-        cost = optimizer_cost(args.optimizer, optimizer_settings(args), self.trained[0].dtype)
+        cost = self.cost
         steps, epochs = planned_steps(args, len(self.dataset), self.readers)
         batch = self.batch(objective)
         first, zeroth = self.traced(objective, batch, cost)
@@ -259,12 +266,14 @@ class Planned:
 
         windows = self.args.gradient_accumulation_steps
         first = self.trace_training(loss, windows) if cost.backwards else None
-        return first, self.trace_forward(loss) if cost.forwards else None
+        self.passes = first, self.trace_forward("evaluation", loss) if cost.forwards else None
+        return self.passes
 
     def trace_training(self, loss: Callable[[], Tensor], windows: int) -> Traced:
         return trace_training(self.model, loss, windows=windows)
 
-    def trace_forward(self, function: Callable[[], Any]) -> Traced:
+    def trace_forward(self, name: str, function: Callable[[], Any]) -> Traced:
+        """Args: a name for the pass, and what it runs."""
         return trace_forward(self.model, function)
 
     def reference(self, objective: Objective, epochs: int) -> tuple[list[Phase], dict[str, float]]:
@@ -274,7 +283,7 @@ class Planned:
             rows: list[Encoded] = getattr(self.dataset, name)
             longest = max(rows, key=len)
             part = pad_rows([longest] * max(1, min(len(rows), TOKENS_AT_ONCE // len(longest))), 0)
-            traced = self.trace_forward(self._taking(objective, part, quantities))
+            traced = self.trace_forward(f"reference {name}", self._taking(objective, part, quantities))
             activations = int(self.fragmented() * (traced.peak - traced.gathered))
             gathered = gathered_item(traced, self.fragmented())
             phases.append(Phase("reference", {**self.held, "activations": activations, **gathered}))
@@ -308,8 +317,12 @@ class Planned:
         rows = max(1, scoring_budget(self.device) // max(1, longest))
         ids = torch.zeros((rows, longest), dtype=torch.long)
         self.model.eval()
-        traced = self.trace_forward(lambda: self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits)
-        return _Scoring(traced, cache, scored + asked, traced.flops / ids.numel())
+        traced = self.trace_forward(
+            "scoring", lambda: self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+        )
+        drawn = max([a.max_new_tokens for a in work.asks], default=0)
+        passes = -(-scored // ids.numel()) + drawn * -(-asked * per_token // most)
+        return _Scoring(traced, cache, scored + asked, traced.flops / ids.numel(), passes)
 
     # -- time and disk -------------------------------------------------------------------------------------------------
 
@@ -320,6 +333,10 @@ class Planned:
             "attacks do beside being measured is not in the time"
         )
         return {"evaluate": evaluations * scoring.tokens * scoring.flops}
+
+    def seconds(self, flops: Mapping[str, float], rate: float, steps: int) -> dict[str, float]:
+        """By stage."""
+        return {name: value / rate for name, value in flops.items()}
 
     def speed(self, flops: float | None, measure: bool, shape: torch.Size) -> Speed:
         if flops is not None:
@@ -372,6 +389,8 @@ class _Scoring:
     tokens: int
     flops: float
     """Of one token's forward pass."""
+    passes: int
+    """Forward passes: batches that are scored, and one for every token of a batch that is generated."""
 
 
 def model_config(model: str) -> Any:

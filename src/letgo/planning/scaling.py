@@ -11,8 +11,8 @@ wire      collectives, each alpha + beta: hops times the latency of one, and byt
 
           of n bytes. A ring over several nodes is as fast as its slowest hop; all devices of a node drive their network
           adapters at once, on rings of their own.
-hidden    the share `overlap` of what communication and the passes that it can run beside have in common: 0 is a run that
-          waits for every message, 1 one that never waits while it could compute.
+hidden    the share `overlap` of what communication and the passes that it can run beside have in common: 0 is a run
+          that waits for every message, 1 one that never waits while it could compute.
 
 Sources: Thakur, Rabenseifner, Gropp, Optimization of Collective Communication Operations in MPICH (IJHPCA 2005);
 Patarasu and Yuan, Bandwidth optimal all-reduce algorithms (JPDC 2009).
@@ -35,7 +35,7 @@ SHARDED: tuple[Strategy, ...] = ("fsdp2", "zero3")
 SCALAR = 8
 """Bytes of a loss, as `letgo.optim.ranks` sends it."""
 SHIFT_TRAFFIC = 3.0
-"""Times the trained weights that an evaluation at perturbed ones moves on top of the pass: read, written, read again."""
+"""Times the trained weights that an evaluation at perturbed ones moves beside the pass: read, written, read again."""
 NOISE_TRAFFIC = 24.0
 """Bytes an element that a direction's noise moves when an update sums several: signs as 16-bit lanes (2 written, 2
 read), as float32 (4, 4), added to the sum (4 read, 8 and 4 of accumulation), counted off `Estimate.blocks`, rounded up.
@@ -104,7 +104,7 @@ MACHINES: dict[str, Machine] = {
         {"bfloat16": REACHED * 312e12, "float16": REACHED * 312e12, "float32": REACHED * 19.5e12},
         80 * 10**9, 2.039e12, 300e9, 25e9, 3.4e-6, 14e-6,
         f"NVIDIA's data sheet of the A100 SXM 80GB (312 TFLOP/s dense bf16, 19.5 float32, 80 GB at 2.039 TB/s, NVLink "
-        f"300 GB/s each way), one 200 Gb/s adapter a device as in a DGX A100; {REACHED:.0%} of the peak reached; {_NCCL}",
+        f"300 GB/s each way), one 200 Gb/s adapter a device as in a DGX A100; {REACHED:.0%} of the peak; {_NCCL}",
     ),
     "cpu": Machine(
         "cpu", "cpu", 1, {}, None, math.inf, 3.1e9, 3.1e9, 5e-5, 5e-5,
@@ -116,7 +116,9 @@ MACHINES: dict[str, Machine] = {
 def machine_named(name: str) -> Machine:
     """Raises a `UserError` for a name that is none of `MACHINES`."""
     if name not in MACHINES:
-        raise UserError(f"letgo plan: no machine {name!r}{did_you_mean(name, MACHINES)} (there are {', '.join(MACHINES)})")
+        raise UserError(
+            f"letgo plan: no machine {name!r}{did_you_mean(name, MACHINES)} (there are {', '.join(MACHINES)})"
+        )
     return MACHINES[name]
 
 
@@ -138,6 +140,7 @@ class StepWork:
         elements: how many numbers those are.
         state: optimizer state in multiples of `trained`.
         units: that are gathered one after another under FSDP2.
+        apart: whether what is trained lies whole on every device, also under FSDP2 (adapters).
     """
 
     evaluations: float
@@ -152,6 +155,7 @@ class StepWork:
     elements: int
     state: float
     units: int
+    apart: bool = False
 
     @property
     def flops(self) -> float:
@@ -215,7 +219,9 @@ def wire_bytes(work: StepWork, ranks: int, strategy: Strategy) -> dict[str, floa
         found["weights gathered, forward and backward"] = (
             share * work.backwards * work.windows * (2 * work.weights - kept)
         )
-        found["gradients scattered"] = share * work.backwards * work.trained
+        found["gradients reduced" if work.apart else "gradients scattered"] = (
+            (2 if work.apart else 1) * share * work.backwards * work.trained
+        )
     elif strategy == "zero2":
         found["gradients scattered"] = share * work.backwards * work.trained
         found["weights gathered"] = share * float(bool(work.backwards)) * work.trained
@@ -243,7 +249,7 @@ def step_cost(
         machine: the devices.
         rate: operations a second.
         share: `data`: every device evaluates everything on rows of its own. `directions`: all have the same rows, and
-            the evaluations are split; what comes first-order is done by each.
+            the evaluations are split; of a first-order step each takes a part of the rows.
         overlap: the share of what can be hidden that is.
     """
     sharded = strategy in SHARDED
@@ -253,11 +259,14 @@ def step_cost(
         mine = math.ceil(work.evaluations / ranks - 1e-9)
     forwards = mine * work.evaluation_flops / rate
     backwards = work.backwards * work.backward_flops / rate
-    part = 1 / ranks if sharded or strategy == "zero2" else 1.0
-    shifts = mine * work.windows * SHIFT_TRAFFIC * work.trained * (1 / ranks if sharded else 1.0)
-    apply = (work.directions > 0) * 2 * work.trained * (1 / ranks if sharded else 1.0)
+    if share == "directions":
+        backwards /= ranks
+    held = 1 / ranks if sharded and not work.apart else 1.0
+    part = 1 / ranks if strategy == "zero2" else held
+    shifts = mine * work.windows * SHIFT_TRAFFIC * held * work.trained
+    apply = (work.directions > 0) * 2 * held * work.trained
     if work.directions > 1:
-        apply += work.directions * NOISE_TRAFFIC * work.elements * (1 / ranks if sharded else 1.0)
+        apply += work.directions * NOISE_TRAFFIC * held * work.elements
     first = work.backwards * (3 + 2 * work.state) * work.trained * part
     traffic = (shifts + apply + first) / machine.memory_bandwidth
 
@@ -270,7 +279,11 @@ def step_cost(
         kept = work.kept if strategy == "fsdp2" else 0
         behind = (
             all_gather(again * (2 * work.weights - kept), ranks, machine, 2 * again * work.units)
-            + all_gather(work.backwards * work.trained, ranks, machine, work.backwards * work.units)
+            + (
+                work.backwards * all_reduce(work.trained, ranks, machine)
+                if work.apart
+                else all_gather(work.backwards * work.trained, ranks, machine, work.backwards * work.units)
+            )
         )  # fmt: skip
     elif ranks > 1 and work.backwards:
         behind = work.backwards * all_reduce(work.trained, ranks, machine)

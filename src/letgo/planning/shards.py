@@ -1,15 +1,19 @@
-"""A model whose parameters lie in shards (FSDP2, ZeRO-3), followed on tensors without values.
+"""A model whose parameters lie in shards (FSDP2), followed on tensors without values.
 
 What FSDP2 does with memory is played through on the tally of `letgo.planning.tracing`: a unit's parameters are put
 together before its forward pass and let go after it; before its backward pass they are put together again, and the next
 unit's are already on their way; whole gradients are copied into the buffer of a reduce-scatter, of which a shard is
-left. The units are those that Accelerate makes: every transformer block, the embedding, the output layer with the final
-norm (and the embedding where they are tied; these stay together from the forward pass to the end of the backward pass),
-and the rest. Source: torch 2.13, `torch/distributed/fsdp/_fully_shard`; accelerate, `fsdp2_prepare_model`.
+left. The units are those that transformers makes (and accelerate): every transformer block, the embedding, the output
+layer with the final norm (and the embedding where they are tied; these stay together from the forward pass to the end
+of the backward pass), and the rest.
+
+Sources: torch 2.13, `torch/distributed/fsdp/_fully_shard`; transformers, `distributed/fsdp.py`; accelerate,
+`fsdp2_prepare_model`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,9 +60,10 @@ class Unit:
         return [p for p in self.parameters if p.requires_grad]
 
 
-def units_of(model: Any) -> list[Unit]:
-    """The units of a model, in no particular order; every parameter is in one."""
-    taken: set[int] = set()
+def units_of(model: Any, apart: Sequence[Tensor] = ()) -> list[Unit]:
+    """The units of a model, in no particular order; every parameter is in one but for those that lie whole on every
+    device (`apart`: adapters)."""
+    taken: set[int] = {id(p) for p in apart}
 
     def unit(modules: Sequence[nn.Module | None], *, stays: bool = False) -> Unit:
         there = [module for module in modules if module is not None]
@@ -220,7 +225,7 @@ class Moved:
 
 
 def trace_sharded(
-    model: Any, loss_of: Callable[[], Tensor], ranks: int, *, windows: int = 1
+    model: Any, loss_of: Callable[[], Tensor], ranks: int, *, windows: int = 1, apart: Sequence[Tensor] = ()
 ) -> tuple[int, int, Moved, float]:
     """A forward and a backward pass of a model in shards: the peak of bytes beside the shards of the parameters, the
     bytes of the gradients' shards, what is sent in one micro-batch of the last kind, and operations of a micro-batch.
@@ -229,15 +234,18 @@ def trace_sharded(
         model: a fake one, with what is trained of it.
         loss_of: the objective on a batch.
         ranks: N.
-        windows: micro-batches a step; gradients of all but the last add up whole, as Accelerate has it.
+        windows: micro-batches a step; gradients of all but the last add up whole, as Trainer has it.
+        apart: parameters that lie whole on every device.
     """
     for parameter in model.parameters():
         parameter.grad = None
-    gathering = Gathering(units_of(model), ranks)
+    gathering = Gathering(units_of(model, apart), ranks)
     live = Live(model.parameters())
     count, flops = min(2, windows), 0
     moved = Moved(0, 0)
-    with live, gathering.attached():
+    with warnings.catch_warnings(), live, gathering.attached():
+        # The embedding's hook has no gradient of an input to wait for, and needs none.
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
         for number in range(count):
             gathering.reduce = number == count - 1
             before, sent = live.flops, gathering.moved
@@ -249,13 +257,18 @@ def trace_sharded(
             moved = Moved(gathering.moved - sent, gathering.reduced)
     for parameter in model.parameters():
         parameter.grad = None
-    gradients = sum(shard_bytes(p, ranks) for p in model.parameters() if p.requires_grad)
+    whole = {id(p) for p in apart}
+    gradients = sum(
+        bytes_of([p]) if id(p) in whole else shard_bytes(p, ranks) for p in model.parameters() if p.requires_grad
+    )
     return live.peak, gradients, moved, float(flops)
 
 
-def trace_sharded_forward(model: Any, function: Callable[[], Any], ranks: int) -> tuple[int, Moved, float]:
+def trace_sharded_forward(
+    model: Any, function: Callable[[], Any], ranks: int, *, apart: Sequence[Tensor] = ()
+) -> tuple[int, Moved, float]:
     """Something that is run without gradients on a model in shards: its peak, what is sent, operations."""
-    gathering = Gathering(units_of(model), ranks)
+    gathering = Gathering(units_of(model, apart), ranks)
     live = Live(model.parameters())
     with torch.no_grad(), live, gathering.attached():
         kept = function()
