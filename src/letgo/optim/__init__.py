@@ -209,11 +209,11 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
         ),
         OptimizerRecord(
             name="muon",
-            target="torch.optim:Muon",
+            target="letgo.optim.muon:Muon",
             summary="momentum, orthogonalised; matrices only",
             source="torch.optim.Muon",
             faithfulness="library",
-            note="takes two-dimensional parameters only; in torch since 2.9",
+            note="takes two-dimensional parameters only; in torch since 2.9; over shards it gathers a matrix at a time",
             grade="first",
             forwards="1",
             backwards="1",
