@@ -7,6 +7,7 @@ task is given to Ray with no retries of Ray's own.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -105,17 +106,22 @@ class RayWorkers:
                     )
                 yield
             finally:
-                self.ray.shutdown()
+                self._leave()
                 shutil.rmtree(folder, ignore_errors=True)
             return
         try:
             self.ray.init(address=self.address, **quiet)
         except (OSError, RuntimeError, ValueError, ImportError, AssertionError) as error:
-            self.ray.shutdown()
+            self._leave()
             raise UserError(_unreachable(self.address, first_line(error))) from error
         try:
             yield
         finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        # On leaving, Ray prints what its threads had held back.
+        with contextlib.redirect_stdout(io.StringIO()):
             self.ray.shutdown()
 
     def _nodes(self) -> list[Mapping[str, Any]]:
