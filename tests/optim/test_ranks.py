@@ -2,108 +2,143 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ranked
 import torch
 from torch import nn
 
 from letgo.optim import ZOSGD
-from letgo.optim.ranks import Ranks, checksum
-
-RANK = """
-import json, sys, torch
-from torch import nn
-from letgo.optim import OPTIMIZERS
-from letgo.optim.ranks import Ranks, checksum
-rank, store, out, name, width, settings, tampered = sys.argv[1:]
-rank = int(rank)
-if rank >= 0:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-torch.rand(rank + 2)
-weight = nn.Parameter(torch.linspace(-1, 1, 4 * int(width)).view(4, int(width)))
-bias = nn.Parameter(torch.zeros(int(width)))
-data = torch.arange(20.0).view(5, 4).sin()
-optimizer = OPTIMIZERS.load(name)([weight, bias], lr=0.02, seed=3, **json.loads(settings))
-optimizer.ranks = Ranks("directions", check_every=4)
-for step in range(12):
-    if tampered == "yes" and rank == 1 and step == 6:
-        with torch.no_grad():
-            weight[0, 0] += 1e-6
-    optimizer.step(lambda: (data @ weight + bias).square().mean())
-done = {"weights": [weight.tolist(), bias.tolist()], "bytes": optimizer.ranks.bytes_exchanged,
-        "losses": optimizer.last_losses}
-open(out, "w").write(json.dumps(done))
-"""
+from letgo.optim.ranks import RankLostError, Ranks, checksum, rank_loss_named
 
 
-def started(folder: Path, name: str, settings: dict[str, object], ranks: tuple[int, ...], *, width=3, tampered="no"):
+def started(folder: Path, *what: str) -> list[subprocess.Popen[str]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    folder.mkdir(parents=True)
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(folder / "store"), str(folder / f"{rank}.json"), name,
-             str(width), json.dumps(settings), tampered],
-            env=environment, stderr=subprocess.PIPE, text=True,
+            [sys.executable, str(Path(ranked.__file__)), str(rank), str(folder), *what],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for rank in ranks
+        for rank in range(2)
     ]  # fmt: skip
 
 
-def ended(folder: Path, processes, ranks) -> list[dict[str, object]]:
-    for process in processes:
-        _, said = process.communicate(timeout=120)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two ranks wrote."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for process in started(folder):
+        _, said = process.communicate(timeout=200)
         assert process.returncode == 0, said
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in ranks]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def alone(case: str) -> dict[str, Any]:
+    return ranked.run(case, Ranks("directions", ranked.CHECK_EVERY))
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "evaluations"),
+    ("case", "evaluations"),
     [
-        ("zo_sgd", {"num_directions": 3}, 6),
-        ("zo_sgd", {"num_directions": 1, "momentum": 0.5, "noise": "gaussian"}, 2),
-        ("zo_sgd", {"num_directions": 2, "difference": "forward", "noise": "sphere"}, 3),
-        ("ada_zo", {"num_directions": 2}, 4),
+        ("three directions", 6),
+        ("momentum", 2),
+        ("forward differences", 3),
+        ("low rank", 6),
+        ("ada_zo", 4),
+        ("zo_muon", 4),
     ],
 )
-def test_directions_shared_by_two_ranks_give_the_bits_of_one_process(tmp_path, name, settings, evaluations):
-    processes = started(tmp_path / "run", name, settings, (0, 1, -1))
-    one, two, alone = ended(tmp_path / "run", processes, (0, 1, -1))
-    assert one["weights"] == two["weights"] == alone["weights"]
-    assert one["losses"] == two["losses"] == alone["losses"]
+def test_directions_shared_by_two_ranks_give_the_bits_of_one_process(case, evaluations, done):
+    whole = alone(case)
     # Every evaluation's loss, and a checksum every fourth step.
-    assert one["bytes"] == two["bytes"] == 12 * 8 * evaluations + 3 * 8
-    assert alone["bytes"] == 0
+    sent = ranked.STEPS * 8 * evaluations + ranked.STEPS // ranked.CHECK_EVERY * 8
+    for rank in done:
+        assert same(rank[case]["weights"], whole["weights"])
+        assert rank[case]["losses"] == whole["losses"]
+        assert rank[case]["described"] == {
+            "share": "directions", "ranks": 2, "steps": ranked.STEPS, "scalars_a_step": evaluations,
+            "bytes_exchanged": sent, "bytes_a_step": sent / ranked.STEPS,
+        }  # fmt: skip
+    assert whole["described"] == {
+        "share": "directions", "ranks": 1, "steps": ranked.STEPS, "scalars_a_step": 0,
+        "bytes_exchanged": 0, "bytes_a_step": 0,
+    }  # fmt: skip
 
 
-def test_batched_evaluations_are_shared_too(tmp_path):
-    settings = {"num_directions": 3, "engine": "batched", "rank": 1}
-    one, two, alone = ended(tmp_path / "run", started(tmp_path / "run", "zo_sgd", settings, (0, 1, -1)), (0, 1, -1))
-    assert one["weights"] == two["weights"]
+def test_batched_evaluations_are_shared_too(done):
+    one, two = (rank["batched"]["weights"] for rank in done)
+    assert same(one, two)
     # Batches of other sizes are summed in other orders.
-    torch.testing.assert_close(torch.tensor(one["weights"][0]), torch.tensor(alone["weights"][0]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one, alone("batched")["weights"], rtol=1e-4, atol=1e-5)
 
 
-def test_what_crosses_the_wire_does_not_depend_on_the_model(tmp_path):
-    sent = []
-    for width in (3, 3000):
-        folder = tmp_path / str(width)
-        done = ended(folder, started(folder, "zo_sgd", {"num_directions": 2}, (0, 1), width=width), (0, 1))
-        sent.append([one["bytes"] for one in done])
-    assert sent[0] == sent[1] == [12 * 8 * 4 + 3 * 8] * 2
+def test_rows_shared_by_two_ranks_give_the_mean_of_all_rows(done):
+    one, two = (rank["data"] for rank in done)
+    assert same(one["weights"], two["weights"])
+    assert one["losses"] == two["losses"]
+    torch.testing.assert_close(one["weights"], alone("three directions")["weights"], rtol=1e-3, atol=1e-4)
+    assert one["described"]["bytes_exchanged"] == ranked.STEPS * 8 * 6
+
+
+def test_what_crosses_the_wire_does_not_depend_on_the_model(done):
+    for rank in done:
+        assert rank["wide"]["described"] == rank["three directions"]["described"]
 
 
 def test_ranks_whose_weights_differ_stop(tmp_path):
-    processes = started(tmp_path / "run", "zo_sgd", {}, (0, 1), tampered="yes")
-    for process in processes:
-        _, said = process.communicate(timeout=60)
+    for process in started(tmp_path, "differ"):
+        _, said = process.communicate(timeout=100)
         assert process.returncode != 0
         assert "after step 8 the weights of rank 1 differ from those of rank 0" in said
-    assert not (tmp_path / "run" / "0.json").exists()
+
+
+@pytest.mark.parametrize("how", ["end", "hang"])
+def test_a_rank_that_ends_or_hangs_stops_the_others_with_one_clear_error(tmp_path, how):
+    """Ended: at once, its connections close. Hanging: after the process group's timeout, of five seconds here."""
+    one, two = started(tmp_path, how)
+    said, complaints = one.communicate(timeout=60)
+    two.kill()
+    two.communicate()
+    assert one.returncode == 3, complaints
+    assert said.startswith("step 3, RankLostError: a rank is gone (")
+    assert "start again with --resume on however many are left" in said
+
+
+def test_only_what_is_about_ranks_is_told_as_a_lost_rank(monkeypatch):
+    monkeypatch.setattr(Ranks, "_together", staticmethod(lambda: True))
+    with pytest.raises(RankLostError, match=r"a rank is gone \(\[.*Connection closed by peer"), rank_loss_named():
+        raise RuntimeError("[../third_party/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1")
+    with pytest.raises(RankLostError, match="Socket Timeout"), rank_loss_named():
+        raise torch.distributed.DistNetworkError("Socket Timeout")
+    with pytest.raises(RuntimeError, match="out of memory") as caught, rank_loss_named():
+        raise RuntimeError("out of memory")
+    assert not isinstance(caught.value, RankLostError)
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="Connection closed") as caught, rank_loss_named():
+        raise RuntimeError("Connection closed by peer")
+    assert not isinstance(caught.value, RankLostError)
+
+
+@pytest.mark.parametrize("hessian", ["hutchinson", "gnb"])
+def test_sophia_under_ddp_has_the_hessian_of_all_rows(hessian, done):
+    """Half of the rows on each of two ranks, against all of them in one process; DDP itself never sees these."""
+    one, two, whole = done[0][hessian], done[1][hessian], ranked.sophia(hessian, -1)
+    for what in ("weights", "hessian"):
+        assert same(one[what], two[what])
+        torch.testing.assert_close(one[what], whole[what], rtol=1e-5, atol=1e-9)
+    if hessian == "gnb":
+        assert one["seeds"] == whole["seeds"]
+        assert len(one["seeds"]) == 3
+        assert not set(one["seeds"]) & set(two["seeds"])
 
 
 def test_without_other_ranks_nothing_is_shared():

@@ -20,7 +20,7 @@ import torch
 from problems import same_bits
 from torch import nn
 
-from letgo.optim import OPTIMIZERS, list_optimizers, perturbation
+from letgo.optim import list_optimizers, perturbation
 from letgo.optim.shards import Piece, cut_like, gathered, gathering_anew, has_shards, local, piece_of, whole_state
 
 NAMES = [case for case in sharded.CASES if sharded.installed(case)]
