@@ -189,6 +189,77 @@ def test_what_a_cluster_can_not_do_is_said_and_leaves_no_sweep(small, cluster, m
     assert len(sweep(small("out", **RAY), part=parse_part("1/2")).cells("finished")) == 1
 
 
+def node(cpus, gpus=0.0):
+    return {
+        "NodeID": "n",
+        "NodeManagerHostname": "node7",
+        "Alive": True,
+        "Resources": {"CPU": cpus, "GPU": gpus, "memory": 8e9},
+    }
+
+
+def test_a_cell_takes_a_gpu_where_there_is_one_unless_it_says_otherwise(small, no_cluster, heard, monkeypatch):
+    from letgo.sweep.cluster import RayWorkers
+
+    monkeypatch.setattr(RayWorkers, "_nodes", lambda self: [node(8.0), node(8.0, 4.0)])
+    base = small("out").document["base"]
+
+    def needs(use_cpu=False, **resources):
+        changes = {"base": base | {"use_cpu": use_cpu}, "resources": resources}
+        workers = RayWorkers(small("out", **changes, **RAY), heard)
+        workers._choose_gpus()
+        return workers._needs()
+
+    assert needs() == {"CPU": 1, "GPU": 1}
+    assert needs(use_cpu=True) == {"CPU": 1}
+    assert needs(gpus=0) == {"CPU": 1}
+    assert needs(gpus=0.5, cpus=4, memory="1GB") == {"CPU": 4, "GPU": 0.5, "memory": 10**9}
+
+
+def test_a_cluster_that_grows_is_given_its_time_and_one_that_shrank_a_while(small, no_cluster, heard, monkeypatch):
+    from letgo.sweep.cluster import RayWorkers
+
+    workers = RayWorkers(small("out", resources={"cpus": 4}, **RAY), heard)
+    now, nodes = [1000.0], [node(2.0)]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(RayWorkers, "_nodes", lambda self: nodes)
+    assert workers._check_fit(60.0) == []
+    now[0] += 59.0
+    assert workers._check_fit(60.0) == []
+    nodes.append(node(4.0))
+    assert len(workers._check_fit(60.0)) == 1
+    nodes.pop()
+    now[0] += 59.0
+    assert workers._check_fit(60.0) == []
+    now[0] += 1.0
+    with pytest.raises(UserError, match=r"\(resources.cpus 4\)\n  its nodes: node7 \(cpus 2, gpus 0, memory 8 GB\)"):
+        workers._check_fit(60.0)
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_later_is_looked_at_by_its_first_cell(small, cluster, monkeypatch):
+    from letgo.sweep.cluster import RayWorkers
+
+    check = RayWorkers._check_nodes
+
+    def unseen(self):
+        check(self)
+        self.passed.clear()
+
+    monkeypatch.setattr(RayWorkers, "_check_nodes", unseen)
+    assert len(sweep(small("same", **RAY), part=parse_part("1/2")).cells("finished")) == 1
+
+    def other(self):
+        unseen(self)
+        self.here = self.here | {"code": "0" * 64}
+
+    monkeypatch.setattr(RayWorkers, "_check_nodes", other)
+    grid = small("other", **RAY)
+    with pytest.raises(UserError, match="other code of letgo"):
+        sweep(grid)
+    assert not list(grid.output.glob("runs/*"))
+
+
 @pytest.mark.slow
 def test_the_command_is_interrupted_and_goes_on_with_one_document_on_stdout(small, tmp_path):
     """In a process of its own, with a cluster of its own, of which nothing is left."""

@@ -350,7 +350,7 @@ class _Filtered:
 def _silent_stdout() -> Iterator[None]:
     """Keep Ray's messages from standard output, which is for results: a lost worker is told by the sweep itself."""
     before = sys.stdout
-    sys.stdout = _Filtered(before)  # type: ignore[assignment]
+    sys.stdout = _Filtered(before)
     try:
         yield
     finally:
