@@ -52,7 +52,11 @@ quiet_libraries()
 import transformers.models.{kind}.modeling_{kind}
 settings = json.loads(sys.argv[1])
 if sys.argv[2] == "plan":
-    made = letgo.planning.plan(make_config(settings), flops=1e10)
+    config = make_config(settings)
+    if len(sys.argv) > 3:
+        made = letgo.planning.plan_devices(config, int(sys.argv[3]), sys.argv[4], machine="cpu", flops=1e10)
+    else:
+        made = letgo.planning.plan(config, flops=1e10)
     print(json.dumps(made.as_dict()))
 else:
     before = resident_bytes()
@@ -85,19 +89,17 @@ def make_directory(shape: dict[str, Any], dtype: str, directory: Path) -> None:
     tiny.make_tokenizer().save_pretrained(directory)
 
 
-def run_case(name: str, folder: Path) -> tuple[int, dict[str, Any]]:
-    """Measured bytes beyond the process itself, and the plan's own account."""
+def settings_in(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings, and its data written."""
     from tests import tiny
 
-    shape, changes = CASES[name]
-    make_directory(shape, changes.get("dtype", "float32"), folder / "model")
     words = tiny.WORDS[7:33]
     for part, step in (("forget", 1), ("retain", -1)):
         rows = [
             {"text": " ".join(words[(row + step * place) % len(words)] for place in range(60))} for row in range(16)
         ]
         tiny.write_jsonl(folder / f"{part}.jsonl", [{**row, "group": str(i)} for i, row in enumerate(rows)])
-    settings = {
+    return {
         "model": str(folder / "model"),
         "forget": str(folder / "forget.jsonl"),
         "retain": str(folder / "retain.jsonl"),
@@ -108,6 +110,13 @@ def run_case(name: str, folder: Path) -> tuple[int, dict[str, Any]]:
         "use_cpu": True,
         "output_dir": str(folder / "run"),
     } | changes
+
+
+def run_case(name: str, folder: Path) -> tuple[int, dict[str, Any]]:
+    """Measured bytes beyond the process itself, and the plan's own account."""
+    shape, changes = CASES[name]
+    make_directory(shape, changes.get("dtype", "float32"), folder / "model")
+    settings = settings_in(folder, changes)
     environment = {**os.environ, "LETGO_REFERENCES": str(folder / "references"), "OMP_NUM_THREADS": "1"}
     script = SCRIPT.format(kind=shape["kind"])
     found = {}

@@ -1,0 +1,112 @@
+"""Plans of a device of several, held to what two processes hold and send."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from letgo.planning.scaling import StepWork, wire_bytes
+from letgo.planning.shards import bytes_of, shard_bytes, trace_sharded, trace_sharded_forward, units_of
+from letgo.planning.tracing import faked, trace_forward, trace_training
+from tests.planning.measured import ROOT
+from tests.planning.measured_ranks import RANKS, run_ranks
+from tests.planning.two_ranks import CASES, build, loss_of
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.planning.two_ranks", str(rank), str(folder / "store"), str(folder)],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        for process in processes:
+            _, said = process.communicate(timeout=180)
+            assert process.returncode == 0, said
+    finally:
+        for process in processes:
+            process.kill()
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def without_values(case):
+    model = faked(build("tied" in case).to("meta"))
+    if "tied" in case:
+        model.tie_weights()
+    return model, (lambda: loss_of(model, "twice" in case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_what_two_processes_hold(counted, case):
+    model, loss = without_values(case)
+    sharded = case != "ddp"
+    weights = sum(shard_bytes(p, 2) if sharded else bytes_of([p]) for p in model.parameters())
+    for rank in counted:
+        found = rank[case]
+        assert (found["weights"], found["gradients"], found["state"]) == (weights, weights, 2 * weights)
+    found = counted[0][case]
+    if sharded:
+        peak, gradients, _, _ = trace_sharded(model, loss, 2)
+        forward, _, _ = trace_sharded_forward(model, loss, 2)
+        assert gradients == weights
+        assert peak == pytest.approx(found["peak"], rel=0.1)
+        assert forward == pytest.approx(found["forward peak"], rel=0.05)
+    else:
+        whole = trace_training(model, loss)
+        assert whole.peak + weights == pytest.approx(found["peak"], rel=0.1), "gradients once more, in DDP's buckets"
+        # They are there from the beginning on, whether or not there will be gradients.
+        assert found["kept by the wrapper"] == pytest.approx(weights, rel=0.01)
+        assert trace_forward(model, loss).peak == pytest.approx(found["forward peak"], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_what_two_processes_send(counted, case):
+    """A collective of n bytes makes each of N ranks send (N-1)/N n; an all-reduce is two of them."""
+    model, loss = without_values(case)
+    found = counted[0][case]
+    whole = bytes_of(list(model.parameters()))
+    if case == "ddp":
+        assert found["sent"] == {"allreduce_": whole}
+        assert found["forward sent"] == {}
+        assert wire_bytes(work(model), 2, "ddp") == {"gradients reduced": whole}
+        return
+    _, _, moved, _ = trace_sharded(model, loss, 2)
+    gathered = {name: count for name, count in found["sent"].items() if "gather" in name}
+    scattered = {name: count for name, count in found["sent"].items() if "reduce_scatter" in name}
+    assert set(gathered) | set(scattered) == set(found["sent"])
+    assert sum(gathered.values()) / 2 == moved.gathered
+    assert sum(scattered.values()) / 2 == moved.reduced == whole / 2
+    if "twice" not in case:
+        told = wire_bytes(work(model), 2, "fsdp2")
+        assert told["weights gathered, forward and backward"] == moved.gathered
+        assert told["gradients scattered"] == moved.reduced
+        assert sum(found["forward sent"].values()) in (whole, whole - work(model).kept), "the output layer may be there"
+
+
+def work(model):
+    units = units_of(model)
+    size = bytes_of(list(model.parameters()))
+    kept = sum(unit.size for unit in units if unit.stays)
+    return StepWork(0, 0.0, 0, 1, 1.0, 1, size, kept, size, size // 4, 2.0, len(units))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RANKS if name.startswith("ddp")])
+def test_the_peak_of_a_run_in_two_processes_is_within_a_fifth(tmp_path, name):
+    peaks, planned = run_ranks(name, tmp_path)
+    found = max(one["total"] for one in planned["phases"])
+    assert found == pytest.approx(max(peaks), rel=0.2)
