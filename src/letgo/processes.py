@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +23,6 @@ Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others. One that has died is noticed at once; this is for one that hangs."""
-
-
-class LostProcessError(LetgoError):
-    """Another process of the run is gone, so that nothing can be computed together any more."""
 
 
 def asked() -> int:
@@ -132,10 +128,12 @@ def exchange(value: Any) -> list[Any]:
         return [value]
     import torch
 
+    from letgo.optim.ranks import rank_loss_named
+
     group = _group()
     device = torch.device("cuda", torch.cuda.current_device()) if group.get_backend() == "nccl" else None
     raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    with telling_of_the_lost():
+    with rank_loss_named():
         sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(count())]
         group.all_gather(sizes, torch.tensor([len(raw)], device=device))
         longest = max(int(size) for size in sizes)
@@ -217,33 +215,6 @@ def shared(
             values[place] = unpack(value)
     advance(len(things) - told)
     return values
-
-
-@contextlib.contextmanager
-def telling_of_the_lost() -> Iterator[None]:
-    """Within: what a collective raises because another process is gone becomes a `LostProcessError`."""
-    import torch
-
-    try:
-        yield
-    except torch.distributed.DistError as error:
-        raise _lost(error) from error
-    except RuntimeError as error:
-        if isinstance(error, LetgoError) or not _joined() or not _is_of_the_wire(error):
-            raise
-        raise _lost(error) from error
-
-
-def _is_of_the_wire(error: RuntimeError) -> bool:
-    said = str(error).lower()
-    return any(word in said for word in ("gloo", "nccl", "connection closed by peer", "processgroup", "timed out"))
-
-
-def _lost(error: BaseException) -> LostProcessError:
-    return LostProcessError(
-        f"process {number()} of {asked()} can't reach the others: one of them has died or hangs "
-        f"({first_line(error)})\n  what was saved is whole: start again with --resume, on as many processes as are left"
-    )
 
 
 def _joined() -> bool:

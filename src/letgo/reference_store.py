@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from letgo.errors import LetgoError, UserError
-from letgo.models.load import whole
+from letgo.models.load import in_shards, whole
 from letgo.models.smollm2 import cache_directory
 from letgo.results import written_whole
 
@@ -238,7 +238,7 @@ def model_fingerprint(model: Any) -> str:
     are used. Adapters are left out, so a LoRA run shares its references with one of the whole model."""
     digest = hashlib.blake2b(digest_size=16)
     seen: set[tuple[int, int]] = set()
-    for name, value in model.state_dict().items():
+    for name, value in in_shards(model).state_dict().items():
         if "lora_" in name or not isinstance(value, Tensor):
             continue
         held = value.to_local() if hasattr(value, "to_local") else value

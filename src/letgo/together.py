@@ -19,7 +19,7 @@ from letgo import processes
 from letgo.errors import LetgoError, NonFiniteLossError, UserError
 from letgo.metrics.running import is_sharded
 from letgo.objectives.likelihood import own_share, share_window
-from letgo.optim.ranks import Ranks
+from letgo.optim.ranks import Ranks, rank_loss_named
 
 if TYPE_CHECKING:
     from letgo.trainer import UnlearnConfig
@@ -70,19 +70,16 @@ class Together:
     # -- optimizers ---------------------------------------------------------------------------------------------------
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the zeroth-order optimizers, at any depth, exchange their losses, and others their estimates."""
+        """Let the zeroth-order optimizers, at any depth, share what they evaluate."""
         if self.count == 1:
             return
         for one in every_optimizer(optimizer):
             if hasattr(one, "ranks"):
-                # The weights are compared after every kind of step, by the trainer.
                 one.ranks = self.ranks
-            if hasattr(one, "average_estimates") and not self.sharded:
-                one.average_estimates = self.average
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Each tensor becomes its mean over the processes, in place."""
-        with processes.telling_of_the_lost():
+        with rank_loss_named():
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
                 tensor.div_(self.count)
@@ -132,14 +129,11 @@ class Together:
 
     def describe(self) -> dict[str, Any]:
         """For the record: who did what, and what crossed the wire."""
-        told: dict[str, Any] = {
-            "processes": self.count,
+        return {
             "strategy": "fsdp2" if self.sharded else "replicas",
-            "share": self.args.share,
             "backend": str(torch.distributed.get_backend()),
-            "bytes_of_losses": self.ranks.bytes_exchanged,
+            **self.ranks.describe(),
         }
-        return told
 
 
 def strategy_of(args: UnlearnConfig) -> str:
@@ -165,10 +159,12 @@ def strategy_of(args: UnlearnConfig) -> str:
 
 def said_of(told: Mapping[str, Any], steps: int) -> str:
     """One line about how the processes of a run trained."""
-    parts = [f"{told['processes']} processes ({told['strategy']}, {told['backend']}, {told['share']} shared)"]
-    if steps and told["bytes_of_losses"]:
-        each = told["bytes_of_losses"] / steps
-        parts.append(f"each gave the others {each:g} bytes of losses a step in zeroth-order steps and checks")
+    parts = [f"{told['ranks']} processes ({told['strategy']} over {told['backend']})"]
+    if told["steps"]:
+        parts.append(
+            f"in {told['steps']} zeroth-order steps of {steps}, {told['share']} shared, each gave the others "
+            f"{told['scalars_a_step']:g} losses a step, {told['bytes_exchanged']:,} bytes in all with the checksums"
+        )
     return "; ".join(parts)
 
 

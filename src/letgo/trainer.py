@@ -26,8 +26,10 @@ from letgo.catalog import settings_of
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
 from letgo.errors import NonFiniteLossError, UserError
 from letgo.models.forward import through
+from letgo.models.load import in_shards
 from letgo.objectives import Objective, create_objective
 from letgo.optim import OPTIMIZERS, create_optimizer, gnb_loss
+from letgo.optim.ranks import rank_loss_named
 from letgo.optim.smoothing import GradientSmoothing
 from letgo.progress import Quiet, Reporter, Task
 from letgo.results import write_text
@@ -199,7 +201,8 @@ class UnlearnTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The catalog's optimizer over the trainable parameters; norms and biases are never decayed."""
         if getattr(self, "optimizer", None) is None:
-            trained = self.model if model is None else model
+            # What a pass has left gathered is no parameter of the optimizer's.
+            trained = in_shards(self.model if model is None else model)
             decayed = set(self.get_decay_parameter_names(trained))
             named = [(n, p) for n, p in trained.named_parameters() if p.requires_grad]
             settings = optimizer_settings(self.args)
@@ -419,8 +422,10 @@ class UnlearnTrainer(Trainer):
         """As Trainer's; a loss that is not finite stops it with the step, the loss terms and the last checkpoint."""
         self._terms.clear()
         self._window.clear()
+        in_shards(self.model)
         try:
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            with rank_loss_named():
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             finish = getattr(_bare(self.optimizer), "finish", None)
             if finish is not None:
                 finish()

@@ -26,7 +26,7 @@ from letgo.metrics.robustness import collapse_reasons
 from letgo.metrics.running import is_sharded
 from letgo.metrics.scoring import ScoreLog
 from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, Base, adapter_state, quick_fingerprint, save_adapter
-from letgo.models.load import BUILTIN, context_length, load_model, load_tokenizer, weights_fingerprint, whole
+from letgo.models.load import BUILTIN, context_length, in_shards, load_model, load_tokenizer, weights_fingerprint, whole
 from letgo.one_shot import OneShot, is_one_shot
 from letgo.preparing import Circumstances, prepare_data, prepare_model, take_references
 from letgo.progress import Quiet, Reporter
@@ -374,7 +374,7 @@ def save_model(
     if is_sharded(model):
         # Gathered tensor by tensor, by all processes together; the first one writes.
         model.save_pretrained(directory, max_shard_size=max_shard_size, is_main_process=processes.is_first())
-        state = {name: whole(value).cpu() for name, value in model.state_dict().items()}
+        state = {name: whole(value).cpu() for name, value in in_shards(model).state_dict().items()}
         processes.first_does(lambda: _finish_saving(state, "model*.safetensors", tokenizer, directory))
         return
 

@@ -28,8 +28,8 @@ def device_of(model: Any) -> torch.device:
 def is_sharded(model: Any) -> bool:
     """Whether the model's weights are shared out over processes (FSDP2, ZeRO-3), so that it runs in all of them at
     once, or not at all."""
-    parameter = next(model.parameters())
-    return hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id")
+    # By its modules: a parameter is a plain tensor for as long as it is gathered.
+    return any(hasattr(module, "unshard") for module in model.modules()) or hasattr(next(model.parameters()), "ds_id")
 
 
 def scoring_budget(device: torch.device) -> int:

@@ -64,8 +64,8 @@ def hidden_before_head(model: Any, **inputs: Any) -> Tensor:
 
     def catch(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         caught.append(hidden)
-        # No positions are left, so whatever the model does to its logits costs nothing.
-        return hidden[:, :0]
+        # No positions are left, so whatever the model does to its logits costs nothing. (FSDP2 warns of views.)
+        return hidden[:, :0].clone()
 
     with _replaced(layer, "forward", catch):
         model(use_cache=False, **inputs)

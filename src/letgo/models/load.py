@@ -185,6 +185,15 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def in_shards(model: torch.nn.Module) -> torch.nn.Module:
+    """The same model, with what its last pass has left gathered shared out again: all its parameters are then shards
+    (of one that is not shared out, nothing changes)."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
+    return model
+
+
 def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -197,7 +206,7 @@ def context_length(model: Any) -> int:
 def weights_fingerprint(model: torch.nn.Module) -> str:
     """A hash of all parameters' names, types and bytes: equal exactly when the weights are."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in model.named_parameters():
+    for name, parameter in in_shards(model).named_parameters():
         data = whole(parameter.detach()).cpu().contiguous()
         digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
         digest.update(data.view(torch.uint8).numpy().data)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from letgo.data.encode import IGNORE
+from letgo.metrics.running import is_sharded
 from letgo.models.forward import block_number, padding_waste, stack_rows
 from letgo.objectives.likelihood import Part, label_counts, label_hidden, layer_hidden
 
@@ -30,7 +31,10 @@ def joined(
     for kind in ("label", "layer"):
         names = list(dict.fromkeys(p for record in records if record.hidden == kind for p in record.parts))
         parts = [batch[name] for name in names]
-        if len(parts) < 2 or padding_waste([part["attention_mask"] for part in parts]) > MOST_WASTE:
+        if len(parts) < 2:
+            continue
+        # Where weights are shared out all processes must run as many passes, whatever the lengths of their own rows.
+        if not is_sharded(model) and padding_waste([part["attention_mask"] for part in parts]) > MOST_WASTE:
             continue
         for name, hidden in zip(names, _together(model, parts, kind, layer), strict=True):
             whole[name] = {**batch[name], f"{kind}_hidden": hidden}
