@@ -80,7 +80,9 @@ def test_what_two_processes_send(counted, case):
     found = counted[0][case]
     whole = bytes_of(list(model.parameters()))
     if case == "ddp":
-        assert found["sent"] == {"allreduce_": whole}
+        assert found["sent"]["allreduce_"] == whole
+        # Once in a run, the order of the buckets is told.
+        assert sum(found["sent"].values()) - whole < 1000
         assert found["forward sent"] == {}
         assert wire_bytes(work(model), 2, "ddp") == {"gradients reduced": whole}
         return
@@ -88,13 +90,25 @@ def test_what_two_processes_send(counted, case):
     gathered = {name: count for name, count in found["sent"].items() if "gather" in name}
     scattered = {name: count for name, count in found["sent"].items() if "reduce_scatter" in name}
     assert set(gathered) | set(scattered) == set(found["sent"])
-    assert sum(gathered.values()) / 2 == moved.gathered
+    assert sum(gathered.values()) / 2 == pytest.approx(moved.gathered, rel=1e-5)
     assert sum(scattered.values()) / 2 == moved.reduced == whole / 2
     if "twice" not in case:
         told = wire_bytes(work(model), 2, "fsdp2")
         assert told["weights gathered, forward and backward"] == moved.gathered
         assert told["gradients scattered"] == moved.reduced
         assert sum(found["forward sent"].values()) in (whole, whole - work(model).kept), "the output layer may be there"
+
+
+def test_a_checkpointed_pass_is_followed():
+    """Units are together when a block's forward pass is run again, and nothing is gathered twice for it."""
+    model, loss = without_values("fsdp2")
+    plain, _, moved, flops = trace_sharded(model, loss, 2)
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    less, _, same, more = trace_sharded(model, loss, 2)
+    assert less < 0.9 * plain
+    assert same == moved
+    assert more > 1.2 * flops
 
 
 def work(model):

@@ -108,7 +108,7 @@ def test_bytes_of_every_strategy():
 
 
 def test_shards_cost_zeroth_and_first_order_the_same_share():
-    """A forward pass computes a third of what a forward and a backward pass do, and gathers a third of what they send."""
+    """A forward pass computes a third of what a forward and a backward pass do, and sends a third."""
     machine = replace(PLAIN, hop_inside=0.0, hop_across=0.0)
     zeroth, first = replace(ZEROTH, kept=0), replace(FIRST, kept=0)
     for ranks in (2, 64):

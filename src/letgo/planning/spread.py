@@ -183,7 +183,7 @@ def short(seconds: float) -> str:
     if seconds == 0:
         return "0"
     for unit, one in (("us", 1e-6), ("ms", 1e-3)):
-        if seconds < 1000 * one:
+        if seconds < 999.5 * one:
             return f"{seconds / one:.3g} {unit}"
     return duration(seconds)
 
