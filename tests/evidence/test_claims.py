@@ -151,3 +151,21 @@ def test_seeds_of_two_files_are_put_together_once():
     other = planted.group("adamw", cells=[planted.cell(3)], learning_rate=1e-3)
     with pytest.raises(UserError, match="other settings"):
         joined([first, planted.record(other)])
+
+
+def test_the_next_rate_stands_for_the_one_that_left_the_room():
+    useless = planted.cell(0).after | {"retain_accuracy": 0.76}
+    first = planted.group("fozo", learning_rate=5e-4, cells=[planted.cell(s, after=useless) for s in planted.SEEDS])
+    following = planted.record(planted.group("fozo", learning_rate=7.5e-4, harmonic=0.7), supersedes=True)
+    whole = joined([following, planted.record(planted.group("adamw"), first)])
+    assert [group.name for group in whole.groups] == ["AdamW", "FOZO", "FOZO at 0.0005"]
+    assert whole.group("FOZO").learning_rate == 7.5e-4
+    assert only(more("FOZO", "AdamW", MEASURE), *whole.groups).verdict == "holds"
+    # The other rate is told of, and takes no part.
+    assert [group.name for group in matched(whole)] == ["AdamW", "FOZO"]
+
+
+def test_at_the_bound_is_within_it():
+    after = planted.cell(0).after | {"forget_accuracy": 0.55, "retain_accuracy": 0.8}
+    group = planted.group("adamw", cells=[planted.cell(seed, after=after) for seed in planted.SEEDS])
+    assert unmatched(group, planted.BEFORE) == ""

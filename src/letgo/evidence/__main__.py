@@ -35,13 +35,14 @@ def collect(
     output: Annotated[Path, typer.Option("--output", "-o", help="The result file.")],
     attacks: AttacksOption = None,
     kind: Annotated[str, typer.Option("--kind", help="ladder or ideas.")] = "ladder",
+    supersedes: Annotated[bool, typer.Option("--supersedes", help="Stands for groups of the same name.")] = False,
 ) -> None:
     """Read a sweep's runs into a result file."""
     from letgo.evidence.collect import collect as read
     from letgo.evidence.records import write_record
 
     chosen: Literal["ladder", "ideas"] = "ideas" if kind == "ideas" else "ladder"
-    record = read(folder, attacks=attacks, kind=chosen)
+    record = read(folder, attacks=attacks, kind=chosen, supersedes=supersedes)
     write_record(output, record)
     cells = sum(len(group.cells) + len(group.trials) for group in record.groups)
     typer.echo(f"{output}: {len(record.groups)} groups, {cells} runs", err=True)

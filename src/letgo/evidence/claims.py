@@ -63,6 +63,8 @@ def unmatched(group: Group, before: Mapping[str, float]) -> str:
     """Why a group takes no part in comparisons; empty where it does."""
     if group.reached is False:
         return "missed the target in tuning"
+    if group.superseded:
+        return "superseded by the next rate"
     finished = [cell for cell in group.cells if cell.status == "finished"]
     if not finished:
         return "no run finished"
@@ -73,7 +75,8 @@ def unmatched(group: Group, before: Mapping[str, float]) -> str:
         if found is None:
             return f"{metric} was not measured"
         bound = limit * before.get(metric, 1.0) if metric in ("retain_accuracy", "general_perplexity") else limit
-        outside = found.mean < bound if metric == "retain_accuracy" else found.mean > bound
+        # What is kept in the files is rounded: at the bound is within it.
+        outside = found.mean < bound - 1e-5 if metric == "retain_accuracy" else found.mean > bound + 1e-5
         if outside:
             return f"{metric} {found.mean:.3f} is {'below' if metric == 'retain_accuracy' else 'above'} {bound:.3f}"
     return ""

@@ -21,13 +21,14 @@ from letgo.runs.sweeps import CellState, GroupState, TrialState, read_sweep
 from letgo.sweep.cell import ERROR_FILE
 
 
-def collect(folder: Path, *, attacks: Path | None = None, kind: str = "ladder") -> Record:
+def collect(folder: Path, *, attacks: Path | None = None, kind: str = "ladder", supersedes: bool = False) -> Record:
     """A sweep's folder as a record. Cells that are not finished yet are left out; failed ones are kept as such.
 
     Args:
         folder: of the sweep.
         attacks: the YAML whose `held_back` attacks take no part in R and Q.
         kind: "ladder" or "ideas"; a sweep that was tuned and not attacked is "tuning".
+        supersedes: its groups stand for those of the same name in the objective's other files.
 
     Raises:
         UserError: nothing of the sweep has been run.
@@ -58,6 +59,7 @@ def collect(folder: Path, *, attacks: Path | None = None, kind: str = "ladder") 
         before=_values(first.before),
         retrained=_values(first.references.get("retrained", {})),
         held_back=held_back if not tuning else [],
+        supersedes=supersedes,
         groups=groups,
     )
 

@@ -74,13 +74,16 @@ class Group(_Model):
     passes: dict[str, float]
     reached: bool | None = None
     trials: list[Cell] = []
+    superseded: bool = False
+    """Another rate of the same grade stands for it, for this one left the room that comparisons allow."""
     verdicts: list[str] = []
     """Of the trials, in their order: reached, missed, collapsed or failed."""
     cells: list[Cell] = []
 
     @property
     def name(self) -> str:
-        return grade_name(self.optimizer, self.settings)
+        name = grade_name(self.optimizer, self.settings)
+        return f"{name} at {self.learning_rate:g}" if self.superseded else name
 
     def values(self, measure: str) -> dict[int, float]:
         """A measure by seed; seeds without it are left out.
@@ -105,6 +108,8 @@ class Record(_Model):
     bound: str | None = None
     before: dict[str, float] = {}
     retrained: dict[str, float] = {}
+    supersedes: bool = False
+    """Its groups take the place of those of the same name in other files, whose rate left the room (`claims.ROOM`)."""
     held_back: list[str] = []
     """Labels of the attacks that confirm, and take no part in R and Q."""
     groups: list[Group]
@@ -186,16 +191,20 @@ def read_record(path: Path) -> Record:
 
 
 def joined(records: Sequence[Record]) -> Record:
-    """Ladders of one objective, further seeds of the same groups put together.
+    """Ladders of one objective: further seeds of the same groups put together, superseded groups kept under a name that
+    says their rate.
 
     Raises:
         UserError: the same group and seed stands in two of them.
     """
     groups: dict[str, Group] = {}
-    for record in records:
+    for record in sorted(records, key=lambda one: one.supersedes):
         for group in record.groups:
             known = groups.get(group.name)
-            if known is None:
+            if known is not None and record.supersedes:
+                older = known.model_copy(update={"superseded": True})
+                groups[older.name] = older
+            if known is None or record.supersedes:
                 groups[group.name] = group
                 continue
             if twice := {c.seed for c in known.cells} & {c.seed for c in group.cells}:
@@ -203,7 +212,8 @@ def joined(records: Sequence[Record]) -> Record:
             if (known.learning_rate, known.steps) != (group.learning_rate, group.steps):
                 raise UserError(f"{record.source}: {group.name} was run with other settings in another result file")
             groups[group.name] = known.model_copy(update={"cells": [*known.cells, *group.cells]})
-    return records[0].model_copy(update={"groups": list(groups.values())})
+    first = min(records, key=lambda one: one.supersedes)
+    return first.model_copy(update={"groups": list(groups.values())})
 
 
 def _rounded(value: Any) -> Any:
