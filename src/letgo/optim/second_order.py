@@ -252,7 +252,7 @@ def _sharded_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tenso
         for p in parameters:
             p.grad = None
         with torch.enable_grad():
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return [p.grad for p in parameters]
     finally:
         for p, grad in zip(parameters, kept, strict=True):
