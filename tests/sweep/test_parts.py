@@ -159,7 +159,7 @@ def test_cells_side_by_side_share_this_machines_gpus(monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_its_own_cell_alone(small, heard):
-    grid = small("out", steps=60, save_steps=5, workers=2, retries=0, resources={"cpus": 1})
+    grid = small("out", steps=24, save_steps=4, workers=2, retries=0, resources={"cpus": 1})
     with Killer(grid.output) as killer:
         state = sweep(grid, reporter=heard)
     assert len(killer.killed) == 1
