@@ -17,9 +17,12 @@ from typing import Any
 from tests.planning.measured import LLAMA, ROOT, SCRIPT, make_directory, settings_in
 
 RANKS: dict[str, tuple[dict[str, Any], str]] = {
+    # Seen while the plan was calibrated.
     "ddp": ({"optimizer": "adamw"}, "ddp"),
     "ddp, zeroth": ({"optimizer": "zo_sgd"}, "ddp"),
     "fsdp2": ({"optimizer": "adamw", "strategy": "fsdp2"}, "fsdp2"),
+    # Held out: looked at once the plan was as it is.
+    "ddp, sgd": ({"optimizer": "sgd", "objective": "graddiff"}, "ddp"),
     "fsdp2, zeroth": ({"optimizer": "zo_sgd", "strategy": "fsdp2"}, "fsdp2"),
 }
 

@@ -48,7 +48,7 @@ def test_one_device_is_the_plan_of_one(job, optimizer, strategy):
 
 
 def test_replicas_hold_all_of_it_and_buffers(job):
-    alone, two = made(job, 1), made(job, 2)
+    alone, two = made(job, 1, machine="h100"), made(job, 2, machine="h100")
     whole = alone.plan.model["bytes"]
     for name in ("train", "step"):
         assert items(two, name) == {**items(alone, name), "buffers of DDP": whole}

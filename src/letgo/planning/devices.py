@@ -35,6 +35,9 @@ LIVE = 10**9
 (`stage3_max_live_parameters`, `reduce_bucket_size`)."""
 _BUCKET = 5 * 10**8
 _MOST_DEVICES = 1024
+FRAGMENTED_TOGETHER = 1.85
+"""Resident bytes for each byte alive among activations and gradients of one of several processes on a CPU, where more
+threads allocate. Calibrated on two gloo processes, see tests/planning/measured_ranks.py."""
 RESERVE = 0.05
 """Of an accelerator's memory: for its driver, its libraries and NCCL, which are not followed."""
 
@@ -137,6 +140,10 @@ class OnDevices(Planned):
     def training(self, objective: Objective) -> Work:
         work = super().training(objective)
         return replace(work, phases=tuple(self.on_device(phase) for phase in work.phases))
+
+    def fragmented(self) -> float:
+        alone = super().fragmented()
+        return max(alone, FRAGMENTED_TOGETHER) if self.device.type == "cpu" and self.ranks > 1 else alone
 
     def on_device(self, phase: Phase) -> Phase:
         """A phase of the step, with what the strategy adds."""
