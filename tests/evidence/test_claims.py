@@ -59,7 +59,9 @@ def test_one_seed_settles_nothing():
 def test_without_the_grade_it_is_not_testable():
     found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"))
     assert found.verdict == "not testable here"
-    assert "FOZO did not reach the target" in found.figure
+    assert found.figure == "FOZO was not run"
+    [missed] = more("FOZO", "AdamW", MEASURE)(planted.record(planted.group("adamw"), missed=["FOZO"]))
+    assert missed.figure == "FOZO did not reach the target within the bound"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +125,10 @@ def test_a_verdict_over_objectives():
     assert summary([held, held, missing]) == "holds"
     assert summary([not_held]) == "does not hold"
     assert summary([missing]) == "not testable here"
+    unsettled = only(
+        more("FOZO", "AdamW", MEASURE), planted.group("adamw"), planted.noisy("fozo", {0: 0.9, 1: 0.4, 2: 0.6})
+    )
+    assert summary([unsettled, missing]) == "not settled"
     assert summary([held, not_held]) == "holds in 1, does not in 1 of 2 comparisons"
 
 

@@ -51,6 +51,7 @@ def test_each_claim_has_its_verdict(results):
     assert "| NPO | FOZO − AdamW | 0.20 (0.20 to 0.20) | 0, 1, 2 | holds |" in text.partition("most robust of all")[2]
     assert "**not testable here" in row(text, "On WMDP")
     assert "**not testable here**" in row(text, "Sophia, of the highest grade", "D2U")
+    assert "AdaZO did not reach the target within the bound" in text, "so says the tuning's file"
 
 
 def test_what_failed_and_what_missed_is_listed(results):

@@ -1,9 +1,9 @@
 """The papers' claims, each with how it is judged. Written before the ladder was run.
 
 A claim is tested under each objective apart, on differences paired over seeds. It **holds** where the mean lies at
-least `LEAST` on the side that was claimed and its 95 % interval keeps off zero; it **does not hold** where the interval
-lies below `LEAST`, or the mean on the wrong side of zero; it is **not settled** where the mean is on the claimed side
-and the interval doesn't tell. A grade that missed the target or the bound takes no part: robust and useless is not
+least 0.02 on the side that was claimed and its 95 % interval keeps off zero; it **does not hold** where the interval
+lies below 0.02, or the mean on the wrong side of zero; it is **not settled** where the mean is on the claimed side and
+the interval doesn't tell. A grade that missed the target or the bound takes no part: robust and useless is not
 robust.
 """
 
@@ -137,7 +137,7 @@ def _difference(record: Record, better: str, worse: str, measure: str, least: fl
 def _why(record: Record, name: str) -> str:
     group = record.group(name)
     if group is None:
-        return f"{name} did not reach the target within the bound"
+        return f"{name} did not reach the target within the bound" if name in record.missed else f"{name} was not run"
     reason = unmatched(group, record.before)
     return f"{name}: {reason}" if reason else ""
 
@@ -272,5 +272,7 @@ def summary(findings: Sequence[Finding]) -> str:
     if counts["does not hold"] == len(tested):
         return "does not hold"
     left = len(tested) - sum(counts.values())
+    if left == len(tested):
+        return "not settled"
     told = [f"holds in {counts['holds']}", f"does not in {counts['does not hold']}", f"not settled in {left}"]
     return f"{', '.join(text for text in told if not text.endswith(' 0'))} of {len(tested)} comparisons"

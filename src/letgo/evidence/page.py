@@ -38,7 +38,11 @@ def ladders(records: Sequence[Record]) -> dict[str, Record]:
         if record.kind == "ladder":
             by.setdefault(record.objective, []).append(record)
     known = [*(name for name in OBJECTIVES if name in by), *(name for name in by if name not in OBJECTIVES)]
-    return {name: joined(by[name]) for name in known}
+    missed = {
+        name: [g.name for r in records if (r.kind, r.objective) == ("tuning", name) for g in r.groups if not g.reached]
+        for name in known
+    }
+    return {name: joined(by[name]).model_copy(update={"missed": missed[name]}) for name in known}
 
 
 def text_of(records: Sequence[Record], analyses: places.Places, drawings: Path | None = None) -> str:

@@ -112,6 +112,8 @@ class Record(_Model):
     """Its groups take the place of those of the same name in other files, whose rate left the room (`claims.ROOM`)."""
     held_back: list[str] = []
     """Labels of the attacks that confirm, and take no part in R and Q."""
+    missed: list[str] = []
+    """Grades that missed the target in tuning, and were not run further."""
     groups: list[Group]
 
     def group(self, name: str) -> Group | None:
