@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from letgo.errors import UserError
-from letgo.optim import OPTIMIZERS, create_optimizer, gnb_loss, perturbation
+from letgo.optim import OPTIMIZERS, ReplayLog, create_optimizer, gnb_loss, perturbation
 from letgo.optim.ranks import Ranks, RanksDifferError
 from letgo.optim.shards import cut_state, is_sharded, whole_state
 
@@ -228,11 +228,19 @@ def all_cases(folder: Path) -> dict[str, Any]:
     done["bf16"] = straight("zo_sgd momentum", shard(make_model(torch.bfloat16)))
     for case in SWAPPED:
         done[f"{case}, swapped"] = swapped(case)
-    return done | others()
+    return done | others(folder)
 
 
-def others() -> dict[str, Any]:
+def others(folder: Path) -> dict[str, Any]:
     done: dict[str, Any] = {}
+    model = shard(make_model())
+    optimizer = make_optimizer("ada_zo rank 2", model)
+    log = ReplayLog.attach(optimizer)
+    take(STEPS, model, optimizer)
+    if torch.distributed.get_rank() == 0:
+        log.save(folder / "replay.json")
+    done["logged"] = whole(model)
+
     model = shard(make_model())
     done["pieces"] = [tuple(p.to_local().shape) for p in model.parameters()]
     optimizer = make_optimizer("zo_sgd", model)

@@ -20,7 +20,7 @@ import torch
 from problems import same_bits
 from torch import nn
 
-from letgo.optim import list_optimizers, perturbation
+from letgo.optim import list_optimizers, perturbation, replay
 from letgo.optim.shards import Piece, cut_like, gathered, gathering_anew, has_shards, local, piece_of, whole_state
 
 NAMES = [case for case in sharded.CASES if sharded.installed(case)]
@@ -61,7 +61,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, _sizes: None) -> list[dict[st
     for process in processes:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) | {"folder": folder} for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,12 @@ def test_a_checkpoint_goes_on_on_any_number_of_ranks(case: str, done: list[dict[
     assert same_bits(done[0][f"{case}, resumed"], straight)
     assert same_bits(done[0][f"{case}, from one"], straight)
     assert same_bits(sharded.resumed(case, done[0][f"{case}, saved"], sharded=False), straight)
+
+
+def test_a_log_written_over_shards_is_replayed_by_one_process(done: list[dict[str, Any]]) -> None:
+    model = sharded.make_model()
+    replay(model, done[0]["folder"] / "replay.json")
+    assert same_bits(sharded.whole(model), done[0]["logged"])
 
 
 @pytest.mark.parametrize("case", sharded.SWAPPED)

@@ -70,7 +70,7 @@ class _Substitution(TorchFunctionMode):
             way of those that are given copies, so that a loss has the bits that it has without shards.
     """
 
-    def __init__(self, places: dict[int, int], direction: Direction, alpha: float, gathered: bool) -> None:
+    def __init__(self, places: dict[int, int], direction: Direction, alpha: float, gathered: bool = False) -> None:
         super().__init__()
         self.gathered = gathered
         self.places = places
