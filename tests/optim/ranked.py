@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letgo.errors import LetgoError
-from letgo.optim import OPTIMIZERS, Sophia
+from letgo.optim import OPTIMIZERS, ReplayLog, Sophia
 from letgo.optim.ranks import Ranks
 
 STEPS, CHECK_EVERY = 12, 4
@@ -34,22 +34,37 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def run(case: str, ranks: Ranks, rows: slice = slice(None), width: int = 3, differ_at: int = -1) -> dict[str, Any]:
-    """Twelve steps on the rows of a small least-squares problem."""
+def problem(width: int = 3) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.linspace(-1, 1, 4 * width).view(4, width)), nn.Parameter(torch.zeros(width))]
+
+
+def run(
+    case: str,
+    ranks: Ranks,
+    rows: slice = slice(None),
+    width: int = 3,
+    differ_at: int = -1,
+    log: Path | None = None,
+    steps: int = STEPS,
+    begun: Any = None,
+) -> dict[str, Any]:
+    """Steps on the rows of a small least-squares problem: a new run's, or more of an optimizer's that has `begun`."""
     torch.rand(ranks.rank + 2)  # the global generators are in another state on each rank, which is not to matter
     name, settings = CASES[case]
-    weight = nn.Parameter(torch.linspace(-1, 1, 4 * width).view(4, width))
-    bias = nn.Parameter(torch.zeros(width))
+    optimizer = begun or OPTIMIZERS.load(name)(problem(width), lr=0.02, seed=3, **settings)
+    weight, bias = optimizer.param_groups[0]["params"]
     data = torch.arange(24.0).view(6, 4).sin()[rows]
-    optimizer = OPTIMIZERS.load(name)([weight, bias], lr=0.02, seed=3, **settings)
     optimizer.ranks = ranks
+    written = ReplayLog.attach(optimizer) if log else None
     losses = []
-    for step in range(STEPS):
+    for step in range(steps):
         if step == differ_at:
             with torch.no_grad():
                 weight[0, 0] += 1e-6
         optimizer.step(lambda: (data @ weight + bias).square().mean())
         losses.append(optimizer.last_losses)
+    if log and written and ranks.rank == 0:
+        written.save(log)
     weights = [weight.detach(), bias.detach()]
     return {"weights": weights, "losses": losses, "described": ranks.describe()}
 
@@ -83,8 +98,10 @@ def sophia(hessian: str, rank: int) -> dict[str, Any]:
     return {"weights": [p.detach() for p in model.parameters()], "hessian": curvature, "seeds": seeds}
 
 
-def all_cases(rank: int) -> dict[str, Any]:
-    done: dict[str, Any] = {case: run(case, Ranks("directions", CHECK_EVERY)) for case in CASES}
+def all_cases(rank: int, folder: Path) -> dict[str, Any]:
+    done: dict[str, Any] = {
+        case: run(case, Ranks("directions", CHECK_EVERY), log=folder / f"{case}.json") for case in CASES
+    }
     done["data"] = run("three directions", Ranks("data"), slice(3 * rank, 3 * rank + 3))
     done["wide"] = run("three directions", Ranks("directions", CHECK_EVERY), width=3000)
     return done | {hessian: sophia(hessian, rank) for hessian in ("hutchinson", "gnb")}
@@ -112,7 +129,7 @@ def main() -> None:
         timeout=datetime.timedelta(seconds=5 if what == "hang" else 120),
     )  # fmt: skip
     if what == "all":
-        torch.save(all_cases(rank), folder / f"{rank}.pt")
+        torch.save(all_cases(rank, folder), folder / f"{rank}.pt")
     elif what == "differ":
         run("three directions", Ranks("directions", CHECK_EVERY), differ_at=6 if rank == 1 else -1)
     else:

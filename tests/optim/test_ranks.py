@@ -13,7 +13,7 @@ import ranked
 import torch
 from torch import nn
 
-from letgo.optim import ZOSGD
+from letgo.optim import ZOSGD, replay
 from letgo.optim.ranks import RankLostError, Ranks, checksum, rank_loss_named
 
 
@@ -35,7 +35,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     for process in started(folder):
         _, said = process.communicate(timeout=200)
         assert process.returncode == 0, said
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) | {"folder": folder} for rank in range(2)]
 
 
 def alone(case: str) -> dict[str, Any]:
@@ -72,6 +72,15 @@ def test_directions_shared_by_two_ranks_give_the_bits_of_one_process(case, evalu
         "share": "directions", "ranks": 1, "steps": ranked.STEPS, "scalars_a_step": 0,
         "bytes_exchanged": 0, "bytes_a_step": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["three directions", "momentum", "low rank", "ada_zo", "zo_muon"])
+def test_the_log_of_two_ranks_is_a_checkpoint_for_one(case, done):
+    straight = ranked.run(case, Ranks("directions"), steps=ranked.STEPS + 5)
+    begun = replay(ranked.problem(), done[0]["folder"] / f"{case}.json")
+    more = ranked.run(case, Ranks("directions"), steps=5, begun=begun)
+    assert same(more["weights"], straight["weights"])
+    assert more["losses"] == straight["losses"][ranked.STEPS :]
 
 
 def test_batched_evaluations_are_shared_too(done):

@@ -205,7 +205,8 @@ class ZerothOrder(ClosureOptimizer):
         """
         if closure is None:
             raise ValueError(
-                f"{type(self).__name__} is zeroth order: step(closure) needs a closure that evaluates the loss"
+                f"{type(self).__name__} is zeroth order: step(closure) needs a closure that evaluates the loss "
+                "(DeepSpeed steps without one: run it on replicas, DDP, or on shards, FSDP2)"
             )
         parameters = parameters_of(self)
         if has_shards(parameters):
