@@ -110,7 +110,7 @@ def test_the_best_is_held_against_the_next_best():
 def test_every_claim_is_judged_or_says_why_not():
     assert len({claim.key for claim in CLAIMS}) == len(CLAIMS)
     for claim in CLAIMS:
-        assert bool(claim.test) != bool(claim.why_not)
+        assert bool(claim.test) + bool(claim.why_not) + bool(claim.one_basin) == 1
         if claim.test:
             assert claim.test(planted.record(planted.group("adamw")))
     assert set(ROOM) <= set(planted.cell(0).after)
@@ -154,8 +154,8 @@ def test_seeds_of_two_files_are_put_together_once():
     assert sorted(whole.groups[0].values(MEASURE)) == [0, 1, 2, 3]
     with pytest.raises(UserError, match="seed 0 in another result file"):
         joined([first, first])
-    other = planted.group("adamw", cells=[planted.cell(3)], learning_rate=1e-3)
-    with pytest.raises(UserError, match="other settings"):
+    other = planted.group("adamw", cells=[planted.cell(3)], steps=96)
+    with pytest.raises(UserError, match="other steps"):
         joined([first, planted.record(other)])
 
 
@@ -175,3 +175,14 @@ def test_at_the_bound_is_within_it():
     after = planted.cell(0).after | {"forget_accuracy": 0.55, "retain_accuracy": 0.8}
     group = planted.group("adamw", cells=[planted.cell(seed, after=after) for seed in planted.SEEDS])
     assert unmatched(group, planted.BEFORE) == ""
+
+
+def test_another_rate_is_a_control_for_comparisons_that_name_it():
+    deeper = planted.group("adamw", learning_rate=4e-4, harmonic=0.8)
+    whole = joined(
+        [planted.record(planted.group("adamw"), planted.group("fozo", harmonic=0.7)), planted.record(deeper)]
+    )
+    assert [group.name for group in whole.groups] == ["AdamW", "FOZO", "AdamW at 0.0004"]
+    assert only(more("FOZO", "AdamW at 0.0004", MEASURE), *whole.groups).verdict == "does not hold"
+    # It is no grade of its own: the best of all grades is held against the others alone.
+    assert only(highest("FOZO", MEASURE), *whole.groups).figure == "FOZO − AdamW"

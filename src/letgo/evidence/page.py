@@ -49,7 +49,7 @@ def text_of(records: Sequence[Record], analyses: places.Places, drawings: Path |
     """The page's text; drawings are written where a folder for them is given."""
     found = ladders(records)
     tunings = [record for record in records if record.kind == "tuning"]
-    parts = [protocol.head(found), "## The claims", *_claims(found)]
+    parts = [protocol.head(found), "## The claims", *_claims(found, analyses)]
     for objective, record in found.items():
         parts += _ladder(objective, record, drawings)
     parts += _missed(tunings, found)
@@ -66,11 +66,14 @@ def findings(claim: Claim, found: Mapping[str, Record]) -> list[Finding]:
     return [finding for record in found.values() for finding in (claim.test(record) if claim.test else ())]
 
 
-def _claims(found: Mapping[str, Record]) -> list[str]:
+def _claims(found: Mapping[str, Record], analyses: places.Places) -> list[str]:
     rows, details = [], []
     for place, claim in enumerate(CLAIMS, start=1):
         tested = findings(claim, found)
-        said = claims.summary(tested) if tested else f"not testable here: {claim.why_not or 'no run'}"
+        if claim.one_basin:
+            said = str(places.basin(analyses, *claim.one_basin))
+        else:
+            said = claims.summary(tested) if tested else f"not testable here: {claim.why_not or 'no run'}"
         rows.append([str(place), claim.says, claim.source, f"**{said}**"])
         if tested:
             lines = [_finding_row(finding) for finding in tested]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from letgo.analysis.records import Certificate, Connectivity, read_analyses
+from letgo.evidence.records import grade_of_run
 from letgo.evidence.text import paragraph, table
 from letgo.report.numbers import number, percent
 
@@ -48,7 +49,7 @@ def _connectivity(entry: Connectivity) -> list[str]:
         falls = path.barriers["forget_loss"].fall
         rows.append(
             [
-                f"{_short(path.first)} – {_short(path.second)}",
+                f"{grade_of_run(path.first)} – {grade_of_run(path.second)}",
                 number(path.distance),
                 number(retain),
                 number(forget),
@@ -74,7 +75,7 @@ def _certificates(entries: Sequence[Certificate]) -> list[str]:
             together = smoothed.together
             rows.append(
                 [
-                    _short(entry.subject),
+                    grade_of_run(entry.subject),
                     number(smoothed.sigma),
                     f"{together.revealed} of {together.draws}",
                     number(together.p_lower),
@@ -96,10 +97,14 @@ def _certificates(entries: Sequence[Certificate]) -> list[str]:
     return [paragraph(text), table(header, rows)]
 
 
+def basin(found: Places, first: str, second: str) -> Literal["holds", "does not hold", "not testable here"]:
+    """Whether two grades' solutions lie in one basin: no barrier of the retain loss between them."""
+    for entry in found.paths:
+        for path in entry.paths:
+            if {grade_of_run(path.first), grade_of_run(path.second)} == {first, second}:
+                return "holds" if path.barriers["retain_loss"].rise <= SAME_BASIN else "does not hold"
+    return "not testable here"
+
+
 def _label(name: str) -> str:
     return name.split(",")[0]
-
-
-def _short(name: str) -> str:
-    """A run directory's name without the digest of its settings."""
-    return Path(name).name.split("-seed")[0].replace("npo_gdr-", "").replace("optimizer_", "")

@@ -76,6 +76,8 @@ class Group(_Model):
     trials: list[Cell] = []
     superseded: bool = False
     """Another rate of the same grade stands for it, for this one left the room that comparisons allow."""
+    control: bool = False
+    """Another rate of a grade that the ladder has too, for comparisons that name it."""
     verdicts: list[str] = []
     """Of the trials, in their order: reached, missed, collapsed or failed."""
     cells: list[Cell] = []
@@ -83,7 +85,7 @@ class Group(_Model):
     @property
     def name(self) -> str:
         name = grade_name(self.optimizer, self.settings)
-        return f"{name} at {self.learning_rate:g}" if self.superseded else name
+        return f"{name} at {self.learning_rate:g}" if self.superseded or self.control else name
 
     def values(self, measure: str) -> dict[int, float]:
         """A measure by seed; seeds without it are left out.
@@ -176,6 +178,15 @@ def grade_name(optimizer: str, settings: Mapping[str, Any]) -> str:
     return f"{name} ({', '.join(f'{key}={one}' for key, one in rest.items())})" if rest else name
 
 
+def grade_of_run(directory: str) -> str:
+    """The grade's name told from that of a sweep's run directory; a model's own name stays."""
+    name = Path(directory).name.removeprefix("optimizer_")
+    if name.startswith("compressed_bits_"):
+        return f"{name.split('_')[2]}-bit"
+    known = [key for key in _NAMES if name.startswith(key)]
+    return _NAMES[max(known, key=len)] if known else name
+
+
 def write_record(path: Path, record: Record) -> None:
     document = record.model_dump(mode="json", by_alias=True, exclude_defaults=True) | {"schema": SCHEMA}
     write_text(path, json.dumps(_rounded(document), ensure_ascii=False, indent=1) + "\n")
@@ -193,8 +204,8 @@ def read_record(path: Path) -> Record:
 
 
 def joined(records: Sequence[Record]) -> Record:
-    """Ladders of one objective: further seeds of the same groups put together, superseded groups kept under a name that
-    says their rate.
+    """Ladders of one objective: further seeds of the same groups put together. A second rate of a grade is a control;
+    it and superseded groups have names that say their rate.
 
     Raises:
         UserError: the same group and seed stands in two of them.
@@ -209,10 +220,14 @@ def joined(records: Sequence[Record]) -> Record:
             if known is None or record.supersedes:
                 groups[group.name] = group
                 continue
+            if known.learning_rate != group.learning_rate:
+                control = group.model_copy(update={"control": True})
+                groups[control.name] = control
+                continue
             if twice := {c.seed for c in known.cells} & {c.seed for c in group.cells}:
                 raise UserError(f"{record.source}: {group.name} has seed {min(twice)} in another result file too")
-            if (known.learning_rate, known.steps) != (group.learning_rate, group.steps):
-                raise UserError(f"{record.source}: {group.name} was run with other settings in another result file")
+            if known.steps != group.steps:
+                raise UserError(f"{record.source}: {group.name} was run with other steps in another result file")
             groups[group.name] = known.model_copy(update={"cells": [*known.cells, *group.cells]})
     first = min(records, key=lambda one: one.supersedes)
     return first.model_copy(update={"groups": list(groups.values())})
