@@ -10,7 +10,7 @@ from typing import Any, Literal
 from letgo.analysis.records import Certificate, Connectivity, read_analyses
 from letgo.evidence.records import grade_of_run
 from letgo.evidence.text import paragraph, table
-from letgo.report.numbers import number, percent
+from letgo.report.numbers import MISSING, number
 
 SAME_BASIN = 0.1
 """A barrier of the retain loss up to this, in nats a token, is called none."""
@@ -70,7 +70,8 @@ def _connectivity(entry: Connectivity) -> list[str]:
 def _certificates(entries: Sequence[Certificate]) -> list[str]:
     rows = []
     for entry in entries:
-        moved = [f"{_label(d.name)} {number(d.value)}" for d in entry.displacements if d.value is not None]
+        unlearning = [d.value for d in entry.displacements if d.what == "unlearning" and d.value is not None]
+        attacks = [d.value for d in entry.displacements if d.what == "attack" and d.value is not None]
         for smoothed in entry.smoothed:
             together = smoothed.together
             rows.append(
@@ -80,11 +81,10 @@ def _certificates(entries: Sequence[Certificate]) -> list[str]:
                     f"{together.revealed} of {together.draws}",
                     number(together.p_lower),
                     number(together.radius),
-                    percent(1 - smoothed.utility["retain_accuracy"].value)
-                    if "retain_accuracy" in smoothed.utility
-                    else "–",
+                    number(kept.value) if (kept := smoothed.utility.get("retain_accuracy")) else MISSING,
                     "; ".join(smoothed.collapsed) or "no",
-                    ", ".join(moved),
+                    number(unlearning[0]) if unlearning else MISSING,
+                    f"{number(min(attacks))} to {number(max(attacks))}" if attacks else MISSING,
                 ]
             )
     first = entries[0]
@@ -93,7 +93,8 @@ def _certificates(entries: Sequence[Certificate]) -> list[str]:
         f"radius no change of the weights makes the smoothed model's chance of revealing the forget set "
         f"({first.event}) one half."
     )
-    header = ["model", "σ", "draws that reveal", "lower bound", "radius", "retain accuracy lost", "broken", "moved by"]
+    header = ["model", "σ", "draws that reveal", "lower bound", "radius", "retain accuracy under noise", "broken"]
+    header += ["unlearning moved", "attacks move"]
     return [paragraph(text), table(header, rows)]
 
 
@@ -104,7 +105,3 @@ def basin(found: Places, first: str, second: str) -> Literal["holds", "does not 
             if {grade_of_run(path.first), grade_of_run(path.second)} == {first, second}:
                 return "holds" if path.barriers["retain_loss"].rise <= SAME_BASIN else "does not hold"
     return "not testable here"
-
-
-def _label(name: str) -> str:
-    return name.split(",")[0]
