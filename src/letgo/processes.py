@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from letgo import errors
 from letgo.errors import LetgoError, UserError, first_line
 
 Thing = TypeVar("Thing")
@@ -152,21 +153,21 @@ def first_does(work: Callable[[], Value]) -> Value | None:
     """
     if count() == 1:
         return work()
-    value, error, raised = None, None, None
+    value, raised = None, None
     if is_first():
         try:
             value = work()
         except LetgoError as caught:
-            raised, error = caught, [isinstance(caught, UserError), str(caught)]
+            raised = caught
         except BaseException as caught:
             # The others must not wait for what will never come.
-            exchange([False, f"the first process failed: {first_line(caught)}"])
+            exchange(_as_json(LetgoError(f"the first process failed: {first_line(caught)}")))
             raise
-    told = exchange(error)[0]
+    told = exchange(None if raised is None else _as_json(raised))[0]
     if raised is not None:
         raise raised
     if told is not None:
-        raise (UserError if told[0] else LetgoError)(told[1])
+        raise _from_json(told)
     return value
 
 
@@ -199,22 +200,44 @@ def shared(
     if count() == 1 or together:
         return list(work(things, range(len(things)), advance))
     places = range(number(), len(things), count())
-    told = 0
+    done_by_all = 0
 
     def reported(done: int) -> None:
         # The others are about as far.
-        nonlocal told
-        step = min(done * count(), len(things) - told)
-        told += step
+        nonlocal done_by_all
+        step = min(done * count(), len(things) - done_by_all)
+        done_by_all += step
         advance(step)
 
-    own = work([things[place] for place in places], places, reported)
+    raised: LetgoError | None = None
+    own: list[Any] | None = None
+    try:
+        own = [pack(value) for value in work([things[place] for place in places], places, reported)]
+    except LetgoError as error:
+        # Told to the others, which would wait for this part.
+        raised = error
+    told = exchange({"values": own} if raised is None else _as_json(raised))
+    if raised is not None:
+        raise raised
     values: list[Any] = [None] * len(things)
-    for rank, found in enumerate(exchange([pack(value) for value in own])):
-        for place, value in zip(range(rank, len(things), count()), found, strict=True):
+    for rank, found in enumerate(told):
+        if "error" in found:
+            raise _from_json(found)
+        for place, value in zip(range(rank, len(things), count()), found["values"], strict=True):
             values[place] = unpack(value)
-    advance(len(things) - told)
+    advance(len(things) - done_by_all)
     return values
+
+
+def _as_json(error: LetgoError) -> dict[str, str]:
+    return {"error": type(error).__name__, "message": str(error)}
+
+
+def _from_json(told: dict[str, str]) -> LetgoError:
+    """The same error, as far as it is one of those that are everybody's."""
+    kind = getattr(errors, told["error"], LetgoError)
+    found: LetgoError = kind(told["message"])
+    return found
 
 
 def _joined() -> bool:

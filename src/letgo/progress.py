@@ -127,6 +127,8 @@ def quiet_libraries() -> None:
 
     # peft asks transformers for a name that it is about to drop.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # accelerate hands the setting on under the name that it had before.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     disable_progress_bars()

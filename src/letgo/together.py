@@ -17,15 +17,17 @@ from torch import Tensor
 
 from letgo import processes
 from letgo.errors import LetgoError, NonFiniteLossError, UserError
+from letgo.extras import need
 from letgo.metrics.running import is_sharded
 from letgo.objectives.likelihood import own_share, share_window
+from letgo.optim import OPTIMIZERS
 from letgo.optim.ranks import Ranks, rank_loss_named
 
 if TYPE_CHECKING:
     from letgo.trainer import UnlearnConfig
 
-LOSSES = "losses"
-GRADIENTS = "gradients"
+BY_WEIGHT = ("adamw", "sgd", "sign_sgd", "sign_adam", "sophia")
+"""Optimizers that step each weight by itself, from its gradient alone."""
 
 
 class Together:
@@ -155,6 +157,44 @@ def strategy_of(args: UnlearnConfig) -> str:
             "  start several: torchrun --nproc_per_node 2 -m letgo unlearn …"
         )
     return "fsdp2" if args.strategy == "fsdp2" else "replicas"
+
+
+def uses_deepspeed(args: UnlearnConfig) -> bool:
+    """Whether the config or the launcher asks for DeepSpeed."""
+    return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def check_deepspeed(args: UnlearnConfig) -> None:
+    """Raise a `UserError` for what DeepSpeed's ZeRO can't train: it steps an optimizer itself, without a closure, on
+    flat pieces of all weights."""
+    if not uses_deepspeed(args):
+        return
+    need("deepspeed", "deepspeed", what="ZeRO")
+    name = OPTIMIZERS.record(args.optimizer).name
+    hessian = (args.optimizer_args or {}).get("hessian", "empirical_fisher")
+    if name not in BY_WEIGHT or (name == "sophia" and hessian != "empirical_fisher"):
+        raise UserError(
+            f"optimizer {args.optimizer!r} can't be used with DeepSpeed, which steps optimizers without a closure, on "
+            f"flat pieces of the weights; it can step {', '.join(BY_WEIGHT)}\n"
+            "  to share weights out with any optimizer: strategy: fsdp2"
+        )
+    if args.lora_rank:
+        raise UserError("adapters are small: train them on replicas or with strategy: fsdp2, without DeepSpeed")
+
+
+def out_of_deepspeed(state: Mapping[str, Any] | None, model: Any) -> Any:
+    """A whole model with the weights that DeepSpeed had in parts, in every process.
+
+    Args:
+        state: what `Accelerator.get_state_dict` gives of the engine: whole in the first process.
+        model: the model as it was loaded, whole.
+    """
+    if processes.is_first():
+        model.load_state_dict(dict(state or {}), strict=False)
+    with rank_loss_named(), torch.no_grad():
+        for parameter in model.parameters():
+            torch.distributed.broadcast(parameter.data, 0)
+    return model
 
 
 def said_of(told: Mapping[str, Any], steps: int) -> str:

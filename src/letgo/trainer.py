@@ -125,7 +125,8 @@ class UnlearnConfig(TrainingArguments):
             # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
             self.dataloader_pin_memory = False
             # Otherwise each of several processes would take itself for the only one.
-            self.use_cpu = self.use_cpu or processes.asked() > 1
+            if processes.asked() > 1:
+                self.use_cpu = True
         given = self.output_dir
         super().__post_init__()
         # TrainingArguments would write to a folder of its own choosing where none is given.
@@ -169,6 +170,9 @@ class UnlearnTrainer(Trainer):
         self._closure_norm: float | None = None
         self.together = Together(args, model)
         dataset.part_of = self.together.part_of
+        if args.ddp_find_unused_parameters is None:
+            # Only hidden states of an inner layer leave weights without a gradient; to look for them costs a pass.
+            args.ddp_find_unused_parameters = self.objective.layer is not None
         saved = args.save_strategy
         if self.together.sharded:
             # Trainer knows no checkpoints of a model that was shared out while it was loaded; here they are below.

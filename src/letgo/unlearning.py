@@ -23,7 +23,7 @@ from letgo.environment import circumstances, give_back_memory
 from letgo.errors import LetgoError, UserError
 from letgo.metrics.metric import Metrics
 from letgo.metrics.robustness import collapse_reasons
-from letgo.metrics.running import is_sharded
+from letgo.metrics.running import is_sharded, is_sharded_by_zero
 from letgo.metrics.scoring import ScoreLog
 from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, Base, adapter_state, quick_fingerprint, save_adapter
 from letgo.models.load import BUILTIN, context_length, in_shards, load_model, load_tokenizer, weights_fingerprint, whole
@@ -46,7 +46,7 @@ from letgo.results import (
     write_text,
 )
 from letgo.runs import record_run
-from letgo.together import said_of, strategy_of
+from letgo.together import check_deepspeed, out_of_deepspeed, said_of, strategy_of
 from letgo.trainer import (
     UnlearnConfig,
     UnlearnTrainer,
@@ -148,6 +148,8 @@ class _Job:
         self.created = processes.agreed(now())
         self.before: Metrics = {}
         self.base: Base | None = None
+        self.zero: Any = None
+        """The whole weights, in the first process, where ZeRO-3 has trained them in parts."""
         self.ranks: dict[str, Any] = {}
         """How several processes trained together, for the record."""
         self.scored: dict[str, Any] = {}
@@ -167,6 +169,7 @@ class _Job:
             from letgo.publishing import check_repository
 
             check_repository(args.hub_model_id)
+        check_deepspeed(args)
         benchmark: Benchmark = benchmark_of(self.settings)
         if benchmark.sequence:
             raise UserError(
@@ -190,6 +193,9 @@ class _Job:
             self.unlearned(work, tokenizer, benchmark, resume)
         self.notes += work.notes
         model = work.model
+        if is_sharded_by_zero(model):
+            work.model = None
+            model = out_of_deepspeed(self.zero, self.loaded())
         with self.clock("save"):
             save_model(model, tokenizer, self.directory, base=self.base)
             if self.base is not None:
@@ -308,6 +314,7 @@ class _Job:
             self.ranks = work.together.describe()
             self.notes.append(said_of(self.ranks, work.state.global_step))
             self.reporter.say(f"  {self.notes[-1]}")
+        self.zero = work.accelerator.get_state_dict(work.model_wrapped) if is_sharded_by_zero(work.model) else None
         work.release()
         give_back_memory()
 

@@ -1,0 +1,59 @@
+"""Runs in two processes, one thread each, as `torchrun` starts them, beside the same runs in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+
+
+def launch(words: list[str], *, timeout: float = 400, **more: str) -> subprocess.CompletedProcess[str]:
+    """Two processes of a command, after `torchrun`."""
+    return subprocess.run(
+        [*LAUNCH, *words], cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def together(jobs: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """What each of two processes says of its jobs (`tests/distributed/worker.py`)."""
+    asked, told = folder / "jobs.json", folder / "told.json"
+    asked.write_text(json.dumps(jobs), encoding="utf-8")
+    done = launch(["-m", "tests.distributed.worker", str(asked), str(told)])
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(Path(f"{told}.{number}").read_text(encoding="utf-8")) for number in range(2)]
+
+
+def weights(directory: Any) -> dict[str, Any]:
+    return load_file(Path(directory) / "model.safetensors")
+
+
+def distance(one: Any, other: Any) -> float:
+    """The largest difference of two saved models' weights."""
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.fixture(scope="package")
+def package_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="package")
+def tiny_directory(package_folder):
+    return tiny.save(package_folder / "model", tiny.make_model(), tiny.make_tokenizer())
