@@ -10,7 +10,7 @@ for objective in ${*:-npo graddiff rmu}; do
     $PYTHON -m letgo.evidence collect "letgo-runs/evidence/tune-$objective" --output "results/tune-$objective.json"
     # The settled grid is kept: it names the rates that were chosen.
     [ -f "recipes/evidence/$objective.yaml" ] || $PYTHON -m letgo.evidence settle "letgo-runs/evidence/tune-$objective" \
-        --attacks recipes/evidence/attacks.yaml --seeds 0,1,2 --first adamw,fozo,sign_adam,sophia,sam --output "recipes/evidence/$objective.yaml"
+        --attacks recipes/evidence/attacks.yaml --seeds 0,1,2 --first adamw,fozo,hybrid,sign_adam,sophia,sam --output "recipes/evidence/$objective.yaml"
     $PYTHON -m letgo sweep "recipes/evidence/$objective.yaml" --resume
     $PYTHON -m letgo.evidence collect "letgo-runs/evidence/$objective" --attacks recipes/evidence/attacks.yaml \
         --output "results/ladder-$objective.json"

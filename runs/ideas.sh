@@ -3,7 +3,7 @@
 set -eu
 PYTHON=${PYTHON:-python}
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-for name in ${*:-ideas-npo ideas-muon-npo}; do
+for name in ${*:-ideas-npo ideas-more-npo}; do
     $PYTHON -m letgo sweep "recipes/evidence/tune-$name.yaml" --resume
     $PYTHON -m letgo.evidence collect "letgo-runs/evidence/tune-$name" --output "results/tune-$name.json"
     if [ ! -f "recipes/evidence/$name.yaml" ]; then

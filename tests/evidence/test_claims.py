@@ -186,3 +186,9 @@ def test_another_rate_is_a_control_for_comparisons_that_name_it():
     assert only(more("FOZO", "AdamW at 0.0004", MEASURE), *whole.groups).verdict == "does not hold"
     # It is no grade of its own: the best of all grades is held against the others alone.
     assert only(highest("FOZO", MEASURE), *whole.groups).figure == "FOZO − AdamW"
+
+
+def test_an_idea_is_no_grade():
+    idea = planted.group("fozo", settings={"fo": "sign_adam"}, harmonic=0.9)
+    found = planted.record(planted.group("adamw"), planted.group("fozo", harmonic=0.7), idea)
+    assert [group.name for group in matched(found)] == ["AdamW", "FOZO"]

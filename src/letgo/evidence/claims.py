@@ -85,7 +85,7 @@ def unmatched(group: Group, before: Mapping[str, float]) -> str:
 
 
 def matched(record: Record) -> list[Group]:
-    return [group for group in record.groups if not group.control and not unmatched(group, record.before)]
+    return [group for group in record.groups if group.plain and not unmatched(group, record.before)]
 
 
 def judge(found: Estimate, *, least: float = LEAST) -> Verdict:

@@ -96,6 +96,10 @@ def section(records: Sequence[Record], found: Mapping[str, Record]) -> list[str]
     by: dict[str, list[Group]] = {}
     for record in records:
         by.setdefault(record.objective, []).extend(record.groups)
+    names = {idea.name for idea in IDEAS}
+    for objective, ladder in found.items():
+        if groups := [group for group in ladder.groups if group.name in names]:
+            by.setdefault(objective, []).extend(groups)
     if not by:
         return [*parts, "None of them has been run."]
     for objective, groups in by.items():

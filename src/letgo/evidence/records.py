@@ -87,6 +87,11 @@ class Group(_Model):
         name = grade_name(self.optimizer, self.settings)
         return f"{name} at {self.learning_rate:g}" if self.superseded or self.control else name
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is a grade of the ladder: its settings are the ladder's, so that its name tells none."""
+        return not self.control and "(" not in self.name
+
     def values(self, measure: str) -> dict[int, float]:
         """A measure by seed; seeds without it are left out.
 
