@@ -15,4 +15,11 @@ for objective in ${*:-npo graddiff rmu}; do
     $PYTHON -m letgo.evidence collect "letgo-runs/evidence/$objective" --attacks recipes/evidence/attacks.yaml \
         --output "results/ladder-$objective.json"
 done
+# Further grades, a control, and the hybrid's next rate, under NPO.
+for name in next more rest; do
+    [ "$name" = next ] && stands=--supersedes || stands=
+    $PYTHON -m letgo sweep "recipes/evidence/npo-$name.yaml" --resume
+    $PYTHON -m letgo.evidence collect "letgo-runs/evidence/npo-$name" --attacks recipes/evidence/attacks.yaml $stands \
+        --output "results/ladder-npo-$name.json"
+done
 $PYTHON -m letgo.evidence page results --output docs/evidence.md
