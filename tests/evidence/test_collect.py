@@ -160,6 +160,7 @@ def test_nothing_run_is_said(tmp_path):
     [
         ("adamw", {}, 48, 48),
         ("sam", {}, 96, 96),
+        ("sam", {"on": "forget"}, 72, 72),
         ("zo_sgd", {}, 96, 0),
         ("fozo", {"fo_steps": 12, "zo_steps": 12}, 72, 24),
     ],

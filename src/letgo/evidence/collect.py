@@ -65,10 +65,12 @@ def collect(folder: Path, *, attacks: Path | None = None, kind: str = "ladder", 
 
 
 def passes(optimizer: str, settings: Mapping[str, Any], steps: int) -> dict[str, float]:
-    """Forward and backward passes of a run of so many steps, counted by stepping the optimizer on small matrices."""
+    """Forward and backward passes of a run of so many steps, counted by stepping the optimizer on small matrices. One
+    over the forget or the retain rows alone, as smoothing with `on="forget"` takes them, counts half."""
     cost = optimizer_cost(optimizer, settings, torch.float32)
-    forward = steps * (cost.forwards + cost.backwards)
-    return {"forward": round(forward, 3), "backward": round(steps * cost.backwards, 3)}
+    share = 0.5 if settings.get("on") == "forget" else 1.0
+    forward = steps * share * (cost.forwards + cost.backwards)
+    return {"forward": round(forward, 3), "backward": round(steps * share * cost.backwards, 3)}
 
 
 def _group(state: GroupState, result: Result, trials: Sequence[Cell], cells: Sequence[Cell]) -> Group:

@@ -94,11 +94,11 @@ def section(records: Sequence[Record], found: Mapping[str, Record]) -> list[str]
     numbered = "\n".join(f"{place}. **{idea.name}**: {idea.hypothesis}" for place, idea in enumerate(IDEAS, start=1))
     parts.append(numbered)
     by: dict[str, list[Group]] = {}
+    # A ladder may have an idea too, beside its grades.
     for record in records:
         by.setdefault(record.objective, []).extend(record.groups)
-    names = {idea.name for idea in IDEAS}
     for objective, ladder in found.items():
-        if groups := [group for group in ladder.groups if group.name in names]:
+        if groups := [group for group in ladder.groups if not group.plain and not group.control]:
             by.setdefault(objective, []).extend(groups)
     if not by:
         return [*parts, "None of them has been run."]
@@ -114,8 +114,7 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
     hybrid = ladder.group(HYBRID)
     names = list(dict.fromkeys([*(idea.name for idea in IDEAS), *(group.name for group in groups)]))
     rows = []
-    for name in names:
-        group = next((one for one in groups if one.name == name), None)
+    for name, group in [(n, g) for n in names for g in [one for one in groups if one.name == n] or [None]]:
         said = verdict(group, ladder, hybrid)
         if group is None or hybrid is None:
             rows.append([name, *[MISSING] * 6, said])
