@@ -1,0 +1,54 @@
+"""What is kept in the repository: the grids can be run, the claims name attacks that are made, the page is the files'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from letgo.attacks.plan import plan_attack
+from letgo.evidence.claims import ALL, HALF
+from letgo.evidence.page import write_page
+from letgo.evidence.records import read_record
+from letgo.evidence.settle import read_attacks
+from letgo.sweep import read_grid
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes" / "evidence"
+GRIDS = sorted(path for path in RECIPES.glob("*.yaml") if path.stem != "attacks")
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_grids_can_be_run(path):
+    grid = read_grid(path)
+    assert path.read_text(encoding="utf-8").startswith(f"# letgo sweep recipes/evidence/{path.name} --resume\n")
+    assert grid.output == Path("letgo-runs/evidence") / path.stem
+    tuning = path.stem.startswith("tune-")
+    assert (grid.tune is not None) == tuning
+    assert ({cell.seed for cell in grid.cells} == {100}) == tuning, "tuning and evidence share no seed"
+
+
+def test_every_evidence_grid_is_attacked_alike():
+    given = read_attacks(RECIPES / "attacks.yaml")
+    labels = [plan_attack(spec).label for spec in given["attacks"]]
+    assert {HALF, ALL} <= set(labels)
+    held_back = [plan_attack(spec).label for spec in given["held_back"]]
+    assert held_back
+    assert not set(held_back) & set(labels)
+    for path in GRIDS:
+        grid = read_grid(path)
+        if grid.tune is None:
+            assert [plan_attack(spec).label for spec in grid.attacks] == [*labels, *held_back], path.name
+
+
+def test_the_page_is_what_the_result_files_say(tmp_path):
+    results = sorted((ROOT / "results").glob("*.json"))
+    assert results
+    for path in results:
+        if not path.name.startswith("analysis-"):
+            record = read_record(path)
+            assert (ROOT / record.source).is_file(), f"{path.name}: {record.source}, which makes its runs, is missing"
+    write_page(ROOT / "results", tmp_path / "evidence.md")
+    text = (tmp_path / "evidence.md").read_text(encoding="utf-8")
+    assert text == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), "make the page again"
+    assert sum(path.stat().st_size for path in results) < 3_000_000
