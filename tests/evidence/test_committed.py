@@ -1,4 +1,4 @@
-"""What is kept in the repository: the grids can be run, the claims name attacks that are made, the page is the files'."""
+"""What the repository keeps: grids that can be run, claims that name attacks which are made, a page that is up to date."""
 
 from __future__ import annotations
 
