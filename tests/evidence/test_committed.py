@@ -1,4 +1,4 @@
-"""What the repository keeps: grids that can be run, claims that name attacks which are made, a page that is up to date."""
+"""What the repository keeps: grids that can be run, claims that name attacks that are made, a page of these files."""
 
 from __future__ import annotations
 
