@@ -16,10 +16,10 @@ for objective in ${*:-npo graddiff rmu}; do
         --output "results/ladder-$objective.json"
 done
 # Further grades, a control, and the hybrid's next rate, under NPO.
-for name in next more rest; do
-    [ "$name" = next ] && stands=--supersedes || stands=
+for name in next more next-sam rest seeds; do
+    case $name in next* | seeds) how='--supersedes --control adamw@0.0004' ;; *) how='--control adamw@0.0004' ;; esac
     $PYTHON -m letgo sweep "recipes/evidence/npo-$name.yaml" --resume
-    $PYTHON -m letgo.evidence collect "letgo-runs/evidence/npo-$name" --attacks recipes/evidence/attacks.yaml $stands \
+    $PYTHON -m letgo.evidence collect "letgo-runs/evidence/npo-$name" --attacks recipes/evidence/attacks.yaml $how \
         --output "results/ladder-npo-$name.json"
 done
 $PYTHON -m letgo.evidence page results --output docs/evidence.md

@@ -154,8 +154,8 @@ def test_seeds_of_two_files_are_put_together_once():
     assert sorted(whole.groups[0].values(MEASURE)) == [0, 1, 2, 3]
     with pytest.raises(UserError, match="seed 0 in another result file"):
         joined([first, first])
-    other = planted.group("adamw", cells=[planted.cell(3)], steps=96)
-    with pytest.raises(UserError, match="other steps"):
+    other = planted.group("adamw", cells=[planted.cell(3)], learning_rate=1e-3)
+    with pytest.raises(UserError, match="other settings"):
         joined([first, planted.record(other)])
 
 
@@ -164,11 +164,14 @@ def test_the_next_rate_stands_for_the_one_that_left_the_room():
     first = planted.group("fozo", learning_rate=5e-4, cells=[planted.cell(s, after=useless) for s in planted.SEEDS])
     following = planted.record(planted.group("fozo", learning_rate=7.5e-4, harmonic=0.7), supersedes=True)
     whole = joined([following, planted.record(planted.group("adamw"), first)])
-    assert [group.name for group in whole.groups] == ["AdamW", "FOZO", "FOZO at 0.0005"]
+    assert sorted(group.name for group in whole.groups) == ["AdamW", "FOZO", "FOZO at 0.0005"]
     assert whole.group("FOZO").learning_rate == 7.5e-4
     assert only(more("FOZO", "AdamW", MEASURE), *whole.groups).verdict == "holds"
+    seeds = planted.group("fozo", learning_rate=7.5e-4, cells=[planted.cell(3, harmonic=0.7)])
+    more_seeds = joined([planted.record(first), following, planted.record(seeds, supersedes=True)])
+    assert sorted(more_seeds.group("FOZO").values(MEASURE)) == [0, 1, 2, 3]
     # The other rate is told of, and takes no part.
-    assert [group.name for group in matched(whole)] == ["AdamW", "FOZO"]
+    assert sorted(group.name for group in matched(whole)) == ["AdamW", "FOZO"]
 
 
 def test_at_the_bound_is_within_it():
@@ -178,7 +181,7 @@ def test_at_the_bound_is_within_it():
 
 
 def test_another_rate_is_a_control_for_comparisons_that_name_it():
-    deeper = planted.group("adamw", learning_rate=4e-4, harmonic=0.8)
+    deeper = planted.group("adamw", learning_rate=4e-4, harmonic=0.8, control=True)
     whole = joined(
         [planted.record(planted.group("adamw"), planted.group("fozo", harmonic=0.7)), planted.record(deeper)]
     )

@@ -147,6 +147,12 @@ def test_a_ladder_is_collected_with_what_failed(ladder, attacks):
     assert group.values("harmonic_mean") == pytest.approx({0: 0.72, 1: 0.0, 2: 0.0})
 
 
+def test_a_control_is_told_by_its_rate(ladder, attacks):
+    record = collect(ladder, attacks=attacks, controls=["adamw@0.0002"])
+    assert [group.name for group in record.groups] == ["AdamW at 0.0002"]
+    assert [group.name for group in collect(ladder, attacks=attacks).groups] == ["AdamW"]
+
+
 def test_nothing_run_is_said(tmp_path):
     cells = [CellState(name="a", seed=0, status="pending")]
     groups = [GroupState(name="a", axes={}, optimizer="adamw", cells=cells)]

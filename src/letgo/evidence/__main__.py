@@ -35,6 +35,7 @@ def collect(
     output: Annotated[Path, typer.Option("--output", "-o", help="The result file.")],
     attacks: AttacksOption = None,
     kind: Annotated[str, typer.Option("--kind", help="ladder or ideas.")] = "ladder",
+    control: Annotated[list[str] | None, typer.Option("--control", help="OPTIMIZER@RATE of a control.")] = None,
     supersedes: Annotated[bool, typer.Option("--supersedes", help="Stands for groups of the same name.")] = False,
 ) -> None:
     """Read a sweep's runs into a result file."""
@@ -42,7 +43,7 @@ def collect(
     from letgo.evidence.records import write_record
 
     chosen: Literal["ladder", "ideas"] = "ideas" if kind == "ideas" else "ladder"
-    record = read(folder, attacks=attacks, kind=chosen, supersedes=supersedes)
+    record = read(folder, attacks=attacks, kind=chosen, supersedes=supersedes, controls=control or [])
     write_record(output, record)
     cells = sum(len(group.cells) + len(group.trials) for group in record.groups)
     typer.echo(f"{output}: {len(record.groups)} groups, {cells} runs", err=True)

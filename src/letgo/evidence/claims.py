@@ -250,6 +250,12 @@ CLAIMS: tuple[Claim, ...] = (
         more("Sophia", "AdamW", "after:retain_probability"),
     ),
     Claim(
+        "depth-utility",
+        "ours",
+        "The same for the hybrid and Sophia, against Adam at a rate that forgets as much as they do.",
+        _several(*(more(name, DEEP, "after:retain_probability") for name in ("FOZO", "Sophia"))),
+    ),
+    Claim(
         "basin",
         _D2U,
         "Sign methods end in Adam's basin: no barrier on the straight line between them.",

@@ -21,13 +21,21 @@ from letgo.runs.sweeps import CellState, GroupState, TrialState, read_sweep
 from letgo.sweep.cell import ERROR_FILE
 
 
-def collect(folder: Path, *, attacks: Path | None = None, kind: str = "ladder", supersedes: bool = False) -> Record:
+def collect(
+    folder: Path,
+    *,
+    attacks: Path | None = None,
+    kind: str = "ladder",
+    supersedes: bool = False,
+    controls: Sequence[str] = (),
+) -> Record:
     """A sweep's folder as a record. Cells that are not finished yet are left out; failed ones are kept as such.
 
     Args:
         folder: of the sweep.
         attacks: the YAML whose `held_back` attacks take no part in R and Q.
         kind: "ladder" or "ideas"; a sweep that was tuned and not attacked is "tuning".
+        controls: groups that are controls, other rates of grades that the ladder has too: "OPTIMIZER@RATE".
         supersedes: its groups stand for those of the same name in the objective's other files.
 
     Raises:
@@ -44,7 +52,9 @@ def collect(folder: Path, *, attacks: Path | None = None, kind: str = "ladder", 
             continue
         results += found
         made = [_with_robustness(cell, result, held_back) for cell, result in cells]
-        groups.append(_group(state, found[0], [cell for cell, _ in trials], made))
+        group = _group(state, found[0], [cell for cell, _ in trials], made)
+        control = f"{group.optimizer}@{group.learning_rate:g}" in controls if group.learning_rate else False
+        groups.append(group.model_copy(update={"control": control}))
     if not groups:
         raise UserError(f"{folder}: nothing of this sweep has been run yet")
     tuning = any(group.trials for group in groups)

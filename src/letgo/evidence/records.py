@@ -209,31 +209,27 @@ def read_record(path: Path) -> Record:
 
 
 def joined(records: Sequence[Record]) -> Record:
-    """Ladders of one objective: further seeds of the same groups put together. A second rate of a grade is a control;
-    it and superseded groups have names that say their rate.
+    """Ladders of one objective: further seeds of the same groups put together. Superseded groups get names that say
+    their rate, as controls have.
 
     Raises:
-        UserError: the same group and seed stands in two of them.
+        UserError: the same group and seed stands in two of them, or a group with two rates.
     """
     groups: dict[str, Group] = {}
     for record in sorted(records, key=lambda one: one.supersedes):
         for group in record.groups:
             known = groups.get(group.name)
-            if known is not None and record.supersedes:
-                older = known.model_copy(update={"superseded": True})
-                groups[older.name] = older
-            if known is None or record.supersedes:
+            if known is None:
                 groups[group.name] = group
-                continue
-            if known.learning_rate != group.learning_rate:
-                control = group.model_copy(update={"control": True})
-                groups[control.name] = control
-                continue
-            if twice := {c.seed for c in known.cells} & {c.seed for c in group.cells}:
-                raise UserError(f"{record.source}: {group.name} has seed {min(twice)} in another result file too")
-            if known.steps != group.steps:
-                raise UserError(f"{record.source}: {group.name} was run with other steps in another result file")
-            groups[group.name] = known.model_copy(update={"cells": [*known.cells, *group.cells]})
+            elif (known.learning_rate, known.steps) == (group.learning_rate, group.steps):
+                if twice := {c.seed for c in known.cells} & {c.seed for c in group.cells}:
+                    raise UserError(f"{record.source}: {group.name} has seed {min(twice)} in another result file too")
+                groups[group.name] = known.model_copy(update={"cells": [*known.cells, *group.cells]})
+            elif record.supersedes:
+                older = known.model_copy(update={"superseded": True})
+                groups |= {older.name: older, group.name: group}
+            else:
+                raise UserError(f"{record.source}: {group.name} was run with other settings in another result file")
     first = min(records, key=lambda one: one.supersedes)
     return first.model_copy(update={"groups": list(groups.values())})
 
