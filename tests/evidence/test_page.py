@@ -48,7 +48,12 @@ def test_each_claim_has_its_verdict(results):
     text = page(results)
     # R under that attack is the same for both: no difference was planted there.
     assert "**does not hold**" in row(text, "After 100 relearning steps the hybrid", "D2U")
-    assert "| NPO | FOZO − AdamW | 0.20 (0.20 to 0.20) | 0, 1, 2 | holds |" in text.partition("most robust of all")[2]
+    assert row(text, "The hybrid costs hardly more").endswith("FOZO takes 0.83 times the passes of AdamW |")
+    assert row(text, "most robust of all grades", "D2U").endswith("| NPO: FOZO − AdamW 0.20 (0.20 to 0.20), n = 3 |")
+    assert (
+        "| NPO | FOZO − AdamW | 0.20 (0.20 to 0.20) | 0, 1, 2 | 120 against 144 | holds |"
+        in text.partition("most robust of all")[2]
+    )
     assert "**not testable here" in row(text, "On WMDP")
     assert "**not testable here**" in row(text, "Sophia, of the highest grade", "D2U")
     assert "AdaZO did not reach the target within the bound" in text, "so says the tuning's file"

@@ -43,6 +43,8 @@ class Finding:
     figure: str
     estimate: Estimate | None = None
     seeds: tuple[int, ...] = ()
+    passes: str = ""
+    """Of a run of each, in forward passes, a backward pass counted as two."""
 
 
 Test = Callable[[Record], Sequence[Finding]]
@@ -133,7 +135,28 @@ def _difference(record: Record, better: str, worse: str, measure: str, least: fl
         return Finding(record.objective, "not testable here", f"{better} and {worse} share no measured seed")
     seeds = tuple(sorted(first.keys() & second.keys()))
     figure = f"{better} − {worse}"
-    return Finding(record.objective, judge(found, least=least), figure, found, seeds)
+    return Finding(record.objective, judge(found, least=least), figure, found, seeds, _passes(record, better, worse))
+
+
+def _passes(record: Record, *names: str) -> str:
+    groups = [record.group(name) for name in names]
+    return " against ".join(f"{group.forward_equivalents:g}" for group in groups if group is not None)
+
+
+def no_dearer(name: str, other: str, room: float) -> Test:
+    """A run of one grade takes at most (1 + room) times the other's passes."""
+
+    def test(record: Record) -> Sequence[Finding]:
+        first, second = record.group(name), record.group(other)
+        if first is None or second is None:
+            missing = name if first is None else other
+            return [Finding(record.objective, "not testable here", _why(record, missing))]
+        ratio = first.forward_equivalents / second.forward_equivalents
+        found: Verdict = "holds" if ratio <= 1 + room else "does not hold"
+        figure = f"{name} takes {ratio:.2f} times the passes of {other}"
+        return [Finding(record.objective, found, figure, passes=_passes(record, name, other))]
+
+    return test
 
 
 def _why(record: Record, name: str) -> str:
@@ -235,6 +258,12 @@ CLAIMS: tuple[Claim, ...] = (
         _D2U,
         "At the same forgetting the hybrid keeps more utility than Adam (retain probability).",
         more("FOZO", "AdamW", "after:retain_probability"),
+    ),
+    Claim(
+        "hybrid-cost",
+        _D2U,
+        "The hybrid costs hardly more than Adam: at most a tenth, in passes for as many steps.",
+        no_dearer("FOZO", "AdamW", 0.1),
     ),
     Claim(
         "zo-robust",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from letgo.evidence.claims import HALF, judge, unmatched
-from letgo.evidence.records import Group, Record
+from letgo.evidence.records import Group, Record, joined
 from letgo.evidence.statistics import Estimate, paired
 from letgo.evidence.text import mean, paragraph, table
 from letgo.report.numbers import MISSING, number
@@ -56,11 +56,6 @@ IDEAS: tuple[Idea, ...] = (
 )
 
 
-def forward_equivalents(group: Group) -> float:
-    """A run's passes in forward passes, a backward pass counted as two."""
-    return group.passes["forward"] + 2.0 * group.passes["backward"]
-
-
 def against(group: Group, hybrid: Group, measure: str) -> Estimate | None:
     return paired(group.values(measure), hybrid.values(measure))
 
@@ -73,7 +68,7 @@ def verdict(group: Group | None, record: Record, hybrid: Group | None) -> str:
         return "the hybrid was not run under this objective"
     if reason := unmatched(group, record.before) or unmatched(hybrid, record.before):
         return f"not matched: {reason}"
-    if forward_equivalents(group) > forward_equivalents(hybrid) * 1.001:
+    if group.forward_equivalents > hybrid.forward_equivalents * 1.001:
         return "takes more passes than the hybrid"
     found = against(group, hybrid, "harmonic_mean")
     if found is None:
@@ -93,16 +88,17 @@ def section(records: Sequence[Record], found: Mapping[str, Record]) -> list[str]
     parts = ["## Beating the hybrid", paragraph((__doc__ or "").partition("\n\n")[2])]
     numbered = "\n".join(f"{place}. **{idea.name}**: {idea.hypothesis}" for place, idea in enumerate(IDEAS, start=1))
     parts.append(numbered)
-    by: dict[str, list[Group]] = {}
-    # A ladder may have an idea too, beside its grades.
+    by: dict[str, list[Record]] = {}
     for record in records:
-        by.setdefault(record.objective, []).extend(record.groups)
+        by.setdefault(record.objective, []).append(record)
+    # A ladder may have an idea too, beside its grades.
     for objective, ladder in found.items():
         if groups := [group for group in ladder.groups if not group.plain and not group.control]:
-            by.setdefault(objective, []).extend(groups)
+            by.setdefault(objective, []).append(ladder.model_copy(update={"groups": groups, "supersedes": False}))
     if not by:
         return [*parts, "None of them has been run."]
-    for objective, groups in by.items():
+    for objective, several in by.items():
+        groups = joined(several).groups
         ladder = found.get(objective)
         if ladder is None:
             continue
@@ -114,7 +110,8 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
     hybrid = ladder.group(HYBRID)
     names = list(dict.fromkeys([*(idea.name for idea in IDEAS), *(group.name for group in groups)]))
     rows = []
-    for name, group in [(n, g) for n in names for g in [one for one in groups if one.name == n] or [None]]:
+    for name in names:
+        group = next((one for one in groups if one.name == name), None)
         said = verdict(group, ladder, hybrid)
         if group is None or hybrid is None:
             rows.append([name, *[MISSING] * 6, said])
@@ -123,7 +120,7 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
             [
                 name,
                 number(group.learning_rate) if group.learning_rate is not None else MISSING,
-                f"{forward_equivalents(group):g}",
+                f"{group.forward_equivalents:g}",
                 mean(against(group, hybrid, "harmonic_mean")),
                 mean(against(group, hybrid, f"kept:{HALF}")),
                 "; ".join(mean(against(group, hybrid, f"kept:{label}")) for label in ladder.held_back) or MISSING,
@@ -132,6 +129,6 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
             ]
         )
     header = ["idea", "rate", "passes", "harmonic mean", "kept, relearn half", "kept, held back", "seeds", ""]
-    passes = f" ({forward_equivalents(hybrid):g} passes)" if hybrid else ""
+    passes = f" ({hybrid.forward_equivalents:g} passes)" if hybrid else ""
     text = f"Under `{objective}`, each less the hybrid's{passes}, paired over seeds, with 95 % intervals:"
     return f"{text}\n\n{table(header, rows)}"

@@ -74,13 +74,13 @@ def _claims(found: Mapping[str, Record], analyses: places.Places) -> list[str]:
             said = str(places.basin(analyses, *claim.one_basin))
         else:
             said = claims.summary(tested) if tested else f"not testable here: {claim.why_not or 'no run'}"
-        rows.append([str(place), claim.says, claim.source, f"**{said}**"])
+        rows.append([str(place), claim.says, claim.source, f"**{said}**", "; ".join(map(_figure, tested)) or MISSING])
         if tested:
             lines = [_finding_row(finding) for finding in tested]
-            header = ["objective", "difference", "mean (95 % interval)", "seeds", "verdict"]
+            header = ["objective", "difference", "mean (95 % interval)", "seeds", "passes", "verdict"]
             details.append(f"### {place}. {claim.says}\n\n{table(header, lines)}")
     return [
-        table(["#", "claim", "source", "here"], rows),
+        table(["#", "claim", "source", "here", "figures"], rows),
         "## Claim by claim",
         paragraph((claims.__doc__ or "").partition("\n\n")[2]),
         *details,
@@ -90,7 +90,15 @@ def _claims(found: Mapping[str, Record], analyses: places.Places) -> list[str]:
 def _finding_row(finding: Finding) -> list[str]:
     seeds = ", ".join(map(str, finding.seeds)) or MISSING
     name = OBJECTIVES.get(finding.objective, finding.objective)
-    return [name, finding.figure, mean(finding.estimate) if finding.estimate else MISSING, seeds, finding.verdict]
+    found = mean(finding.estimate) if finding.estimate else MISSING
+    return [name, finding.figure, found, seeds, finding.passes or MISSING, finding.verdict]
+
+
+def _figure(finding: Finding) -> str:
+    """A finding in a few words, for the table of claims."""
+    name = OBJECTIVES.get(finding.objective, finding.objective)
+    number_of = f", n = {finding.estimate.n}" if finding.estimate else ""
+    return f"{name}: {finding.figure} {mean(finding.estimate) if finding.estimate else ''}".strip() + number_of
 
 
 # -- ladders -----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,13 @@ attacked to time the attacks. Every grade is tuned in its rate to one forgetting
 of utility, on seed 100; the evidence is on other seeds. The questions (the first 60 of each set: twelve people), the
 division of the people by the attacker and the rounding are the same for all seeds: intervals are over seeds of
 unlearning and say nothing about other people. Comparisons are paired over seeds, with Student's interval; with three
-seeds that is wide, and few differences can be shown. They are not corrected for their number.
+seeds that is wide, and few differences can be shown (n is the number of seeds). They are not corrected for their
+number. Seconds are of one thread on a machine that others used at the same time: passes are the measure of cost.
+
+**Changed on the way**, and said where it matters: GradDiff and RMU have fewer grades and rates than NPO, for want of
+compute. The hybrid and SAM left the bound or the target on the evidence's seeds at the rate that tuning had chosen, so
+that the next rate which had reached it stands for them; the first is shown beside it. A control, AdamW at a higher
+rate, was added when the first runs had shown that the grades differ in how deep they forget.
 
 **Matched.** A grade takes part in comparisons where it reached the target in tuning, no seed's run collapsed, and the
 means over the evidence's seeds are within: {room}. Differences below {least} count as none.

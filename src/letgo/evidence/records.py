@@ -92,6 +92,11 @@ class Group(_Model):
         """Whether it is a grade of the ladder: its settings are the ladder's, so that its name tells none."""
         return not self.control and "(" not in self.name
 
+    @property
+    def forward_equivalents(self) -> float:
+        """A run's passes in forward passes, a backward pass counted as two."""
+        return self.passes["forward"] + 2.0 * self.passes["backward"]
+
     def values(self, measure: str) -> dict[int, float]:
         """A measure by seed; seeds without it are left out.
 
