@@ -22,6 +22,7 @@ from letgo.metrics.running import is_sharded
 from letgo.objectives.likelihood import own_share, share_window
 from letgo.optim import OPTIMIZERS
 from letgo.optim.ranks import Ranks, rank_loss_named
+from letgo.optim.zeroth_order import ZerothOrder
 
 if TYPE_CHECKING:
     from letgo.trainer import UnlearnConfig
@@ -70,6 +71,11 @@ class Together:
         return own_share(inputs, self.number, self.count)
 
     # -- optimizers ---------------------------------------------------------------------------------------------------
+
+    def exchanges_gradients(self, optimizer: Any) -> bool:
+        """Whether any step needs the mean gradient over replicas. DDP keeps buffers of a gradient's size for that."""
+        leaves = [one for one in every_optimizer(optimizer) if not _inside(one)]
+        return not all(isinstance(one, ZerothOrder) for one in leaves)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the zeroth-order optimizers, at any depth, share what they evaluate."""
@@ -129,10 +135,10 @@ class Together:
             f"before"
         )
 
-    def describe(self) -> dict[str, Any]:
-        """For the record: who did what, and what crossed the wire."""
+    def describe(self, strategy: str | None = None) -> dict[str, Any]:
+        """For the record: who did what, and what crossed the wire. `strategy` where it is another engine's."""
         return {
-            "strategy": "fsdp2" if self.sharded else "replicas",
+            "strategy": strategy or ("fsdp2" if self.sharded else "replicas"),
             "backend": str(torch.distributed.get_backend()),
             **self.ranks.describe(),
         }
@@ -213,44 +219,14 @@ def every_optimizer(optimizer: Any) -> Iterator[Any]:
     while hasattr(optimizer, "optimizer") and not isinstance(optimizer.optimizer, type(None)):
         optimizer = optimizer.optimizer
     yield optimizer
-    inner = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
-    inner += [base] if isinstance(base := getattr(optimizer, "base", None), torch.optim.Optimizer) else []
-    inner += list(getattr(optimizer, "optimizers", []))
-    for one in inner:
+    for one in _inside(optimizer):
         yield from every_optimizer(one)
 
 
-# -- states of shards, as a single process would write them ------------------------------------------------------------
-
-
-def gathered(state: Any) -> Any:
-    """A state with whole tensors (on the CPU) in place of shards. All processes must call it."""
-    if hasattr(state, "full_tensor"):
-        return state.full_tensor().cpu()
-    if isinstance(state, Mapping):
-        return {key: gathered(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(gathered(value) for value in state)
-    return state
-
-
-def shared_out(state: Any, parameters: Sequence[Tensor]) -> Any:
-    """The reverse: tensors of a parameter's shape are shared out as that parameter is."""
-    from torch.distributed.tensor import distribute_tensor
-
-    like = {tuple(p.shape): p for p in parameters if hasattr(p, "device_mesh")}
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and tuple(value.shape) in like:
-            model = like[tuple(value.shape)]
-            return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)  # type: ignore[attr-defined]
-        if isinstance(value, Mapping):
-            return {key: cut(one) for key, one in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(cut(one) for one in value)
-        return value
-
-    return cut(state)
+def _inside(optimizer: Any) -> list[Any]:
+    inner = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
+    base = getattr(optimizer, "base", None)
+    return [*inner, base] if isinstance(base, torch.optim.Optimizer) else inner
 
 
 def load_whole_weights(model: Any, directory: Path) -> None:

@@ -9,6 +9,7 @@ closure over them. Checkpoints, resuming, logging, clipping and schedules stay T
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -30,10 +31,11 @@ from letgo.models.load import in_shards
 from letgo.objectives import Objective, create_objective
 from letgo.optim import OPTIMIZERS, create_optimizer, gnb_loss
 from letgo.optim.ranks import rank_loss_named
+from letgo.optim.shards import cut_state, whole_state
 from letgo.optim.smoothing import GradientSmoothing
 from letgo.progress import Quiet, Reporter, Task
 from letgo.results import write_text
-from letgo.together import Together, gathered, load_whole_weights, shared_out
+from letgo.together import Together, load_whole_weights, uses_deepspeed
 
 COMPLETE = "letgo_complete"
 """A file written last into a checkpoint: one without it was cut off while being saved."""
@@ -395,13 +397,26 @@ class UnlearnTrainer(Trainer):
             data_seed=args.data_seed,
         )
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; replicas of which no gradient is ever taken are not wrapped, for DDP keeps room for one."""
+        if self.together.count == 1 or self.together.sharded or uses_deepspeed(self.args):
+            return super()._prepare_for_training(*args, **kwargs)
+        if self.together.exchanges_gradients(self.create_optimizer()):
+            return super()._prepare_for_training(*args, **kwargs)
+        prepare = self.accelerator.prepare_model
+        self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)
+        try:
+            return super()._prepare_for_training(*args, **kwargs)
+        finally:
+            self.accelerator.prepare_model = prepare
+
     # -- checkpoints of a model in shards: as those of a single process, so that any number may go on ------------------
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.together.sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = gathered(self.optimizer.state_dict())
+        state = whole_state(self.optimizer.state_dict())
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             schedule: Any = self.lr_scheduler
@@ -412,7 +427,7 @@ class UnlearnTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(shared_out(state, list(self.model.parameters())))
+        self.optimizer.load_state_dict(cut_state(state, _bare(self.optimizer)))
         schedule: Any = self.lr_scheduler
         schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
@@ -554,7 +569,8 @@ class _Bookkeeping(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         together = self.trainer.together
-        if together.count > 1:
+        # A zeroth-order step compares the weights itself.
+        if together.count > 1 and self.trainer._phase != "zeroth_order":
             together.ranks.check(list(self.trainer.model.parameters()), state.global_step)
         if self.task is not None:
             terms = self.trainer._terms[-1] if self.trainer._terms else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import shutil
 import time
 import uuid
@@ -145,7 +146,9 @@ class _Job:
         self.settings, self.yaml = resolved_settings(args), dump_config(args)
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
+        # Here, where all processes are: a failure is written by the first one alone.
         self.created = processes.agreed(now())
+        self.run_id = processes.agreed(new_run_id(self.created))
         self.before: Metrics = {}
         self.base: Base | None = None
         self.zero: Any = None
@@ -311,7 +314,8 @@ class _Job:
             self.reporter.say(f"  {said}")
         work.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if work.together.count > 1:
-            self.ranks = work.together.describe()
+            plugin = getattr(work.accelerator.state, "deepspeed_plugin", None)
+            self.ranks = work.together.describe(None if plugin is None else f"zero{plugin.zero_stage}")
             self.notes.append(said_of(self.ranks, work.state.global_step))
             self.reporter.say(f"  {self.notes[-1]}")
         self.zero = work.accelerator.get_state_dict(work.model_wrapped) if is_sharded_by_zero(work.model) else None
@@ -350,7 +354,7 @@ class _Job:
 
     def result(self, status: Status, **values: Any) -> Result:
         return Result(
-            run_id=processes.agreed(new_run_id(self.created)),
+            run_id=self.run_id,
             created=self.created,
             seed=self.args.seed,
             config=self.settings | ({"scored": self.scored} if self.scored else {}),
@@ -377,29 +381,49 @@ def save_model(
         base: what the adapters of a LoRA model were trained on: the adapters alone are saved. None: a whole model.
         max_shard_size: a whole model is cut into files of at most this size.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    if is_sharded(model):
-        # Gathered tensor by tensor, by all processes together; the first one writes.
-        model.save_pretrained(directory, max_shard_size=max_shard_size, is_main_process=processes.is_first())
-        state = {name: whole(value).cpu() for name, value in in_shards(model).state_dict().items()}
-        processes.first_does(lambda: _finish_saving(state, "model*.safetensors", tokenizer, directory))
+    if not is_sharded(model):
+        processes.first_does(lambda: _write_model(model, tokenizer, directory, base, max_shard_size))
         return
+    # A tied weight counts once.
+    names = {name for name, _ in in_shards(model).named_parameters(remove_duplicate=False)}
+    again = names - {name for name, _ in model.named_parameters()}
+    # Gathered tensor by tensor, by all processes together; the first one keeps them.
+    state: dict[str, Any] = {}
+    for name, value in model.state_dict().items():
+        if name not in again:
+            gathered = whole(value)
+            state |= {name: gathered.cpu()} if processes.is_first() else {}
+    processes.first_does(lambda: _write_model(_plain(model, state), tokenizer, directory, base, max_shard_size))
 
-    def save() -> None:
-        if base is None:
-            model.save_pretrained(directory, max_shard_size=max_shard_size)
-            _finish_saving(model.state_dict(), "model*.safetensors", tokenizer, directory)
-        else:
-            save_adapter(model, directory, base)
-            _finish_saving(adapter_state(model), ADAPTER_WEIGHTS, tokenizer, directory)
 
-    processes.first_does(save)
+def _write_model(model: Any, tokenizer: Any, directory: Path, base: Base | None, max_shard_size: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    if base is None:
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
+        _check_saved(model.state_dict(), "model*.safetensors", directory)
+    else:
+        save_adapter(model, directory, base)
+        _check_saved(adapter_state(model), ADAPTER_WEIGHTS, directory)
+    tokenizer.save_pretrained(directory)
 
 
-def _finish_saving(state: Mapping[str, Any], pattern: str, tokenizer: Any, directory: Path) -> None:
+def _plain(model: Any, state: Mapping[str, Any]) -> Any:
+    """A model in shards as a plain one that has these weights."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("distributed_config", None)
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(dict(state), strict=False, assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def _check_saved(state: Mapping[str, Any], pattern: str, directory: Path) -> None:
     from safetensors import safe_open
 
-    tokenizer.save_pretrained(directory)
     saved: set[int] = set()
     for path in sorted(directory.glob(pattern)):
         with safe_open(path, "pt") as file:

