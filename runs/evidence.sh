@@ -16,7 +16,7 @@ for objective in ${*:-npo graddiff rmu}; do
         --output "results/ladder-$objective.json"
 done
 # Further grades, a control, and the hybrid's next rate, under NPO.
-for name in next more next-sam rest seeds; do
+for name in next more matrices next-sam rest seeds; do
     case $name in next* | seeds) how='--supersedes --control adamw@0.0004' ;; *) how='--control adamw@0.0004' ;; esac
     $PYTHON -m letgo sweep "recipes/evidence/npo-$name.yaml" --resume
     $PYTHON -m letgo.evidence collect "letgo-runs/evidence/npo-$name" --attacks recipes/evidence/attacks.yaml $how \

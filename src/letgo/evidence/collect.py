@@ -21,6 +21,9 @@ from letgo.runs.sweeps import CellState, GroupState, TrialState, read_sweep
 from letgo.sweep.cell import ERROR_FILE
 
 
+_MATRICES = r"proj\.weight$"
+
+
 def collect(
     folder: Path,
     *,
@@ -88,6 +91,10 @@ def _group(state: GroupState, result: Result, trials: Sequence[Cell], cells: Seq
     optimizer = OPTIMIZERS.record(str(config["optimizer"])).name
     settings = dict(config.get("optimizer_args") or {})
     steps = int(config["max_steps"])
+    counted = passes(optimizer, settings, steps)
+    # Muon takes matrices only; of the others it is a choice.
+    if config.get("trainable") == _MATRICES and "muon" not in (optimizer, settings.get("fo")):
+        settings["only"] = "matrices"
     chosen = state.chosen.get("learning_rate")
     return Group(
         objective=str(config["objective"]),
@@ -96,7 +103,7 @@ def _group(state: GroupState, result: Result, trials: Sequence[Cell], cells: Seq
         grade=OPTIMIZERS.record(optimizer).grade,
         learning_rate=chosen if trials else float(config["learning_rate"]),
         steps=steps,
-        passes=passes(optimizer, settings, steps),
+        passes=counted,
         reached=state.reached,
         trials=list(trials),
         verdicts=[one.verdict for one in state.trials],
