@@ -20,7 +20,6 @@ from letgo.results import AttackResult, Metrics, Result, read_result
 from letgo.runs.sweeps import CellState, GroupState, TrialState, read_sweep
 from letgo.sweep.cell import ERROR_FILE
 
-
 _MATRICES = r"proj\.weight$"
 
 
