@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +130,8 @@ class UnlearnConfig(TrainingArguments):
             # Otherwise each of several processes would take itself for the only one.
             if processes.asked() > 1:
                 self.use_cpu = True
+            # DeepSpeed, where it is installed, else says on stdout that it has found no GPU.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         given = self.output_dir
         super().__post_init__()
         # TrainingArguments would write to a folder of its own choosing where none is given.

@@ -1,0 +1,205 @@
+"""The command as launchers start it: what it says, what it refuses, and that it never hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from letgo.results import read_result
+from tests import tiny
+from tests.distributed.conftest import LAUNCH, ROOT, distance, environment, launch, together
+
+pytestmark = pytest.mark.slow
+
+ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2"]
+RUN = {"objective": "npo_gdr", "max_steps": 4, "seed": 5, "learning_rate": 1e-2, "eval_limit": 1, "optimizer": "sgd"}
+
+
+@pytest.fixture
+def run_file(tmp_path, tiny_directory):
+    settings = tiny.own_files(tmp_path, tiny_directory, **RUN, per_device_train_batch_size=2)
+    settings.pop("use_cpu")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def test_torchrun_says_everything_once(run_file, tmp_path):
+    done = launch(["-m", "letgo", "unlearn", str(run_file), "--json"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["processes"]["ranks"] == 2
+    assert done.stderr.count("2 processes (replicas over gloo)") == 1
+    assert read_result(tmp_path / "run").processes["strategy"] == "replicas"
+    assert not list((tmp_path / "run").glob("*.partial*"))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("recipe", ["ddp", "fsdp2"])
+def test_accelerate_launch_with_the_ready_configurations(run_file, tmp_path, recipe):
+    command = [sys.executable, *ACCELERATE]
+    command += ["--config_file", str(ROOT / "recipes" / "launch" / f"{recipe}.yaml"), "--main_process_port", "0"]
+    done = subprocess.run(
+        [*command, "-m", "letgo", "unlearn", str(run_file), "--quiet"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = read_result(tmp_path / "run").processes
+    assert told["ranks"] == 2
+    assert told["strategy"] == {"ddp": "replicas"}.get(recipe, recipe)
+
+
+def test_accelerate_that_starts_one_process_is_told(run_file):
+    done = subprocess.run(
+        [sys.executable, *ACCELERATE, "--cpu", "-m", "letgo", "unlearn", str(run_file)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "was asked for 2 processes and started 1" in done.stderr
+    assert "torchrun --nproc_per_node 2 -m letgo" in done.stderr
+
+
+def test_another_number_of_processes_than_the_run_asks_for(run_file):
+    done = subprocess.run(
+        [sys.executable, "-m", "letgo", "unlearn", str(run_file), "--set", "processes=2"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "processes: 2 were asked for, 1 run" in done.stderr
+
+
+def test_a_mistake_is_told_once_and_ends_all(run_file, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "something").touch()
+    start = time.monotonic()
+    done = launch(["-m", "letgo", "unlearn", str(run_file)], timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("is not empty; name another one") == 1
+    assert time.monotonic() - start < 60
+
+
+def test_commands_that_do_not_share_their_work(tmp_path):
+    done = launch(["-m", "letgo", "report", str(tmp_path)], timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("`letgo report` runs in one process") == 1
+
+
+@pytest.mark.parametrize("strategy", ["replicas", "fsdp2"])
+def test_a_killed_process_ends_the_run_within_a_minute(tmp_path, tiny_directory, strategy):
+    """And what was saved is gone on from by one process alone."""
+    settings = tiny.own_files(tmp_path, tiny_directory, **RUN, per_device_train_batch_size=2)
+    settings |= {"max_steps": 4000, "save_steps": 5, "strategy": strategy}
+    settings.pop("use_cpu")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with (tmp_path / "said").open("w") as said:
+        running = subprocess.Popen(
+            [*LAUNCH, "-m", "letgo", "unlearn", str(path)], cwd=ROOT, env=environment(), stdout=said, stderr=said
+        )
+        try:
+            deadline = time.monotonic() + 240
+            while not list((tmp_path / "run").glob("checkpoint-*/letgo_complete")):
+                assert running.poll() is None, (tmp_path / "said").read_text()[-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            os.kill(_process_of_rank(running.pid, 1), signal.SIGKILL)
+            killed = time.monotonic()
+            assert running.wait(timeout=60) != 0
+            assert time.monotonic() - killed < 60
+        finally:
+            running.kill()
+    settings |= {"max_steps": 4, "strategy": "auto", "use_cpu": True}
+    checkpoint = max((tmp_path / "run").glob("checkpoint-*/letgo_complete"), key=lambda p: p.stat().st_mtime).parent
+    assert json.loads((checkpoint / "letgo_complete").read_text())["forget_rows_a_step"] == 4
+
+
+def _process_of_rank(parent: int, rank: int) -> int:
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((path / "stat").read_text().rsplit(")", 1)[1].split()[1]) != parent:
+                continue
+            if f"RANK={rank}" in (path / "environ").read_text().split("\0"):
+                return int(path.name)
+        except (OSError, ValueError):
+            continue
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, tiny_directory):
+    """Evaluation and attacks in two processes, and the same in one."""
+    import letgo
+    from letgo.attacks.run import attack
+    from letgo.evaluation import evaluate
+
+    folder = tmp_path_factory.mktemp("measured")
+    settings = tiny.own_files(folder, tiny_directory, **RUN, per_device_train_batch_size=4)
+    run = letgo.unlearn(**(settings | {"eval_limit": None})).directory
+    benchmark = "biographies"
+    attacks = ["quantize:bits=4", "relearn:steps=3,batch_size=3,holdout=0.5,seeds=1,evaluations=1", "noise:sigma=0.01"]
+    jobs = {
+        "evaluate": ("evaluate", {"model": "biographies", "benchmark": benchmark, "output": str(folder / "scores")}),
+        "attack": ("attack", {"run": str(run), "attacks": attacks}),
+    }
+    both = together(jobs, folder)
+    alone = evaluate("biographies", [benchmark], output=folder / "alone")
+    return both, next(iter(alone.values())), attack(run, attacks, output=folder / "attacked"), folder
+
+
+def test_each_sample_is_scored_once(measured):
+    (first, second), alone, _, folder = measured
+    assert "error" not in first["evaluate"], first
+    assert first["evaluate"] == second["evaluate"]
+    shared = first["evaluate"]["queries_by_process"]
+    assert min(shared) > 0.4 * sum(shared)
+    for name, (value, n) in first["evaluate"]["after"].items():
+        assert n == alone.after[name].n
+        assert value == pytest.approx(alone.after[name].value, rel=1e-4, abs=1e-5), name
+    lines = (folder / "scores" / "samples.jsonl").read_text().splitlines()
+    theirs = (folder / "alone" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(one)["id"] for one in lines] == [json.loads(one)["id"] for one in theirs]
+    assert not list((folder / "scores").glob("*.partial*"))
+
+
+def test_attacks_in_two_processes_leave_what_they_leave_in_one(measured):
+    (first, second), _, alone, _ = measured
+    assert "error" not in first["attack"], first["attack"]
+    assert first["attack"] == second["attack"]
+    for one in alone.attacks:
+        assert first["attack"]["kept"][one.label] == pytest.approx(one.kept, abs=1e-3), one.label
+
+
+def test_a_model_of_several_processes_is_like_that_of_one(run_file, tmp_path):
+    """The README's way and the launcher's end with the same weights."""
+    launched = launch(["-m", "letgo", "unlearn", str(run_file), "--quiet", "--output", str(tmp_path / "two")])
+    assert launched.returncode == 0, launched.stderr[-3000:]
+    unlearn = [sys.executable, "-m", "letgo", "unlearn", str(run_file)]
+    alone = subprocess.run(
+        [*unlearn, "--quiet", "--output", str(tmp_path / "one"), "--set", "gradient_accumulation_steps=2"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    assert distance(tmp_path / "one", tmp_path / "two") < 2e-6
