@@ -55,7 +55,7 @@ def text_of(records: Sequence[Record], analyses: places.Places, drawings: Path |
     parts += _missed(tunings, found)
     parts += places.section(analyses)
     parts += ideas.section([record for record in records if record.kind == "ideas"], found)
-    parts += [protocol.foot()]
+    parts += [protocol.foot(found, OBJECTIVES)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -64,6 +64,20 @@ def head(found: Mapping[str, Record]) -> str:
     return f"{title}\n\n{paragraph(rest)}{empty}"
 
 
-def foot() -> str:
+def foot(found: Mapping[str, Record], objectives: Mapping[str, str]) -> str:
     title, _, rest = _FOOT.strip().partition("\n\n")
-    return f"{title}\n\n{paragraph(rest)}"
+    missing = [name for key, name in objectives.items() if key not in found]
+    told = f"The ladder under {' and '.join(missing)} (its grid is in `recipes/evidence/`). " if missing else ""
+    few = [
+        f"{objectives.get(key, key)}: {', '.join(group.name for group in record.groups if group.plain)}"
+        for key, record in found.items()
+    ]
+    seeds = [
+        f"{group.name} {len(group.cells)}"
+        for record in found.values()
+        for group in record.groups
+        if len(group.cells) < 5
+    ]
+    ran = f"Grades that were run after tuning: {'; '.join(few)}. " if few else ""
+    fewer = f"Five seeds were meant for each; fewer have {', '.join(dict.fromkeys(seeds))}. " if seeds else ""
+    return f"{title}\n\n{paragraph(told + ran + fewer + rest)}"
