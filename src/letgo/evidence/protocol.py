@@ -68,16 +68,9 @@ def foot(found: Mapping[str, Record], objectives: Mapping[str, str]) -> str:
     title, _, rest = _FOOT.strip().partition("\n\n")
     missing = [name for key, name in objectives.items() if key not in found]
     told = f"The ladder under {' and '.join(missing)} (its grid is in `recipes/evidence/`). " if missing else ""
-    few = [
-        f"{objectives.get(key, key)}: {', '.join(group.name for group in record.groups if group.plain)}"
-        for key, record in found.items()
-    ]
-    seeds = [
-        f"{group.name} {len(group.cells)}"
-        for record in found.values()
-        for group in record.groups
-        if len(group.cells) < 5
-    ]
+    run = {key: [g for g in record.groups if not g.superseded] for key, record in found.items()}
+    few = [f"{objectives.get(key, key)}: {', '.join(g.name for g in groups if g.plain)}" for key, groups in run.items()]
+    seeds = [f"{group.name} {len(group.cells)}" for groups in run.values() for group in groups if len(group.cells) < 5]
     ran = f"Grades that were run after tuning: {'; '.join(few)}. " if few else ""
     fewer = f"Five seeds were meant for each; fewer have {', '.join(dict.fromkeys(seeds))}. " if seeds else ""
     return f"{title}\n\n{paragraph(told + ran + fewer + rest)}"
