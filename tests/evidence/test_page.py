@@ -50,10 +50,8 @@ def test_each_claim_has_its_verdict(results):
     assert "**does not hold**" in row(text, "After 100 relearning steps the hybrid", "D2U")
     assert row(text, "The hybrid costs hardly more").endswith("FOZO takes 0.83 times the passes of AdamW |")
     assert row(text, "most robust of all grades", "D2U").endswith("| NPO: FOZO − AdamW 0.20 (0.20 to 0.20), n = 3 |")
-    assert (
-        "| NPO | FOZO − AdamW | 0.20 (0.20 to 0.20) | 0, 1, 2 | 120 against 144 | holds |"
-        in text.partition("most robust of all")[2]
-    )
+    told = row(text.partition("most robust of all")[2].partition("### ")[2], "0.20 (0.20 to 0.20)", "0, 1, 2")
+    assert told.endswith("| 0.703 (n = 3) against 0.503 (n = 3) | 120 against 144 | holds |")
     assert "**not testable here" in row(text, "On WMDP")
     assert "**not testable here**" in row(text, "Sophia, of the highest grade", "D2U")
     assert "AdaZO did not reach the target within the bound" in text, "so says the tuning's file"

@@ -9,6 +9,7 @@ robust.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -45,6 +46,8 @@ class Finding:
     seeds: tuple[int, ...] = ()
     passes: str = ""
     """Of a run of each, in forward passes, a backward pass counted as two."""
+    means: str = ""
+    """Of each over all its seeds, also those that the other has not."""
 
 
 Test = Callable[[Record], Sequence[Finding]]
@@ -135,7 +138,12 @@ def _difference(record: Record, better: str, worse: str, measure: str, least: fl
         return Finding(record.objective, "not testable here", f"{better} and {worse} share no measured seed")
     seeds = tuple(sorted(first.keys() & second.keys()))
     figure = f"{better} − {worse}"
-    return Finding(record.objective, judge(found, least=least), figure, found, seeds, _passes(record, better, worse))
+    verdict, cost = judge(found, least=least), _passes(record, better, worse)
+    return Finding(record.objective, verdict, figure, found, seeds, cost, f"{_mean(first)} against {_mean(second)}")
+
+
+def _mean(values: Mapping[int, float]) -> str:
+    return f"{statistics.fmean(values.values()):.3g} (n = {len(values)})"
 
 
 def _passes(record: Record, *names: str) -> str:

@@ -77,7 +77,7 @@ def _claims(found: Mapping[str, Record], analyses: places.Places) -> list[str]:
         rows.append([str(place), claim.says, claim.source, f"**{said}**", "; ".join(map(_figure, tested)) or MISSING])
         if tested:
             lines = [_finding_row(finding) for finding in tested]
-            header = ["objective", "difference", "mean (95 % interval)", "seeds", "passes", "verdict"]
+            header = ["objective", "difference", "mean (95 % interval)", "seeds", "all seeds", "passes", "verdict"]
             details.append(f"### {place}. {claim.says}\n\n{table(header, lines)}")
     return [
         table(["#", "claim", "source", "here", "figures"], rows),
@@ -91,7 +91,8 @@ def _finding_row(finding: Finding) -> list[str]:
     seeds = ", ".join(map(str, finding.seeds)) or MISSING
     name = OBJECTIVES.get(finding.objective, finding.objective)
     found = mean(finding.estimate) if finding.estimate else MISSING
-    return [name, finding.figure, found, seeds, finding.passes or MISSING, finding.verdict]
+    told = (finding.means or MISSING, finding.passes or MISSING)
+    return [name, finding.figure, found, seeds, *told, finding.verdict]
 
 
 def _figure(finding: Finding) -> str:
