@@ -32,11 +32,12 @@ unlearning and say nothing about other people. Comparisons are paired over seeds
 seeds that is wide, and few differences can be shown (n is the number of seeds). They are not corrected for their
 number. Seconds are of one thread on a machine that others used at the same time: passes are the measure of cost.
 
-**Changed on the way**, after results had been seen: the grids of GradDiff and RMU were cut to fewer grades and rates, for
-want of compute, and the bound for tuning there and of the ideas was set at 0.88 of the retain accuracy instead of 0.85.
-Where a grade's chosen rate left the room (below) on the evidence's seeds, the next rate that had reached the target in
-tuning was to stand for it; the hybrid's does, and the first is shown beside it. A control, AdamW at a higher rate, was
-added when the first runs had shown that the grades differ in how deep they forget, and with it the claims that name it.
+**Changed on the way**, after results had been seen: the grids of GradDiff and RMU were cut to fewer grades and rates,
+for want of compute, and the bound for tuning there and of the ideas was set at 0.88 of the retain accuracy instead of
+0.85. Where a grade's chosen rate left the room (below) on the evidence's seeds, the next rate that had reached the
+target in tuning was to stand for it; the hybrid's does, and the first is shown beside it. A control, AdamW at a
+higher rate, was added when the first runs had shown that the grades differ in how deep they forget, and with it the
+claims that name it.
 
 **Matched.** A grade takes part in comparisons where it reached the target in tuning, no seed's run collapsed, and the
 means over the evidence's seeds are within: {room}. Differences below {least} count as none.
@@ -45,11 +46,12 @@ means over the evidence's seeds are within: {room}. Differences below {least} co
 _FOOT = """
 ## What was not done
 
-The ladder on a real model's latent knowledge (SmolLM2-135M-Instruct) and TOFU (fine-tuned SmolLM2-135M): no accelerator
-was lent, and two cores were shared. `npo-next-sam.yaml` (SAM's next rate), `npo-matrices.yaml` (Muon alone, and controls
-for what it does in the hybrid) and `npo-rest.yaml` stand ready where their grades are missing above. Second-order grades other than Sophia with SOUL's Hessian, other retain terms,
-other budgets of steps, and other schedules of the hybrid were not varied. The seeds of the attacker and its choice of
-people were not varied beyond what each attack's label says.
+The ladder on a real model's latent knowledge (SmolLM2-135M-Instruct) and TOFU (fine-tuned SmolLM2-135M): no
+accelerator was lent, and two cores were shared. `npo-next-sam.yaml` (SAM's next rate), `npo-matrices.yaml` (Muon
+alone, and controls for what it does in the hybrid) and `npo-rest.yaml` stand ready where their grades are missing
+above. Second-order grades other than Sophia with SOUL's Hessian, other retain terms, other budgets of steps, and
+other schedules of the hybrid were not varied. The seeds of the attacker and its choice of people were not varied
+beyond what each attack's label says.
 """
 
 
