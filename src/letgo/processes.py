@@ -145,6 +145,21 @@ def exchange(value: Any) -> list[Any]:
     return [json.loads(bytes(one[: int(size)].cpu().numpy()).decode()) for one, size in zip(found, sizes, strict=True)]
 
 
+def average(tensors: Sequence[Any]) -> None:
+    """Each tensor becomes its mean over the processes, in place. All of them must call it."""
+    if count() == 1:
+        return
+    from letgo.optim.ranks import rank_loss_named
+
+    group = _group()
+    on_gpus = group.get_backend() == "nccl"
+    with rank_loss_named():
+        for tensor in tensors:
+            there = tensor.cuda() if on_gpus and not tensor.is_cuda else tensor
+            group.all_reduce(there)
+            tensor.copy_(there.div_(count()))
+
+
 def first_does(work: Callable[[], Value]) -> Value | None:
     """The first process does it while the others wait; returns what it gave there, None elsewhere.
 

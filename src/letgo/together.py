@@ -8,7 +8,7 @@ depend on how its rows are shared out.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +84,6 @@ class Together:
         for one in every_optimizer(optimizer):
             if hasattr(one, "ranks"):
                 one.ranks = self.ranks
-
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its mean over the processes, in place."""
-        with rank_loss_named():
-            for tensor in tensors:
-                torch.distributed.all_reduce(tensor)
-                tensor.div_(self.count)
 
     def check_finite(self, loss: float) -> None:
         """Stop all processes where the loss of one is not finite: the others would wait for its gradients."""
@@ -175,7 +168,6 @@ def check_deepspeed(args: UnlearnConfig) -> None:
     flat pieces of all weights."""
     if not uses_deepspeed(args):
         return
-    need("deepspeed", "deepspeed", what="ZeRO")
     name = OPTIMIZERS.record(args.optimizer).name
     hessian = (args.optimizer_args or {}).get("hessian", "empirical_fisher")
     if name not in BY_WEIGHT or (name == "sophia" and hessian != "empirical_fisher"):
@@ -186,6 +178,7 @@ def check_deepspeed(args: UnlearnConfig) -> None:
         )
     if args.lora_rank:
         raise UserError("adapters are small: train them on replicas or with strategy: fsdp2, without DeepSpeed")
+    need("deepspeed", "deepspeed", what="ZeRO")
 
 
 def out_of_deepspeed(state: Mapping[str, Any] | None, model: Any) -> Any:

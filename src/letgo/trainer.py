@@ -278,7 +278,7 @@ class UnlearnTrainer(Trainer):
                 self._clip([p for group in optimizer.param_groups for p in group["params"]])
             if self.together.count > 1:
                 self.together.check_finite(float(total))
-                self.together.average([total])
+                processes.average([total])
             return total
 
         return closure

@@ -47,7 +47,7 @@ from letgo.results import (
     write_text,
 )
 from letgo.runs import record_run
-from letgo.together import check_deepspeed, out_of_deepspeed, said_of, strategy_of
+from letgo.together import check_deepspeed, out_of_deepspeed, said_of, strategy_of, uses_deepspeed
 from letgo.trainer import (
     UnlearnConfig,
     UnlearnTrainer,
@@ -173,6 +173,9 @@ class _Job:
 
             check_repository(args.hub_model_id)
         check_deepspeed(args)
+        if uses_deepspeed(args) and args.save_strategy != "no":
+            args.save_strategy = "no"
+            self.notes.append("no checkpoints: DeepSpeed's are pickles, which letgo does not read; FSDP2 has some")
         benchmark: Benchmark = benchmark_of(self.settings)
         if benchmark.sequence:
             raise UserError(

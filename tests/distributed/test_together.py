@@ -51,6 +51,7 @@ CASES = {
         None,
         ROUNDING,
     ),
+    "shards, sophia": ({"optimizer": "sophia", "strategy": "fsdp2"}, 4, ADAM),
     "shards, kl": (SGD | {"objective": "npo_klr", "strategy": "fsdp2"}, 4, ROUNDING),
     "shards, zeroth order": (ZO | {"strategy": "fsdp2"}, 4, ESTIMATED),
     "shards, hybrid": (FOZO | {"strategy": "fsdp2"}, 4, ADAM),

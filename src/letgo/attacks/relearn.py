@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from letgo import processes
 from letgo.attacks.base import Attacked, Victim
 from letgo.attacks.displacement import weight_change
 from letgo.benchmarks.capitals import general_paragraphs
@@ -20,6 +21,7 @@ from letgo.data.rows import Row, read_rows, rows_from_records
 from letgo.errors import NonFiniteLossError, UserError
 from letgo.models.adapters import add_lora, linear_targets
 from letgo.models.load import context_length, disable_dropout
+from letgo.objectives.likelihood import own_share
 from letgo.objectives.retain import cross_entropy
 from letgo.optim import create_optimizer, gnb_loss
 
@@ -190,6 +192,10 @@ class Stepper:
         """One step; returns the loss before it (of the last evaluation, where there were several)."""
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         last: list[Tensor] = []
+        several = processes.count() > 1
+        if several:
+            # Each process takes a part of the rows; a zeroth-order optimizer averages the losses itself.
+            batch = own_share({"rows": batch}, processes.number(), processes.count())["rows"]
         dtype = torch.float64 if getattr(self.optimizer, "phase", "") == "zeroth_order" else torch.float32
 
         def closure(part: str | None = None) -> Tensor:
@@ -197,6 +203,8 @@ class Stepper:
             loss = cross_entropy(self.model, batch)
             if loss.requires_grad:
                 loss.backward()
+                if several:
+                    processes.average([p.grad for p in trained if p.grad is not None])
                 if self.max_grad_norm:
                     torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
             last.append(loss.detach().to(dtype))
@@ -213,7 +221,11 @@ class Stepper:
             self.optimizer.hessian_closure = sampled
         self.optimizer.step(closure)
         known = getattr(self.optimizer, "last_losses", None)
-        return float(known[0]) if known else float(last[0])
+        zeroth = getattr(self.optimizer, "phase", "") == "zeroth_order"
+        loss = torch.tensor(float(known[0]) if known else float(last[0]), dtype=torch.float64)
+        if several and not zeroth:
+            processes.average([loss])
+        return float(loss)
 
 
 def make_stepper(model: Any, spec: str, learning_rate: float, max_grad_norm: float) -> Stepper:

@@ -64,8 +64,8 @@ def attack(
         output: write the result here instead; the run directory is then left as it is. Without it, nothing is written
             of a bare model.
 
-    Started by a launcher in several processes, each scores a part and takes a part of the rows of a relearning step;
-    the first one writes.
+    Started by a launcher in several processes, each scores a part, and takes a part of the rows of a relearning
+    step; the first one writes.
 
     Returns:
         The run's result with the attacks in it.

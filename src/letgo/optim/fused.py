@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import mmap
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Sequence
@@ -73,7 +74,8 @@ class Fused:
         wanted = {t.dtype for t in tensors if self.serves(t)} - self._ready
         for dtype in wanted:
             for normal in (False, True):
-                for few in (True, False):
+                # One thread needs no kernel for many, and must not start them.
+                for few in (True, False) if torch.get_num_threads() > 1 else (True,):
                     source = torch.zeros(8 if few else PARALLEL, dtype=dtype)
                     self.shift(source, torch.empty_like(source), 0, normal, 0, 0.0, 1.0)
                     self.shift(source, source, 0, normal, 0, 0.0, 1.0)
@@ -162,6 +164,11 @@ def kernels_for(tensors: Sequence[Tensor]) -> Fused | None:
 def _load() -> Fused | None:
     if os.environ.get("LETGO_FUSED", "1") == "0" or importlib.util.find_spec("numba") is None:
         return None
+    if "numba" not in sys.modules:
+        # The pool is started as large as this, whatever is asked of it later, and shares torch's library of threads:
+        # with a pool of two, a torch of one thread runs on two, which ends two processes on two cores (5 to 10 times
+        # slower).
+        os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
     try:
         import numba
 

@@ -147,7 +147,9 @@ class OnDevices(Planned):
 
     def on_device(self, phase: Phase) -> Phase:
         """A phase of the step, with what the strategy adds."""
-        if self.ranks == 1 or not phase.name.startswith(("train", "step")):
+        first, _ = self.passes
+        # Replicas of which no gradient is ever taken are not wrapped.
+        if self.ranks == 1 or not first or not phase.name.startswith(("train", "step")):
             return phase
         return Phase(phase.name, {**phase.items, "buffers of DDP": self.trained_bytes})
 
