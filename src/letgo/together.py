@@ -155,6 +155,11 @@ def strategy_of(args: UnlearnConfig) -> str:
             "strategy: fsdp2 shares the weights out over several processes, but one runs\n"
             "  start several: torchrun --nproc_per_node 2 -m letgo unlearn …"
         )
+    if args.strategy == "fsdp2" and args.lora_rank:
+        raise UserError(
+            "strategy: fsdp2 shares out weights that are trained; adapters beside a base in shards are not had\n"
+            "  train them on replicas: base_quantization: nf4 makes a base a quarter as large as in bfloat16"
+        )
     return "fsdp2" if args.strategy == "fsdp2" else "replicas"
 
 

@@ -90,6 +90,22 @@ def test_zero_refuses_what_it_can_not_step(tmp_path, tiny_directory, optimizer):
         letgo.unlearn(**tiny.own_files(tmp_path, tiny_directory, **RUN, strategy="fsdp2"))
 
 
+def test_shards_refuse_adapters(tmp_path, tiny_directory):
+    from letgo.errors import UserError
+    from letgo.together import strategy_of
+    from letgo.trainer import UnlearnConfig
+
+    config = UnlearnConfig(output_dir=str(tmp_path), strategy="fsdp2", lora_rank=2, use_cpu=True)
+    with pytest.raises(UserError, match="several processes, but one runs"):
+        strategy_of(config)
+    told = together({"lora": ("unlearn", {"settings": _lora(tmp_path, tiny_directory)})}, tmp_path)
+    assert all("adapters beside a base in shards are not had" in one["lora"]["error"] for one in told)
+
+
+def _lora(folder, model):
+    return tiny.own_files(folder, model, **RUN, strategy="fsdp2", lora_rank=2)
+
+
 def test_accelerate_that_starts_one_process_is_told(run_file):
     done = subprocess.run(
         [sys.executable, *ACCELERATE, "--cpu", "-m", "letgo", "unlearn", str(run_file)],

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def main() -> None:
         try:
             told[name] = JOBS[kind](**arguments)
         except Exception as error:
+            traceback.print_exc()
             told[name] = {"error": f"{type(error).__name__}: {error}"}
         # None begins before all have ended.
         processes.exchange(name)

@@ -75,14 +75,6 @@ def test_shards_hold_a_part(job):
     assert zeroth.wire == {"losses": 16, "weights gathered, evaluations": whole}, "two evaluations, half of it each"
 
 
-def test_adapters_lie_whole_beside_shards(job):
-    alone, two = made(job, 1, lora_rank=2), made(job, 2, "fsdp2", lora_rank=2)
-    assert items(two, "train")["adapters"] == items(alone, "train")["adapters"]
-    assert items(two, "train")["optimizer state"] == items(alone, "train")["optimizer state"]
-    assert items(two, "train")["weights"] == pytest.approx(items(alone, "train")["weights"] / 2, rel=0.02)
-    assert two.wire["gradients reduced"] == items(alone, "train")["adapters"]
-
-
 def test_zero_parts_the_optimizer_and_the_weights(job):
     alone, second, third = made(job, 1), made(job, 2, "zero2"), made(job, 2, "zero3")
     whole = alone.plan.model["bytes"]
@@ -182,6 +174,7 @@ def test_large_models_need_no_weights(large):
         (2, "single", {}, "single is one device, not 2"),
         (2, "fsdp2", {"optimizer": "zo_sgd", "share": "directions"}, "directions is for replicas"),
         (2, "fsdp2", {"optimizer": "zo_sgd:engine=batched,rank=1"}, "engine: batched needs whole weights"),
+        (2, "fsdp2", {"lora_rank": 2}, "adapters are trained on replicas"),
         (2, "fsdp2", {"base_quantization": "nf4", "lora_rank": 2}, "a base in nf4 can't be shared out by fsdp2"),
         (2, "zero3", {"base_quantization": "nf4", "lora_rank": 2}, "a base in nf4 can't be shared out by zero3"),
         (2, "zero2", {"optimizer": "zo_sgd"}, "hands no closure to zo_sgd"),

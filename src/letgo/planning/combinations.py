@@ -38,6 +38,11 @@ def check_combination(config: UnlearnConfig, devices: int, strategy: str) -> Non
             f"letgo plan: {config.objective} gives weights in one shot and takes no steps that devices could share; "
             "give --devices 1"
         )
+    if sharded and config.lora_rank and not config.base_quantization:
+        raise UserError(
+            "letgo plan: adapters are trained on replicas, not beside a base in shards; give --strategy ddp instead "
+            f"of {strategy}, with base_quantization: nf4 where the base does not fit"
+        )
     if sharded and config.base_quantization:
         raise UserError(
             f"letgo plan: a base in {config.base_quantization} can't be shared out by {strategy} (its packed weights "
