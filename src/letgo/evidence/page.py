@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -128,18 +129,25 @@ def _outcome(record: Record, groups: Sequence[Group]) -> str:
     for group in groups:
         cells = [cell for cell in group.cells if cell.after]
         after = {key: estimate([cell.after[key] for cell in cells if key in cell.after]) for key in record.before}
-        seconds = estimate(list(group.values("seconds").values()))
+        seconds = sorted(group.values("seconds").values())
         rows.append(
             [
                 group.name,
                 number(group.learning_rate) if group.learning_rate is not None else MISSING,
                 f"{group.passes['forward']:g} + {group.passes['backward']:g}",
-                number(seconds.mean) if seconds else MISSING,
+                number(statistics.median(seconds)) if seconds else MISSING,
                 *(mean(after.get(key)) for key in _OUTCOME),
                 unmatched(group, record.before) or "matched",
             ]
         )
-    header = ["grade", "rate", "passes forward + backward", "seconds", *(k.replace("_", " ") for k in _OUTCOME), ""]
+    header = [
+        "grade",
+        "rate",
+        "passes forward + backward",
+        "seconds, median",
+        *(k.replace("_", " ") for k in _OUTCOME),
+        "",
+    ]
     return "Forgetting and utility, means over seeds with 95 % intervals:\n\n" + table(header, rows)
 
 

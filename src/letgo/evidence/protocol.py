@@ -30,7 +30,8 @@ of utility, on seed 100; the evidence is on other seeds. The questions (the firs
 division of the people by the attacker and the rounding are the same for all seeds: intervals are over seeds of
 unlearning and say nothing about other people. Comparisons are paired over seeds, with Student's interval; with three
 seeds that is wide, and few differences can be shown (n is the number of seeds). They are not corrected for their
-number. Seconds are of one thread on a machine that others used at the same time: passes are the measure of cost.
+number. Seconds are of one thread on a machine that others used at the same time, and held some runs for
+minutes: passes are the measure of cost.
 
 **Changed on the way**, after results had been seen: the grids of GradDiff and RMU were cut to fewer grades and rates,
 for want of compute, and the bound for tuning there and of the ideas was set at 0.88 of the retain accuracy instead of
