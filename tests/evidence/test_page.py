@@ -118,7 +118,11 @@ def test_an_idea_wins_only_at_no_more_passes_and_where_it_was_held_back():
     assert ideas.verdict(idea(harmonic=0.7, q=0.99), ladder, hybrid) == "wins"
     assert ideas.verdict(idea(harmonic=0.7), ladder, hybrid) == "wins, but the held-back attacks don't confirm it"
     assert ideas.verdict(idea(harmonic=0.3), ladder, hybrid) == "does not win"
-    assert ideas.verdict(None, ladder, hybrid) == "did not reach the target within the bound"
+    assert ideas.verdict(None, ladder, hybrid, "SAM (on=forget, rho=0.2)") == "was not run"
+    missed = ladder.model_copy(update={"missed": ["SAM (on=forget, rho=0.2)"]})
+    assert (
+        ideas.verdict(None, missed, hybrid, "SAM (on=forget, rho=0.2)") == "did not reach the target within the bound"
+    )
     dear = idea(harmonic=0.9, q=0.99).model_copy(update={"passes": {"forward": 96.0, "backward": 48.0}})
     assert ideas.verdict(dear, ladder, hybrid) == "takes more passes than the hybrid"
 
@@ -130,7 +134,7 @@ def test_ideas_stand_in_the_page_whatever_came_of_them(results):
     for one in ideas.IDEAS:
         assert one.hypothesis in " ".join(text.split())
     assert row(text, "| FOZO (fo=sign_adam) |").endswith("does not win |")
-    assert row(text, "| FOZO (fo=muon) |").endswith("did not reach the target within the bound |")
+    assert row(text, "| FOZO (fo=muon) |").endswith("was not run |")
 
 
 def test_names():
