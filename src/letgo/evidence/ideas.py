@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from letgo.evidence.claims import HALF, judge, unmatched
 from letgo.evidence.records import Group, Record, joined
@@ -105,11 +106,17 @@ def section(records: Sequence[Record], found: Mapping[str, Record]) -> list[str]
         return [*parts, "None of them has been run."]
     for objective, several in by.items():
         groups = joined(several).groups
-        ladder = found.get(objective)
-        if ladder is None:
-            continue
-        parts.append(_table(objective, groups, ladder))
+        if objective in found:
+            parts.append(_table(objective, groups, found[objective]))
     return parts
+
+
+def _both(group: Group, hybrid: Group, metric: str) -> str:
+    """The means of both over the seeds that both have."""
+    first, second = group.values(f"after:{metric}"), hybrid.values(f"after:{metric}")
+    shared = first.keys() & second.keys()
+    means = [number(fmean(values[seed] for seed in shared)) if shared else MISSING for values in (first, second)]
+    return " / ".join(means)
 
 
 def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
@@ -120,13 +127,15 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
         group = next((one for one in groups if one.name == name), None)
         said = verdict(group, ladder, hybrid, name)
         if group is None or hybrid is None:
-            rows.append([name, *[MISSING] * 6, said])
+            rows.append([name, *[MISSING] * 8, said])
             continue
         rows.append(
             [
                 name,
                 number(group.learning_rate) if group.learning_rate is not None else MISSING,
                 f"{group.forward_equivalents:g}",
+                _both(group, hybrid, "forget_probability"),
+                _both(group, hybrid, "retain_probability"),
                 mean(against(group, hybrid, "harmonic_mean")),
                 mean(against(group, hybrid, f"kept:{HALF}")),
                 "; ".join(mean(against(group, hybrid, f"kept:{label}")) for label in ladder.held_back) or MISSING,
@@ -134,7 +143,21 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
                 said,
             ]
         )
-    header = ["idea", "rate", "passes", "harmonic mean", "kept, relearn half", "kept, held back", "seeds", ""]
+    header = [
+        "idea",
+        "rate",
+        "passes",
+        "forget probability",
+        "retain probability",
+        "harmonic mean",
+        "kept, relearn half",
+        "kept, held back",
+        "seeds",
+        "",
+    ]
     passes = f" ({hybrid.forward_equivalents:g} passes)" if hybrid else ""
-    text = f"Under `{objective}`, each less the hybrid's{passes}, paired over seeds, with 95 % intervals:"
+    text = (
+        f"Under `{objective}`, each less the hybrid's{passes}, paired over seeds, with 95 % intervals; the two "
+        f"probabilities are the idea's and, over the same seeds, the hybrid's:"
+    )
     return f"{text}\n\n{table(header, rows)}"

@@ -108,7 +108,8 @@ def _figure(finding: Finding) -> str:
 
 def _ladder(objective: str, record: Record, drawings: Path | None) -> list[str]:
     name = OBJECTIVES.get(objective, objective)
-    groups = sorted(record.groups, key=lambda group: -_mean(group, "harmonic_mean"))
+    grades = [group for group in record.groups if group.plain or group.control]
+    groups = sorted(grades, key=lambda group: -_mean(group, "harmonic_mean"))
     parts = [f"## {name}", _made(record), _outcome(record, groups), _robust(record, groups)]
     if drawings is not None:
         parts.append(_drawn(record, groups, name, drawings))
