@@ -1,20 +1,19 @@
 #!/bin/sh
-# Where the solutions of the NPO ladder lie (seed 0): linear mode connectivity of every pair, and certificates.
+# Where the solutions of the NPO ladder lie (seed 0): linear mode connectivity of every pair, and certificates at one σ.
+# The hybrid is the one at the rate that stands for it (recipes/evidence/npo-next.yaml).
 set -eu
 PYTHON=${PYTHON:-python}
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-RUNS=letgo-runs/evidence/npo/runs
+RUNS=letgo-runs/evidence
 models=
-for optimizer in adamw sign_adam sophia sam_rho fozo muon; do
-    for run in "$RUNS"/optimizer_"$optimizer"_*-seed0; do
+for pattern in npo/runs/optimizer_adamw npo/runs/optimizer_sign_adam npo/runs/optimizer_sophia npo-next/runs/optimizer_fozo; do
+    for run in "$RUNS/$pattern"_*-seed0; do
         [ -f "$run/result.json" ] && models="$models $run"
     done
 done
 # shellcheck disable=SC2086  (paths without spaces)
 $PYTHON -m letgo analyze connectivity $models biographies --points 7 --no-metrics --output results
-for optimizer in adamw fozo sign_adam; do
-    for run in "$RUNS"/optimizer_"$optimizer"_*-seed0; do
-        [ -f "$run/result.json" ] && $PYTHON -m letgo analyze certificate "$run" --draws 100 --no-rerun --output results
-    done
+for run in $models; do
+    $PYTHON -m letgo analyze certificate "$run" --sigma 0.005 --draws 100 --no-rerun --output results
 done
 $PYTHON -m letgo.evidence page results --output docs/evidence.md

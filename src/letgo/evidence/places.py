@@ -91,7 +91,8 @@ def _certificates(entries: Sequence[Certificate]) -> list[str]:
     text = (
         f"Certificates by randomized smoothing over the weights, with confidence {1 - first.alpha:g}: within the "
         f"radius no change of the weights makes the smoothed model's chance of revealing the forget set "
-        f"({first.event}) one half."
+        f"({first.event}) one half. One σ serves all, so that their radii can be compared; it was chosen after a first "
+        "set, at each run's own default σ (as far as unlearning moved it, over √d), had been seen and put aside."
     )
     header = ["model", "σ", "draws that reveal", "lower bound", "radius", "retain accuracy under noise", "broken"]
     header += ["unlearning moved", "attacks move"]
