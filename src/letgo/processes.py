@@ -102,24 +102,27 @@ def _launched_for() -> int | None:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")
     except OSError:
         return None
-    for place, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name in ("--num_processes", "--num-processes"):
-            given = value if equals else next(iter(words[place + 1 : place + 2]), "")
-            return int(given) if given.isdigit() else None
+    if (given := _option(words, "num_processes")) is not None:
+        return int(given) if given.isdigit() else None
     # Told by a file: only that there are several is known, by the address that they would meet at.
-    return _in_config(words) if "MASTER_ADDR" in os.environ else None
+    file = _option(words, "config_file") if "MASTER_ADDR" in os.environ else None
+    return None if file is None else _in_config(Path(file))
 
 
-def _in_config(words: Sequence[str]) -> int | None:
+def _option(words: Sequence[str], name: str) -> str | None:
+    """What a command line gives an option of `accelerate launch`, in any of the ways that it can be written."""
+    for place, word in enumerate(words):
+        written, equals, value = word.partition("=")
+        if written.replace("-", "_") == f"__{name}":
+            return value if equals else next(iter(words[place + 1 : place + 2]), "")
+    return None
+
+
+def _in_config(path: Path) -> int | None:
     import yaml
 
-    for place, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name in ("--config_file", "--config-file"):
-            path = Path(value if equals else next(iter(words[place + 1 : place + 2]), ""))
-            with contextlib.suppress(OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
-                return int(yaml.safe_load(path.read_text(encoding="utf-8")).get("num_processes"))
+    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
+        return int(yaml.safe_load(path.read_text(encoding="utf-8")).get("num_processes"))
     return None
 
 

@@ -74,7 +74,7 @@ class Together:
 
     def exchanges_gradients(self, optimizer: Any) -> bool:
         """Whether any step needs the mean gradient over replicas. DDP keeps buffers of a gradient's size for that."""
-        leaves = [one for one in every_optimizer(optimizer) if not _inside(one)]
+        leaves = [one for one in every_optimizer(optimizer) if not inner_optimizers(one)]
         return not all(isinstance(one, ZerothOrder) for one in leaves)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
@@ -125,7 +125,7 @@ class Together:
         self.args.gradient_accumulation_steps = rows // each
         return (
             f"resumed with {rows // each} micro-batches of {each} forget rows a step, so that a step has {rows} as "
-            f"before"
+            "before"
         )
 
     def describe(self, strategy: str | None = None) -> dict[str, Any]:
@@ -213,15 +213,14 @@ def said_of(told: Mapping[str, Any], steps: int) -> str:
 
 
 def every_optimizer(optimizer: Any) -> Iterator[Any]:
-    """An optimizer and all that it is made of, without accelerate's wrapper."""
-    while hasattr(optimizer, "optimizer") and not isinstance(optimizer.optimizer, type(None)):
-        optimizer = optimizer.optimizer
+    """An optimizer and all that it is made of, at any depth."""
     yield optimizer
-    for one in _inside(optimizer):
+    for one in inner_optimizers(optimizer):
         yield from every_optimizer(one)
 
 
-def _inside(optimizer: Any) -> list[Any]:
+def inner_optimizers(optimizer: Any) -> list[Any]:
+    """The optimizers that one hands its steps to: those that take turns, or the one that it wraps."""
     inner = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
     base = getattr(optimizer, "base", None)
     return [*inner, base] if isinstance(base, torch.optim.Optimizer) else inner

@@ -36,7 +36,7 @@ from letgo.optim.shards import cut_state, whole_state
 from letgo.optim.smoothing import GradientSmoothing
 from letgo.progress import Quiet, Reporter, Task
 from letgo.results import write_text
-from letgo.together import Together, load_whole_weights, uses_deepspeed
+from letgo.together import Together, inner_optimizers, load_whole_weights, uses_deepspeed
 
 COMPLETE = "letgo_complete"
 """A file written last into a checkpoint: one without it was cut off while being saved."""
@@ -404,7 +404,7 @@ class UnlearnTrainer(Trainer):
         """As Trainer's; replicas of which no gradient is ever taken are not wrapped, for DDP keeps room for one."""
         if self.together.count == 1 or self.together.sharded or uses_deepspeed(self.args):
             return super()._prepare_for_training(*args, **kwargs)
-        if self.together.exchanges_gradients(self.create_optimizer()):
+        if self.together.exchanges_gradients(_bare(self.create_optimizer())):
             return super()._prepare_for_training(*args, **kwargs)
         prepare = self.accelerator.prepare_model
         self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)
@@ -611,9 +611,7 @@ def _at_work(optimizer: Any) -> Any:
 
 def _stepped_by_smoothing(optimizer: Any) -> list[Any]:
     """The optimizers, at any depth, that one of the smoothing optimizers steps with gradients of its own making."""
-    inner = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
-    base = getattr(optimizer, "base", None)
-    inner += [base] if isinstance(base, torch.optim.Optimizer) else []
+    inner = inner_optimizers(optimizer)
     found = inner if isinstance(optimizer, GradientSmoothing) else []
     return found + [deeper for one in inner for deeper in _stepped_by_smoothing(one)]
 

@@ -196,7 +196,8 @@ class Stepper:
         if several:
             # Each process takes a part of the rows; a zeroth-order optimizer averages the losses itself.
             batch = own_share({"rows": batch}, processes.number(), processes.count())["rows"]
-        dtype = torch.float64 if getattr(self.optimizer, "phase", "") == "zeroth_order" else torch.float32
+        zeroth = getattr(self.optimizer, "phase", "") == "zeroth_order"
+        dtype = torch.float64 if zeroth else torch.float32
 
         def closure(part: str | None = None) -> Tensor:
             self.optimizer.zero_grad()
@@ -221,7 +222,6 @@ class Stepper:
             self.optimizer.hessian_closure = sampled
         self.optimizer.step(closure)
         known = getattr(self.optimizer, "last_losses", None)
-        zeroth = getattr(self.optimizer, "phase", "") == "zeroth_order"
         loss = torch.tensor(float(known[0]) if known else float(last[0]), dtype=torch.float64)
         if several and not zeroth:
             processes.average([loss])
