@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from letgo.evidence.claims import ALL, HALF
 from letgo.evidence.records import Attacked, Cell, Group, Record, value
+from letgo.evidence.subjects import SUBJECTS
 
+HALF, ALL = SUBJECTS["biographies"].half, SUBJECTS["biographies"].everything
 BEFORE = {"forget_accuracy": 1.0, "retain_accuracy": 1.0, "retain_probability": 0.99, "general_perplexity": 2.0}
 HELD_BACK = "quantize:bits=3,granularity=channel,symmetric=False"
 SEEDS = (0, 1, 2)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from letgo.errors import UserError
-from letgo.evidence.claims import CLAIMS, ROOM, highest, judge, matched, more, summary, unmatched
+from letgo.evidence.claims import CLAIMS, highest, judge, matched, more, summary, unmatched
 from letgo.evidence.records import joined
 from letgo.evidence.statistics import Estimate, estimate, paired
+from letgo.evidence.subjects import SUBJECTS
 from tests.evidence import planted
 
 MEASURE = "harmonic_mean"
@@ -76,7 +77,7 @@ def test_without_the_grade_it_is_not_testable():
 def test_robust_and_useless_is_not_robust(changes, reason):
     after = planted.cell(0).after | changes
     broken = planted.group("fozo", cells=[planted.cell(seed, harmonic=1.0, after=after) for seed in planted.SEEDS])
-    assert reason in unmatched(broken, planted.BEFORE)
+    assert reason in unmatched(broken, planted.record(broken))
     found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), broken)
     assert found.verdict == "not testable here"
     assert reason in found.figure
@@ -113,7 +114,7 @@ def test_every_claim_is_judged_or_says_why_not():
         assert bool(claim.test) + bool(claim.why_not) + bool(claim.one_basin) == 1
         if claim.test:
             assert claim.test(planted.record(planted.group("adamw")))
-    assert set(ROOM) <= set(planted.cell(0).after)
+    assert set(SUBJECTS["biographies"].room) <= set(planted.cell(0).after)
 
 
 def test_a_verdict_over_objectives():
@@ -177,7 +178,7 @@ def test_the_next_rate_stands_for_the_one_that_left_the_room():
 def test_at_the_bound_is_within_it():
     after = planted.cell(0).after | {"forget_accuracy": 0.55, "retain_accuracy": 0.8}
     group = planted.group("adamw", cells=[planted.cell(seed, after=after) for seed in planted.SEEDS])
-    assert unmatched(group, planted.BEFORE) == ""
+    assert unmatched(group, planted.record(group)) == ""
 
 
 def test_another_rate_is_a_control_for_comparisons_that_name_it():

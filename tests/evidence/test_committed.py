@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from letgo.attacks.plan import plan_attack
-from letgo.evidence.claims import ALL, HALF
 from letgo.evidence.page import write_page
 from letgo.evidence.records import read_record
 from letgo.evidence.settle import read_attacks
+from letgo.evidence.subjects import SUBJECTS
 from letgo.sweep import read_grid
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "evidence"
-GRIDS = sorted(path for path in RECIPES.glob("*.yaml") if path.stem != "attacks")
+GRIDS = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith("attacks"))
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
@@ -28,17 +28,26 @@ def test_grids_can_be_run(path):
     assert ({cell.seed for cell in grid.cells} == {100}) == tuning, "tuning and evidence share no seed"
 
 
-def test_every_evidence_grid_is_attacked_alike():
-    given = read_attacks(RECIPES / "attacks.yaml")
+def _benchmark(grid):
+    return grid.document["base"]["benchmark"].partition(":")[0]
+
+
+@pytest.mark.parametrize("benchmark", SUBJECTS)
+def test_every_evidence_grid_of_a_subject_is_attacked_alike(benchmark):
+    subject = SUBJECTS[benchmark]
+    given = read_attacks(RECIPES / subject.attacks)
     labels = [plan_attack(spec).label for spec in given["attacks"]]
-    assert {HALF, ALL} <= set(labels)
+    assert {subject.half, subject.everything} <= set(labels)
     held_back = [plan_attack(spec).label for spec in given["held_back"]]
     assert held_back
     assert not set(held_back) & set(labels)
-    for path in GRIDS:
-        grid = read_grid(path)
-        if grid.tune is None:
-            assert [plan_attack(spec).label for spec in grid.attacks] == [*labels, *held_back], path.name
+    attacked = [(path, grid) for path in GRIDS if (grid := read_grid(path)).tune is None]
+    ours = [
+        (path, grid) for path, grid in attacked if grid.document["base"]["benchmark"].partition(":")[0] == benchmark
+    ]
+    assert ours
+    for path, grid in ours:
+        assert [plan_attack(spec).label for spec in grid.attacks] == [*labels, *held_back], path.name
 
 
 def test_the_page_is_what_the_result_files_say(tmp_path):

@@ -11,9 +11,11 @@ import torch
 
 from letgo.attacks.plan import plan_attack
 from letgo.attacks.robustness import robustness
+from letgo.catalog import parse_spec
 from letgo.errors import UserError
 from letgo.evidence.records import METRICS, Attacked, Cell, Group, Record
 from letgo.evidence.settle import read_attacks
+from letgo.evidence.subjects import subject_of
 from letgo.optim import OPTIMIZERS
 from letgo.planning.optimizers import optimizer_cost
 from letgo.results import AttackResult, Metrics, Result, read_result
@@ -66,6 +68,7 @@ def collect(
         source=sweep.source,
         git=first.git,
         objective=str(first.config["objective"]),
+        benchmark=_benchmark(first),
         target=sweep.target,
         bound=sweep.bound,
         before=_values(first.before),
@@ -156,11 +159,17 @@ def _attacked(attack: AttackResult) -> Attacked:
 
 
 def _with_robustness(cell: Cell, result: Result | None, held_back: Sequence[str]) -> Cell:
-    """R and Q over the attacks that are not held back; R of those alone that the retrained model is the measure of."""
+    """R and Q over the attacks that are not held back; R of those alone that the retrained model is the measure of,
+    where it is known."""
     if result is None or result.status != "finished":
         return cell
-    counted = [a for a in result.attacks if a.label not in held_back and "R_by_kept" not in a.scores]
+    retrained = subject_of(_benchmark(result)).retrained
+    counted = [a for a in result.attacks if a.label not in held_back and not (retrained and "R_by_kept" in a.scores)]
     return cell.model_copy(update={"robustness": robustness(counted)})
+
+
+def _benchmark(result: Result) -> str:
+    return parse_spec(str(result.config["benchmark"]))[0]
 
 
 def _values(metrics: Metrics) -> dict[str, float]:

@@ -73,7 +73,7 @@ def verdict(group: Group | None, record: Record, hybrid: Group | None, name: str
         return "did not reach the target within the bound" if name in record.missed else "was not run"
     if hybrid is None:
         return "the hybrid was not run under this objective"
-    if reason := unmatched(group, record.before) or unmatched(hybrid, record.before):
+    if reason := unmatched(group, record) or unmatched(hybrid, record):
         return f"not matched: {reason}"
     if group.forward_equivalents > hybrid.forward_equivalents * 1.001:
         return "takes more passes than the hybrid"
@@ -97,7 +97,7 @@ def section(records: Sequence[Record], found: Mapping[str, Record]) -> list[str]
     parts.append(numbered)
     by: dict[str, list[Record]] = {}
     for record in records:
-        by.setdefault(record.objective, []).append(record)
+        by.setdefault(record.key, []).append(record)
     # A ladder may have an idea too, beside its grades.
     for objective, ladder in found.items():
         if groups := [group for group in ladder.groups if not group.plain and not group.control]:
@@ -137,7 +137,7 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
                 _both(group, hybrid, "forget_probability"),
                 _both(group, hybrid, "retain_probability"),
                 mean(against(group, hybrid, "harmonic_mean")),
-                mean(against(group, hybrid, f"kept:{HALF}")),
+                mean(against(group, hybrid, ladder.measure(HALF))),
                 "; ".join(mean(against(group, hybrid, f"kept:{label}")) for label in ladder.held_back) or MISSING,
                 ", ".join(map(str, sorted(group.values("R")))) or MISSING,
                 said,

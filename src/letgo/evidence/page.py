@@ -12,11 +12,10 @@ from letgo.evidence.claims import CLAIMS, Claim, Finding, unmatched
 from letgo.evidence.figures import dots, write_drawing
 from letgo.evidence.records import Group, Record, joined, read_record
 from letgo.evidence.statistics import Estimate, estimate
+from letgo.evidence.subjects import in_order, title_of
 from letgo.evidence.text import mean, paragraph, shares, table
 from letgo.report.numbers import MISSING, number
 from letgo.results import write_text
-
-OBJECTIVES = {"npo_gdr": "NPO", "graddiff": "GradDiff", "rmu": "RMU"}
 
 
 def write_page(results: Path, output: Path) -> None:
@@ -33,14 +32,14 @@ def write_page(results: Path, output: Path) -> None:
 
 
 def ladders(records: Sequence[Record]) -> dict[str, Record]:
-    """Each objective's ladder, all its seeds together, in the order of `OBJECTIVES`."""
+    """Each objective's ladder on each subject, all its seeds together."""
     by: dict[str, list[Record]] = {}
     for record in records:
         if record.kind == "ladder":
-            by.setdefault(record.objective, []).append(record)
-    known = [*(name for name in OBJECTIVES if name in by), *(name for name in by if name not in OBJECTIVES)]
+            by.setdefault(record.key, []).append(record)
+    known = in_order(by)
     missed = {
-        name: [g.name for r in records if (r.kind, r.objective) == ("tuning", name) for g in r.groups if not g.reached]
+        name: [g.name for r in records if (r.kind, r.key) == ("tuning", name) for g in r.groups if not g.reached]
         for name in known
     }
     return {name: joined(by[name]).model_copy(update={"missed": missed[name]}) for name in known}
@@ -56,7 +55,7 @@ def text_of(records: Sequence[Record], analyses: places.Places, drawings: Path |
     parts += _missed(tunings, found)
     parts += places.section(analyses)
     parts += ideas.section([record for record in records if record.kind == "ideas"], found)
-    parts += [protocol.foot(found, OBJECTIVES)]
+    parts += [protocol.foot(found)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -90,7 +89,7 @@ def _claims(found: Mapping[str, Record], analyses: places.Places) -> list[str]:
 
 def _finding_row(finding: Finding) -> list[str]:
     seeds = ", ".join(map(str, finding.seeds)) or MISSING
-    name = OBJECTIVES.get(finding.objective, finding.objective)
+    name = title_of(finding.objective)
     found = mean(finding.estimate) if finding.estimate else MISSING
     told = (finding.means or MISSING, finding.passes or MISSING)
     return [name, finding.figure, found, seeds, *told, finding.verdict]
@@ -98,7 +97,7 @@ def _finding_row(finding: Finding) -> list[str]:
 
 def _figure(finding: Finding) -> str:
     """A finding in a few words, for the table of claims."""
-    name = OBJECTIVES.get(finding.objective, finding.objective)
+    name = title_of(finding.objective)
     number_of = f", n = {finding.estimate.n}" if finding.estimate else ""
     return f"{name}: {finding.figure} {mean(finding.estimate) if finding.estimate else ''}".strip() + number_of
 
@@ -107,7 +106,7 @@ def _figure(finding: Finding) -> str:
 
 
 def _ladder(objective: str, record: Record, drawings: Path | None) -> list[str]:
-    name = OBJECTIVES.get(objective, objective)
+    name = title_of(objective)
     grades = [group for group in record.groups if group.plain or group.control]
     groups = sorted(grades, key=lambda group: -_mean(group, "harmonic_mean"))
     parts = [f"## {name}", _made(record), _outcome(record, groups), _robust(record, groups)]
@@ -138,7 +137,7 @@ def _outcome(record: Record, groups: Sequence[Group]) -> str:
                 f"{group.passes['forward']:g} + {group.passes['backward']:g}",
                 number(statistics.median(seconds)) if seconds else MISSING,
                 *(mean(after.get(key)) for key in _OUTCOME),
-                unmatched(group, record.before) or "matched",
+                unmatched(group, record) or "matched",
             ]
         )
     header = [
@@ -159,7 +158,7 @@ def _robust(record: Record, groups: Sequence[Group]) -> str:
     labels = [label for label in record.attacks() if any(_has_r(group, label) for group in groups)]
     rows = []
     for group in groups:
-        counted = "" if not unmatched(group, record.before) else " (!)"
+        counted = "" if not unmatched(group, record) else " (!)"
         measures = ("R", "Q", "harmonic_mean", *(f"R:{label}" for label in labels))
         found = [estimate(list(group.values(measure).values())) for measure in measures]
         rows.append([f"{group.name}{counted}", *(mean(one) for one in found), str(found[2].n if found[2] else 0)])
@@ -183,16 +182,16 @@ def _head(label: str, record: Record) -> str:
 
 def _drawn(record: Record, groups: Sequence[Group], name: str, drawings: Path) -> str:
     lines = []
-    for measure, across in (("harmonic_mean", "harmonic mean of R and Q"), (f"kept:{claims.HALF}", "share kept")):
+    for measure, across in (("harmonic_mean", "harmonic mean of R and Q"), (record.measure(claims.HALF), "share kept")):
         rows: list[tuple[str, Estimate, bool]] = []
         for group in groups:
             found = estimate(list(group.values(measure).values()))
             if found is not None:
-                rows.append((group.name, found, not unmatched(group, record.before)))
+                rows.append((group.name, found, not unmatched(group, record)))
         if not rows:
             continue
         told = "robustness of each grade" if measure == "harmonic_mean" else "what relearning on half of them leaves"
-        file = f"{record.objective}-{measure.partition(':')[0]}.svg"
+        file = f"{record.key.replace('/', '-')}-{measure.partition(':')[0]}.svg"
         write_drawing(drawings / file, dots(f"{name}: {told}", across, rows))
         lines.append(f"![{name}: {told}; means and 95 % intervals over seeds]({drawings.name}/{file})")
     return "\n\n".join(lines)
@@ -240,7 +239,7 @@ def _mean(group: Group, measure: str) -> float:
 def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]:
     rows, said = [], []
     for record in tunings:
-        name = OBJECTIVES.get(record.objective, record.objective)
+        name = title_of(record.key)
         said.append(f"{name}: target `{record.target}`, bound `{record.bound}`")
         for group in record.groups:
             for cell, verdict in zip(group.trials, group.verdicts, strict=True):
@@ -249,7 +248,7 @@ def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]
                 rate = number(cell.learning_rate) if cell.learning_rate is not None else MISSING
                 rows.append([name, group.name, rate, *figures, f"{verdict}, chosen" if chosen else verdict])
     failed = [
-        [OBJECTIVES.get(objective, objective), group.name, str(cell.seed), cell.status, cell.reason or MISSING]
+        [title_of(objective), group.name, str(cell.seed), cell.status, cell.reason or MISSING]
         for objective, record in found.items()
         for group in record.groups
         for cell in group.cells

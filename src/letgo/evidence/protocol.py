@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from letgo.evidence.claims import LEAST, ROOM
+from letgo.evidence.claims import LEAST
 from letgo.evidence.records import Record
+from letgo.evidence.subjects import OBJECTIVES, SUBJECTS, title_of
 from letgo.evidence.text import paragraph
 
 _HEAD = """
@@ -41,7 +42,7 @@ higher rate, was added when the first runs had shown that the grades differ in h
 claims that name it.
 
 **Matched.** A grade takes part in comparisons where it reached the target in tuning, no seed's run collapsed, and the
-means over the evidence's seeds are within: {room}. Differences below {least} count as none.
+means over the evidence's seeds are within its subject's room. {room}. Differences below {least} count as none.
 """
 
 _FOOT = """
@@ -63,19 +64,22 @@ def head(found: Mapping[str, Record]) -> str:
         "retain_accuracy": "retain accuracy at least, as a share of that before,",
         "general_perplexity": "general perplexity at most, as a multiple of that before,",
     }
-    room = "; ".join(f"{names[key]} {limit:g}" for key, limit in ROOM.items())
+    room = ". ".join(
+        f"{benchmark.capitalize()}: {'; '.join(f'{names[key]} {limit:g}' for key, limit in subject.room.items())}"
+        for benchmark, subject in SUBJECTS.items()
+    )
     text = _HEAD.strip().format(room=room, least=f"{LEAST:g}")
     title, _, rest = text.partition("\n\n")
     empty = "" if found else "\n\nNo ladder has been run yet."
     return f"{title}\n\n{paragraph(rest)}{empty}"
 
 
-def foot(found: Mapping[str, Record], objectives: Mapping[str, str]) -> str:
+def foot(found: Mapping[str, Record]) -> str:
     title, _, rest = _FOOT.strip().partition("\n\n")
-    missing = [name for key, name in objectives.items() if key not in found]
+    missing = [name for key, name in OBJECTIVES.items() if key not in found]
     told = f"The ladder under {' and '.join(missing)} (its grid is in `recipes/evidence/`). " if missing else ""
     run = {key: [g for g in record.groups if not g.superseded] for key, record in found.items()}
-    few = [f"{objectives.get(key, key)}: {', '.join(g.name for g in groups if g.plain)}" for key, groups in run.items()]
+    few = [f"{title_of(key)}: {', '.join(g.name for g in groups if g.plain)}" for key, groups in run.items()]
     seeds = [f"{group.name} {len(group.cells)}" for groups in run.values() for group in groups if len(group.cells) < 5]
     ran = f"Grades that were run after tuning: {'; '.join(few)}. " if few else ""
     fewer = f"Five seeds were meant for each; fewer have {', '.join(dict.fromkeys(seeds))}. " if seeds else ""

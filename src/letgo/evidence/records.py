@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from letgo.errors import UserError
+from letgo.evidence.subjects import Subject, key_of, subject_of
 from letgo.results import write_text
 
 SCHEMA = 1
@@ -116,17 +117,38 @@ class Record(_Model):
     """The grid's file, which makes the runs again."""
     git: str | None = None
     objective: str
+    benchmark: str = "biographies"
     target: str | None = None
     bound: str | None = None
     before: dict[str, float] = {}
     retrained: dict[str, float] = {}
     supersedes: bool = False
-    """Its groups take the place of those of the same name in other files, whose rate left the room (`claims.ROOM`)."""
+    """Its groups take the place of those of the same name in other files, whose rate left the room (`Subject.room`)."""
     held_back: list[str] = []
     """Labels of the attacks that confirm, and take no part in R and Q."""
     missed: list[str] = []
     """Grades that missed the target in tuning, and were not run further."""
     groups: list[Group]
+
+    @property
+    def key(self) -> str:
+        """What its ladder is kept under: the objective, and the benchmark where it is not the first."""
+        return key_of(self.objective, self.benchmark)
+
+    @property
+    def subject(self) -> Subject:
+        return subject_of(self.benchmark)
+
+    def measure(self, name: str) -> str:
+        """A measure that claims name, with this subject's attack: "kept:half" and "R:everything" with their labels.
+
+        Where no retrained model is known, R under one attack is the share kept.
+        """
+        kind, _, attack = name.partition(":")
+        labels = {"half": self.subject.half, "everything": self.subject.everything}
+        if kind == "R" and not self.subject.retrained:
+            kind = "kept"
+        return f"{kind}:{labels[attack]}" if attack in labels else name
 
     def group(self, name: str) -> Group | None:
         return next((group for group in self.groups if group.name == name), None)

@@ -1,0 +1,71 @@
+"""What is unlearned from what: each benchmark of the evidence, the room that its comparisons allow, its attackers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from letgo.errors import UserError
+
+OBJECTIVES: Mapping[str, str] = {"npo_gdr": "NPO", "graddiff": "GradDiff", "rmu": "RMU"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`title` stands behind an objective's name, empty for the first subject, whose ladders are named by the objective
+    alone.
+
+    `room` is what the mean over the evidence's seeds may be at most (retain accuracy: at least, as a share of that
+    before; perplexity: as a multiple of that before). Tuning asks for more on one seed; other seeds scatter around it.
+    `half` and `everything` are the labels of the attacks that claims name: relearning on half of the forget groups, and
+    on all.
+    """
+
+    title: str
+    room: Mapping[str, float]
+    half: str
+    everything: str
+    attacks: str
+    """The file in `recipes/evidence/` that fixes the attacks."""
+    retrained: bool = True
+    """Whether the model that never saw the forget set is known: the measure of R."""
+
+
+SUBJECTS: Mapping[str, Subject] = {
+    "biographies": Subject(
+        title="",
+        room={
+            "forget_accuracy": 0.55,
+            "forget_probability": 0.15,
+            "retain_accuracy": 0.80,
+            "general_perplexity": 1.30,
+        },
+        half="relearn:steps=20,learning_rate=0.0005,batch_size=16,holdout=0.5,evaluations=0",
+        everything="relearn:steps=100,learning_rate=0.0005,batch_size=4,holdout=0,evaluations=0",
+        attacks="attacks.yaml",
+    ),
+}
+
+
+def subject_of(benchmark: str) -> Subject:
+    if benchmark not in SUBJECTS:
+        raise UserError(f"the evidence has no subject {benchmark!r}; it has {', '.join(SUBJECTS)}")
+    return SUBJECTS[benchmark]
+
+
+def key_of(objective: str, benchmark: str) -> str:
+    """The name under which an objective's ladder on a benchmark is kept: "npo_gdr", "npo_gdr/capitals"."""
+    return objective if not subject_of(benchmark).title else f"{objective}/{benchmark}"
+
+
+def title_of(key: str) -> str:
+    """A ladder's name in text: "NPO", "NPO on SmolLM2's capitals"."""
+    objective, _, benchmark = key.partition("/")
+    name = OBJECTIVES.get(objective, objective)
+    return f"{name}, {subject_of(benchmark).title}" if benchmark else name
+
+
+def in_order(keys: Mapping[str, object]) -> list[str]:
+    """Subject after subject, objectives in the order of `OBJECTIVES`; others last."""
+    wanted = [key_of(objective, benchmark) for benchmark in SUBJECTS for objective in OBJECTIVES]
+    return [*(key for key in wanted if key in keys), *(key for key in keys if key not in wanted)]
