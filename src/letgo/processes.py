@@ -56,18 +56,21 @@ def start(expected: int | None = None) -> None:
         UserError: another number of processes runs than was asked for.
     """
     _check(expected)
-    if asked() == 1 or _joined():
+    if asked() == 1:
         return
-    import torch
-    from accelerate import PartialState
+    if not _joined():
+        import torch
+        from accelerate import PartialState
 
-    # With a GPU accelerate sees by itself that there are several processes.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
-    if state.num_processes != asked():
-        raise UserError(
-            f"the launcher started {asked()} processes, but each of them would run alone: accelerate knows no way to "
-            f"join them on this machine ({state.device})"
-        )
+        # With a GPU accelerate sees by itself that there are several processes.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+        if state.num_processes != asked():
+            raise UserError(
+                f"the launcher started {asked()} processes, but each of them would run alone: accelerate knows no way "
+                f"to join them on this machine ({state.device})"
+            )
+    # Whoever has joined before (transformers' arguments do) leaves it to nobody. Registered once, however often asked.
+    atexit.unregister(_leave)
     atexit.register(_leave)
 
 

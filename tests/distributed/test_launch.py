@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from letgo import processes
 from letgo.results import read_result
 from tests import tiny
 from tests.distributed.conftest import LAUNCH, ROOT, distance, environment, launch, together
@@ -249,3 +251,17 @@ def test_a_model_of_several_processes_is_like_that_of_one(run_file, tmp_path):
     )
     assert alone.returncode == 0, alone.stderr[-3000:]
     assert distance(tmp_path / "one", tmp_path / "two") < 2e-6
+
+
+def test_the_group_is_left_at_the_end_whoever_joined_it(monkeypatch):
+    """Torn down with the process instead, it can abort one whose work is done."""
+    registered = []
+    monkeypatch.setattr(processes.atexit, "register", registered.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "_joined", lambda: True)
+    processes.start()
+    [leave] = registered
+    left = []
+    monkeypatch.setattr(processes, "_group", lambda: SimpleNamespace(destroy_process_group=lambda: left.append(True)))
+    leave()
+    assert left == [True]
