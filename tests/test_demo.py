@@ -53,7 +53,7 @@ def test_the_real_models_capitals_begin_to_go(tmp_path):
 
 def test_a_second_demo_never_overwrites_the_first(tmp_path):
     for expected in ("demo-tiny", "demo-tiny-2"):
-        shown = demo(tiny=True, output=tmp_path, max_steps=40, eval_limit=4, attacks=None)
+        shown = demo(tiny=True, output=tmp_path, max_steps=2, eval_limit=2, attacks=None)
         assert shown.run.directory.name == expected
 
 

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from letgo import processes
+from letgo.cli import app
 from letgo.results import read_result
 from tests import tiny
 from tests.distributed.conftest import LAUNCH, ROOT, distance, environment, launch, together
@@ -25,23 +27,36 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2"]
 RUN = {"objective": "npo_gdr", "max_steps": 4, "seed": 5, "learning_rate": 1e-2, "eval_limit": 1, "optimizer": "sgd"}
 
 
-@pytest.fixture
-def run_file(tmp_path, tiny_directory):
-    settings = tiny.own_files(tmp_path, tiny_directory, **RUN, per_device_train_batch_size=2)
+def write_run(folder, model):
+    settings = tiny.own_files(folder, model, **RUN, per_device_train_batch_size=2)
     settings.pop("use_cpu")
-    path = tmp_path / "run.yaml"
+    path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path
 
 
-def test_torchrun_says_everything_once(run_file, tmp_path):
-    done = launch(["-m", "letgo", "unlearn", str(run_file), "--json"])
+@pytest.fixture
+def run_file(tmp_path, tiny_directory):
+    return write_run(tmp_path, tiny_directory)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory, tiny_directory):
+    """A run in two processes: its file, and what was said."""
+    path = write_run(tmp_path_factory.mktemp("launched"), tiny_directory)
+    done = launch(["-m", "letgo", "unlearn", str(path), "--json"])
     assert done.returncode == 0, done.stderr[-3000:]
+    return path, done
+
+
+def test_torchrun_says_everything_once(launched):
+    path, done = launched
+    directory = path.parent / "run"
     assert json.loads(done.stdout)["processes"]["ranks"] == 2
     assert done.stderr.count("2 processes (replicas over gloo)") == 1
-    assert read_result(tmp_path / "run").processes["strategy"] == "replicas"
-    assert not list((tmp_path / "run").glob("*.partial*"))
-    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert read_result(directory).processes["strategy"] == "replicas"
+    assert not list(directory.glob("*.partial*"))
+    assert not list(directory.glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize("recipe", ["ddp", "fsdp2"])
@@ -92,7 +107,7 @@ def test_zero_refuses_what_it_can_not_step(tmp_path, tiny_directory, optimizer):
         letgo.unlearn(**tiny.own_files(tmp_path, tiny_directory, **RUN, strategy="fsdp2"))
 
 
-def test_shards_refuse_adapters(tmp_path, tiny_directory):
+def test_shards_need_several_processes(tmp_path):
     from letgo.errors import UserError
     from letgo.together import strategy_of
     from letgo.trainer import UnlearnConfig
@@ -100,12 +115,6 @@ def test_shards_refuse_adapters(tmp_path, tiny_directory):
     config = UnlearnConfig(output_dir=str(tmp_path), strategy="fsdp2", lora_rank=2, use_cpu=True)
     with pytest.raises(UserError, match="several processes, but one runs"):
         strategy_of(config)
-    told = together({"lora": ("unlearn", {"settings": _lora(tmp_path, tiny_directory)})}, tmp_path)
-    assert all("adapters beside a base in shards are not had" in one["lora"]["error"] for one in told)
-
-
-def _lora(folder, model):
-    return tiny.own_files(folder, model, **RUN, strategy="fsdp2", lora_rank=2)
 
 
 def test_accelerate_that_starts_one_process_is_told(run_file):
@@ -236,21 +245,13 @@ def test_attacks_in_two_processes_leave_what_they_leave_in_one(measured):
         assert first["attack"]["kept"][one.label] == pytest.approx(one.kept, abs=1e-3), one.label
 
 
-def test_a_model_of_several_processes_is_like_that_of_one(run_file, tmp_path):
+def test_a_model_of_several_processes_is_like_that_of_one(launched, tmp_path):
     """The README's way and the launcher's end with the same weights."""
-    launched = launch(["-m", "letgo", "unlearn", str(run_file), "--quiet", "--output", str(tmp_path / "two")])
-    assert launched.returncode == 0, launched.stderr[-3000:]
-    unlearn = [sys.executable, "-m", "letgo", "unlearn", str(run_file)]
-    alone = subprocess.run(
-        [*unlearn, "--quiet", "--output", str(tmp_path / "one"), "--set", "gradient_accumulation_steps=2"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert alone.returncode == 0, alone.stderr[-3000:]
-    assert distance(tmp_path / "one", tmp_path / "two") < 2e-6
+    path, _ = launched
+    unlearn = ["unlearn", str(path), "--quiet", "--output", str(tmp_path / "one")]
+    done = CliRunner().invoke(app, [*unlearn, "--set", "gradient_accumulation_steps=2", "--set", "use_cpu=true"])
+    assert done.exit_code == 0, done.output
+    assert distance(tmp_path / "one", path.parent / "run") < 2e-6
 
 
 def test_the_group_is_left_at_the_end_whoever_joined_it(monkeypatch):

@@ -103,6 +103,9 @@ def told(package_folder, tiny_directory):
     nan = package_folder / "nan"
     folders["nan"] = nan
     jobs["nan"] = ("unlearn", {"settings": _settings(nan, tiny_directory, SGD | {"learning_rate": 1e38})})
+    lora = package_folder / "lora"
+    adapter = {"strategy": "fsdp2", "lora_rank": 2}
+    jobs["lora"] = ("unlearn", {"settings": _settings(lora, tiny_directory, SGD | adapter)})
     first, second = together(jobs, package_folder)
     return first, second, folders
 
@@ -178,6 +181,11 @@ def test_processes_whose_weights_differ_stop(told):
     for side in told[:2]:
         assert "RanksDifferError" in side["different"]["error"]
         assert "rank 1 differ" in side["different"]["error"]
+
+
+def test_shards_refuse_adapters(told):
+    for side in told[:2]:
+        assert "adapters beside a base in shards are not had" in side["lora"]["error"]
 
 
 def test_a_loss_that_is_not_finite_stops_all(told):

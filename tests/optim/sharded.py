@@ -6,6 +6,7 @@ python sharded.py RANK WORLD FOLDER        runs every case and writes FOLDER/RAN
 from __future__ import annotations
 
 import copy
+import faulthandler
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -283,10 +284,13 @@ def others(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    faulthandler.enable()  # a crash in native code tells where it was
     perturbation.LARGE_ELEMENTS, perturbation.PIECE_ELEMENTS = LARGE, PIECE
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
     torch.save(all_cases(folder), folder / f"{rank}.pt")
+    # Both have done all before either leaves; and neither ends with work of the group's threads under way.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -58,9 +58,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, _sizes: None) -> list[dict[st
         )
         for rank in range(2)
     ]
-    for process in processes:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) | {"folder": folder} for rank in range(2)]
 
 

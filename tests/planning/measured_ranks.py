@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from letgo.config import make_config
+from letgo.planning import plan_devices
 from tests.planning.measured import LLAMA, ROOT, SCRIPT, make_directory, settings_in
 
 RANKS: dict[str, tuple[dict[str, Any], str]] = {
@@ -40,18 +42,12 @@ def run_ranks(name: str, folder: Path, count: int = 2) -> tuple[list[int], dict[
     settings = settings_in(folder, changes)
     script = SCRIPT.format(kind=LLAMA["kind"])
     common = {**os.environ, "LETGO_REFERENCES": str(folder / "references"), "OMP_NUM_THREADS": "1"}
-    planned = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(settings), "plan", str(count), strategy],
-        capture_output=True, text=True, cwd=ROOT, env=common,
-    )  # fmt: skip
-    if planned.returncode:
-        raise RuntimeError(planned.stderr)
     port = str(free_port())
     processes = []
     for rank in range(count):
         here = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         environment = {**common, **here, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-c", script, json.dumps(settings), "run"]
+        command = [sys.executable, "-c", script, json.dumps(settings)]
         processes.append(
             subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
@@ -62,7 +58,8 @@ def run_ranks(name: str, folder: Path, count: int = 2) -> tuple[list[int], dict[
         if process.returncode:
             raise RuntimeError(errors)
     peaks = [json.loads(out.splitlines()[-1])["peak"] for out, _ in said]
-    return peaks, json.loads(planned.stdout.splitlines()[-1])
+    planned = plan_devices(make_config(settings), count, strategy, machine="cpu", flops=1e10)
+    return peaks, planned.as_dict()
 
 
 def main() -> None:
