@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from letgo.demo import CAPITALS, demo, upper_mlps
+from letgo.demo import BIOGRAPHIES, CAPITALS, demo, upper_mlps
 from letgo.errors import UserError
 from letgo.results import read_json_lines, read_result
 
@@ -52,8 +52,9 @@ def test_the_real_models_capitals_begin_to_go(tmp_path):
 
 
 def test_a_second_demo_never_overwrites_the_first(tmp_path):
+    options = BIOGRAPHIES["optimizer_args"] | {"fo_steps": 1, "zo_steps": 1}
     for expected in ("demo-tiny", "demo-tiny-2"):
-        shown = demo(tiny=True, output=tmp_path, max_steps=2, eval_limit=2, attacks=None)
+        shown = demo(tiny=True, output=tmp_path, max_steps=2, optimizer_args=options, eval_limit=2, attacks=None)
         assert shown.run.directory.name == expected
 
 

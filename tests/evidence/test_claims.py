@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 
@@ -10,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from letgo.errors import UserError
-from letgo.evidence.claims import CLAIMS, highest, judge, matched, more, summary, unmatched
+from letgo.evidence.claims import CLAIMS, highest, judge, matched, more, more_than_control, summary, unmatched
 from letgo.evidence.records import joined
 from letgo.evidence.statistics import Estimate, estimate, paired
-from letgo.evidence.subjects import SUBJECTS
+from letgo.evidence.subjects import SUBJECTS, in_order, title_of
 from tests.evidence import planted
 
 MEASURE = "harmonic_mean"
@@ -187,7 +188,10 @@ def test_another_rate_is_a_control_for_comparisons_that_name_it():
         [planted.record(planted.group("adamw"), planted.group("fozo", harmonic=0.7)), planted.record(deeper)]
     )
     assert [group.name for group in whole.groups] == ["AdamW", "FOZO", "AdamW at 0.0004"]
-    assert only(more("FOZO", "AdamW at 0.0004", MEASURE), *whole.groups).verdict == "does not hold"
+    found = only(more_than_control("FOZO", MEASURE), *whole.groups)
+    assert (found.verdict, found.figure) == ("does not hold", "FOZO − AdamW at 0.0004")
+    [none] = more_than_control("FOZO", MEASURE)(planted.record(planted.group("fozo")))
+    assert (none.verdict, none.figure) == ("not testable here", "no control was run")
     # It is no grade of its own: the best of all grades is held against the others alone.
     assert only(highest("FOZO", MEASURE), *whole.groups).figure == "FOZO − AdamW"
 
@@ -196,3 +200,21 @@ def test_an_idea_is_no_grade():
     idea = planted.group("fozo", settings={"fo": "sign_adam"}, harmonic=0.9)
     found = planted.record(planted.group("adamw"), planted.group("fozo", harmonic=0.7), idea)
     assert [group.name for group in matched(found)] == ["AdamW", "FOZO"]
+
+
+def test_where_no_retrained_model_is_known_the_share_kept_stands_for_r(monkeypatch):
+    known = planted.record(planted.group("adamw"))
+    subject = SUBJECTS["biographies"]
+    assert (known.measure("R:everything"), known.measure("kept:half")) == (
+        f"R:{subject.everything}",
+        f"kept:{subject.half}",
+    )
+    assert known.measure(MEASURE) == MEASURE
+    unknown = dataclasses.replace(subject, title="elsewhere", retrained=False)
+    monkeypatch.setitem(SUBJECTS, "elsewhere", unknown)
+    record = planted.record(planted.group("adamw"), benchmark="elsewhere")
+    assert record.measure("R:everything") == f"kept:{subject.everything}"
+    assert (record.key, title_of(record.key)) == ("npo_gdr/elsewhere", "NPO, elsewhere")
+    assert in_order({"npo_gdr/elsewhere": 1, "other": 2, "npo_gdr": 3}) == ["npo_gdr", "npo_gdr/elsewhere", "other"]
+    with pytest.raises(UserError, match="no subject 'nowhere'"):
+        planted.record(planted.group("adamw"), benchmark="nowhere").measure("kept:half")
