@@ -40,3 +40,8 @@ def model_directory(tmp_path_factory):
     """A saved random Llama with its tokenizer, as a user's model directory."""
     directory = tmp_path_factory.mktemp("tiny-model")
     return tiny.save(directory, tiny.make_model(), tiny.make_tokenizer())
+
+
+def pytest_collection_modifyitems(items):
+    """The long tests first: begun last, one of them would keep one worker busy while the others wait."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -119,8 +119,8 @@ def work(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_the_peak_of_a_run_in_two_processes_is_within_a_fifth(tmp_path, name):
-    peaks, planned = run_ranks(name, tmp_path)
+def test_the_peak_of_a_run_in_two_processes_is_within_a_fifth(tmp_path):
+    """(Of replicas it is measured by `python -m tests.planning.measured_ranks ddp`.)"""
+    peaks, planned = run_ranks("fsdp2", tmp_path)
     found = max(one["total"] for one in planned["phases"])
     assert found == pytest.approx(max(peaks), rel=0.2)

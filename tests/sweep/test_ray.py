@@ -268,7 +268,7 @@ def test_the_command_is_interrupted_and_goes_on_with_one_document_on_stdout(smal
     from letgo.cli import app
 
     # Long enough that the interruption falls into it, on a machine that is busy too.
-    small("out", steps=160, save_steps=4)
+    small("out", steps=96, save_steps=4)
     temporary = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
     environment = os.environ | {"TMPDIR": str(temporary), "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1"}
     arguments = ["sweep", "out.yaml", "--backend", "ray", "--workers", "1", "--json"]
