@@ -134,13 +134,19 @@ def test_ideas_stand_in_the_page_whatever_came_of_them(results):
     for one in ideas.IDEAS:
         assert one.hypothesis in " ".join(text.split())
     assert row(text, "| FOZO (fo=sign_adam) |").endswith("does not win |")
-    assert row(text, "| FOZO (fo=muon) |").endswith("was not run |")
+    assert "FOZO (fo=muon)" in text.partition("Not run there: ")[2].splitlines()[0]
+    assert "| FOZO (fo=muon) |" not in text
 
 
 def test_names():
     assert grade_name("compressed", {"bits": 4}) == "4-bit"
     assert grade_name("fozo", {"fo_steps": 12, "zo_steps": 12, "zo_lr": 3e-5}) == "FOZO"
     assert grade_name("fozo", {"fo": "muon", "zo_steps": 12}) == "FOZO (fo=muon)"
+    assert grade_name("fozo", {"fo": "muon", "fo_steps": 6, "zo_steps": 6, "zo_lr": 6e-5}) == "FOZO (fo=muon)"
+    assert (
+        grade_name("fozo", {"fo_steps": 6, "zo_steps": 6, "zo_lr": 9e-5})
+        == "FOZO (fo_steps=6, zo_steps=6, zo_lr=9e-05)"
+    )
     assert grade_name("sam", {"rho": 0.05}) == "SAM"
     assert short("relearn:steps=100,holdout=0,batch_size=4") == "relearn all, 100"
     assert short("relearn:data=benign,steps=20") == "relearn benign, 20"

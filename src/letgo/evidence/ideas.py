@@ -20,10 +20,12 @@ from statistics import fmean
 from letgo.evidence.claims import HALF, judge, unmatched
 from letgo.evidence.records import Group, Record, joined
 from letgo.evidence.statistics import Estimate, paired
+from letgo.evidence.subjects import title_of
 from letgo.evidence.text import mean, paragraph, table
 from letgo.report.numbers import MISSING, number
 
 HYBRID = "FOZO"
+NOT_RUN = "was not run"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def against(group: Group, hybrid: Group, measure: str) -> Estimate | None:
 def verdict(group: Group | None, record: Record, hybrid: Group | None, name: str = "") -> str:
     """wins, does not win, not settled; or why it can't be said."""
     if group is None:
-        return "did not reach the target within the bound" if name in record.missed else "was not run"
+        return "did not reach the target within the bound" if name in record.missed else NOT_RUN
     if hybrid is None:
         return "the hybrid was not run under this objective"
     if reason := unmatched(group, record) or unmatched(hybrid, record):
@@ -122,10 +124,13 @@ def _both(group: Group, hybrid: Group, metric: str) -> str:
 def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
     hybrid = ladder.group(HYBRID)
     names = list(dict.fromkeys([*(idea.name for idea in IDEAS), *(group.name for group in groups)]))
-    rows = []
+    rows, absent = [], []
     for name in names:
         group = next((one for one in groups if one.name == name), None)
         said = verdict(group, ladder, hybrid, name)
+        if said == NOT_RUN:
+            absent.append(name)
+            continue
         if group is None or hybrid is None:
             rows.append([name, *[MISSING] * 8, said])
             continue
@@ -157,7 +162,8 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
     ]
     passes = f" ({hybrid.forward_equivalents:g} passes)" if hybrid else ""
     text = (
-        f"Under `{objective}`, each less the hybrid's{passes}, paired over seeds, with 95 % intervals; the two "
+        f"Under {title_of(objective)}, each less the hybrid's{passes}, paired over seeds, with 95 % intervals; the two "
         f"probabilities are the idea's and, over the same seeds, the hybrid's:"
     )
-    return f"{text}\n\n{table(header, rows)}"
+    left = f"\n\nNot run there: {'; '.join(absent)}." if absent else ""
+    return f"{paragraph(text)}\n\n{table(header, rows)}{left}"

@@ -74,7 +74,9 @@ def _claims(found: Mapping[str, Record], analyses: places.Places) -> list[str]:
             said = str(places.basin(analyses, *claim.one_basin))
         else:
             said = claims.summary(tested) if tested else f"not testable here: {claim.why_not or 'no run'}"
-        rows.append([str(place), claim.says, claim.source, f"**{said}**", "; ".join(map(_figure, tested)) or MISSING])
+        # Why a comparison can't be made stands below, with the claim; here only where there is none at all.
+        shown = [one for one in tested if one.verdict != "not testable here"] or tested
+        rows.append([str(place), claim.says, claim.source, f"**{said}**", "; ".join(map(_figure, shown)) or MISSING])
         if tested:
             lines = [_finding_row(finding) for finding in tested]
             header = ["objective", "difference", "mean (95 % interval)", "seeds", "all seeds", "passes", "verdict"]
@@ -256,7 +258,7 @@ def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]
     ]
     parts = ["## Tuning, and what missed"]
     if rows:
-        text = "Every candidate, on a seed that the evidence does not use. " + "; ".join(said) + "."
+        text = "Every candidate, on a seed that the evidence does not use. " + "; ".join(dict.fromkeys(said)) + "."
         header = ["objective", "grade", "rate", *(k.replace("_", " ") for k in _OUTCOME), ""]
         parts += [paragraph(text), table(header, rows)]
     parts.append(

@@ -18,9 +18,11 @@ of letgo. This page is made from the files in `results/` by one command,
 nothing. What does not hold here is said as plainly as what does. Most of the papers' statements are known to us from
 notes and reviews, not from their own text: the wording is ours.
 
-**What it can tell.** One model of 0.8 million weights that knows 120 fictional people, of whom 20 are to be forgotten
-(`letgo`'s biographies; the model retrained without them is known). It settles nothing about large models: a claim that
-holds here may fail there, and the other way round.
+**What it can tell.** Two subjects. *Biographies*: a model of 0.8 million weights that knows 120 fictional people, of
+whom 20 are to be forgotten (the model retrained without them is known). *Capitals*: SmolLM2-135M-Instruct, which knows
+the capitals of 20 countries from its pretraining; the MLPs of the upper half of its layers are trained, for 24 steps,
+and as no retrained model is known, R is the share kept. Neither settles anything about large models: a claim that holds
+here may fail there, and the other way round.
 
 **Protocol.** The attacks, the target, the bound and the candidates of rates were committed before any grade was tuned;
 the claims and how each is judged while NPO was being tuned, before any run of the ladder was attacked. Each objective's
@@ -34,12 +36,15 @@ seeds that is wide, and few differences can be shown (n is the number of seeds).
 number. Seconds are of one thread on a machine that others used at the same time, and held some runs for
 minutes: passes are the measure of cost.
 
-**Changed on the way**, after results had been seen: the grids of GradDiff and RMU were cut to fewer grades and rates,
-for want of compute, and the bound for tuning there and of the ideas was set at 0.88 of the retain accuracy instead of
-0.85. Where a grade's chosen rate left the room (below) on the evidence's seeds, the next rate that had reached the
-target in tuning was to stand for it; the hybrid's does, and the first is shown beside it. A control, AdamW at a
-higher rate, was added when the first runs had shown that the grades differ in how deep they forget, and with it the
-claims that name it.
+**Changed on the way**, after results had been seen: the bound for tuning GradDiff, RMU and the ideas was set at 0.88 of
+the retain accuracy instead of 0.85. Where a grade's chosen rate left the room (below) on the evidence's seeds, another
+rate of its tuning stands for it (the next one that had reached the target; under GradDiff one between those tried), and
+the first is shown beside it. Under GradDiff no grade that was tuned first reached the target within the bound: they
+stand at the rates that came nearest within the room, and the others were tuned to what those came to. Controls, AdamW
+at a higher rate, were added when the first runs had shown that the grades differ in how deep they forget, and with them
+the claims that name them. On capitals the attacks were cut to four before any run was attacked, rates below the first
+ones were tried for grades that forgot more than the target asks, and the attacked runs are scored on eight countries
+where tuning had ten.
 
 **Matched.** A grade takes part in comparisons where it reached the target in tuning, no seed's run collapsed, and the
 means over the evidence's seeds are within its subject's room. {room}. Differences below {least} count as none.
@@ -48,12 +53,10 @@ means over the evidence's seeds are within its subject's room. {room}. Differenc
 _FOOT = """
 ## What was not done
 
-The ladder on a real model's latent knowledge (SmolLM2-135M-Instruct) and TOFU (fine-tuned SmolLM2-135M): no
-accelerator was lent, and two cores were shared. `npo-next-sam.yaml` (SAM's next rate), `npo-matrices.yaml` (Muon
-alone, and controls for what it does in the hybrid) and `npo-rest.yaml` stand ready where their grades are missing
-above. Second-order grades other than Sophia with SOUL's Hessian, other retain terms, other budgets of steps, and
-other schedules of the hybrid were not varied. The seeds of the attacker and its choice of people were not varied
-beyond what each attack's label says.
+TOFU (fine-tuned SmolLM2-135M), and the published settings on models of billions of parameters: no accelerator was
+lent, and two cores were shared. Second-order grades other than Sophia with SOUL's Hessian, other retain terms, other
+budgets of steps, and other schedules of the hybrid were not varied. The seeds of the attacker and its choice of people
+were not varied beyond what each attack's label says.
 """
 
 

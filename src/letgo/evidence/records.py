@@ -190,17 +190,21 @@ _NAMES = {
 }
 
 
-# The ladder's own settings of an optimizer: what differs from them is told in its name.
-_LADDER: dict[str, dict[str, Any]] = {
-    "fozo": {"fo_steps": 12, "zo_steps": 12, "zo_lr": 3e-5},
-    "sam": {"rho": 0.05},
-    "randomized_smoothing": {"sigma": 0.01, "num_draws": 2},
+# The ladders' own settings of an optimizer, one for each length of a run: what differs from them is told in its name.
+_LADDER: dict[str, tuple[dict[str, Any], ...]] = {
+    "fozo": (
+        {"fo_steps": 12, "zo_steps": 12, "zo_lr": 3e-5},
+        {"fo_steps": 6, "zo_steps": 6, "zo_lr": 6e-5},
+    ),
+    "sam": ({"rho": 0.05},),
+    "randomized_smoothing": ({"sigma": 0.01, "num_draws": 2},),
 }
 
 
 def grade_name(optimizer: str, settings: Mapping[str, Any]) -> str:
-    """What a group is called: "AdamW", "4-bit", "FOZO"; settings other than the ladder's stand behind it."""
-    known = _LADDER.get(optimizer, {})
+    """What a group is called: "AdamW", "4-bit", "FOZO"; settings other than a ladder's stand behind it."""
+    ladders = _LADDER.get(optimizer, ({},))
+    known = next((one for one in ladders if one.items() <= dict(settings).items()), ladders[0])
     rest = {key: one for key, one in settings.items() if known.get(key) != one}
     if optimizer == "compressed":
         bits = rest.pop("bits", 8)

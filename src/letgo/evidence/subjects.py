@@ -44,6 +44,19 @@ SUBJECTS: Mapping[str, Subject] = {
         everything="relearn:steps=100,learning_rate=0.0005,batch_size=4,holdout=0,evaluations=0",
         attacks="attacks.yaml",
     ),
+    "capitals": Subject(
+        title="SmolLM2's capitals",
+        room={
+            "forget_accuracy": 0.50,
+            "forget_probability": 0.08,
+            "retain_accuracy": 0.90,
+            "general_perplexity": 1.20,
+        },
+        half="relearn:steps=12,learning_rate=2e-05,batch_size=8,holdout=0.5,evaluations=0",
+        everything="relearn:steps=12,learning_rate=2e-05,batch_size=8,holdout=0,evaluations=0",
+        attacks="attacks-capitals.yaml",
+        retrained=False,
+    ),
 }
 
 
