@@ -1,25 +1,57 @@
 #!/bin/sh
-# The ladder of grades on the biographies, tuned and attacked, and the page made from it.
-#   sh runs/evidence.sh            npo graddiff rmu
-# Each sweep goes on where it was if it is stopped.
+# The ladders of grades, tuned and attacked, and the page made from them.
+#   sh runs/evidence.sh            npo graddiff rmu capitals, or those that are named
+# Each sweep goes on where it was if it is stopped. The grids name the rates that tuning chose: tuning is run to show
+# them, and a ladder is not made anew from it.
 set -eu
 PYTHON=${PYTHON:-python}
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-for objective in ${*:-npo graddiff rmu}; do
-    $PYTHON -m letgo sweep "recipes/evidence/tune-$objective.yaml" --resume
-    $PYTHON -m letgo.evidence collect "letgo-runs/evidence/tune-$objective" --output "results/tune-$objective.json"
-    # The settled grid is kept: it names the rates that were chosen.
-    [ -f "recipes/evidence/$objective.yaml" ] || $PYTHON -m letgo.evidence settle "letgo-runs/evidence/tune-$objective" \
-        --attacks recipes/evidence/attacks.yaml --seeds 0,1,2 --first adamw,fozo,hybrid,sign_adam,sophia,sam --output "recipes/evidence/$objective.yaml"
-    $PYTHON -m letgo sweep "recipes/evidence/$objective.yaml" --resume
-    $PYTHON -m letgo.evidence collect "letgo-runs/evidence/$objective" --attacks recipes/evidence/attacks.yaml \
-        --output "results/ladder-$objective.json"
-done
-# Further grades, a control, and the hybrid's next rate, under NPO.
-for name in next more matrices next-sam rest seeds; do
-    case $name in next* | seeds) how='--supersedes --control adamw@0.0004' ;; *) how='--control adamw@0.0004' ;; esac
-    $PYTHON -m letgo sweep "recipes/evidence/npo-$name.yaml" --resume
-    $PYTHON -m letgo.evidence collect "letgo-runs/evidence/npo-$name" --attacks recipes/evidence/attacks.yaml $how \
-        --output "results/ladder-npo-$name.json"
+
+tuned() {
+    for name in "$@"; do
+        $PYTHON -m letgo sweep "recipes/evidence/tune-$name.yaml" --resume
+        $PYTHON -m letgo.evidence collect "letgo-runs/evidence/tune-$name" --output "results/tune-$name.json"
+    done
+}
+
+# ladder ATTACKS FLAGS NAME...: FLAGS are further ones of `collect`, "" for none.
+ladder() {
+    attacks=$1 flags=$2
+    shift 2
+    for name in "$@"; do
+        $PYTHON -m letgo sweep "recipes/evidence/$name.yaml" --resume
+        # shellcheck disable=SC2086  (flags are words)
+        $PYTHON -m letgo.evidence collect "letgo-runs/evidence/$name" --attacks "recipes/evidence/$attacks.yaml" $flags \
+            --output "results/ladder-$name.json"
+    done
+}
+
+for what in ${*:-npo graddiff rmu capitals}; do
+    case $what in
+    npo)
+        tuned npo
+        ladder attacks "" npo
+        ladder attacks "--control adamw@0.0004" npo-more npo-matrices npo-rest
+        ladder attacks "--supersedes --control adamw@0.0004" npo-next npo-seeds npo-next-sam
+        ;;
+    graddiff)
+        tuned graddiff graddiff-finer graddiff-muon graddiff-muon-finer graddiff-more graddiff-more-finer
+        ladder attacks "" graddiff graddiff-more
+        ladder attacks "--supersedes" graddiff-next
+        ;;
+    rmu)
+        tuned rmu rmu-muon rmu-more rmu-signs
+        ladder attacks "" rmu rmu-more
+        ladder attacks "--supersedes --control adamw@0.001" rmu-next
+        ;;
+    capitals)
+        tuned npo-capitals npo-capitals-finer npo-capitals-muon
+        ladder attacks-capitals "" npo-capitals npo-capitals-seeds
+        ;;
+    *)
+        echo "no ladder $what; there are npo, graddiff, rmu and capitals" >&2
+        exit 2
+        ;;
+    esac
 done
 $PYTHON -m letgo.evidence page results --output docs/evidence.md

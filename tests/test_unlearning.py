@@ -192,7 +192,7 @@ def test_only_what_is_trainable_is_trained(job, optimizer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "fozo:zo_lr=1e-3,fo_steps=2,zo_steps=2"])
+@pytest.mark.parametrize("optimizer", ["fozo:zo_lr=1e-3,fo_steps=2,zo_steps=2"])  # both kinds of steps
 def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(job, tmp_path, optimizer):
     """The whole command, killed as hard as can be, and resumed by its own flag."""
     job |= {"optimizer": optimizer, "max_steps": 60, "save_steps": 4, "eval_limit": 2}

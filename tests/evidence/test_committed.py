@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,11 @@ def test_the_page_is_what_the_result_files_say(tmp_path):
     text = (tmp_path / "evidence.md").read_text(encoding="utf-8")
     assert text == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), "make the page again"
     assert sum(path.stat().st_size for path in results) < 3_000_000
+
+
+def test_a_script_makes_each_result_file_again():
+    scripts = " ".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "runs").glob("*.sh")))
+    words = set(re.findall(r"\w[\w-]*", scripts))
+    for path in sorted((ROOT / "results").glob("*.json")):
+        name = re.sub("^(tune-|ladder-|analysis-)", "", path.stem)
+        assert name in words, f"{path.name}: no script in runs/ makes it"
