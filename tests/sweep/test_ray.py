@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -267,15 +268,16 @@ def test_the_command_is_interrupted_and_goes_on_with_one_document_on_stdout(smal
 
     from letgo.cli import app
 
-    # Long enough that the interruption falls into it, on a machine that is busy too.
-    small("out", steps=96, save_steps=4)
+    small("out", steps=48, save_steps=4)
     temporary = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
     environment = os.environ | {"TMPDIR": str(temporary), "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1"}
     arguments = ["sweep", "out.yaml", "--backend", "ray", "--workers", "1", "--json"]
     command = [sys.executable, "-m", "letgo", *arguments]
     how = {"env": environment, "cwd": tmp_path, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        process = subprocess.Popen(command, start_new_session=True, **how)
+        # Tests that a shell began in the background ignore the signal, and what they start inherits that.
+        heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=heeds, **how)
         limit = time.monotonic() + 200
         while not list(tmp_path.glob("out/runs/all-seed1/checkpoint-*")) and time.monotonic() < limit:
             time.sleep(0.01)
