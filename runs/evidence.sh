@@ -46,7 +46,7 @@ for what in ${*:-npo graddiff rmu capitals}; do
         ;;
     capitals)
         tuned npo-capitals npo-capitals-finer npo-capitals-muon
-        ladder attacks-capitals "" npo-capitals npo-capitals-seeds npo-capitals-muon
+        ladder attacks-capitals "" npo-capitals npo-capitals-seeds npo-capitals-rest
         ;;
     *)
         echo "no ladder $what; there are npo, graddiff, rmu and capitals" >&2
