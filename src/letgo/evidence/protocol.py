@@ -42,9 +42,11 @@ rate of its tuning stands for it (the next one that had reached the target; unde
 the first is shown beside it. Under GradDiff no grade that was tuned first reached the target within the bound: they
 stand at the rates that came nearest within the room, and the others were tuned to what those came to. Controls, AdamW
 at a higher rate, were added when the first runs had shown that the grades differ in how deep they forget, and with them
-the claims that name them. On capitals the attacks were cut to four before any run was attacked, rates below the first
-ones were tried for grades that forgot more than the target asks, and the attacked runs are scored on eight countries
-where tuning had ten.
+the claims that name them. On capitals rates below the first ones were tried for grades that forgot more than the target
+asks; the first relearners left nothing of the forgetting in the two runs that they were tried on (AdamW's and the
+hybrid's, kept 0 on half and on all) and gave way to weaker ones; the hybrids stand at their next rate, for at the one
+nearest to the target they left the room on seed 0; and the attacked runs are scored on eight countries where tuning had
+ten.
 
 **Matched.** A grade takes part in comparisons where it reached the target in tuning, no seed's run collapsed, and the
 means over the evidence's seeds are within its subject's room. {room}. Differences below {least} count as none.
