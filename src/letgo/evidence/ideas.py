@@ -75,8 +75,10 @@ def verdict(group: Group | None, record: Record, hybrid: Group | None, name: str
         return "did not reach the target within the bound" if name in record.missed else NOT_RUN
     if hybrid is None:
         return "the hybrid was not run under this objective"
-    if reason := unmatched(group, record) or unmatched(hybrid, record):
+    if reason := unmatched(group, record):
         return f"not matched: {reason}"
+    if reason := unmatched(hybrid, record):
+        return f"the hybrid is not matched: {reason}"
     if group.forward_equivalents > hybrid.forward_equivalents * 1.001:
         return "takes more passes than the hybrid"
     found = against(group, hybrid, "harmonic_mean")
@@ -106,11 +108,31 @@ def section(records: Sequence[Record], found: Mapping[str, Record]) -> list[str]
             by.setdefault(objective, []).append(ladder.model_copy(update={"groups": groups, "supersedes": False}))
     if not by:
         return [*parts, "None of them has been run."]
-    for objective, several in by.items():
-        groups = joined(several).groups
-        if objective in found:
-            parts.append(_table(objective, groups, found[objective]))
+    tried = {key: joined(several).groups for key, several in by.items() if key in found}
+    parts.append(_overview(tried, found))
+    parts += [_table(key, groups, found[key]) for key, groups in tried.items()]
     return parts
+
+
+def _overview(tried: Mapping[str, Sequence[Group]], found: Mapping[str, Record]) -> str:
+    """Each idea's verdict on every ladder that has it."""
+    names = list(
+        dict.fromkeys([*(idea.name for idea in IDEAS), *(g.name for groups in tried.values() for g in groups)])
+    )
+    rows = []
+    for name in names:
+        said = []
+        for key, groups in tried.items():
+            group = next((one for one in groups if one.name == name), None)
+            said.append(verdict(group, found[key], found[key].group(HYBRID), name))
+        if set(said) != {NOT_RUN}:
+            rows.append([name, *said])
+    return table(["idea", *(title_of(key) for key in tried)], rows)
+
+
+def _names(groups: Sequence[Group]) -> list[str]:
+    """The ideas' own names first."""
+    return list(dict.fromkeys([*(idea.name for idea in IDEAS), *(group.name for group in groups)]))
 
 
 def _both(group: Group, hybrid: Group, metric: str) -> str:
@@ -123,9 +145,8 @@ def _both(group: Group, hybrid: Group, metric: str) -> str:
 
 def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
     hybrid = ladder.group(HYBRID)
-    names = list(dict.fromkeys([*(idea.name for idea in IDEAS), *(group.name for group in groups)]))
     rows, absent = [], []
-    for name in names:
+    for name in _names(groups):
         group = next((one for one in groups if one.name == name), None)
         said = verdict(group, ladder, hybrid, name)
         if said == NOT_RUN:
