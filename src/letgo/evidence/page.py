@@ -164,11 +164,16 @@ def _robust(record: Record, groups: Sequence[Group]) -> str:
         measures = ("R", "Q", "harmonic_mean", *(f"R:{label}" for label in labels))
         found = [estimate(list(group.values(measure).values())) for measure in measures]
         rows.append([f"{group.name}{counted}", *(mean(one) for one in found), str(found[2].n if found[2] else 0)])
-    text = (
+    regained = (
         "R is what the retrained model regains under relearning over what the unlearned one regains: of the relearning "
-        "attack that is worst in that, held-back ones apart. Q is what the strongest rounding leaves that did not "
-        "break the model. Beside them their harmonic mean, and R of each attack. (!): not matched, and so in no "
-        "comparison."
+        "attack that is worst in that, held-back ones apart. "
+        if record.subject.retrained
+        else "No retrained model is known: R is the share kept under the relearning attack that leaves least, "
+        "held-back ones apart. "
+    )
+    text = (
+        f"{regained}Q is what the strongest rounding leaves that did not break the model. Beside them their harmonic "
+        "mean, and R of each attack where it is another. (!): not matched, and so in no comparison."
     )
     header = ["grade", "R", "Q", "harmonic mean", *(f"R, {_head(label, record)}" for label in labels), "seeds"]
     return f"{paragraph(text)}\n\n{table(header, rows)}"
