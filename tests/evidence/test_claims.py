@@ -38,6 +38,11 @@ def test_the_opposite_does_not_hold():
     assert found.verdict == "does not hold"
 
 
+@pytest.mark.parametrize("difference", [0.4, -0.4])
+def test_one_seed_settles_nothing(difference):
+    assert judge(estimate([difference])) == "not settled"
+
+
 def test_a_sure_difference_too_small_to_matter_does_not_hold():
     found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), planted.group("fozo", harmonic=0.51))
     assert found.estimate.low > 0

@@ -47,7 +47,7 @@ def row(text, *wanted):
 def test_each_claim_has_its_verdict(results):
     text = page(results)
     # R under that attack is the same for both: no difference was planted there.
-    assert "**does not hold**" in row(text, "After 100 relearning steps the hybrid", "D2U")
+    assert "**does not hold**" in row(text, "the hybrid is clearly ahead of Adam", "D2U")
     assert row(text, "The hybrid costs hardly more").endswith("FOZO takes 0.83 times the passes of AdamW |")
     assert row(text, "most robust of all grades", "D2U").endswith("| NPO: FOZO − AdamW 0.20 (0.20 to 0.20), n = 3 |")
     told = row(text.partition("most robust of all")[2].partition("### ")[2], "0.20 (0.20 to 0.20)", "0, 1, 2")

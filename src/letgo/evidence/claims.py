@@ -3,8 +3,8 @@
 A claim is tested under each objective apart, on differences paired over seeds. It **holds** where the mean lies at
 least 0.02 on the side that was claimed and its 95 % interval keeps off zero; it **does not hold** where the interval
 lies below 0.02, or the mean on the wrong side of zero; it is **not settled** where the mean is on the claimed side and
-the interval doesn't tell. A grade that missed the target or the bound takes no part: robust and useless is not
-robust.
+the interval doesn't tell, or where there is one seed. A grade that missed the target or the bound takes no part: robust
+and useless is not robust.
 """
 
 from __future__ import annotations
@@ -86,9 +86,11 @@ def matched(record: Record) -> list[Group]:
 
 def judge(found: Estimate, *, least: float = LEAST) -> Verdict:
     """A difference that is claimed to be above zero."""
-    if found.known and found.low > 0 and found.mean >= least:
+    if not found.known:
+        return "not settled"
+    if found.low > 0 and found.mean >= least:
         return "holds"
-    if found.mean <= 0 or (found.known and found.high < least):
+    if found.mean <= 0 or found.high < least:
         return "does not hold"
     return "not settled"
 
@@ -230,13 +232,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "relearn-downgrades",
         _D2U,
-        "After 100 relearning steps on all of the forget set, randomized smoothing is the best first-order downgrade.",
+        "After 100 relearning steps (on capitals 6) on all of the forget set, randomized smoothing is the best "
+        "first-order downgrade.",
         highest("RS", ALL, among=("AdamW", "SignAdam", "SignSGD", "8-bit", "4-bit")),
     ),
     Claim(
         "relearn-hybrid",
         _D2U,
-        "After 100 relearning steps the hybrid is clearly ahead of Adam.",
+        "After 100 relearning steps (on capitals 6) the hybrid is clearly ahead of Adam.",
         more("FOZO", "AdamW", ALL),
     ),
     Claim(
