@@ -39,7 +39,7 @@ def test_the_opposite_does_not_hold():
 
 
 @pytest.mark.parametrize("difference", [0.4, -0.4])
-def test_one_seed_settles_nothing(difference):
+def test_a_difference_of_one_seed_settles_nothing_either_way(difference):
     assert judge(estimate([difference])) == "not settled"
 
 
