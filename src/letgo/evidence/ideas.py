@@ -145,6 +145,7 @@ def _both(group: Group, hybrid: Group, metric: str) -> str:
 
 def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
     hybrid = ladder.group(HYBRID)
+    control = next((group for group in ladder.groups if group.control), None)
     rows, absent = [], []
     for name in _names(groups):
         group = next((one for one in groups if one.name == name), None)
@@ -153,7 +154,7 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
             absent.append(name)
             continue
         if group is None or hybrid is None:
-            rows.append([name, *[MISSING] * 8, said])
+            rows.append([name, *[MISSING] * 9, said])
             continue
         rows.append(
             [
@@ -164,6 +165,7 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
                 _both(group, hybrid, "retain_probability"),
                 mean(against(group, hybrid, "harmonic_mean")),
                 mean(against(group, hybrid, ladder.measure(HALF))),
+                mean(against(group, control, ladder.measure(HALF)) if control else None),
                 "; ".join(mean(against(group, hybrid, f"kept:{label}")) for label in ladder.held_back) or MISSING,
                 ", ".join(map(str, sorted(group.values("R")))) or MISSING,
                 said,
@@ -177,14 +179,16 @@ def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
         "retain probability",
         "harmonic mean",
         "kept, relearn half",
+        "the same, less the control's",
         "kept, held back",
         "seeds",
         "",
     ]
+    told = f"; the control is {control.name}" if control else ""
     passes = f" ({hybrid.forward_equivalents:g} passes)" if hybrid else ""
     text = (
         f"Under {title_of(objective)}, each less the hybrid's{passes}, paired over seeds, with 95 % intervals; the two "
-        f"probabilities are the idea's and, over the same seeds, the hybrid's:"
+        f"probabilities are the idea's and, over the same seeds, the hybrid's{told}:"
     )
     left = f"\n\nNot run there: {'; '.join(absent)}." if absent else ""
     return f"{paragraph(text)}\n\n{table(header, rows)}{left}"
