@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from letgo.attacks.plan import plan_attack
+from letgo.config import read_config
 from letgo.evidence.page import write_page
 from letgo.evidence.records import read_record
 from letgo.evidence.settle import read_attacks
 from letgo.evidence.subjects import SUBJECTS
 from letgo.sweep import read_grid
+from letgo.trainer import optimizer_settings
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "evidence"
@@ -70,3 +72,13 @@ def test_a_script_makes_each_result_file_again():
     for path in sorted((ROOT / "results").glob("*.json")):
         name = re.sub("^(tune-|ladder-|analysis-)", "", path.stem)
         assert name in words, f"{path.name}: no script in runs/ makes it"
+
+
+def test_the_recommended_recipe_is_the_idea_that_was_run():
+    config = read_config(ROOT / "recipes" / "recommended" / "muon-hybrid-capitals.yaml")
+    record = read_record(ROOT / "results" / "ladder-npo-capitals.json")
+    [group] = [group for group in record.groups if group.settings.get("fo") == "muon"]
+    assert (config.optimizer, config.learning_rate, config.max_steps) == ("fozo", group.learning_rate, group.steps)
+    assert optimizer_settings(config).items() >= group.settings.items()
+    for attack in config.attacks:
+        plan_attack(attack)
