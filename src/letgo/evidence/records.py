@@ -261,7 +261,8 @@ def joined(records: Sequence[Record]) -> Record:
                 groups |= {older.name: older, group.name: group}
             else:
                 raise UserError(f"{record.source}: {group.name} was run with other settings in another result file")
-    first = min(records, key=lambda one: one.supersedes)
+    # The grid that the others add to: its name is the shortest.
+    first = min(records, key=lambda one: (one.supersedes, len(one.source)))
     return first.model_copy(update={"groups": list(groups.values())})
 
 
