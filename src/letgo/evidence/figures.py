@@ -14,7 +14,7 @@ from letgo.report.numbers import number
 from letgo.report.svg import tag, ticks
 from letgo.results import write_text
 
-WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 560, 110, 20, 14, 24, 46
+WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 600, 150, 20, 14, 24, 46
 
 
 def dots(title: str, across: str, rows: Sequence[tuple[str, Estimate, bool]]) -> Markup:
