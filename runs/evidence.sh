@@ -1,6 +1,7 @@
 #!/bin/sh
 # The ladders of grades, tuned and attacked, and the page made from them.
-#   sh runs/evidence.sh            npo graddiff rmu capitals, or those that are named
+#   sh runs/evidence.sh            npo graddiff rmu capitals tofu, or those that are named
+# TOFU's data comes from the hub, or from the folder that LETGO_DATA names (docs/data.md).
 # Each sweep goes on where it was if it is stopped. The grids name the rates that tuning chose: tuning is run to show
 # them, and a ladder is not made anew from it.
 set -eu
@@ -32,17 +33,17 @@ for what in ${*:-npo graddiff rmu capitals}; do
         tuned npo
         ladder attacks "" npo
         ladder attacks "--control adamw@0.0004" npo-more npo-matrices npo-rest
-        ladder attacks "--supersedes --control adamw@0.0004" npo-next npo-seeds npo-next-sam
+        ladder attacks "--supersedes --control adamw@0.0004" npo-next npo-seeds npo-next-sam npo-five
         ;;
     graddiff)
         tuned graddiff graddiff-finer graddiff-muon graddiff-muon-finer graddiff-more graddiff-more-finer
         ladder attacks "" graddiff graddiff-more
-        ladder attacks "--supersedes" graddiff-next
+        ladder attacks "--supersedes" graddiff-next graddiff-five graddiff-rest
         ;;
     rmu)
         tuned rmu rmu-muon rmu-more rmu-signs
         ladder attacks "" rmu rmu-more
-        ladder attacks "--supersedes --control adamw@0.001" rmu-next
+        ladder attacks "--supersedes --control adamw@0.001" rmu-next rmu-five rmu-rest
         ;;
     capitals)
         tuned npo-capitals npo-capitals-finer npo-capitals-muon

@@ -261,3 +261,35 @@ def test_a_run_killed_while_it_measures_scores_nothing_twice(directory, specs, t
     assert (again.result.before, again.result.after) == (whole.result.before, whole.result.after)
     for place in ("whole", "cut"):
         assert not list((tmp_path / place).glob("*.partial.jsonl"))
+
+
+def test_runs_that_share_scores_measure_what_they_have_in_common_once(directory, specs, tmp_path, monkeypatch):
+    settings = {
+        "model": str(directory),
+        "benchmark": specs[0],
+        "objective": "graddiff",
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+    }
+    alone = letgo.unlearn(**settings, learning_rate=2e-3, output_dir=str(tmp_path / "alone"))
+    shared = tmp_path / "scores"
+    letgo.unlearn(**settings, learning_rate=1e-3, output_dir=str(tmp_path / "first"), shared_scores=shared)
+    [left] = shared.iterdir()
+    fresh: dict[str, int] = {}
+    put = ScoreLog.put
+
+    def counting(log, found):
+        fresh[log.path.name] = fresh.get(log.path.name, 0) + sum(key not in log for key in found)
+        put(log, found)
+
+    monkeypatch.setattr(ScoreLog, "put", counting)
+    second = letgo.unlearn(**settings, learning_rate=2e-3, output_dir=str(tmp_path / "second"), shared_scores=shared)
+    # What was unlearned is measured, what both began with is not.
+    assert len(fresh) == 1
+    assert sum(fresh.values()) == len(left.read_text().splitlines()) - 1
+    assert (second.result.before, second.result.after) == (alone.result.before, alone.result.after)
+    # Another model's scores are not taken for this one's.
+    other = settings | {"model": str(tmp_path / "second"), "output_dir": str(tmp_path / "on")}
+    letgo.unlearn(**other, shared_scores=shared)
+    assert len(list(shared.iterdir())) == 2

@@ -96,6 +96,11 @@ def prepare_data(
         encoded[name], said = benchmark.encode(tokenizer, rows, name=f"{name} set", **how)
         notes += said
     parts = objective.parts if objective else ()
+    if not encoded["forget"] and (objective is None or set(parts) != {"retain"}):
+        raise UserError(
+            f"objective {args.objective!r} forgets, but {args.benchmark or 'the data'} has no forget set: it is there "
+            "to be learned\n  learn it with objective ft; or leave the setting 'learn' of the benchmark out"
+        )
     if "retain" in parts and not encoded["retain"]:
         raise UserError(
             f"objective {args.objective!r} has a retain term, but there is no retain set\n"

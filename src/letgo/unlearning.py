@@ -22,10 +22,10 @@ from letgo.config import dump_config, make_config, resolved_settings
 from letgo.data import check_disjoint
 from letgo.environment import circumstances, give_back_memory
 from letgo.errors import LetgoError, UserError
+from letgo.metrics.journal import ScoreLog, content_key
 from letgo.metrics.metric import Metrics
 from letgo.metrics.robustness import collapse_reasons
 from letgo.metrics.running import is_sharded, is_sharded_by_zero
-from letgo.metrics.scoring import ScoreLog
 from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, Base, adapter_state, quick_fingerprint, save_adapter
 from letgo.models.load import BUILTIN, context_length, in_shards, load_model, load_tokenizer, weights_fingerprint, whole
 from letgo.one_shot import OneShot, is_one_shot
@@ -72,7 +72,12 @@ class Run:
 
 
 def unlearn(
-    config: UnlearnConfig | None = None, *, resume: bool = False, reporter: Reporter | None = None, **settings: Any
+    config: UnlearnConfig | None = None,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    shared_scores: str | Path | None = None,
+    **settings: Any,
 ) -> Run:
     """Unlearn a forget set from a model, measure before and after, and save everything in one directory.
 
@@ -86,6 +91,8 @@ def unlearn(
             another number of processes: to the same trajectory within rounding; the same bits where they share
             directions).
         reporter: where progress goes; silent by default.
+        shared_scores: a folder in which runs leave each other what was scored of the models that they have in common
+            (the one before unlearning, the retrained one), so that each is measured once; as a sweep's do.
         settings: fields of `UnlearnConfig`, as in a run's YAML.
 
     Returns:
@@ -103,7 +110,7 @@ def unlearn(
     processes.start(args.processes)
     reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
     processes.first_does(lambda: prepare_directory(args.output_dir, resume=resume))
-    job = _Job(args, Path(str(args.output_dir)), reporter)
+    job = _Job(args, Path(str(args.output_dir)), reporter, None if shared_scores is None else Path(shared_scores))
     try:
         return job.run(resume)
     except LetgoError as error:
@@ -140,8 +147,11 @@ def prepare_directory(output: str | None, *, resume: bool = False) -> Path:
 class _Job:
     """One call of `unlearn`, with its clock."""
 
-    def __init__(self, args: UnlearnConfig, directory: Path, reporter: Reporter) -> None:
+    def __init__(
+        self, args: UnlearnConfig, directory: Path, reporter: Reporter, shared_scores: Path | None = None
+    ) -> None:
         self.args, self.directory, self.reporter = args, directory, reporter
+        self.shared_scores = shared_scores
         # Before a Trainer exists: making the default config to compare with resets accelerate's state.
         self.settings, self.yaml = resolved_settings(args), dump_config(args)
         self.seconds: dict[str, float] = {}
@@ -192,7 +202,7 @@ class _Job:
         processes.first_does(lambda: write_text(self.directory / CONFIG_FILE, self.yaml))
         limits: dict[str, Any] = {"limit": args.eval_limit, "template": args.template, "reporter": reporter}
         with self.clock("evaluate"):
-            before = self.measured(benchmark, model, tokenizer, name="measuring before", **limits)
+            before = self.measured(benchmark, model, tokenizer, common=True, name="measuring before", **limits)
             self.before = benchmark.summarise(before)
             give_back_memory()
         with self.clock("unlearn"):
@@ -214,7 +224,9 @@ class _Job:
             references = benchmark.reference_metrics()
             for name, reference in benchmark.references.items():
                 other = load_model(reference, dtype=args.dtype)
-                stages[f"reference:{name}"] = benchmark.samples(other, tokenizer, name=f"measuring {name}", **limits)
+                stages[f"reference:{name}"] = self.measured(
+                    benchmark, other, tokenizer, common=True, name=f"measuring {name}", **limits
+                )
                 references[name] = benchmark.summarise(stages[f"reference:{name}"])
         metrics = benchmark.summarise(after)
         reasons = collapse_reasons(self.before, metrics)
@@ -242,13 +254,30 @@ class _Job:
         for path in self.directory.glob(PARTIAL.format("*")):
             ScoreLog.remove(path)
 
-    def measured(self, benchmark: Benchmark, model: Any, tokenizer: Any, **how: Any) -> list[Sample]:
+    def measured(
+        self, benchmark: Benchmark, model: Any, tokenizer: Any, *, common: bool = False, **how: Any
+    ) -> list[Sample]:
         """The benchmark's samples. What is scored is kept in the directory till the run is finished, so that a killed
-        one that is resumed scores nothing twice; under the weights' name, for before and after have other ones."""
+        one that is resumed scores nothing twice; under the weights' name, for before and after have other ones.
+
+        Args:
+            common: the model is not of this run's making: other runs that share their scores measure it too.
+        """
         weights = weights_fingerprint(model)
         identity = {"weights": weights, "dtype": self.args.dtype}
-        with ScoreLog(self.directory / PARTIAL.format(weights), identity) as log:
-            return benchmark.samples(model, tokenizer, log=log, **how)
+        path, shared = self.directory / PARTIAL.format(weights), None
+        # Several processes score a part each.
+        if common and self.shared_scores is not None and processes.count() == 1:
+            # What the last bits depend on.
+            attention = getattr(model.config, "_attn_implementation", None)
+            where = [torch.__version__, next(model.parameters()).device.type, attention]
+            shared = self.shared_scores / f"{content_key(identity, where)}.jsonl"
+            ScoreLog.begin_with(path, shared)
+        with ScoreLog(path, identity) as log:
+            samples = benchmark.samples(model, tokenizer, log=log, **how)
+        if shared is not None:
+            ScoreLog.leave_at(path, shared)
+        return samples
 
     def merged(self, model: Any) -> Any:
         """The model that the saved adapter stands for, which is what is scored and attacked."""

@@ -128,6 +128,7 @@ def test_limits_and_short_tables_are_said(data):
         ({"train_limit": 0}, "at least 1"),
         ({"gradnorm": True}, "compares forget01 with holdout01, which this data does not have"),
         ({"holdout": True}, "no table 'holdout01'"),
+        ({"learn": "all"}, "learn must be one of full, retain, not 'all'"),
         ({"retain": "nowhere"}, "no such directory; make it with `letgo eval"),
     ],
 )
@@ -146,6 +147,64 @@ def test_a_row_that_cant_be_used_names_its_place(data, tmp_path):
     (tmp_path / "forget01_perturbed.json").write_text(json.dumps([shaped.tofu_row(2, 0) | {"answer": " "}]))
     with pytest.raises(UserError, match="row 1: field 'answer' must be text that is not empty"):
         create_benchmark("tofu", split="forget01", data=str(tmp_path))
+
+
+# -- the models that it begins with -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("learn", "rows"), [("full", 80), ("retain", 40)])
+def test_the_models_to_begin_with_learn_each_row_once_an_epoch(directories, data, tmp_path, learn, rows):
+    run = letgo.unlearn(
+        model=str(directories[0]),
+        benchmark=f"tofu:{QUICK},data={data},learn={learn},limit=6",
+        objective="ft",
+        learning_rate=3e-2,
+        num_train_epochs=4,
+        per_device_train_batch_size=8,
+        output_dir=str(tmp_path / learn),
+        use_cpu=True,
+    )
+    history = read_json_lines(tmp_path / learn / "history.jsonl")
+    assert [line["step"] for line in history] == list(range(1, 4 * rows // 8 + 1))
+    assert f"tofu: {rows} rows to be learned, none to be forgotten (learn={learn})" in run.result.notes
+    gained = {
+        name: run.result.after[f"{name}_probability"].value - run.result.before[f"{name}_probability"].value
+        for name in ("forget", "retain")
+    }
+    assert gained["retain"] > 0.1
+    assert (gained["forget"] > 0.75 * gained["retain"]) is (learn == "full")
+
+
+@pytest.mark.parametrize("objective", ["npo_gdr", "task_vector"])
+def test_what_is_there_to_be_learned_cant_be_forgotten(directories, data, tmp_path, objective):
+    with pytest.raises(UserError, match=f"objective '{objective}' forgets, but tofu:.*learn=full.* has no forget set"):
+        letgo.unlearn(
+            model=str(directories[0]),
+            benchmark=f"tofu:{QUICK},data={data},learn=full,limit=2",
+            objective=objective,
+            output_dir=str(tmp_path / "run"),
+            use_cpu=True,
+        )
+
+
+def test_relearning_is_held_against_the_retain_model(directories, data, tmp_path):
+    run = letgo.unlearn(
+        model=str(directories[0]),
+        benchmark=f"tofu:{QUICK},data={data},retrained={directories[1]},limit=4",
+        objective="graddiff",
+        learning_rate=1e-2,
+        max_steps=2,
+        per_device_train_batch_size=4,
+        output_dir=str(tmp_path / "run"),
+        attacks=["relearn:steps=2,learning_rate=1e-3,batch_size=4,holdout=0,seeds=1,evaluations=0"],
+        use_cpu=True,
+    )
+    reference_metrics = run.result.references["retrained"]
+    [other] = letgo.evaluate(directories[1], [f"tofu:{QUICK},data={data},limit=4"]).values()
+    assert reference_metrics["forget_probability"].value == pytest.approx(other.after["forget_probability"].value)
+    [attack] = run.result.attacks
+    assert attack.judged_on == "R"
+    assert "R_by_kept" not in attack.scores
 
 
 # -- tokens and scores -------------------------------------------------------------------------------------------------

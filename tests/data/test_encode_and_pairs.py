@@ -106,6 +106,21 @@ def test_each_lap_sees_every_retain_row_once_and_depends_on_seed_and_epoch_alone
     assert [other.retain_index(i) for i in range(4)] != seen[:4]
 
 
+def test_without_a_forget_set_an_epoch_is_all_retain_rows_once(tokenizer):
+    retain = encode(tokenizer, RETAIN)[0]
+    dataset = ForgetRetainDataset([], retain, seed=3)
+    assert len(dataset) == len(retain)
+    orders = []
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        items = [dataset[index] for index in range(len(dataset))]
+        assert all("forget" not in item for item in items)
+        orders.append([item["index"]["retain"] for item in items])
+    assert [sorted(order) for order in orders] == [list(range(len(retain)))] * 2
+    batch = collate_pairs(tokenizer.pad_token_id)(items)
+    assert set(batch) == {"retain"}
+
+
 def test_collation_carries_reference_logps(tokenizer):
     data = pairs(tokenizer)
     data.reference_logps = torch.arange(4.0)

@@ -31,6 +31,14 @@ def test_grids_can_be_run(path):
     assert ({cell.seed for cell in grid.cells} == {100}) == tuning, "tuning and evidence share no seed"
 
 
+@pytest.mark.parametrize("path", sorted((RECIPES / "models").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_models_of_the_evidence_are_made_by_configs_that_can_be_read(path):
+    assert path.read_text(encoding="utf-8").startswith(f"# letgo unlearn recipes/evidence/models/{path.name}\n")
+    config = read_config(path)
+    assert config.output_dir == f"letgo-runs/evidence/{path.stem}"
+    assert config.objective == "ft"
+
+
 def _benchmark(grid):
     return grid.document["base"]["benchmark"].partition(":")[0]
 

@@ -53,6 +53,7 @@ SCORED_ROWS = 300
 AUTHOR_ROWS = 20
 LENGTH = 200
 """Tokens, prompt and all, of what is scored and of what is generated."""
+LEARN = ("full", "retain")
 _FEWEST_TOKENS = 16
 VERSION = 1
 _HEADLINES = (Headline("forget_probability"), Headline("forget_rouge"))
@@ -62,6 +63,7 @@ def tofu(
     *,
     split: str = "forget10",
     retain: str | None = None,
+    retrained: str | None = None,
     template: str = "auto",
     length: int = LENGTH,
     holdout: bool | None = None,
@@ -69,6 +71,7 @@ def tofu(
     general: bool = True,
     limit: int | None = None,
     train_limit: int | None = None,
+    learn: Literal["full", "retain"] | None = None,
     data: str | None = None,
     revision: str | None = None,
 ) -> Tofu:
@@ -77,6 +80,7 @@ def tofu(
     Args:
         split: forget01, forget05 or forget10: 2, 10 or 20 of 200 authors.
         retain: what `letgo eval` wrote of the retain model on this split: gives forget quality.
+        retrained: the retain model itself: scored beside, and relearned alike, so that R is measured against it.
         template: `llama2` ("[INST] {q} [/INST]{a}"), `plain` ("Question: {q}\\nAnswer: {a}"), or `chat` (the
             tokenizer's own); `auto` is llama2 where the tokenizer is Llama-2's, else plain.
         length: tokens, prompt and all, of what is scored and generated; the benchmark's own number is 200.
@@ -85,6 +89,8 @@ def tofu(
         general: also measure perplexity on letgo's own paragraphs, to tell a broken model from a forgetful one.
         limit: score at most so many rows of each set; the benchmark's own number is 300.
         train_limit: train on at most so many forget and retain rows.
+        learn: makes the models that the benchmark begins with, by objective `ft`: nothing is forgotten, and what is
+            learned is forget and retain set (`full`) or the retain set alone (`retain`, the model that never knew).
         data: a folder with the hub's layout; by default LETGO_DATA's `tofu`, else the hub.
         revision: another commit of the hub.
 
@@ -100,6 +106,10 @@ def tofu(
     scored, trained = checked_limit(limit), checked_limit(train_limit)
     if isinstance(length, bool) or not isinstance(length, int) or length < _FEWEST_TOKENS:
         raise UserError(f"tofu: length must be a whole number of at least {_FEWEST_TOKENS}, not {length!r}")
+    if learn not in (None, *LEARN):
+        raise UserError(
+            f"tofu: learn must be one of {', '.join(LEARN)}, not {learn!r}{did_you_mean(str(learn), LEARN)}"
+        )
     tables = PINNED["tofu"].open(data=data, revision=revision)
     notes: list[str] = []
     reader = _Reader(tables, notes)
@@ -122,6 +132,10 @@ def tofu(
     kept = reader.rows(SPLITS[split], trained, 0)
     if trained is not None:
         notes.append(f"tofu: trained on the first {len(forget)} forget and {len(kept)} retain rows (train_limit)")
+    if learn is not None:
+        kept = [*kept, *forget] if learn == "full" else kept
+        forget = []
+        notes.append(f"tofu: {len(kept)} rows to be learned, none to be forgotten (learn={learn})")
     reference = None
     if retain is not None:
         wanted = {"benchmark": "tofu", "version": VERSION, "split": split, "length": length}
@@ -136,12 +150,14 @@ def tofu(
     settings: dict[str, Any] = {
         "split": split,
         "retain": retain,
+        "retrained": retrained,
         "template": template,
         "holdout": holdout,
         "general": general,
     }
     settings |= {"gradnorm": gradnorm or None}
-    settings |= {"limit": limit, "train_limit": train_limit, "data": data, "revision": revision, "length": length}
+    settings |= {"limit": limit, "train_limit": train_limit, "learn": learn}
+    settings |= {"data": data, "revision": revision, "length": length}
     defaults = {"template": "auto", "general": True, "length": LENGTH}
     return Tofu(
         name="tofu",
@@ -153,6 +169,7 @@ def tofu(
         headlines=_HEADLINES,
         # What asks the items in words of its own (an attack, an analysis) does so as the model was trained.
         template="chat" if template == "chat" else "plain",
+        references={} if retrained is None else {"retrained": retrained},
         version=VERSION,
         provenance={"split": split, "length": length, **tables.provenance},
         notes=tuple(notes),

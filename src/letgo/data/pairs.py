@@ -22,7 +22,8 @@ PARTS = ("forget", "retain", "alternative")
 
 class ForgetRetainDataset(Dataset[dict[str, Any]]):
     """Item i is forget row i, a retain row, and the alternative to forget row i where there are alternatives; as long
-    as the forget set.
+    as the forget set. Without a forget set (a model learns what another run is to make it forget) item i is a retain
+    row, and it is as long as the retain set.
 
     Over an epoch the retain rows are a seeded permutation of the retain set, repeated where it is the shorter one, so
     none is seen twice before all are seen once. Epoch e goes on where epoch e−1 stopped.
@@ -69,14 +70,14 @@ class ForgetRetainDataset(Dataset[dict[str, Any]]):
             self.reference.get("forget", {}).pop("logps", None)
 
     def __len__(self) -> int:
-        return len(self.forget)
+        return len(self.forget) or len(self.retain)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def retain_index(self, index: int) -> int:
-        """The retain row that goes with forget row `index` in this epoch."""
-        position = self.epoch * len(self.forget) + index
+        """The retain row of item `index` in this epoch."""
+        position = self.epoch * len(self) + index
         lap, place = divmod(position, len(self.retain))
         if lap not in self._orders:
             generator = torch.Generator().manual_seed((self.seed << 20) + lap)
@@ -96,7 +97,7 @@ class ForgetRetainDataset(Dataset[dict[str, Any]]):
         return items
 
     def _places(self, index: int) -> dict[str, int]:
-        places = {"forget": index}
+        places = {"forget": index} if self.forget else {}
         if self.retain:
             places["retain"] = self.retain_index(index)
         if self.alternative:

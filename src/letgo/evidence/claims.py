@@ -72,11 +72,12 @@ def unmatched(group: Group, record: Record) -> str:
         found = estimate([cell.after[metric] for cell in finished if metric in cell.after])
         if found is None:
             return f"{metric} was not measured"
-        bound = limit * before.get(metric, 1.0) if metric in ("retain_accuracy", "general_perplexity") else limit
+        lower = metric.startswith("retain_")
+        bound = limit * before.get(metric, 1.0) if lower or metric == "general_perplexity" else limit
         # What is kept in the files is rounded: at the bound is within it.
-        outside = found.mean < bound - 1e-5 if metric == "retain_accuracy" else found.mean > bound + 1e-5
+        outside = found.mean < bound - 1e-5 if lower else found.mean > bound + 1e-5
         if outside:
-            return f"{metric} {found.mean:.3f} is {'below' if metric == 'retain_accuracy' else 'above'} {bound:.3f}"
+            return f"{metric} {found.mean:.3f} is {'below' if lower else 'above'} {bound:.3f}"
     return ""
 
 

@@ -12,7 +12,7 @@ from letgo.evidence.claims import CLAIMS, Claim, Finding, unmatched
 from letgo.evidence.figures import dots, write_drawing
 from letgo.evidence.records import Group, Record, joined, read_record
 from letgo.evidence.statistics import Estimate, estimate
-from letgo.evidence.subjects import in_order, title_of
+from letgo.evidence.subjects import OUTCOME, in_order, title_of
 from letgo.evidence.text import mean, paragraph, shares, table
 from letgo.report.numbers import MISSING, number
 from letgo.results import write_text
@@ -138,7 +138,7 @@ def _outcome(record: Record, groups: Sequence[Group]) -> str:
                 number(group.learning_rate) if group.learning_rate is not None else MISSING,
                 f"{group.passes['forward']:g} + {group.passes['backward']:g}",
                 number(statistics.median(seconds)) if seconds else MISSING,
-                *(mean(after.get(key)) for key in _OUTCOME),
+                *(mean(after.get(key)) for key in record.subject.outcome),
                 unmatched(group, record) or "matched",
             ]
         )
@@ -147,13 +147,10 @@ def _outcome(record: Record, groups: Sequence[Group]) -> str:
         "rate",
         "passes forward + backward",
         "seconds, median",
-        *(k.replace("_", " ") for k in _OUTCOME),
+        *(k.replace("_", " ") for k in record.subject.outcome),
         "",
     ]
     return "Forgetting and utility, means over seeds with 95 % intervals:\n\n" + table(header, rows)
-
-
-_OUTCOME = ("forget_accuracy", "forget_probability", "retain_accuracy", "retain_probability", "general_perplexity")
 
 
 def _robust(record: Record, groups: Sequence[Group]) -> str:
@@ -250,7 +247,7 @@ def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]
         said.append(f"{name}: target `{record.target}`, bound `{record.bound}`")
         for group in record.groups:
             for cell, verdict in zip(group.trials, group.verdicts, strict=True):
-                figures = [number(cell.after[key]) if key in cell.after else MISSING for key in _OUTCOME]
+                figures = [number(cell.after[key]) if key in cell.after else MISSING for key in OUTCOME]
                 chosen = verdict == "reached" and cell.learning_rate == group.learning_rate
                 rate = number(cell.learning_rate) if cell.learning_rate is not None else MISSING
                 rows.append([name, group.name, rate, *figures, f"{verdict}, chosen" if chosen else verdict])
@@ -264,7 +261,7 @@ def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]
     parts = ["## Tuning, and what missed"]
     if rows:
         text = "Every candidate, on a seed that the evidence does not use. " + "; ".join(dict.fromkeys(said)) + "."
-        header = ["objective", "grade", "rate", *(k.replace("_", " ") for k in _OUTCOME), ""]
+        header = ["objective", "grade", "rate", *(k.replace("_", " ") for k in OUTCOME), ""]
         parts += [paragraph(text), table(header, rows)]
     parts.append(
         "Runs of the ladders that collapsed or failed:\n\n"

@@ -10,12 +10,15 @@ from letgo.errors import UserError
 OBJECTIVES: Mapping[str, str] = {"npo_gdr": "NPO", "graddiff": "GradDiff", "rmu": "RMU"}
 
 
+OUTCOME = ("forget_accuracy", "forget_probability", "retain_accuracy", "retain_probability", "general_perplexity")
+
+
 @dataclass(frozen=True)
 class Subject:
     """`title` stands behind an objective's name, empty for the first subject, whose ladders are named by the objective
     alone.
 
-    `room` is what the mean over the evidence's seeds may be at most (retain accuracy: at least, as a share of that
+    `room` is what the mean over the evidence's seeds may be at most (of the retain set: at least, as a share of that
     before; perplexity: as a multiple of that before). Tuning asks for more on one seed; other seeds scatter around it.
     `half` and `everything` are the labels of the attacks that claims name: relearning on half of the forget groups, and
     on all.
@@ -29,6 +32,8 @@ class Subject:
     """The file in `recipes/evidence/` that fixes the attacks."""
     retrained: bool = True
     """Whether the model that never saw the forget set is known: the measure of R."""
+    outcome: tuple[str, ...] = OUTCOME
+    """The metrics that its tables of forgetting and utility show."""
 
 
 SUBJECTS: Mapping[str, Subject] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 from letgo import processes
 from letgo.errors import UserError
+from letgo.results import write_text
 
 _VERSION = 1
 
@@ -101,6 +102,18 @@ class ScoreLog:
 
     def close(self) -> None:
         self._file.close()
+
+    @staticmethod
+    def begin_with(path: Path, shared: Path) -> None:
+        """Begin a log with what another evaluation of the same model has left at `shared`, if there is anything."""
+        if shared.is_file() and not path.exists():
+            write_text(path, shared.read_text(encoding="utf-8"))
+
+    @staticmethod
+    def leave_at(path: Path, shared: Path) -> None:
+        """Leave a finished log for others, in the place of one that has less; whole or not at all."""
+        if not shared.is_file() or shared.stat().st_size < path.stat().st_size:
+            write_text(shared, path.read_text(encoding="utf-8"))
 
     @staticmethod
     def remove(path: str | Path) -> None:

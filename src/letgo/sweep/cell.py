@@ -22,6 +22,10 @@ ERROR_FILE = "error.json"
 """In the directory of a run that failed: what was said."""
 
 
+SCORES = ".scores"
+"""In a sweep's folder: what was scored of the models that its runs have in common."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A run to be made: its directory, its settings, the attacks on it, and its tags."""
@@ -96,7 +100,11 @@ def _do(task: Task) -> None:
     try:
         if not is_run(task.directory) or read_result(task.directory).status == "failed":
             settings = {**task.settings, "output_dir": str(task.directory)}
-            unlearn(make_config(settings, where=task.directory.name), resume=task.directory.is_dir())
+            unlearn(
+                make_config(settings, where=task.directory.name),
+                resume=task.directory.is_dir(),
+                shared_scores=task.directory.parents[1] / SCORES,
+            )
         if task.tags and not (task.directory / TAGS_FILE).is_file():
             write_tags(task.directory, tuple(task.tags))
         missing = _missing(task, read_result(task.directory))
