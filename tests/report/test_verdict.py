@@ -84,6 +84,16 @@ def test_what_was_not_measured_is_not_spoken_of():
     assert verdict(result(before={}, attacks=[])).kind == "unmeasured"
 
 
+def test_a_model_that_was_to_learn_is_not_told_that_it_forgot_nothing():
+    base = result()
+    learned = base.model_copy(
+        update={"config": base.config | {"benchmark": "tofu:split=forget01,learn=full"}, "after": base.before}
+    )
+    found = verdict(learned)
+    assert (found.tone, found.kind) == ("warn", "learned")
+    assert found.headline == "Fine-tuned: it learned; nothing was to be forgotten."
+
+
 def test_many_attacks_are_counted_and_the_hardest_told_first():
     attacks = [quantize(settings={"bits": b}, kept=b / 10, survived=b >= 5) for b in range(2, 9)]
     found = verdict(result(attacks=attacks))

@@ -150,8 +150,8 @@ def _entry(line: Line, numbered: dict[Path, str], shown: Sequence[Column], kept:
         return found
 
     kinds = [verdict(run.result).kind for run in line.runs]
-    wrong = [kind for kind in kinds if kind in ("failed", "collapsed", "nothing", "unmeasured")]
-    words = {"nothing": "hardly forgot", "unmeasured": "not measured"}
+    wrong = [kind for kind in kinds if kind in ("failed", "collapsed", "nothing", "unmeasured", "learned")]
+    words = {"nothing": "hardly forgot", "unmeasured": "not measured", "learned": "only learned"}
     state = "; ".join(
         f"{words.get(kind, kind)} in {wrong.count(kind)} of {len(kinds)}" for kind in dict.fromkeys(wrong)
     )

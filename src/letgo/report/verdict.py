@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from letgo.catalog import parse_spec
 from letgo.metrics.robustness import LEAST_FORGETTING
 from letgo.report.numbers import Measured, number, percent
 from letgo.report.table import NOT_AMOUNTS, Column, columns
@@ -19,7 +20,7 @@ MOST_ATTACKS_TOLD = 3
 MOST_RUNS_NAMED = 5
 
 Tone = Literal["good", "warn", "bad"]
-Kind = Literal["survived", "attacked", "untested", "nothing", "unmeasured", "collapsed", "failed"]
+Kind = Literal["survived", "attacked", "untested", "nothing", "unmeasured", "learned", "collapsed", "failed"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def verdict(result: Result) -> Verdict:
         missing = "after" if not result.after else "before"
         headline = f"Not judged: the model was not measured {missing} unlearning."
         return Verdict("warn", headline, (*reasons, *measured), "unmeasured")
+    benchmark = result.config.get("benchmark")
+    if benchmark and "learn" in parse_spec(str(benchmark))[1]:
+        return Verdict("warn", "Fine-tuned: it learned; nothing was to be forgotten.", (*reasons, *measured), "learned")
     if not _has_forgotten(result):
         told = (*measured, *_attacks_on_nothing(result))
         return Verdict("bad", "Hardly anything was forgotten.", told, "nothing")
@@ -81,6 +85,7 @@ def overall(named: Sequence[tuple[str, Verdict]]) -> Verdict:
         "untested": "forgot, but never attacked",
         "nothing": "forgot hardly anything",
         "unmeasured": "not measured both before and after",
+        "learned": "only learned",
         "collapsed": "collapsed: broken, which is not forgetting",
         "failed": "failed",
     }
