@@ -27,7 +27,17 @@ ladder() {
     done
 }
 
-for what in ${*:-npo graddiff rmu capitals}; do
+# The fine-tuned models that TOFU begins with, and the retain model's scores.
+tofu_models() {
+    runs=letgo-runs/evidence
+    for name in tofu-full tofu-retrained; do
+        [ -f "$runs/$name/result.json" ] || $PYTHON -m letgo unlearn "recipes/evidence/models/$name.yaml"
+    done
+    [ -f "$runs/tofu-retrained-scores/result.json" ] || $PYTHON -m letgo eval "$runs/tofu-retrained" \
+        --benchmark tofu:split=forget01,train_limit=160,length=128 --limit 40 --output "$runs/tofu-retrained-scores"
+}
+
+for what in ${*:-npo graddiff rmu capitals tofu}; do
     case $what in
     npo)
         tuned npo
@@ -38,19 +48,24 @@ for what in ${*:-npo graddiff rmu capitals}; do
     graddiff)
         tuned graddiff graddiff-finer graddiff-muon graddiff-muon-finer graddiff-more graddiff-more-finer
         ladder attacks "" graddiff graddiff-more
-        ladder attacks "--supersedes" graddiff-next graddiff-five graddiff-rest
+        ladder attacks "--supersedes" graddiff-next graddiff-rest graddiff-seeds
         ;;
     rmu)
         tuned rmu rmu-muon rmu-more rmu-signs
         ladder attacks "" rmu rmu-more
-        ladder attacks "--supersedes --control adamw@0.001" rmu-next rmu-five rmu-rest
+        ladder attacks "--supersedes --control adamw@0.001" rmu-next rmu-rest rmu-seeds
         ;;
     capitals)
         tuned npo-capitals npo-capitals-finer npo-capitals-muon
         ladder attacks-capitals "" npo-capitals npo-capitals-seeds npo-capitals-rest
         ;;
+    tofu)
+        tofu_models
+        tuned tofu-npo tofu-graddiff
+        ladder attacks-tofu "" tofu-npo tofu-graddiff
+        ;;
     *)
-        echo "no ladder $what; there are npo, graddiff, rmu and capitals" >&2
+        echo "no ladder $what; there are npo, graddiff, rmu, capitals and tofu" >&2
         exit 2
         ;;
     esac

@@ -66,7 +66,7 @@ def test_what_failed_and_what_missed_is_listed(results):
     assert "1 of 3 runs collapsed or failed" in row(text, "| Sophia | 3.0e-4")
     left = " ".join(text.partition("## What was not done")[2].split())
     assert left.startswith("The ladder under GradDiff and RMU (its grid is in `recipes/evidence/`).")
-    assert "fewer have AdamW 3, FOZO 3, Sophia 3." in left
+    assert "fewer have, under NPO: AdamW 3, FOZO 3, Sophia 3." in left
 
 
 def test_drawings_are_whole_files(results):

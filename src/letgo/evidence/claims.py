@@ -246,8 +246,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "relearn-others",
         "ours",
-        "Relearning on half of the people (or countries) brings less of the other half back after the hybrid than "
-        "after Adam.",
+        "Relearning on half of the people (countries, authors) brings less of the other half back after the hybrid "
+        "than after Adam.",
         more("FOZO", "AdamW", HALF),
     ),
     Claim(

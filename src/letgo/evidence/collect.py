@@ -48,6 +48,7 @@ def collect(
     sweep = read_sweep(folder)
     held_back = [plan_attack(spec).label for spec in (read_attacks(attacks)["held_back"] if attacks else ())]
     groups, results = [], list[Result]()
+    usual = sweep.document.get("base", {}).get("max_steps")
     for state in sweep.groups:
         trials = [_trial(folder, state, one) for one in state.trials]
         cells = [_cell(folder, one) for one in state.cells if one.status != "pending" and not state.trials]
@@ -56,7 +57,7 @@ def collect(
             continue
         results += found
         made = [_with_robustness(cell, result, held_back) for cell, result in cells]
-        group = _group(state, found[0], [cell for cell, _ in trials], made)
+        group = _group(state, found[0], [cell for cell, _ in trials], made, usual)
         control = f"{group.optimizer}@{group.learning_rate:g}" in controls if group.learning_rate else False
         groups.append(group.model_copy(update={"control": control}))
     if not groups:
@@ -88,7 +89,9 @@ def passes(optimizer: str, settings: Mapping[str, Any], steps: int) -> dict[str,
     return {"forward": round(forward, 3), "backward": round(steps * share * cost.backwards, 3)}
 
 
-def _group(state: GroupState, result: Result, trials: Sequence[Cell], cells: Sequence[Cell]) -> Group:
+def _group(
+    state: GroupState, result: Result, trials: Sequence[Cell], cells: Sequence[Cell], usual: int | None
+) -> Group:
     config = result.config
     optimizer = OPTIMIZERS.record(str(config["optimizer"])).name
     settings = dict(config.get("optimizer_args") or {})
@@ -97,6 +100,9 @@ def _group(state: GroupState, result: Result, trials: Sequence[Cell], cells: Seq
     # Muon takes matrices only; of the others it is a choice.
     if config.get("trainable") == _MATRICES and "muon" not in (optimizer, settings.get("fo")):
         settings["only"] = "matrices"
+    # Other steps than the rest of its sweep has make it another thing than the grade.
+    if usual is not None and steps != usual:
+        settings["steps"] = steps
     chosen = state.chosen.get("learning_rate")
     return Group(
         objective=str(config["objective"]),

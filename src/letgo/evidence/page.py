@@ -38,8 +38,15 @@ def ladders(records: Sequence[Record]) -> dict[str, Record]:
         if record.kind == "ladder":
             by.setdefault(record.key, []).append(record)
     known = in_order(by)
+    # Also where a grade was given more steps in tuning than the others.
     missed = {
-        name: [g.name for r in records if (r.kind, r.key) == ("tuning", name) for g in r.groups if not g.reached]
+        name: [
+            g.name_for_as_many_steps
+            for r in records
+            if (r.kind, r.key) == ("tuning", name)
+            for g in r.groups
+            if not g.reached
+        ]
         for name in known
     }
     return {name: joined(by[name]).model_copy(update={"missed": missed[name]}) for name in known}

@@ -9,6 +9,9 @@ from letgo.evidence.records import Record
 from letgo.evidence.subjects import OBJECTIVES, SUBJECTS, title_of
 from letgo.evidence.text import paragraph
 
+SEEDS = 5
+"""Of unlearning, that each grade was meant to have."""
+
 _HEAD = """
 # Evidence: does the optimizer decide what stays forgotten?
 
@@ -18,11 +21,14 @@ of letgo. This page is made from the files in `results/` by one command,
 nothing. What does not hold here is said as plainly as what does. Most of the papers' statements are known to us from
 notes and reviews, not from their own text: the wording is ours.
 
-**What it can tell.** Two subjects. *Biographies*: a model of 0.8 million weights that knows 120 fictional people, of
+**What it can tell.** Three subjects. *Biographies*: a model of 0.8 million weights that knows 120 fictional people, of
 whom 20 are to be forgotten (the model retrained without them is known). *Capitals*: SmolLM2-135M-Instruct, which knows
 the capitals of 20 countries from its pretraining; the MLPs of the upper half of its layers are trained, for 24 steps,
-and as no retrained model is known, R is the share kept. Neither settles anything about large models: a claim that holds
-here may fail there, and the other way round.
+and as no retrained model is known, R is the share kept. *TOFU*: the same model, fine-tuned on the 40 rows of TOFU's
+forget01 (two authors) and the first 160 of its retain set till it knows them by heart; all weights are trained, for 20
+steps of 4 rows, and the retain model is the one fine-tuned on the 160 rows alone. Tuning scores the first 8 rows of each
+set (the retain model gives those answers 0.34), the evidence all 40 (0.13). None of them settles anything about
+large models: a claim that holds here may fail there, and the other way round.
 
 **Protocol.** The attacks, the target, the bound and the candidates of rates were committed before any grade was tuned;
 the claims and how each is judged while NPO was being tuned, before any run of the ladder was attacked. Each objective's
@@ -67,12 +73,16 @@ def head(found: Mapping[str, Record]) -> str:
         "forget_accuracy": "forget accuracy at most",
         "forget_probability": "forget probability at most",
         "retain_accuracy": "retain accuracy at least, as a share of that before,",
+        "retain_probability": "retain probability at least, as a share of that before,",
         "general_perplexity": "general perplexity at most, as a multiple of that before,",
     }
-    room = ". ".join(
-        f"{benchmark.capitalize()}: {'; '.join(f'{names[key]} {limit:g}' for key, limit in subject.room.items())}"
+    rooms = {
+        subject.title or benchmark.capitalize(): "; ".join(
+            f"{names[key]} {most:g}" for key, most in subject.room.items()
+        )
         for benchmark, subject in SUBJECTS.items()
-    )
+    }
+    room = ". ".join(f"{name}: {limits}" for name, limits in rooms.items())
     text = _HEAD.strip().format(room=room, least=f"{LEAST:g}")
     title, _, rest = text.partition("\n\n")
     empty = "" if found else "\n\nNo ladder has been run yet."
@@ -85,7 +95,8 @@ def foot(found: Mapping[str, Record]) -> str:
     told = f"The ladder under {' and '.join(missing)} (its grid is in `recipes/evidence/`). " if missing else ""
     run = {key: [g for g in record.groups if not g.superseded] for key, record in found.items()}
     few = [f"{title_of(key)}: {', '.join(g.name for g in groups if g.plain)}" for key, groups in run.items()]
-    seeds = [f"{group.name} {len(group.cells)}" for groups in run.values() for group in groups if len(group.cells) < 5]
+    short = {key: [f"{g.name} {len(g.cells)}" for g in groups if len(g.cells) < SEEDS] for key, groups in run.items()}
+    seeds = [f"{title_of(key)}: {', '.join(names)}" for key, names in short.items() if names]
     ran = f"Grades that were run after tuning: {'; '.join(few)}. " if few else ""
-    fewer = f"Five seeds were meant for each; fewer have {', '.join(dict.fromkeys(seeds))}. " if seeds else ""
+    fewer = f"Five seeds were meant for each; fewer have, under {'; '.join(seeds)}. " if seeds else ""
     return f"{title}\n\n{paragraph(told + ran + fewer + rest)}"

@@ -92,6 +92,11 @@ class Group(_Model):
         return f"{name} at {self.learning_rate:g}" if self.superseded or self.control else name
 
     @property
+    def name_for_as_many_steps(self) -> str:
+        """Its name as that of the grade, where it was given other steps than the rest of its sweep."""
+        return grade_name(self.optimizer, {key: one for key, one in self.settings.items() if key != "steps"})
+
+    @property
     def plain(self) -> bool:
         """Whether it is a grade of the ladder: its settings are the ladder's, so that its name tells none."""
         return not self.control and "(" not in self.name
@@ -245,7 +250,8 @@ def read_record(path: Path) -> Record:
 
 def joined(records: Sequence[Record]) -> Record:
     """Ladders of one objective: further seeds of the same groups put together. Superseded groups get names that say
-    their rate, as controls have.
+    their rate, as controls have. Of records that supersede a later one (in the order given, which is that of their
+    files' names) stands for an earlier one.
 
     Raises:
         UserError: the same group and seed stands in two of them, or a group with two rates.

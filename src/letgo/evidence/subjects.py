@@ -62,6 +62,21 @@ SUBJECTS: Mapping[str, Subject] = {
         attacks="attacks-capitals.yaml",
         retrained=False,
     ),
+    "tofu": Subject(
+        title="TOFU",
+        room={"forget_probability": 0.20, "retain_probability": 0.50, "general_perplexity": 1.30},
+        half="relearn:steps=20,learning_rate=4e-05,batch_size=4,holdout=0.5,evaluations=0",
+        everything="relearn:steps=100,learning_rate=4e-05,batch_size=2,holdout=0,evaluations=0",
+        attacks="attacks-tofu.yaml",
+        outcome=(
+            "forget_probability",
+            "forget_truth_ratio",
+            "forget_quality",
+            "retain_probability",
+            "model_utility",
+            "general_perplexity",
+        ),
+    ),
 }
 
 
