@@ -173,3 +173,17 @@ def test_nothing_run_is_said(tmp_path):
 )
 def test_passes_are_counted(optimizer, settings, forward, backward):
     assert passes(optimizer, settings, 48) == {"forward": forward, "backward": backward}
+
+
+@pytest.mark.parametrize(("usual", "name"), [(4, "Muon"), (6, "Muon (steps=4)"), (None, "Muon")])
+def test_a_group_with_other_steps_than_its_sweep_says_so(tmp_path, usual, name):
+    folder = tmp_path / "swept"
+    (folder / "runs" / "one").mkdir(parents=True)
+    runs.write(folder / "runs" / "one", runs.result(config=config("muon", 1e-3), seed=0, attacks=[]))
+    cell = CellState(name="muon-seed0", seed=0, status="finished", run="runs/one")
+    group = GroupState(name="muon", axes={"optimizer": "muon"}, optimizer="muon", cells=[cell])
+    document = {"base": {key: one for key, one in (BASE | {"max_steps": usual}).items() if one is not None}}
+    write_sweep(folder, Sweep(source="grid.yaml", fingerprint="x", document=document, groups=[group]))
+    [found] = collect(folder).groups
+    assert (found.name, found.steps, found.name_for_as_many_steps) == (name, 4, "Muon")
+    assert found.plain == (name == "Muon")

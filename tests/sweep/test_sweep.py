@@ -15,6 +15,7 @@ import yaml
 from letgo.errors import UserError
 from letgo.runs import Index
 from letgo.sweep import read_grid, read_sweep, sweep
+from letgo.sweep.cell import SCORES
 from letgo.sweep.table import TABLE_FILE, labels, lines
 from tests import tiny
 
@@ -68,6 +69,8 @@ def test_a_sweep_tunes_runs_attacks_and_tells(tmp_path, document):
     assert all(f"sweep:{grid.output.name}" in run.tags for run in runs)
     table = (grid.output / TABLE_FILE).read_text()
     assert table.count("\n") == 5
+    [common] = (grid.output / SCORES).iterdir()
+    assert len(common.read_text().splitlines()) > 1, "the model before is measured once, by the first run of all"
 
     with pytest.raises(UserError, match="go on with it by --resume"):
         sweep(grid)
