@@ -61,7 +61,7 @@ for what in ${*:-npo graddiff rmu capitals tofu}; do
         ;;
     tofu)
         tofu_models
-        tuned tofu-npo tofu-graddiff tofu-npo-finer tofu-graddiff-finer
+        tuned tofu-npo tofu-graddiff tofu-npo-finer tofu-npo-last tofu-graddiff-finer
         ladder attacks-tofu "" tofu-npo tofu-graddiff
         ;;
     *)
