@@ -52,7 +52,10 @@ the claims that name them. On capitals rates below the first ones were tried for
 asks; the first relearners left nothing of the forgetting in the two runs that they were tried on (AdamW's and the
 hybrid's, kept 0 on half and on all) and gave way to weaker ones; the hybrids stand at their next rate, for at the one
 nearest to the target they left the room on seed 0; and the attacked runs are scored on eight countries where tuning had
-ten.
+ten. On TOFU the first rates forgot far too much or too little, so that others between them were tried, and the
+zeroth-order phase takes half the rate that it takes on capitals, for over all weights that alone brought the perplexity
+near the bound; where the rate that stands missed the target by little or was not itself tried, its grid says so. Muon
+alone for the hybrid's passes was added when Muon alone, for more, had been seen to keep most.
 
 **Matched.** A grade takes part in comparisons where it reached the target in tuning, no seed's run collapsed, and the
 means over the evidence's seeds are within its subject's room. {room}. Differences below {least} count as none.
@@ -61,10 +64,10 @@ means over the evidence's seeds are within its subject's room. {room}. Differenc
 _FOOT = """
 ## What was not done
 
-TOFU (fine-tuned SmolLM2-135M), and the published settings on models of billions of parameters: no accelerator was
-lent, and two cores were shared. Second-order grades other than Sophia with SOUL's Hessian, other retain terms, other
-budgets of steps, and other schedules of the hybrid were not varied. The seeds of the attacker and its choice of people
-were not varied beyond what each attack's label says.
+TOFU's larger splits, with models fine-tuned on all of its 4,000 rows, and the published settings on models of billions
+of parameters: no accelerator was lent, and two cores were shared. Second-order grades other than Sophia with SOUL's
+Hessian, other retain terms, other budgets of steps, and other schedules of the hybrid were not varied. The seeds of the
+attacker and its choice of people were not varied beyond what each attack's label says.
 """
 
 
