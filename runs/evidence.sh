@@ -40,9 +40,9 @@ tofu_models() {
 for what in ${*:-npo graddiff rmu capitals tofu}; do
     case $what in
     npo)
-        tuned npo
+        tuned npo npo-schedules
         ladder attacks "" npo
-        ladder attacks "--control adamw@0.0004" npo-more npo-matrices npo-rest
+        ladder attacks "--control adamw@0.0004" npo-more npo-matrices npo-rest npo-schedules
         ladder attacks "--supersedes --control adamw@0.0004" npo-next npo-seeds npo-next-sam npo-five
         ;;
     graddiff)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from letgo.errors import UserError
-from letgo.evidence.claims import CLAIMS, highest, judge, matched, more, more_than_control, summary, unmatched
+from letgo.evidence.claims import CLAIMS, alike, highest, judge, matched, more, more_than_control, summary, unmatched
 from letgo.evidence.records import joined
 from letgo.evidence.statistics import Estimate, estimate, paired
 from letgo.evidence.subjects import SUBJECTS, in_order, title_of
@@ -54,6 +54,22 @@ def test_what_seeds_disagree_on_is_not_settled():
     found = only(more("FOZO", "AdamW", MEASURE), planted.group("adamw"), hybrid)
     assert found.estimate.mean > 0.02
     assert found.verdict == "not settled"
+
+
+@pytest.mark.parametrize(
+    ("harmonic", "verdict"), [(0.5, "holds"), (0.51, "holds"), (0.53, "does not hold"), (0.47, "does not hold")]
+)
+def test_two_are_alike_where_they_are_surely_no_further_apart_than_what_counts(harmonic, verdict):
+    found = only(alike("FOZO", "AdamW", MEASURE), planted.group("adamw", harmonic=harmonic), planted.group("fozo"))
+    assert found.verdict == verdict
+
+
+def test_whether_two_are_alike_is_not_settled_where_seeds_disagree_or_there_is_one():
+    noisy = planted.noisy("fozo", {0: 0.55, 1: 0.5, 2: 0.46})
+    assert only(alike("FOZO", "AdamW", MEASURE), planted.group("adamw"), noisy).verdict == "not settled"
+    one = planted.group("fozo", cells=[planted.cell(0)])
+    assert only(alike("FOZO", "AdamW", MEASURE), planted.group("adamw"), one).verdict == "not settled"
+    assert only(alike("FOZO", "Sophia", MEASURE), planted.group("fozo")).verdict == "not testable here"
 
 
 def test_one_seed_settles_nothing():

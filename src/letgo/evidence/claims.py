@@ -3,15 +3,16 @@
 A claim is tested under each objective apart, on differences paired over seeds. It **holds** where the mean lies at
 least 0.02 on the side that was claimed and its 95 % interval keeps off zero; it **does not hold** where the interval
 lies below 0.02, or the mean on the wrong side of zero; it is **not settled** where the mean is on the claimed side and
-the interval doesn't tell, or where there is one seed. A grade that missed the target or the bound takes no part: robust
-and useless is not robust.
+the interval doesn't tell, or where there is one seed. That two are alike holds where the interval of their difference
+lies within 0.02 of zero, and does not where it keeps outside. A grade that missed the target or the bound takes no
+part: robust and useless is not robust.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from letgo.evidence.records import Group, Record
@@ -19,6 +20,10 @@ from letgo.evidence.statistics import Estimate, estimate, paired
 
 LEAST = 0.02
 """Differences of shares smaller than this are none, however sure."""
+
+UNEVEN = ((16, 8), (8, 16))
+"""First- and zeroth-order steps of a turn, where the ladder's hybrid takes 12 of each."""
+TURNS = (6, 24)
 
 Verdict = Literal["holds", "does not hold", "not settled", "not testable here"]
 HALF, ALL = "kept:half", "R:everything"
@@ -101,6 +106,21 @@ def more(better: str, worse: str, measure: str, *, least: float = LEAST) -> Test
 
     def test(record: Record) -> Sequence[Finding]:
         return [_difference(record, better, worse, measure, least)]
+
+    return test
+
+
+def alike(name: str, other: str, measure: str, *, least: float = LEAST) -> Test:
+    """Two grades differ by less than `least`: the interval of the difference keeps within it."""
+
+    def test(record: Record) -> Sequence[Finding]:
+        found = _difference(record, name, other, measure, least)
+        if found.estimate is None or not found.estimate.known:
+            return [found]
+        low, high = found.estimate.low, found.estimate.high
+        apart = low > least or high < -least
+        verdict: Verdict = "holds" if -least < low and high < least else "does not hold" if apart else "not settled"
+        return [replace(found, verdict=verdict)]
 
     return test
 
@@ -315,8 +335,15 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "schedule",
         _D2U,
-        "An even split of first- and zeroth-order steps is best, and the number of steps a turn hardly matters.",
-        why_not="the split was not varied in the ladder",
+        "An even split of the hybrid's steps between first and zeroth order is best (harmonic mean, against twice as "
+        "many of either).",
+        _several(*(more("FOZO", f"FOZO (fo_steps={fo}, zo_steps={zo})", "harmonic_mean") for fo, zo in UNEVEN)),
+    ),
+    Claim(
+        "turns",
+        _D2U,
+        "The number of steps that the hybrid takes a turn hardly matters (harmonic mean, half and twice as many).",
+        _several(*(alike("FOZO", f"FOZO (fo_steps={n}, zo_steps={n})", "harmonic_mean") for n in TURNS)),
     ),
     Claim(
         "wmdp",

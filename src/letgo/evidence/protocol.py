@@ -54,8 +54,9 @@ hybrid's, kept 0 on half and on all) and gave way to weaker ones; the hybrids st
 nearest to the target they left the room on seed 0; and the attacked runs are scored on eight countries where tuning had
 ten. On TOFU the first rates forgot far too much or too little, so that others between them were tried, and the
 zeroth-order phase takes half the rate that it takes on capitals, for over all weights that alone brought the perplexity
-near the bound; where the rate that stands missed the target by little or was not itself tried, its grid says so. Muon
-alone for the hybrid's passes was added when Muon alone, for more, had been seen to keep most.
+near the bound; the room was set to the target's number when the first run on all 40 rows, AdamW's, had come to 0.27,
+for tuning had gone by the first 8; where the rate that stands missed the target by little or was not itself tried, its
+grid says so. Muon alone for the hybrid's passes was added when Muon alone, for more, had been seen to keep most.
 
 **Matched.** A grade takes part in comparisons where it reached the target in tuning, no seed's run collapsed, and the
 means over the evidence's seeds are within its subject's room. {room}. Differences below {least} count as none.

@@ -64,7 +64,7 @@ SUBJECTS: Mapping[str, Subject] = {
     ),
     "tofu": Subject(
         title="TOFU",
-        room={"forget_probability": 0.20, "retain_probability": 0.50, "general_perplexity": 1.30},
+        room={"forget_probability": 0.35, "retain_probability": 0.50, "general_perplexity": 1.30},
         half="relearn:steps=20,learning_rate=4e-05,batch_size=4,holdout=0.5,evaluations=0",
         everything="relearn:steps=100,learning_rate=4e-05,batch_size=2,holdout=0,evaluations=0",
         attacks="attacks-tofu.yaml",
