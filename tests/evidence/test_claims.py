@@ -14,7 +14,7 @@ from letgo.errors import UserError
 from letgo.evidence.claims import CLAIMS, alike, highest, judge, matched, more, more_than_control, summary, unmatched
 from letgo.evidence.records import joined
 from letgo.evidence.statistics import Estimate, estimate, paired
-from letgo.evidence.subjects import SUBJECTS, in_order, title_of
+from letgo.evidence.subjects import SUBJECTS, in_order, subject_name, title_of
 from tests.evidence import planted
 
 MEASURE = "harmonic_mean"
@@ -239,3 +239,24 @@ def test_where_no_retrained_model_is_known_the_share_kept_stands_for_r(monkeypat
     assert in_order({"npo_gdr/elsewhere": 1, "other": 2, "npo_gdr": 3}) == ["npo_gdr", "npo_gdr/elsewhere", "other"]
     with pytest.raises(UserError, match="no subject 'nowhere'"):
         planted.record(planted.group("adamw"), benchmark="nowhere").measure("kept:half")
+
+
+def test_a_room_may_be_relative_to_the_retrained_model(monkeypatch):
+    subject = dataclasses.replace(SUBJECTS["biographies"], room={}, room_of_retrained={"forget_probability": 1.5})
+    monkeypatch.setitem(SUBJECTS, "biographies", subject)
+    for known, reason in ((0.06, ""), (0.05, "forget_probability 0.080 is above 0.075")):
+        record = planted.record(planted.group("adamw")).model_copy(update={"retrained": {"forget_probability": known}})
+        assert unmatched(record.groups[0], record) == reason
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("tofu:split=forget01,train_limit=160", "tofu"),
+        ("tofu:split=forget10", "tofu-forget10"),
+        ("tofu", "tofu"),
+        ("biographies", "biographies"),
+    ],
+)
+def test_a_split_may_be_a_subject_of_its_own(spec, name):
+    assert subject_name(spec) == name

@@ -72,8 +72,9 @@ def unmatched(group: Group, record: Record) -> str:
         return "no run finished"
     if broken := [cell for cell in group.cells if cell.broken]:
         return f"{len(broken)} of {len(group.cells)} runs collapsed or failed"
-    before = record.before
-    for metric, limit in record.subject.room.items():
+    before, subject = record.before, record.subject
+    relative = {key: most * record.retrained.get(key, 0.0) for key, most in subject.room_of_retrained.items()}
+    for metric, limit in {**subject.room, **relative}.items():
         found = estimate([cell.after[metric] for cell in finished if metric in cell.after])
         if found is None:
             return f"{metric} was not measured"

@@ -11,11 +11,10 @@ import torch
 
 from letgo.attacks.plan import plan_attack
 from letgo.attacks.robustness import robustness
-from letgo.catalog import parse_spec
 from letgo.errors import UserError
 from letgo.evidence.records import METRICS, Attacked, Cell, Group, Record
 from letgo.evidence.settle import read_attacks
-from letgo.evidence.subjects import subject_of
+from letgo.evidence.subjects import subject_name, subject_of
 from letgo.optim import OPTIMIZERS
 from letgo.planning.optimizers import optimizer_cost
 from letgo.results import AttackResult, Metrics, Result, read_result
@@ -175,7 +174,7 @@ def _with_robustness(cell: Cell, result: Result | None, held_back: Sequence[str]
 
 
 def _benchmark(result: Result) -> str:
-    return parse_spec(str(result.config["benchmark"]))[0]
+    return subject_name(str(result.config["benchmark"]))
 
 
 def _values(metrics: Metrics) -> dict[str, float]:

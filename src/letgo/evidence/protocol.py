@@ -80,13 +80,16 @@ def head(found: Mapping[str, Record]) -> str:
         "retain_probability": "retain probability at least, as a share of that before,",
         "general_perplexity": "general perplexity at most, as a multiple of that before,",
     }
-    rooms = {
-        subject.title or benchmark.capitalize(): "; ".join(
-            f"{names[key]} {most:g}" for key, most in subject.room.items()
-        )
-        for benchmark, subject in SUBJECTS.items()
-    }
-    room = ". ".join(f"{name}: {limits}" for name, limits in rooms.items())
+    rooms = []
+    for benchmark, subject in SUBJECTS.items():
+        if found and benchmark not in {record.benchmark for record in found.values()}:
+            continue
+        limits = [f"{names[key]} {most:g}" for key, most in subject.room.items()]
+        limits += [
+            f"{names[key]} {most:g} times the retrained model's" for key, most in subject.room_of_retrained.items()
+        ]
+        rooms.append(f"{subject.title or benchmark.capitalize()}: {'; '.join(limits)}")
+    room = ". ".join(rooms)
     text = _HEAD.strip().format(room=room, least=f"{LEAST:g}")
     title, _, rest = text.partition("\n\n")
     empty = "" if found else "\n\nNo ladder has been run yet."

@@ -204,6 +204,7 @@ _LADDER: dict[str, tuple[dict[str, Any], ...]] = {
         {"fo_steps": 12, "zo_steps": 12, "zo_lr": 3e-5},
         {"fo_steps": 6, "zo_steps": 6, "zo_lr": 6e-5},
         {"fo_steps": 5, "zo_steps": 5, "zo_lr": 3e-5},
+        {"fo_steps": 15, "zo_steps": 15, "zo_lr": 3e-5},
     ),
     "sam": ({"rho": 0.05},),
     "randomized_smoothing": ({"sigma": 0.01, "num_draws": 2},),

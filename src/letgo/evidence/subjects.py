@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from letgo.catalog import parse_spec
 from letgo.errors import UserError
 
 OBJECTIVES: Mapping[str, str] = {"npo_gdr": "NPO", "graddiff": "GradDiff", "rmu": "RMU"}
@@ -32,9 +33,20 @@ class Subject:
     """The file in `recipes/evidence/` that fixes the attacks."""
     retrained: bool = True
     """Whether the model that never saw the forget set is known: the measure of R."""
+    room_of_retrained: Mapping[str, float] = field(default_factory=dict)
+    """As `room`, at most so many times what the retrained model has: where that isn't known before it is made."""
     outcome: tuple[str, ...] = OUTCOME
     """The metrics that its tables of forgetting and utility show."""
 
+
+_TOFU = (
+    "forget_probability",
+    "forget_truth_ratio",
+    "forget_quality",
+    "retain_probability",
+    "model_utility",
+    "general_perplexity",
+)
 
 SUBJECTS: Mapping[str, Subject] = {
     "biographies": Subject(
@@ -68,16 +80,25 @@ SUBJECTS: Mapping[str, Subject] = {
         half="relearn:steps=20,learning_rate=4e-05,batch_size=4,holdout=0.5,evaluations=0",
         everything="relearn:steps=100,learning_rate=4e-05,batch_size=2,holdout=0,evaluations=0",
         attacks="attacks-tofu.yaml",
-        outcome=(
-            "forget_probability",
-            "forget_truth_ratio",
-            "forget_quality",
-            "retain_probability",
-            "model_utility",
-            "general_perplexity",
-        ),
+        outcome=_TOFU,
+    ),
+    "tofu-forget10": Subject(
+        title="TOFU's forget10",
+        room={"retain_probability": 0.50, "general_perplexity": 1.30},
+        room_of_retrained={"forget_probability": 1.3},
+        half="relearn:steps=40,learning_rate=4e-05,batch_size=16,holdout=0.5,evaluations=0",
+        everything="relearn:steps=100,learning_rate=4e-05,batch_size=8,holdout=0,evaluations=0",
+        attacks="attacks-tofu10.yaml",
+        outcome=_TOFU,
     ),
 }
+
+
+def subject_name(spec: str) -> str:
+    """Which subject a run's benchmark is: its name, with its split where that is a subject of its own."""
+    name, settings = parse_spec(spec)
+    split = f"{name}-{settings.get('split', '')}"
+    return split if split in SUBJECTS else name
 
 
 def subject_of(benchmark: str) -> Subject:
