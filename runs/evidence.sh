@@ -63,6 +63,7 @@ for what in ${*:-npo graddiff rmu capitals tofu}; do
         tofu_models
         tuned tofu-npo tofu-graddiff tofu-npo-finer tofu-npo-last tofu-graddiff-finer
         ladder attacks-tofu "" tofu-npo tofu-npo-rest tofu-graddiff
+        ladder attacks-tofu "--supersedes" tofu-npo-next
         ;;
     *)
         echo "no ladder $what; there are npo, graddiff, rmu, capitals and tofu" >&2
