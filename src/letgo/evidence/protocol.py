@@ -69,9 +69,9 @@ TOFU's larger splits, with models fine-tuned on all of its 4,000 rows, and the p
 of parameters: no accelerator was lent, and two cores were shared. Second-order grades other than Sophia with SOUL's
 Hessian, other retain terms, other budgets of steps, and other schedules of the hybrid were not varied. The seeds of the
 attacker and its choice of people were not varied beyond what each attack's label says. Two runs on TOFU that had left
-the room were not attacked to the end: the hybrid with Muon at 0.0018 under NPO, and the hybrid under GradDiff. The grids
-`graddiff-rest`, `graddiff-seeds` and `rmu-seeds`, those of other turns of the hybrid and of Muon alone for the hybrid's
-passes, and TOFU's at full size (`runs/tofu10.sh`) stand in `recipes/evidence/` and were not run.
+the room were not attacked to the end: the hybrid with Muon at 0.0018 under NPO, and the hybrid under GradDiff. The
+grids `graddiff-rest`, `graddiff-seeds` and `rmu-seeds`, those of other turns of the hybrid and of Muon alone for the
+hybrid's passes, and TOFU's at full size (`runs/tofu10.sh`) stand in `recipes/evidence/` and were not run.
 """
 
 
