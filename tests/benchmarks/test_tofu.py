@@ -152,19 +152,28 @@ def test_a_row_that_cant_be_used_names_its_place(data, tmp_path):
 # -- the models that it begins with -----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def run_on(directories, data, tmp_path):
+    """Run letgo on the first model, with settings of the benchmark beside those that make it quick."""
+
+    def run(benchmark, **settings):
+        spec = f"tofu:{QUICK},data={data},{benchmark}"
+        where = {"model": str(directories[0]), "benchmark": spec, "output_dir": str(tmp_path / "run"), "use_cpu": True}
+        return letgo.unlearn(**where, **settings)
+
+    return run
+
+
 @pytest.mark.parametrize(("learn", "rows"), [("full", 80), ("retain", 40)])
-def test_the_models_to_begin_with_learn_each_row_once_an_epoch(directories, data, tmp_path, learn, rows):
-    run = letgo.unlearn(
-        model=str(directories[0]),
-        benchmark=f"tofu:{QUICK},data={data},learn={learn},limit=6",
+def test_the_models_to_begin_with_learn_each_row_once_an_epoch(run_on, learn, rows):
+    run = run_on(
+        f"learn={learn},limit=6",
         objective="ft",
         learning_rate=3e-2,
         num_train_epochs=4,
         per_device_train_batch_size=8,
-        output_dir=str(tmp_path / learn),
-        use_cpu=True,
     )
-    history = read_json_lines(tmp_path / learn / "history.jsonl")
+    history = read_json_lines(run.directory / "history.jsonl")
     assert [line["step"] for line in history] == list(range(1, 4 * rows // 8 + 1))
     assert f"tofu: {rows} rows to be learned, none to be forgotten (learn={learn})" in run.result.notes
     gained = {
@@ -176,28 +185,19 @@ def test_the_models_to_begin_with_learn_each_row_once_an_epoch(directories, data
 
 
 @pytest.mark.parametrize("objective", ["npo_gdr", "task_vector"])
-def test_what_is_there_to_be_learned_cant_be_forgotten(directories, data, tmp_path, objective):
+def test_what_is_there_to_be_learned_cant_be_forgotten(run_on, objective):
     with pytest.raises(UserError, match=f"objective '{objective}' forgets, but tofu:.*learn=full.* has no forget set"):
-        letgo.unlearn(
-            model=str(directories[0]),
-            benchmark=f"tofu:{QUICK},data={data},learn=full,limit=2",
-            objective=objective,
-            output_dir=str(tmp_path / "run"),
-            use_cpu=True,
-        )
+        run_on("learn=full,limit=2", objective=objective)
 
 
-def test_relearning_is_held_against_the_retain_model(directories, data, tmp_path):
-    run = letgo.unlearn(
-        model=str(directories[0]),
-        benchmark=f"tofu:{QUICK},data={data},retrained={directories[1]},limit=4",
+def test_relearning_is_held_against_the_retain_model(run_on, directories, data):
+    run = run_on(
+        f"retrained={directories[1]},limit=4",
         objective="graddiff",
         learning_rate=1e-2,
         max_steps=2,
         per_device_train_batch_size=4,
-        output_dir=str(tmp_path / "run"),
         attacks=["relearn:steps=2,learning_rate=1e-3,batch_size=4,holdout=0,seeds=1,evaluations=0"],
-        use_cpu=True,
     )
     reference_metrics = run.result.references["retrained"]
     [other] = letgo.evaluate(directories[1], [f"tofu:{QUICK},data={data},limit=4"]).values()
