@@ -170,10 +170,9 @@ def more_than_control(better: str, measure: str) -> Test:
     """`better` has more of a measure than the ladder's control: Adam at a rate that forgets as deeply."""
 
     def test(record: Record) -> Sequence[Finding]:
-        control = next((group.name for group in record.groups if group.control), None)
-        if control is None:
+        if record.control is None:
             return [Finding(record.key, "not testable here", "no control was run")]
-        return [_difference(record, better, control, measure, LEAST)]
+        return [_difference(record, better, record.control.name, measure, LEAST)]
 
     return test
 

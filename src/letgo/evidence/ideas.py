@@ -158,7 +158,7 @@ def _both(group: Group, hybrid: Group, metric: str) -> str:
 
 def _table(objective: str, groups: Sequence[Group], ladder: Record) -> str:
     hybrid = ladder.group(HYBRID)
-    control = next((group for group in ladder.groups if group.control), None)
+    control = ladder.control
     rows, absent = [], []
     for name in _names(groups):
         group = next((one for one in groups if one.name == name), None)

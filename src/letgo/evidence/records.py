@@ -161,6 +161,11 @@ class Record(_Model):
     def group(self, name: str) -> Group | None:
         return next((group for group in self.groups if group.name == name), None)
 
+    @property
+    def control(self) -> Group | None:
+        """Adam at a rate that forgets as deeply as the others, where the ladder has it."""
+        return next((group for group in self.groups if group.control), None)
+
     def attacks(self) -> list[str]:
         """The attacks' labels, in order of meeting."""
         return list(dict.fromkeys(label for g in self.groups for cell in g.cells for label in cell.attacks))
