@@ -92,7 +92,8 @@ def unlearn(
             directions).
         reporter: where progress goes; silent by default.
         shared_scores: a folder in which runs leave each other what was scored of the models that they have in common
-            (the one before unlearning, the retrained one), so that each is measured once; as a sweep's do.
+            (the one before unlearning, the retrained one, that one attacked), so that each is measured once; as a
+            sweep's do.
         settings: fields of `UnlearnConfig`, as in a run's YAML.
 
     Returns:
@@ -291,7 +292,7 @@ class _Job:
         from letgo.report.card import write_model_card
 
         if self.args.attacks:
-            result = attack(self.directory, self.args.attacks, reporter=self.reporter)
+            result = attack(self.directory, self.args.attacks, reporter=self.reporter, shared_scores=self.shared_scores)
         processes.first_does(lambda: write_model_card(self.directory, result))
         if self.args.push_to_hub:
             processes.first_does(lambda: self.published(result))

@@ -1,28 +1,57 @@
-"""The retrained model is attacked once a process for each attack and seed, not once a run."""
+"""The retrained model is attacked once for each attack and seed, not once a run."""
 
 from __future__ import annotations
 
+import pytest
+
 import letgo
+from letgo.attacks import references
 from letgo.attacks import run as attacking
 
 ATTACK = "relearn:steps=2,learning_rate=1e-3,batch_size=4,holdout=0.5,seeds=2,evaluations=0"
+HOW = {"benchmark": "biographies", "original": "biographies", "limit": 40}
 
 
-def test_runs_under_the_same_attack_share_the_retrained_models(monkeypatch):
-    monkeypatch.setattr(attacking, "_REFERENCES", {})
-    attacked = []
+@pytest.fixture
+def attacked(monkeypatch):
+    """(model, seed) of every attack that is made, in a process that remembers none."""
+    made = []
     real = attacking._attacked
 
     def counted(function, victim, plan, settings, seed):
-        attacked.append((str(victim.directory), seed))
+        made.append((str(victim.directory), seed))
         return real(function, victim, plan, settings, seed)
 
+    monkeypatch.setattr(references, "_REMEMBERED", {})
     monkeypatch.setattr(attacking, "_attacked", counted)
-    how = {"benchmark": "biographies", "original": "biographies", "limit": 40}
-    first = letgo.attack("biographies-retrained", [ATTACK], **how)
+    return made
+
+
+def test_runs_under_the_same_attack_share_the_retrained_models(attacked):
+    first = letgo.attack("biographies-retrained", [ATTACK], **HOW)
     assert len(attacked) == 4, "two seeds of the model, two of the reference"
-    again = letgo.attack("biographies-retrained", [ATTACK], **how)
+    again = letgo.attack("biographies-retrained", [ATTACK], **HOW)
     assert len(attacked) == 6, "the reference is not attacked again"
     assert again.attacks[0].per_seed == first.attacks[0].per_seed
-    letgo.attack("biographies-retrained", [ATTACK], **(how | {"limit": 41}))
+    letgo.attack("biographies-retrained", [ATTACK], **(HOW | {"limit": 41}))
     assert len(attacked) == 10, "scored on other items it is another measurement"
+
+
+def test_a_folder_carries_it_to_other_processes(attacked, tmp_path, monkeypatch):
+    shared = tmp_path / "scores"
+    first = letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
+    assert len(attacked) == 4
+    assert len(list(shared.iterdir())) == 2, "one for each seed"
+    monkeypatch.setattr(references, "_REMEMBERED", {})
+    again = letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
+    assert len(attacked) == 6, "the reference is read, not attacked again"
+    assert again.attacks[0].per_seed == first.attacks[0].per_seed
+    assert all("R" in row for row in again.attacks[0].per_seed)
+    # Another attack, and other weights where the same reference is said to lie, are other measurements.
+    monkeypatch.setattr(references, "_REMEMBERED", {})
+    letgo.attack("biographies-retrained", [ATTACK.replace("1e-3", "2e-3")], **HOW, shared_scores=shared)
+    assert len(attacked) == 10
+    monkeypatch.setattr(references, "_REMEMBERED", {})
+    monkeypatch.setattr(references, "weights_fingerprint", lambda model: "others")
+    letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
+    assert len(attacked) == 14

@@ -14,13 +14,13 @@ from letgo.attacks.base import Attacked, Probe, Victim
 from letgo.attacks.judge import Judged, judge, judge_samples, kept_interval, pooled, relearning_score
 from letgo.attacks.kept import utility_names
 from letgo.attacks.plan import THRESHOLD, Plan, plan_attack
+from letgo.attacks.references import attacked_reference
 from letgo.attacks.robustness import family_of, robustness, scores_of
 from letgo.attacks.search import search, summary
 from letgo.attacks.subject import RETRAINED, Subject, open_subject
 from letgo.benchmarks.base import Sample
 from letgo.benchmarks.items import limited
 from letgo.errors import LetgoError, UserError
-from letgo.models.load import load_tokenizer
 from letgo.progress import Quiet, Reporter
 from letgo.results import SAMPLES_FILE, AttackResult, Result, check_unused, write_json_lines, write_result
 from letgo.runs import record_run
@@ -29,9 +29,6 @@ __all__ = ["THRESHOLD", "Plan", "attack", "plan_attack", "run_attack"]
 
 PROBED_ITEMS = 24
 """Forget items that a look during an attack scores."""
-MOST_REFERENCES = 16
-"""So many attacks on retrained models are remembered in a process: in a sweep every run needs the same ones."""
-_REFERENCES: dict[str, Sequence[Sample]] = {}
 
 
 def attack(
@@ -46,6 +43,7 @@ def attack(
     threshold: float = THRESHOLD,
     reporter: Reporter | None = None,
     output: Path | None = None,
+    shared_scores: str | Path | None = None,
 ) -> Result:
     """Attack a saved model, and add what came of it to the run's record.
 
@@ -63,6 +61,8 @@ def attack(
         reporter: where progress goes.
         output: write the result here instead; the run directory is then left as it is. Without it, nothing is written
             of a bare model.
+        shared_scores: a folder in which attacked runs leave each other what the same attack left of the retrained
+            model, so that it is attacked once; as a sweep's do.
 
     Started by a launcher in several processes, each scores a part, and takes a part of the rows of a relearning
     step; the first one writes.
@@ -82,6 +82,7 @@ def attack(
     subject = open_subject(
         directory, benchmark=benchmark, original=original, limit=limit, dtype=dtype, reporter=reporter
     )
+    subject.shared_scores = None if shared_scores is None else Path(shared_scores)
     target = output or (Path(directory) if subject.run else None)
     for plan in plans:
         outcome, rows = run_attack(subject, plan)
@@ -156,15 +157,17 @@ def _gain(subject: Subject, plan: Plan, settings: Mapping[str, Any], seed: int, 
         return None
     if path is None or not subject.stage(f"reference:{RETRAINED}"):
         return None
-    circumstances = (subject.benchmark.name, subject.benchmark.settings, subject.template, subject.dtype, subject.limit)
-    key = repr((str(path), plan.name, sorted(settings.items()), seed, circumstances))
-    if key not in _REFERENCES:
+    victim = subject.victim(directory=path)
+
+    def make() -> list[Sample]:
         subject.reporter.say("  the same on the retrained model, for R")
-        other = _attacked(ATTACKS.load(plan.name), subject.victim(directory=path), plan, settings, seed)
-        while len(_REFERENCES) >= MOST_REFERENCES:
-            del _REFERENCES[next(iter(_REFERENCES))]
-        _REFERENCES[key] = subject.samples(other.model, load_tokenizer(path), "measuring the retrained model")
-    return relearning_score(subject, one.judged.samples, _REFERENCES[key], one.judged.seen)
+        other = _attacked(ATTACKS.load(plan.name), victim, plan, settings, seed)
+        return subject.samples(other.model, victim.tokenizer(), "measuring the retrained model")
+
+    scored = (subject.benchmark.name, subject.benchmark.settings, subject.template, subject.dtype, subject.limit)
+    circumstances = (plan.name, sorted(settings.items()), seed, scored)
+    reference = attacked_reference(victim, circumstances, make, subject.shared_scores)
+    return relearning_score(subject, one.judged.samples, reference, one.judged.seen)
 
 
 def _probe(subject: Subject, label: str) -> Probe | None:

@@ -31,6 +31,7 @@ class Subject:
         result: its record so far; `recorded` the rows of its samples.
         original: the model that the forgetting started from, if known.
         run: whether `place` is a run directory, to which results can be added.
+        shared_scores: a folder in which runs leave each other what was scored of the models that they have in common.
     """
 
     place: str
@@ -43,6 +44,7 @@ class Subject:
     limit: int | None
     reporter: Reporter
     run: bool
+    shared_scores: Path | None = None
     _stages: dict[str, list[Sample]] = field(default_factory=dict)
 
     def stage(self, name: str) -> list[Sample]:

@@ -97,19 +97,20 @@ def run_task(task: Task) -> Ended:
 
 
 def _do(task: Task) -> None:
+    shared = task.directory.parents[1] / SCORES
     try:
         if not is_run(task.directory) or read_result(task.directory).status == "failed":
             settings = {**task.settings, "output_dir": str(task.directory)}
             unlearn(
                 make_config(settings, where=task.directory.name),
                 resume=task.directory.is_dir(),
-                shared_scores=task.directory.parents[1] / SCORES,
+                shared_scores=shared,
             )
         if task.tags and not (task.directory / TAGS_FILE).is_file():
             write_tags(task.directory, tuple(task.tags))
         missing = _missing(task, read_result(task.directory))
         if missing:
-            attack(task.directory, missing)
+            attack(task.directory, missing, shared_scores=shared)
     except LetgoError as error:
         write_error(task, str(error))
     except Exception as error:
