@@ -2,9 +2,8 @@
 # Where the solutions of the NPO ladder lie (seed 0): linear mode connectivity of every pair, and certificates at one σ.
 # The hybrid is the one at the rate that stands for it (recipes/evidence/npo-next.yaml).
 set -eu
-PYTHON=${PYTHON:-python}
+. "$(dirname "$0")/steps.sh"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-RUNS=letgo-runs/evidence
 models=
 for pattern in npo/runs/optimizer_adamw npo/runs/optimizer_sign_adam npo/runs/optimizer_sophia npo-next/runs/optimizer_fozo; do
     for run in "$RUNS/$pattern"_*-seed0; do
@@ -16,4 +15,4 @@ $PYTHON -m letgo analyze connectivity $models biographies --points 7 --no-metric
 for run in $models; do
     $PYTHON -m letgo analyze certificate "$run" --sigma 0.005 --draws 100 --no-rerun --output results
 done
-$PYTHON -m letgo.evidence page results --output docs/evidence.md
+page

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -77,12 +78,46 @@ def test_the_page_is_what_the_result_files_say(tmp_path):
     assert sum(path.stat().st_size for path in results) < 3_000_000
 
 
-def test_a_script_makes_each_result_file_again():
-    scripts = " ".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "runs").glob("*.sh")))
-    words = set(re.findall(r"\w[\w-]*", scripts))
+@pytest.fixture(scope="module")
+def commands() -> list[list[str]]:
+    """The words of each command that the scripts in runs/ would give to Python, where nothing has been run yet."""
+    said = []
+    for name in ("evidence", "ideas", "places", "tofu10"):
+        environment = {**os.environ, "PYTHON": "echo"}
+        done = subprocess.run(
+            ["sh", f"runs/{name}.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        said += [line.split() for line in done.stdout.splitlines()]
+    return said
+
+
+def test_a_script_makes_each_result_file_again(commands):
+    written = {word for words in commands for word in words if word.startswith("results/")}
     for path in sorted((ROOT / "results").glob("*.json")):
-        name = re.sub("^(tune-|ladder-|analysis-)", "", path.stem)
-        assert name in words, f"{path.name}: no script in runs/ makes it"
+        if not path.name.startswith("analysis-"):
+            assert f"results/{path.name}" in written, f"{path.name}: no script in runs/ makes it"
+    # Which runs there are to be analysed is looked for.
+    places = (ROOT / "runs" / "places.sh").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "results").glob("analysis-*.json")):
+        assert f"letgo analyze {path.stem.removeprefix('analysis-')} " in places
+
+
+def test_the_scripts_name_grids_that_there_are(commands):
+    made = {words[-1] for words in commands if words[:3] == ["-m", "letgo.evidence", "settle"]}
+    swept = set()
+    for words in commands:
+        for word in words:
+            if word.startswith("recipes/") and word not in made:
+                assert (ROOT / word).is_file(), " ".join(words)
+        if words[:3] == ["-m", "letgo", "sweep"]:
+            swept.add(words[3])
+    assert {str(path.relative_to(ROOT)) for path in GRIDS} <= swept, "a grid that no script runs"
+
+
+def test_a_ladder_that_there_is_not_is_refused():
+    done = subprocess.run(["sh", "runs/evidence.sh", "ga"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "no ladder ga; there are npo, graddiff, rmu, capitals and tofu\n"
 
 
 def test_the_recommended_recipe_is_the_idea_that_was_run():
