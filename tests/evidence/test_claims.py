@@ -254,7 +254,8 @@ def test_a_room_may_be_relative_to_the_retrained_model(monkeypatch):
     [
         ("tofu:split=forget01,train_limit=160", "tofu"),
         ("tofu:split=forget10", "tofu-forget10"),
-        ("tofu", "tofu"),
+        ("tofu", "tofu-forget10"),
+        ("tofu:split=forget05", "tofu-forget05"),
         ("biographies", "biographies"),
     ],
 )

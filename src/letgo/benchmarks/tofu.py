@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from letgo.benchmarks.base import Benchmark, Headline, Item, Sample, checked_limit
 from letgo.benchmarks.capitals import general_paragraphs
@@ -27,6 +27,7 @@ from letgo.metrics.metric import Metrics
 
 SPLITS: Mapping[str, str] = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 """What is forgotten, and what is kept beside it."""
+DEFAULT_SPLIT = "forget10"
 ROWS: Mapping[str, int] = {
     "full": 4000,
     "forget01": 40,
@@ -53,7 +54,8 @@ SCORED_ROWS = 300
 AUTHOR_ROWS = 20
 LENGTH = 200
 """Tokens, prompt and all, of what is scored and of what is generated."""
-LEARN = ("full", "retain")
+Learn = Literal["full", "retain"]
+LEARN = get_args(Learn)
 _FEWEST_TOKENS = 16
 VERSION = 1
 _HEADLINES = (Headline("forget_probability"), Headline("forget_rouge"))
@@ -61,7 +63,7 @@ _HEADLINES = (Headline("forget_probability"), Headline("forget_rouge"))
 
 def tofu(
     *,
-    split: str = "forget10",
+    split: str = DEFAULT_SPLIT,
     retain: str | None = None,
     retrained: str | None = None,
     template: str = "auto",
@@ -71,7 +73,7 @@ def tofu(
     general: bool = True,
     limit: int | None = None,
     train_limit: int | None = None,
-    learn: Literal["full", "retain"] | None = None,
+    learn: Learn | None = None,
     data: str | None = None,
     revision: str | None = None,
 ) -> Tofu:

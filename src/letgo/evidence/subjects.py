@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from letgo.benchmarks.tofu import DEFAULT_SPLIT
 from letgo.catalog import parse_spec
 from letgo.errors import UserError
 
@@ -95,10 +96,12 @@ SUBJECTS: Mapping[str, Subject] = {
 
 
 def subject_name(spec: str) -> str:
-    """Which subject a run's benchmark is: its name, with its split where that is a subject of its own."""
+    """Which subject a run's benchmark is: its name; of TOFU's splits each is one, forget01 the one called "tofu"."""
     name, settings = parse_spec(spec)
-    split = f"{name}-{settings.get('split', '')}"
-    return split if split in SUBJECTS else name
+    if name != "tofu":
+        return name
+    split = settings.get("split", DEFAULT_SPLIT)
+    return name if split == "forget01" else f"{name}-{split}"
 
 
 def subject_of(benchmark: str) -> Subject:
