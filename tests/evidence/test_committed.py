@@ -13,7 +13,7 @@ from letgo.config import read_config
 from letgo.evidence.page import write_page
 from letgo.evidence.records import read_record
 from letgo.evidence.settle import read_attacks
-from letgo.evidence.subjects import SUBJECTS, subject_name
+from letgo.evidence.subjects import SUBJECTS, command_of, subject_name
 from letgo.sweep import read_grid
 from letgo.trainer import optimizer_settings
 
@@ -81,14 +81,14 @@ def test_the_page_is_what_the_result_files_say(tmp_path):
 @pytest.fixture(scope="module")
 def commands() -> list[list[str]]:
     """The words of each command that the scripts in runs/ would give to Python, where nothing has been run yet."""
-    said = []
-    for name in ("evidence", "ideas", "places", "tofu10"):
-        environment = {**os.environ, "PYTHON": "echo"}
-        done = subprocess.run(
-            ["sh", f"runs/{name}.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-        )
-        said += [line.split() for line in done.stdout.splitlines()]
-    return said
+    return [words for name in ("evidence", "ideas", "places", "tofu10") for words in said_by(f"sh runs/{name}.sh")]
+
+
+def said_by(command: str) -> list[list[str]]:
+    done = subprocess.run(
+        command.split(), cwd=ROOT, env={**os.environ, "PYTHON": "echo"}, capture_output=True, text=True, check=True
+    )
+    return [line.split() for line in done.stdout.splitlines()]
 
 
 def test_a_script_makes_each_result_file_again(commands):
@@ -100,6 +100,12 @@ def test_a_script_makes_each_result_file_again(commands):
     places = (ROOT / "runs" / "places.sh").read_text(encoding="utf-8")
     for path in sorted((ROOT / "results").glob("analysis-*.json")):
         assert f"letgo analyze {path.stem.removeprefix('analysis-')} " in places
+
+
+def test_the_command_that_the_page_names_makes_the_ladder():
+    for path in sorted((ROOT / "results").glob("ladder-*.json")):
+        made = [words[-1] for words in said_by(command_of(read_record(path).key)) if "collect" in words]
+        assert f"results/{path.name}" in made
 
 
 def test_the_scripts_name_grids_that_there_are(commands):

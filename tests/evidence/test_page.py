@@ -51,10 +51,16 @@ def test_each_claim_has_its_verdict(results):
     assert row(text, "The hybrid costs hardly more").endswith("FOZO takes 0.83 times the passes of AdamW |")
     assert row(text, "most robust of all grades", "D2U").endswith("| NPO: FOZO − AdamW 0.20 (0.20 to 0.20), n = 3 |")
     told = row(text.partition("most robust of all")[2].partition("### ")[2], "0.20 (0.20 to 0.20)", "0, 1, 2")
-    assert told.endswith("| 0.703 (n = 3) against 0.503 (n = 3) | 120 against 144 | holds |")
+    assert told.endswith("| 0.703 (n = 3) against 0.503 (n = 3) | 120 against 144 | 7.00 against 7.00 | holds |")
     assert "**not testable here" in row(text, "On WMDP")
     assert "**not testable here**" in row(text, "Sophia, of the highest grade", "D2U")
-    assert "AdaZO did not reach the target within the bound" in text, "so says the tuning's file"
+    assert "AdaZO did not reach the target within the bound (NPO)" in text, "so says the tuning's file"
+    # What can't be tested stands once, however many comparisons it spoils.
+    spoiled = " ".join(text.partition("### 1. ")[2].partition("### 2. ")[0].split())
+    assert spoiled.endswith(
+        "Not testable here: SignAdam was not run (NPO); 4-bit was not run (NPO); 8-bit was not run (NPO)."
+    )
+    assert "The commands that make the runs: NPO `sh runs/evidence.sh npo`." in " ".join(text.split())
 
 
 def test_what_failed_and_what_missed_is_listed(results):

@@ -17,6 +17,7 @@ from typing import Literal
 
 from letgo.evidence.records import Group, Record
 from letgo.evidence.statistics import Estimate, estimate, paired
+from letgo.report.numbers import MISSING, number
 
 LEAST = 0.02
 """Differences of shares smaller than this are none, however sure."""
@@ -41,6 +42,8 @@ class Finding:
     seeds: tuple[int, ...] = ()
     passes: str = ""
     """Of a run of each, in forward passes, a backward pass counted as two."""
+    seconds: str = ""
+    """Of a run's unlearning of each, the median."""
     means: str = ""
     """Of each over all its seeds, also those that the other has not."""
 
@@ -153,17 +156,21 @@ def _difference(record: Record, better: str, worse: str, measure: str, least: fl
         return Finding(record.key, "not testable here", f"{better} and {worse} share no measured seed")
     seeds = tuple(sorted(first.keys() & second.keys()))
     figure = f"{better} − {worse}"
-    verdict, cost = judge(found, least=least), _passes(record, better, worse)
-    return Finding(record.key, verdict, figure, found, seeds, cost, f"{_mean(first)} against {_mean(second)}")
+    means = f"{_mean(first)} against {_mean(second)}"
+    return Finding(
+        record.key, judge(found, least=least), figure, found, seeds, *_cost(record, better, worse), means=means
+    )
 
 
 def _mean(values: Mapping[int, float]) -> str:
     return f"{statistics.fmean(values.values()):.3g} (n = {len(values)})"
 
 
-def _passes(record: Record, *names: str) -> str:
-    groups = [record.group(name) for name in names]
-    return " against ".join(f"{group.forward_equivalents:g}" for group in groups if group is not None)
+def _cost(record: Record, *names: str) -> tuple[str, str]:
+    """Passes and seconds of each."""
+    groups = [group for group in map(record.group, names) if group is not None]
+    passes = " against ".join(f"{group.forward_equivalents:g}" for group in groups)
+    return passes, " against ".join(number(group.seconds) if group.seconds else MISSING for group in groups)
 
 
 def more_than_control(better: str, measure: str) -> Test:
@@ -188,7 +195,8 @@ def no_dearer(name: str, other: str, room: float) -> Test:
         ratio = first.forward_equivalents / second.forward_equivalents
         found: Verdict = "holds" if ratio <= 1 + room else "does not hold"
         figure = f"{name} takes {ratio:.2f} times the passes of {other}"
-        return [Finding(record.key, found, figure, passes=_passes(record, name, other))]
+        passes, seconds = _cost(record, name, other)
+        return [Finding(record.key, found, figure, passes=passes, seconds=seconds)]
 
     return test
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from letgo.evidence.claims import CLAIMS, Claim, Finding, unmatched
 from letgo.evidence.figures import dots, write_drawing
 from letgo.evidence.records import Group, Record, joined, read_record
 from letgo.evidence.statistics import Estimate, estimate
-from letgo.evidence.subjects import OUTCOME, in_order, title_of
+from letgo.evidence.subjects import OUTCOME, command_of, in_order, title_of
 from letgo.evidence.text import mean, paragraph, shares, table
 from letgo.report.numbers import MISSING, number
 from letgo.results import write_text
@@ -77,31 +76,53 @@ def _claims(found: Mapping[str, Record], analyses: places.Places) -> list[str]:
     rows, details = [], []
     for place, claim in enumerate(CLAIMS, start=1):
         tested = findings(claim, found)
+        measured = ""
         if claim.one_basin:
-            said = str(places.basin(analyses, *claim.one_basin))
+            said, measured = places.basin(analyses, *claim.one_basin)
         else:
             said = claims.summary(tested) if tested else f"not testable here: {claim.why_not or 'no run'}"
+        made = [one for one in tested if one.verdict != "not testable here"]
+        reasons = _reasons([one for one in tested if one.verdict == "not testable here"])
         # Why a comparison can't be made stands below, with the claim; here only where there is none at all.
-        shown = [one for one in tested if one.verdict != "not testable here"] or tested
-        rows.append([str(place), claim.says, claim.source, f"**{said}**", "; ".join(map(_figure, shown)) or MISSING])
+        shown = measured or "; ".join(map(_figure, made)) or reasons or MISSING
+        rows.append([str(place), claim.says, claim.source, f"**{said}**", shown])
         if tested:
-            lines = [_finding_row(finding) for finding in tested]
-            header = ["objective", "difference", "mean (95 % interval)", "seeds", "all seeds", "passes", "verdict"]
-            details.append(f"### {place}. {claim.says}\n\n{table(header, lines)}")
+            parts = [f"### {place}. {claim.says}"]
+            if made:
+                parts.append(table(_FINDING, [_finding_row(finding) for finding in made]))
+            if reasons:
+                parts.append(paragraph(f"Not testable here: {reasons}."))
+            details.append("\n\n".join(parts))
+    made_by = "; ".join(f"{title_of(key)} `{command_of(key)}`" for key in found)
     return [
         table(["#", "claim", "source", "here", "figures"], rows),
         "## Claim by claim",
         paragraph((claims.__doc__ or "").partition("\n\n")[2]),
+        paragraph(
+            "Passes and seconds are of one run's unlearning, of the first grade against the second: forward passes, a "
+            f"backward pass counted as two, and the median over seeds. The commands that make the runs: {made_by}."
+        ),
         *details,
     ]
+
+
+_FINDING = ["objective", "difference", "mean (95 % interval)", "seeds", "all seeds", "passes", "seconds", "verdict"]
 
 
 def _finding_row(finding: Finding) -> list[str]:
     seeds = ", ".join(map(str, finding.seeds)) or MISSING
     name = title_of(finding.objective)
     found = mean(finding.estimate) if finding.estimate else MISSING
-    told = (finding.means or MISSING, finding.passes or MISSING)
+    told = (text or MISSING for text in (finding.means, finding.passes, finding.seconds))
     return [name, finding.figure, found, seeds, *told, finding.verdict]
+
+
+def _reasons(untested: Sequence[Finding]) -> str:
+    """Each reason once, with the ladders that it holds for."""
+    by: dict[str, list[str]] = {}
+    for finding in untested:
+        by.setdefault(finding.figure, []).append(title_of(finding.objective))
+    return "; ".join(f"{reason} ({'; '.join(dict.fromkeys(titles))})" for reason, titles in by.items())
 
 
 def _figure(finding: Finding) -> str:
@@ -126,10 +147,12 @@ def _ladder(objective: str, record: Record, drawings: Path | None) -> list[str]:
 
 def _made(record: Record) -> str:
     seeds = sorted({cell.seed for group in record.groups for cell in group.cells})
-    command = f"letgo sweep {record.source} --resume"
+    grids = [Path(source).stem for source in record.sources]
+    few = f"the grid {grids[0]}" if len(grids) == 1 else f"the grids {', '.join(grids)}"
     before = ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in record.before.items())
     retrained = ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in record.retrained.items())
-    told = f"`{command}`, seeds {', '.join(map(str, seeds))}, commit {record.git or 'not known'}."
+    commit = f"commit {record.git or 'not known'}{' and later ones' if len(grids) > 1 else ''}"
+    told = f"`{command_of(record.key)}`, {few}, seeds {', '.join(map(str, seeds))}, {commit}."
     return paragraph(f"{told} Before unlearning: {before}. The retrained model: {retrained or MISSING}.")
 
 
@@ -138,13 +161,12 @@ def _outcome(record: Record, groups: Sequence[Group]) -> str:
     for group in groups:
         cells = [cell for cell in group.cells if cell.after]
         after = {key: estimate([cell.after[key] for cell in cells if key in cell.after]) for key in record.before}
-        seconds = sorted(group.values("seconds").values())
         rows.append(
             [
                 group.name,
                 number(group.learning_rate) if group.learning_rate is not None else MISSING,
                 f"{group.passes['forward']:g} + {group.passes['backward']:g}",
-                number(statistics.median(seconds)) if seconds else MISSING,
+                number(group.seconds) if group.seconds else MISSING,
                 *(mean(after.get(key)) for key in record.subject.outcome),
                 unmatched(group, record) or "matched",
             ]
@@ -248,10 +270,12 @@ def _mean(group: Group, measure: str) -> float:
 
 
 def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]:
-    rows, said = [], []
-    for record in tunings:
+    order = {key: place for place, key in enumerate(in_order({record.key: record for record in tunings}))}
+    rows: list[list[str]] = []
+    said: dict[tuple[str, str], list[str]] = {}
+    for record in sorted(tunings, key=lambda one: order.get(one.key, len(order))):
         name = title_of(record.key)
-        said.append(f"{name}: target `{record.target}`, bound `{record.bound}`")
+        said.setdefault((str(record.target), str(record.bound)), []).append(name)
         for group in record.groups:
             for cell, verdict in zip(group.trials, group.verdicts, strict=True):
                 figures = [number(cell.after[key]) if key in cell.after else MISSING for key in OUTCOME]
@@ -267,7 +291,11 @@ def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]
     ]
     parts = ["## Tuning, and what missed"]
     if rows:
-        text = "Every candidate, on a seed that the evidence does not use. " + "; ".join(dict.fromkeys(said)) + "."
+        asked = "; ".join(
+            f"{' and '.join(dict.fromkeys(names))}: target `{target}`, bound `{bound}`"
+            for (target, bound), names in said.items()
+        )
+        text = f"Every candidate, on a seed that the evidence does not use. {asked}."
         header = ["objective", "grade", "rate", *(k.replace("_", " ") for k in OUTCOME), ""]
         parts += [paragraph(text), table(header, rows)]
     parts.append(

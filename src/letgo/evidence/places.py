@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from letgo.analysis.records import Certificate, Connectivity, read_analyses
 from letgo.evidence.records import grade_of_run
@@ -99,10 +99,14 @@ def _certificates(entries: Sequence[Certificate]) -> list[str]:
     return [paragraph(text), table(header, rows)]
 
 
-def basin(found: Places, first: str, second: str) -> Literal["holds", "does not hold", "not testable here"]:
-    """Whether two grades' solutions lie in one basin: no barrier of the retain loss between them."""
+def basin(found: Places, first: str, second: str) -> tuple[str, str]:
+    """Whether two grades' solutions lie in one basin, no barrier of the retain loss between them; and the figure."""
     for entry in found.paths:
         for path in entry.paths:
             if {grade_of_run(path.first), grade_of_run(path.second)} == {first, second}:
-                return "holds" if path.barriers["retain_loss"].rise <= SAME_BASIN else "does not hold"
-    return "not testable here"
+                rise = path.barriers["retain_loss"].rise
+                figure = (
+                    f"NPO, seed 0: between {first} and {second} the retain loss rises by {number(rise)} nats a token"
+                )
+                return "holds" if rise <= SAME_BASIN else "does not hold", figure
+    return "not testable here", ""

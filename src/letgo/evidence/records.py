@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +107,12 @@ class Group(_Model):
         """A run's passes in forward passes, a backward pass counted as two."""
         return self.passes["forward"] + 2.0 * self.passes["backward"]
 
+    @property
+    def seconds(self) -> float | None:
+        """Of a run's unlearning, the median over seeds."""
+        found = list(self.values("seconds").values())
+        return statistics.median(found) if found else None
+
     def values(self, measure: str) -> dict[int, float]:
         """A measure by seed; seeds without it are left out.
 
@@ -123,6 +130,8 @@ class Record(_Model):
     kind: Literal["tuning", "ladder", "ideas"]
     source: str
     """The grid's file, which makes the runs again."""
+    sources: list[str] = []
+    """Of a ladder that is put together of several files (`joined`), all of them."""
     git: str | None = None
     objective: str
     benchmark: str = "biographies"
@@ -279,7 +288,8 @@ def joined(records: Sequence[Record]) -> Record:
                 raise UserError(f"{record.source}: {group.name} was run with other settings in another result file")
     # The grid that the others add to: its name is the shortest.
     first = min(records, key=lambda one: (one.supersedes, len(one.source)))
-    return first.model_copy(update={"groups": list(groups.values())})
+    sources = [first.source, *(record.source for record in records if record is not first)]
+    return first.model_copy(update={"groups": list(groups.values()), "sources": sources})
 
 
 def _rounded(value: Any) -> Any:

@@ -32,6 +32,8 @@ class Subject:
     everything: str
     attacks: str
     """The file in `recipes/evidence/` that fixes the attacks."""
+    script: str
+    """The script in `runs/` that makes its ladders, and what it is given; {} is the objective."""
     retrained: bool = True
     """Whether the model that never saw the forget set is known: the measure of R."""
     room_of_retrained: Mapping[str, float] = field(default_factory=dict)
@@ -61,6 +63,7 @@ SUBJECTS: Mapping[str, Subject] = {
         half="relearn:steps=20,learning_rate=0.0005,batch_size=16,holdout=0.5,evaluations=0",
         everything="relearn:steps=100,learning_rate=0.0005,batch_size=4,holdout=0,evaluations=0",
         attacks="attacks.yaml",
+        script="evidence.sh {}",
     ),
     "capitals": Subject(
         title="SmolLM2's capitals",
@@ -73,6 +76,7 @@ SUBJECTS: Mapping[str, Subject] = {
         half="relearn:steps=12,learning_rate=1e-05,batch_size=8,holdout=0.5,evaluations=0",
         everything="relearn:steps=6,learning_rate=1e-05,batch_size=8,holdout=0,evaluations=0",
         attacks="attacks-capitals.yaml",
+        script="evidence.sh capitals",
         retrained=False,
     ),
     "tofu": Subject(
@@ -81,6 +85,7 @@ SUBJECTS: Mapping[str, Subject] = {
         half="relearn:steps=20,learning_rate=4e-05,batch_size=4,holdout=0.5,evaluations=0",
         everything="relearn:steps=100,learning_rate=4e-05,batch_size=2,holdout=0,evaluations=0",
         attacks="attacks-tofu.yaml",
+        script="evidence.sh tofu",
         outcome=_TOFU,
     ),
     "tofu-forget10": Subject(
@@ -90,6 +95,7 @@ SUBJECTS: Mapping[str, Subject] = {
         half="relearn:steps=40,learning_rate=4e-05,batch_size=16,holdout=0.5,evaluations=0",
         everything="relearn:steps=100,learning_rate=4e-05,batch_size=8,holdout=0,evaluations=0",
         attacks="attacks-tofu10.yaml",
+        script="tofu10.sh {}",
         outcome=_TOFU,
     ),
 }
@@ -120,6 +126,13 @@ def title_of(key: str) -> str:
     objective, _, benchmark = key.partition("/")
     name = OBJECTIVES.get(objective, objective)
     return f"{name}, {subject_of(benchmark).title}" if benchmark else name
+
+
+def command_of(key: str) -> str:
+    """The command that makes a ladder."""
+    objective, _, benchmark = key.partition("/")
+    script = (subject_of(benchmark) if benchmark else next(iter(SUBJECTS.values()))).script
+    return f"sh runs/{script.format(OBJECTIVES.get(objective, objective).lower())}"
 
 
 def in_order(keys: Mapping[str, object]) -> list[str]:
