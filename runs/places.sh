@@ -1,12 +1,13 @@
 #!/bin/sh
 # Where the solutions of the NPO ladder lie (seed 0): linear mode connectivity of every pair, and certificates at one σ.
-# The hybrid is the one at the rate that stands for it (recipes/evidence/npo-next.yaml).
+# The hybrid and SAM are those at the rates that stand for them.
 set -eu
 . "$(dirname "$0")/steps.sh"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 models=
-for pattern in npo/runs/optimizer_adamw npo/runs/optimizer_sign_adam npo/runs/optimizer_sophia npo-next/runs/optimizer_fozo; do
-    for run in "$RUNS/$pattern"_*-seed0; do
+for group in npo/adamw npo/sign_adam npo/sophia npo-next/fozo npo-next-sam/sam npo-more/compressed_bits_4 \
+    npo-more/randomized_smoothing npo-matrices/muon; do
+    for run in "$RUNS/${group%/*}/runs/optimizer_${group#*/}"_*-seed0; do
         [ -f "$run/result.json" ] && models="$models $run"
     done
 done
