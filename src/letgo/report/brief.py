@@ -16,7 +16,7 @@ from letgo.optim import OPTIMIZERS
 from letgo.report import numbers
 from letgo.report.card import markdown
 from letgo.report.compared import with_targets
-from letgo.report.comparison import Kept, Line, compare, lines_of
+from letgo.report.comparison import Kept, Line, baseline_of, compare, lines_of
 from letgo.report.html import asset, policy
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_runs
@@ -72,6 +72,8 @@ class Brief:
     labels: Sequence[str]
     names: Mapping[str, str]
     """Short names of the labels."""
+    baseline: str
+    """The setting that differences are against."""
     entries: Sequence[Entry]
     trade_off: Sequence[str]
     recommendation: Sequence[str]
@@ -115,7 +117,8 @@ def brief(directories: Sequence[Path]) -> Brief:
     lines.sort(key=lambda line: list(GRADES).index(_grade(line)) if _grade(line) in GRADES else len(GRADES))
     results = [run.result for run in runs]
     labels = list(dict.fromkeys(attack.label for result in results for attack in result.attacks))
-    judged = {label: {one.line: one for one in compare(lines, label)} for label in labels}
+    baseline = baseline_of(lines)
+    judged = {label: {one.line: one for one in compare(lines, label, baseline)} for label in labels}
     shown = columns([result for result in results if result.after] or results)
     entries = [_entry(line, numbered, shown, {k: v[line] for k, v in judged.items() if line in v}) for line in lines]
     return Brief(
@@ -124,6 +127,7 @@ def brief(directories: Sequence[Path]) -> Brief:
         columns=shown,
         labels=labels,
         names=short_labels(labels),
+        baseline=baseline.name if baseline else "",
         entries=entries,
         trade_off=_trade_off(entries),
         recommendation=_recommendation(entries, labels),
@@ -229,7 +233,7 @@ def _recommendation(entries: Sequence[Entry], labels: Sequence[str]) -> list[str
     ]
     others = [entry for entry in able if entry is not best]
     told += _unmatched(best, others)
-    compared = {one.line: one for one in compare([best.line, *(entry.line for entry in others)], label)}
+    compared = {one.line: one for one in compare([entry.line for entry in able], label, best.line)}
     tied = [entry for entry in others if (compared[entry.line].p or 0.0) >= TIE]
     if tied:
         tied.sort(key=lambda entry: entry.seconds)

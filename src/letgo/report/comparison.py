@@ -13,7 +13,7 @@ attack. Only rows that the attacker did not train on count.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,8 @@ class Kept:
     Attributes:
         value, low, high: the share kept and its 95 % interval; n is the number of groups it is over.
         worst: the least over the runs, as each recorded it.
-        difference, p: against the first line that was attacked so, and Holm's corrected p-value; None for that line.
+        difference, p: against the baseline, and Holm's corrected p-value; None for the baseline, and for all where it
+            was not attacked so.
     """
 
     line: Line
@@ -84,8 +85,15 @@ def lines_of(runs: Sequence[Run], varying: Sequence[str]) -> list[Line]:
     return found
 
 
-def compare(lines: Sequence[Line], label: str) -> list[Kept]:
-    """What each line kept under an attack; the first one that was attacked so is what the others are held against.
+def baseline_of(lines: Sequence[Line]) -> Line | None:
+    """What the others are held against: of the lines that were attacked the first that reached its sweep's target, for
+    what another one kept may come of having forgotten less; the first of all where none did."""
+    attacked = [line for line in lines if any(run.result.attacks for run in line.runs)]
+    return next((line for line in attacked if line.reached is not False), attacked[0] if attacked else None)
+
+
+def compare(lines: Sequence[Line], label: str, against: Line | None) -> list[Kept]:
+    """What each line kept under an attack, and how much more than the baseline did.
 
     Lines whose runs carry no samples of the attack, or that had forgotten nothing, are left out.
     """
@@ -101,18 +109,12 @@ def compare(lines: Sequence[Line], label: str) -> list[Kept]:
     counts = np.stack([np.bincount(draw, minlength=len(groups)) for draw in draws])
     shares = [tally.kept(groups, counts) for _, tally in drawn]
     plain_counts = np.ones((1, len(groups)))
+    place = next((i for i, (line, _) in enumerate(drawn) if line is against), None)
     found: list[Kept] = []
-    raw: list[float] = []
-    first = float(drawn[0][1].kept(groups, plain_counts)[0])
-    for (line, tally), share in zip(drawn, shares, strict=True):
-        value = float(tally.kept(groups, plain_counts)[0])
+    values = [float(tally.kept(groups, plain_counts)[0]) for _, tally in drawn]
+    for (line, tally), share, value in zip(drawn, shares, values, strict=True):
         low, high = np.nanquantile(share, [0.025, 0.975])
         attacks = [a for run in line.runs for a in run.result.attacks if a.label == label]
-        gap = share - shares[0]
-        gap = gap[~np.isnan(gap)]
-        # Two-sided, with one draw added on either side: no p-value is ever 0.
-        below, above = (np.sum(gap <= 0) + 1) / (len(gap) + 1), (np.sum(gap >= 0) + 1) / (len(gap) + 1)
-        raw.append(min(1.0, 2.0 * float(min(below, above))))
         found.append(
             Kept(
                 line,
@@ -123,12 +125,23 @@ def compare(lines: Sequence[Line], label: str) -> list[Kept]:
                 min(a.kept for a in attacks),
                 sum(a.survived for a in attacks),
                 len(attacks),
-                difference=value - first,
             )
         )
-    corrected = holm(raw[1:])
-    head = Kept(**{**found[0].__dict__, "difference": None, "p": None})
-    return [head, *(Kept(**{**one.__dict__, "p": p}) for one, p in zip(found[1:], corrected, strict=True))]
+    if place is None:
+        return found
+    others = [i for i in range(len(found)) if i != place]
+    corrected = holm([_two_sided(shares[i] - shares[place]) for i in others])
+    for i, p in zip(others, corrected, strict=True):
+        found[i] = replace(found[i], difference=values[i] - values[place], p=p)
+    return found
+
+
+def _two_sided(gap: np.ndarray) -> float:
+    """The p-value of a bootstrapped difference."""
+    gap = gap[~np.isnan(gap)]
+    # With one draw added on either side: no p-value is ever 0.
+    below, above = (np.sum(gap <= 0) + 1) / (len(gap) + 1), (np.sum(gap >= 0) + 1) / (len(gap) + 1)
+    return min(1.0, 2.0 * float(min(below, above)))
 
 
 def holm(values: Sequence[float]) -> list[float]:
