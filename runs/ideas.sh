@@ -3,7 +3,7 @@
 set -eu
 . "$(dirname "$0")/steps.sh"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-for name in ${*:-ideas-npo ideas-more-npo ideas-sam-npo}; do
+for name in ${*:-ideas-npo ideas-more-npo ideas-sam-npo ideas-wide-npo}; do
     tuned "$name"
     settled attacks 0,1,2 "$name" || continue
     attacked attacks "--kind ideas" "" "$name"
