@@ -20,7 +20,7 @@ for what in ${*:-npo graddiff rmu capitals tofu}; do
         tuned npo npo-signs npo-schedules npo-schedules-finer muon40-npo
         ladder attacks "" npo
         ladder attacks "--control adamw@0.0004" npo-more npo-matrices npo-rest npo-signs npo-schedules muon40-npo
-        ladder attacks "--supersedes --control adamw@0.0004" npo-next npo-seeds npo-next-sam npo-five
+        ladder attacks "--supersedes --control adamw@0.0004" npo-next npo-seeds npo-next-sam npo-five npo-schedules-next
         ;;
     graddiff)
         tuned graddiff graddiff-finer graddiff-muon graddiff-muon-finer graddiff-more graddiff-more-finer graddiff-zo muon40-graddiff
