@@ -23,12 +23,13 @@ for what in ${*:-npo graddiff rmu capitals tofu}; do
         ladder attacks "--supersedes --control adamw@0.0004" npo-next npo-seeds npo-next-sam npo-five npo-schedules-next
         ;;
     graddiff)
-        tuned graddiff graddiff-finer graddiff-muon graddiff-muon-finer graddiff-more graddiff-more-finer graddiff-zo muon40-graddiff
+        tuned graddiff graddiff-finer graddiff-muon graddiff-muon-finer graddiff-more graddiff-more-finer
+        tuned graddiff-zo graddiff-zo-finer muon40-graddiff
         ladder attacks "" graddiff graddiff-more muon40-graddiff
         ladder attacks "--supersedes" graddiff-next graddiff-rest graddiff-seeds graddiff-within
         ;;
     rmu)
-        tuned rmu rmu-muon rmu-more rmu-signs rmu-zo muon40-rmu
+        tuned rmu rmu-muon rmu-more rmu-signs rmu-zo rmu-zo-finer muon40-rmu
         ladder attacks "" rmu rmu-more
         ladder attacks "--control adamw@0.001" muon40-rmu
         ladder attacks "--supersedes --control adamw@0.001" rmu-next rmu-rest rmu-seeds
