@@ -29,7 +29,7 @@ from statistics import fmean
 
 from letgo.evidence.claims import HALF, judge, unmatched
 from letgo.evidence.records import Group, Record, joined
-from letgo.evidence.statistics import Estimate, paired
+from letgo.evidence.statistics import Estimate, estimate, paired
 from letgo.evidence.subjects import title_of
 from letgo.evidence.text import mean, paragraph, table
 from letgo.report.numbers import MISSING, number
@@ -126,6 +126,7 @@ def section(records: Sequence[Record], found: Mapping[str, Record]) -> list[str]
         return [*parts, "None of them has been run."]
     tried = {key: joined(several).groups for key, several in by.items() if key in found}
     parts.append(_overview(tried, found))
+    parts += _parts_of_muon(tried, found)
     parts += [_table(key, groups, found[key]) for key, groups in tried.items()]
     return parts
 
@@ -141,6 +142,28 @@ def _overview(tried: Mapping[str, Sequence[Group]], found: Mapping[str, Record])
         if set(said) != {NOT_RUN}:
             rows.append([name, *said])
     return table(["idea", *(title_of(key) for key in tried)], rows)
+
+
+def _parts_of_muon(tried: Mapping[str, Sequence[Group]], found: Mapping[str, Record]) -> list[str]:
+    """What the recommended recipe is made of, each alone: the hybrid, Muon, and both."""
+    rows = []
+    for key, groups in tried.items():
+        ladder = found[key]
+        alone = [group for group in [*groups, *ladder.groups] if group.optimizer == "muon" and not group.superseded]
+        both = next((group for group in groups if group.name == "FOZO (fo=muon)"), None)
+        if both is None or not alone:
+            continue
+        several = {group.name: group for group in (ladder.group(HYBRID), both, *alone) if group is not None}
+        for name, group in several.items():
+            measures = ("after:forget_probability", "after:retain_probability", "harmonic_mean", ladder.measure(HALF))
+            values = [mean(estimate(list(group.values(measure).values()))) for measure in measures]
+            state = unmatched(group, ladder) or "matched"
+            rows.append([title_of(key), name, f"{group.forward_equivalents:g}", *values, str(len(group.cells)), state])
+    if not rows:
+        return []
+    text = "What the recommended recipe is made of, each part alone:"
+    header = ["objective", "", "passes", "forget probability", "retain probability", "harmonic mean"]
+    return [f"{text}\n\n{table([*header, 'kept, relearn half', 'seeds', ''], rows)}"]
 
 
 def _names(groups: Sequence[Group]) -> list[str]:
