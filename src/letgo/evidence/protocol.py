@@ -65,13 +65,13 @@ means over the evidence's seeds are within its subject's room. {room}. Differenc
 _FOOT = """
 ## What was not done
 
-TOFU's larger splits, with models fine-tuned on all of its 4,000 rows, and the published settings on models of billions
-of parameters: no accelerator was lent, and two cores were shared. Second-order grades other than Sophia with SOUL's
-Hessian, other retain terms, other budgets of steps, and other schedules of the hybrid were not varied. The seeds of the
-attacker and its choice of people were not varied beyond what each attack's label says. Two runs on TOFU that had left
-the room were not attacked to the end: the hybrid with Muon at 0.0018 under NPO, and the hybrid under GradDiff. The
-grids `graddiff-rest`, `graddiff-seeds` and `rmu-seeds`, those of other turns of the hybrid and of Muon alone for the
-hybrid's passes, and TOFU's at full size (`runs/tofu10.sh`) stand in `recipes/evidence/` and were not run.
+TOFU's larger splits, with models fine-tuned on all of its 4,000 rows (`sh runs/tofu10.sh`; its grids stand in
+`recipes/evidence/`), and the published settings on models of billions of parameters: no accelerator was lent, and two
+cores were shared. TOFU has one seed, so that no difference there is settled. Second-order grades other than Sophia with
+SOUL's Hessian, other retain terms and other budgets of steps were not varied; the hybrid's schedule was under NPO on
+biographies alone. The seeds of the attacker and its choice of people were not varied beyond what each attack's label
+says. Two runs on TOFU that had left the room were not attacked to the end: the hybrid with Muon at 0.0018 under NPO,
+and the hybrid at 0.00011 under GradDiff.
 """
 
 
