@@ -12,13 +12,13 @@ AdamW and the hybrid over the matrices alone, in NPO's tables.
 
 **Recommended** is an idea that wins on biographies and is confirmed on a real model: the hybrid with Muon in its
 first-order phase (`recipes/recommended/`; faithfulness: ours). It does not win by this rule under RMU, where it forgets
-more deeply, and under GradDiff the hybrid itself left the room; under all of them it keeps more of what the attacker
-was not given. On TOFU under NPO (one seed, which settles nothing) it forgot more deeply than the hybrid and kept more
-of what it should know, and 0.24 more under relearning on one of the two authors. How much of this is Muon, and how much
-the hybrid, differs: Muon alone, which takes 1.2 times the passes, kept 0.86 under relearning on half under NPO, where
-the hybrid with it kept 0.78, and 0.28 under RMU, where the hybrid with it kept 0.46; on SmolLM2 it was not run. The
-passes are the hybrid's, but Muon's own work on SmolLM2's 45 matrices of the capitals' runs makes 24 steps take 1.5
-times as long on one thread.
+more deeply; under all objectives it keeps more of what the attacker was not given. **Most of it is Muon**: alone, for
+the hybrid's passes, Muon does as well under NPO and GradDiff and keeps more of what the model should know; on capitals
+too, where the held-back relearner does not confirm it. Under RMU alone the hybrid with it keeps clearly more than Muon
+without it, and less utility. Who wants one optimizer takes Muon; the table of the parts has the figures. On TOFU under
+NPO (one seed, which settles nothing) the hybrid with Muon forgot more deeply than the hybrid and kept more of what it
+should know, and more under relearning on one of the two authors. The passes are the hybrid's, but Muon's own work on
+SmolLM2's 45 matrices of the capitals' runs makes 24 steps take 1.5 times as long on one thread.
 """
 
 from __future__ import annotations
