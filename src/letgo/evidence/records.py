@@ -284,6 +284,10 @@ def joined(records: Sequence[Record]) -> Record:
             elif record.supersedes:
                 older = known.model_copy(update={"superseded": True})
                 groups |= {older.name: older, group.name: group}
+                # A rate that was left and is taken up again, with the seeds that it had, stands once.
+                again = groups.get(group.model_copy(update={"superseded": True}).name)
+                if again is not None and {c.seed for c in again.cells} <= {c.seed for c in group.cells}:
+                    del groups[again.name]
             else:
                 raise UserError(f"{record.source}: {group.name} was run with other settings in another result file")
     # The grid that the others add to: its name is the shortest.
