@@ -26,7 +26,8 @@ for what in ${*:-npo graddiff rmu capitals tofu}; do
         tuned graddiff graddiff-finer graddiff-muon graddiff-muon-finer graddiff-more graddiff-more-finer
         tuned graddiff-zo graddiff-zo-finer muon40-graddiff
         ladder attacks "" graddiff graddiff-more muon40-graddiff
-        ladder attacks "--supersedes" graddiff-next graddiff-rest graddiff-seeds graddiff-within
+        ladder attacks "--supersedes" graddiff-next graddiff-rest graddiff-seeds graddiff-within graddiff-within2 \
+            graddiff-within3
         ;;
     rmu)
         tuned rmu rmu-muon rmu-more rmu-signs rmu-zo rmu-zo-finer muon40-rmu

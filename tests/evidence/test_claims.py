@@ -195,8 +195,8 @@ def test_the_next_rate_stands_for_the_one_that_left_the_room():
     assert sorted(more_seeds.group("FOZO").values(MEASURE)) == [0, 1, 2, 3]
     # The other rate is told of, and takes no part.
     assert sorted(group.name for group in matched(whole)) == ["AdamW", "FOZO"]
-    # One that is taken up again, on more seeds, stands once.
-    cells = [planted.cell(seed, after=useless) for seed in (*planted.SEEDS, 3, 4)]
+    # One that is taken up again, on further seeds, stands once.
+    cells = [planted.cell(seed, after=useless) for seed in (2, 3, 4)]
     again = planted.record(planted.group("fozo", learning_rate=5e-4, cells=cells), supersedes=True)
     thrice = joined([planted.record(first), following, again])
     assert [(group.name, len(group.cells)) for group in thrice.groups] == [("FOZO", 5), ("FOZO at 0.00075", 3)]

@@ -284,10 +284,13 @@ def joined(records: Sequence[Record]) -> Record:
             elif record.supersedes:
                 older = known.model_copy(update={"superseded": True})
                 groups |= {older.name: older, group.name: group}
-                # A rate that was left and is taken up again, with the seeds that it had, stands once.
+                # A rate that was left and is taken up again stands once, with the seeds that it had.
                 again = groups.get(group.model_copy(update={"superseded": True}).name)
-                if again is not None and {c.seed for c in again.cells} <= {c.seed for c in group.cells}:
+                if again is not None and again.superseded:
                     del groups[again.name]
+                    new = {cell.seed for cell in group.cells}
+                    cells = [*(cell for cell in again.cells if cell.seed not in new), *group.cells]
+                    groups[group.name] = group.model_copy(update={"cells": cells})
             else:
                 raise UserError(f"{record.source}: {group.name} was run with other settings in another result file")
     # The grid that the others add to: its name is the shortest.
