@@ -206,6 +206,9 @@ def test_at_the_bound_is_within_it():
     after = planted.cell(0).after | {"forget_accuracy": 0.55, "retain_accuracy": 0.8}
     group = planted.group("adamw", cells=[planted.cell(seed, after=after) for seed in planted.SEEDS])
     assert unmatched(group, planted.record(group)) == ""
+    after = after | {"forget_accuracy": 0.5503}
+    group = planted.group("adamw", cells=[planted.cell(seed, after=after) for seed in planted.SEEDS])
+    assert unmatched(group, planted.record(group)) == "forget_accuracy 0.5503 is above 0.5500"
 
 
 def test_another_rate_is_a_control_for_comparisons_that_name_it():

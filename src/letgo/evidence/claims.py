@@ -86,7 +86,9 @@ def unmatched(group: Group, record: Record) -> str:
         # What is kept in the files is rounded: at the bound is within it.
         outside = found.mean < bound - 1e-5 if lower else found.mean > bound + 1e-5
         if outside:
-            return f"{metric} {found.mean:.3f} is {'below' if lower else 'above'} {bound:.3f}"
+            # Digits enough to tell them apart.
+            digits = next(n for n in range(3, 7) if f"{found.mean:.{n}f}" != f"{bound:.{n}f}")
+            return f"{metric} {found.mean:.{digits}f} is {'below' if lower else 'above'} {bound:.{digits}f}"
     return ""
 
 
