@@ -71,7 +71,8 @@ cores were shared. TOFU has one seed, so that no difference there is settled. Se
 SOUL's Hessian, other retain terms and other budgets of steps were not varied; the hybrid's schedule was under NPO on
 biographies alone. The seeds of the attacker and its choice of people were not varied beyond what each attack's label
 says. Two runs on TOFU that had left the room were not attacked to the end: the hybrid with Muon at 0.0018 under NPO,
-and the hybrid at 0.00011 under GradDiff.
+and the hybrid at 0.00011 under GradDiff; that objective's next rates there (`tofu-graddiff-next.yaml`) and its other
+grades were not run.
 """
 
 
