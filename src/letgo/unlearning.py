@@ -27,7 +27,16 @@ from letgo.metrics.metric import Metrics
 from letgo.metrics.robustness import collapse_reasons
 from letgo.metrics.running import is_sharded, is_sharded_by_zero
 from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, Base, adapter_state, quick_fingerprint, save_adapter
-from letgo.models.load import BUILTIN, context_length, in_shards, load_model, load_tokenizer, weights_fingerprint, whole
+from letgo.models.load import (
+    BUILTIN,
+    arithmetic_of,
+    context_length,
+    in_shards,
+    load_model,
+    load_tokenizer,
+    weights_fingerprint,
+    whole,
+)
 from letgo.one_shot import OneShot, is_one_shot
 from letgo.preparing import Circumstances, prepare_data, prepare_model, take_references
 from letgo.progress import Quiet, Reporter
@@ -269,10 +278,7 @@ class _Job:
         path, shared = self.directory / PARTIAL.format(weights), None
         # Several processes score a part each.
         if common and self.shared_scores is not None and processes.count() == 1:
-            # What the last bits depend on.
-            attention = getattr(model.config, "_attn_implementation", None)
-            where = [torch.__version__, next(model.parameters()).device.type, attention]
-            shared = self.shared_scores / f"{content_key(identity, where)}.jsonl"
+            shared = self.shared_scores / f"{content_key(identity, arithmetic_of(model))}.jsonl"
             ScoreLog.begin_with(path, shared)
         with ScoreLog(path, identity) as log:
             samples = benchmark.samples(model, tokenizer, log=log, **how)

@@ -103,9 +103,10 @@ def test_a_script_makes_each_result_file_again(commands):
 
 
 def test_the_command_that_the_page_names_makes_the_ladder():
-    for path in sorted((ROOT / "results").glob("ladder-*.json")):
-        made = [words[-1] for words in said_by(command_of(read_record(path).key)) if "collect" in words]
-        assert f"results/{path.name}" in made
+    ladders = {path: command_of(read_record(path).key) for path in sorted((ROOT / "results").glob("ladder-*.json"))}
+    made = {command: [words[-1] for words in said_by(command) if "collect" in words] for command in ladders.values()}
+    for path, command in ladders.items():
+        assert f"results/{path.name}" in made[command]
 
 
 def test_the_scripts_name_grids_that_there_are(commands):

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from letgo import processes
 from letgo.attacks.base import Victim
 from letgo.benchmarks.base import Sample
 from letgo.metrics.journal import content_key
-from letgo.models.load import weights_fingerprint
+from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.results import read_json_lines, write_json_lines
 
 MOST_REFERENCES = 16
@@ -50,7 +48,5 @@ def attacked_reference(
 
 def _place(victim: Victim, circumstances: Sequence[object], folder: Path) -> Path:
     model = victim.load()
-    attention = getattr(model.config, "_attn_implementation", None)
-    where = [torch.__version__, next(model.parameters()).device.type, attention]
-    key = content_key(weights_fingerprint(model), where, repr(circumstances))
+    key = content_key(weights_fingerprint(model), arithmetic_of(model), repr(circumstances))
     return folder / f"attacked-{key}.jsonl"

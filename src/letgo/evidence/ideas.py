@@ -29,7 +29,7 @@ from statistics import fmean
 
 from letgo.evidence.claims import HALF, judge, unmatched
 from letgo.evidence.records import Group, Record, joined
-from letgo.evidence.statistics import Estimate, estimate, paired
+from letgo.evidence.statistics import Estimate, paired
 from letgo.evidence.subjects import title_of
 from letgo.evidence.text import mean, paragraph, table
 from letgo.report.numbers import MISSING, number
@@ -156,7 +156,7 @@ def _parts_of_muon(tried: Mapping[str, Sequence[Group]], found: Mapping[str, Rec
         several = {group.name: group for group in (ladder.group(HYBRID), both, *alone) if group is not None}
         for name, group in several.items():
             measures = ("after:forget_probability", "after:retain_probability", "harmonic_mean", ladder.measure(HALF))
-            values = [mean(estimate(list(group.values(measure).values()))) for measure in measures]
+            values = [mean(group.estimate(measure)) for measure in measures]
             state = unmatched(group, ladder) or "matched"
             rows.append([title_of(key), name, f"{group.forward_equivalents:g}", *values, str(len(group.cells)), state])
     if not rows:

@@ -188,7 +188,7 @@ def _robust(record: Record, groups: Sequence[Group]) -> str:
     for group in groups:
         counted = "" if not unmatched(group, record) else " (!)"
         measures = ("R", "Q", "harmonic_mean", *(f"R:{label}" for label in labels))
-        found = [estimate(list(group.values(measure).values())) for measure in measures]
+        found = [group.estimate(measure) for measure in measures]
         rows.append([f"{group.name}{counted}", *(mean(one) for one in found), str(found[2].n if found[2] else 0)])
     regained = (
         "R is what the retrained model regains under relearning over what the unlearned one regains: of the relearning "
@@ -218,7 +218,7 @@ def _drawn(record: Record, groups: Sequence[Group], name: str, drawings: Path) -
     for measure, across in (("harmonic_mean", "harmonic mean of R and Q"), (record.measure(claims.HALF), "share kept")):
         rows: list[tuple[str, Estimate, bool]] = []
         for group in groups:
-            found = estimate(list(group.values(measure).values()))
+            found = group.estimate(measure)
             if found is not None:
                 rows.append((group.name, found, not unmatched(group, record)))
         if not rows:
@@ -237,7 +237,7 @@ def _every_attack(record: Record, groups: Sequence[Group]) -> str:
     for group in groups:
         cells = []
         for label in labels:
-            found = estimate(list(group.values(f"kept:{label}").values()))
+            found = group.estimate(f"kept:{label}")
             broken = sum(label in cell.attacks and cell.attacks[label].collapsed for cell in group.cells)
             cells.append(f"{shares(found)}{f' ({broken} broken)' if broken else ''}")
         rows.append([group.name, *cells])
@@ -262,7 +262,7 @@ def short(label: str) -> str:
 
 
 def _mean(group: Group, measure: str) -> float:
-    found = estimate(list(group.values(measure).values()))
+    found = group.estimate(measure)
     return found.mean if found else -1.0
 
 
@@ -270,10 +270,10 @@ def _mean(group: Group, measure: str) -> float:
 
 
 def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]:
-    order = {key: place for place, key in enumerate(in_order({record.key: record for record in tunings}))}
+    order = in_order({record.key: record for record in tunings})
     rows: list[list[str]] = []
     said: dict[tuple[str, str], list[str]] = {}
-    for record in sorted(tunings, key=lambda one: order.get(one.key, len(order))):
+    for record in sorted(tunings, key=lambda one: order.index(one.key)):
         name = title_of(record.key)
         said.setdefault((str(record.target), str(record.bound)), []).append(name)
         for group in record.groups:

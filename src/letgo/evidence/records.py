@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from letgo.errors import UserError
+from letgo.evidence.statistics import Estimate, estimate
 from letgo.evidence.subjects import Subject, key_of, subject_of
 from letgo.results import write_text
 
@@ -112,6 +113,10 @@ class Group(_Model):
         """Of a run's unlearning, the median over seeds."""
         found = list(self.values("seconds").values())
         return statistics.median(found) if found else None
+
+    def estimate(self, measure: str) -> Estimate | None:
+        """A measure's mean over seeds, with its interval; None where no seed has it."""
+        return estimate(list(self.values(measure).values()))
 
     def values(self, measure: str) -> dict[int, float]:
         """A measure by seed; seeds without it are left out.

@@ -231,6 +231,12 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def arithmetic_of(model: torch.nn.Module) -> list[Any]:
+    """What the last bits of its scores depend on beside the weights: torch's version, the device, the attention."""
+    attention = getattr(model.config, "_attn_implementation", None)
+    return [torch.__version__, next(model.parameters()).device.type, attention]
+
+
 def disable_dropout(model: torch.nn.Module) -> None:
     """Set every dropout to zero: two evaluations of one loss must differ by the weights alone."""
     for module in model.modules():
