@@ -147,4 +147,7 @@ def test_other_units():
     assert interval(AFTER["forget_probability"]) == "0.014–0.019"
     assert [percent(x) for x in (0.0, 0.004, 0.31, 0.996, 1.0)] == ["0 %", "<1 %", "31 %", ">99 %", "100 %"]
     assert [duration(x) for x in (4.21, 41, 185, 7800)] == ["4.2 s", "41 s", "3 min 05 s", "2 h 10 min"]
-    assert [size(x) for x in (12, 1536, 2_345_678_901)] == ["12 B", "1.5 KiB", "2.2 GiB"]
+    counts = (0, 12, 999, 1500, 999_600, 2.5e8, 2_345_678_901, 999_996_000_000, 4e12)
+    assert [size(x) for x in counts] == [
+        "0 B", "12 B", "999 B", "1.5 KB", "1 MB", "250 MB", "2.35 GB", "1.00 TB", "4.00 TB"
+    ]  # fmt: skip

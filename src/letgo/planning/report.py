@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from letgo.report.numbers import size
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -93,16 +95,8 @@ class Plan:
         return "\n".join(lines)
 
 
-def size(count: float) -> str:
-    """Bytes, in the unit that suits them."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB" if count < 1000 else f"{count / 1000:.2f} TB"
-
-
 def duration(seconds: float) -> str:
+    """A time that is expected: two digits, for a plan knows no more (measured ones: `report.numbers`)."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes = seconds / 60

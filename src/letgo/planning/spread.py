@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from letgo.planning.report import Plan, duration, size
+from letgo.planning.report import Plan, duration
 from letgo.planning.scaling import Machine, StepCost, StepWork, doublings, efficiency, step_cost
+from letgo.report.numbers import size
 
 
 @dataclass(frozen=True)
