@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from letgo.errors import UserError
+from letgo.report import write_report
 from letgo.report.brief import brief, write_brief
 from letgo.results import read_result, write_result
 from letgo.runs.sweeps import CellState, GroupState, Sweep, write_sweep
@@ -23,6 +24,21 @@ def folder(tmp_path):
         run_of(tmp_path / f"adamw{seed}", generator.uniform(0.5, 0.7, 20), seed=seed, kept=0.2)
         run_of(tmp_path / f"fozo{seed}", generator.uniform(0.1, 0.2, 20), optimizer="fozo", seed=seed, kept=0.9)
     return tmp_path
+
+
+def _of_a_sweep(folder, reached):
+    """Make the runs those of a sweep of which these optimizers reached the target."""
+    groups = [
+        GroupState(
+            name=name,
+            axes={},
+            optimizer=name,
+            reached=name in reached,
+            cells=[CellState(name=f"{name}{s}", seed=s, status="finished", run=f"{name}{s}") for s in (0, 1)],
+        )
+        for name in ("adamw", "fozo")
+    ]
+    write_sweep(folder, Sweep(source="grid.yaml", fingerprint="x", document={}, groups=groups))
 
 
 def test_it_recommends_what_kept_most_and_says_how_sure_that_is(folder):
@@ -48,21 +64,23 @@ def test_what_cannot_be_told_apart_is_said(tmp_path):
 
 
 def test_runs_that_broke_or_missed_their_target_are_not_recommended(folder):
-    groups = [
-        GroupState(
-            name=name,
-            axes={},
-            optimizer=name,
-            reached=name != "fozo",
-            cells=[CellState(name=f"{name}{s}", seed=s, status="finished", run=f"{name}{s}") for s in (0, 1)],
-        )
-        for name in ("adamw", "fozo")
-    ]
-    write_sweep(folder, Sweep(source="grid.yaml", fingerprint="x", document={}, groups=groups))
+    _of_a_sweep(folder, reached={"adamw"})
     found = brief([folder])
     assert found.recommendation[0].startswith("Take npo, adamw")
     assert "did not survive every attack" in " ".join(found.recommendation)
     assert found.notes == ["npo, fozo: never reached the target (runs 3, 4)"]
+
+
+def test_report_says_what_differences_are_against(folder, tmp_path):
+    def note():
+        page = write_report([folder], tmp_path / "out" / "report.html").read_text()
+        return html_text.unescape(page[page.index("Differences are against") :].split(", by a paired")[0])
+
+    assert note() == "Differences are against npo, adamw (of the attacked settings the first)"
+    _of_a_sweep(folder, reached={"fozo"})
+    assert note() == "Differences are against npo, fozo (of the attacked settings the first that reached its target)"
+    _of_a_sweep(folder, reached=set())
+    assert note().endswith("npo, adamw (of the attacked settings the first; none reached its target)")
 
 
 def test_a_setting_that_forgot_more_than_all_others_is_told_apart(folder):

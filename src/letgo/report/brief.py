@@ -16,7 +16,7 @@ from letgo.optim import OPTIMIZERS
 from letgo.report import numbers
 from letgo.report.card import markdown
 from letgo.report.compared import with_targets
-from letgo.report.comparison import Kept, Line, baseline_of, compare, lines_of
+from letgo.report.comparison import Kept, Line, compare, compare_all, lines_of
 from letgo.report.html import asset, policy
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_runs
@@ -72,7 +72,7 @@ class Brief:
     labels: Sequence[str]
     names: Mapping[str, str]
     """Short names of the labels."""
-    baseline: str
+    baseline: Line | None
     """The setting that differences are against."""
     entries: Sequence[Entry]
     trade_off: Sequence[str]
@@ -117,17 +117,16 @@ def brief(directories: Sequence[Path]) -> Brief:
     lines.sort(key=lambda line: list(GRADES).index(_grade(line)) if _grade(line) in GRADES else len(GRADES))
     results = [run.result for run in runs]
     labels = list(dict.fromkeys(attack.label for result in results for attack in result.attacks))
-    baseline = baseline_of(lines)
-    judged = {label: {one.line: one for one in compare(lines, label, baseline)} for label in labels}
+    baseline, kept = compare_all(lines, labels)
     shown = columns([result for result in results if result.after] or results)
-    entries = [_entry(line, numbered, shown, {k: v[line] for k, v in judged.items() if line in v}) for line in lines]
+    entries = [_entry(line, numbered, shown, kept[line]) for line in lines]
     return Brief(
         title=_title(runs),
         forgotten=_forgotten(runs),
         columns=shown,
         labels=labels,
         names=short_labels(labels),
-        baseline=baseline.name if baseline else "",
+        baseline=baseline,
         entries=entries,
         trade_off=_trade_off(entries),
         recommendation=_recommendation(entries, labels),

@@ -11,7 +11,7 @@ from typing import Any
 
 from letgo.catalog import format_spec
 from letgo.report import svg
-from letgo.report.comparison import Kept, Line, baseline_of, compare, lines_of
+from letgo.report.comparison import Kept, Line, compare_all, lines_of
 from letgo.report.figures import Figure, Key, line_sample
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_sweep
@@ -42,7 +42,7 @@ class ComparedLine:
 @dataclass(frozen=True)
 class Compared:
     lines: Sequence[ComparedLine]
-    baseline: str
+    baseline: Line | None
     """The setting that differences are against."""
     columns: Sequence[Column]
     labels: Sequence[str]
@@ -62,17 +62,13 @@ def compared(runs: Sequence[Run], directories: Sequence[Path], columns: Sequence
     labels = list(dict.fromkeys(attack.label for run in runs for attack in run.result.attacks))
     if len(lines) < 2 or not labels:
         return None
-    baseline = baseline_of(lines)
-    judged = {label: {id(one.line): one for one in compare(lines, label, baseline)} for label in labels}
-    rows = [
-        ComparedLine(line, _metrics(line, columns), {k: v[id(line)] for k, v in judged.items() if id(line) in v})
-        for line in lines
-    ]
+    baseline, kept = compare_all(lines, labels)
+    rows = [ComparedLine(line, _metrics(line, columns), kept[line]) for line in lines]
     drawn = [bits_figure(lines, "bits"), steps_figure(lines, "steps")]
     sweeps = [sweep for directory in directories if (sweep := find_sweep(directory)) is not None]
     return Compared(
         rows,
-        baseline.name if baseline else "",
+        baseline,
         columns,
         labels,
         short_labels(labels),

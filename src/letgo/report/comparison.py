@@ -92,6 +92,16 @@ def baseline_of(lines: Sequence[Line]) -> Line | None:
     return next((line for line in attacked if line.reached is not False), attacked[0] if attacked else None)
 
 
+def compare_all(lines: Sequence[Line], labels: Sequence[str]) -> tuple[Line | None, dict[Line, dict[str, Kept]]]:
+    """`baseline_of` the lines, and by line what it kept under each attack that it can be judged under."""
+    baseline = baseline_of(lines)
+    found: dict[Line, dict[str, Kept]] = {line: {} for line in lines}
+    for label in labels:
+        for one in compare(lines, label, baseline):
+            found[one.line][label] = one
+    return baseline, found
+
+
 def compare(lines: Sequence[Line], label: str, against: Line | None) -> list[Kept]:
     """What each line kept under an attack, and how much more than the baseline did.
 
