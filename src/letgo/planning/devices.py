@@ -160,7 +160,7 @@ class OnDevices(Planned):
         first, zeroth = self.passes
         cost, windows = self.cost, self.args.gradient_accumulation_steps
         q, _ = directions_of(self.args)
-        units = shards.units_of(self.model, self.apart)
+        units = shards.units_of(self.model)
         return StepWork(
             evaluations=cost.forwards,
             evaluation_flops=windows * zeroth.flops if zeroth else 0.0,
@@ -174,13 +174,7 @@ class OnDevices(Planned):
             elements=sum(p.numel() for p in self.trained),
             state=cost.state,
             units=len(units),
-            apart=bool(self.apart),
         )
-
-    @property
-    def apart(self) -> list[Tensor]:
-        """What is trained and lies whole on every device beside a model in shards: adapters."""
-        return list(self.trained) if self.args.lora_rank else []
 
     def seconds(self, flops: Mapping[str, float], rate: float, steps: int) -> dict[str, float]:
         """Evaluations split their samples over replicas; shards are gathered by all devices, which then do the same.
@@ -213,7 +207,7 @@ class OnDevices(Planned):
 
 
 class InShards(OnDevices):
-    """FSDP2: parameters, gradients and state in shards; adapters lie whole beside them."""
+    """FSDP2: parameters, gradients and state in shards (adapters are trained on replicas: `check_combination`)."""
 
     strategy = "fsdp2"
 
@@ -224,21 +218,16 @@ class InShards(OnDevices):
 
     def use(self, ranks: int) -> None:
         self.ranks = ranks
-        whole = {id(p) for p in self.apart}
-        base = [p for p in self.model.parameters() if id(p) not in whole]
-        self.held = {"weights": sum(shards.shard_bytes(p, ranks) for p in base), "adapters": self.adapters}
-        if not whole:
-            self.trained_here = sum(shards.shard_bytes(p, ranks) for p in self.trained)
-            self.largest = max(shards.shard_bytes(p, ranks) for p in self.trained)
+        self.held = {"weights": sum(shards.shard_bytes(p, ranks) for p in self.model.parameters())}
+        self.trained_here = sum(shards.shard_bytes(p, ranks) for p in self.trained)
+        self.largest = max(shards.shard_bytes(p, ranks) for p in self.trained)
         # Weights that lie in shards can't be packed.
         self.packed = 0
 
     def trace_training(self, loss: Callable[[], Tensor], windows: int) -> Traced:
         if "training" not in self._kept:
             whole = super().trace_training(loss, windows)
-            peak, gradients, _, flops = shards.trace_sharded(
-                self.model, loss, self.ranks, windows=windows, apart=self.apart
-            )
+            peak, gradients, _, flops = shards.trace_sharded(self.model, loss, self.ranks, windows=windows)
             self._kept["training"] = peak, gradients, flops, whole
         peak, gradients, flops, whole = self._kept["training"]
         now = self.trained_here
@@ -247,7 +236,7 @@ class InShards(OnDevices):
     def trace_forward(self, name: str, function: Callable[[], Any]) -> Traced:
         if name not in self._kept:
             whole = super().trace_forward(name, function)
-            peak, _, flops = shards.trace_sharded_forward(self.model, function, self.ranks, apart=self.apart)
+            peak, _, flops = shards.trace_sharded_forward(self.model, function, self.ranks)
             self._kept[name] = peak, 0, flops, whole
         peak, _, flops, whole = self._kept[name]
         return shards.as_traced(peak, 0, flops, whole)
@@ -272,7 +261,7 @@ class InZero(OnDevices):
     def use(self, ranks: int) -> None:
         self.ranks = ranks
         if self.stage == 3:
-            self.held = {"weights": -(-self.weights // ranks), "adapters": -(-self.adapters // ranks)}
+            self.held = {"weights": -(-self.weights // ranks)}
             self.held["gathered layers"] = min(self.weights, LIVE * self.dtype.itemsize)
 
     def on_device(self, phase: Phase) -> Phase:

@@ -140,7 +140,6 @@ class StepWork:
         elements: how many numbers those are.
         state: optimizer state in multiples of `trained`.
         units: that are gathered one after another under FSDP2.
-        apart: whether what is trained lies whole on every device, also under FSDP2 (adapters).
     """
 
     evaluations: float
@@ -155,7 +154,6 @@ class StepWork:
     elements: int
     state: float
     units: int
-    apart: bool = False
 
     @property
     def flops(self) -> float:
@@ -219,9 +217,7 @@ def wire_bytes(work: StepWork, ranks: int, strategy: Strategy) -> dict[str, floa
         found["weights gathered, forward and backward"] = (
             share * work.backwards * work.windows * (2 * work.weights - kept)
         )
-        found["gradients reduced" if work.apart else "gradients scattered"] = (
-            (2 if work.apart else 1) * share * work.backwards * work.trained
-        )
+        found["gradients scattered"] = share * work.backwards * work.trained
     elif strategy == "zero2":
         found["gradients scattered"] = share * work.backwards * work.trained
         found["weights gathered"] = share * float(bool(work.backwards)) * work.trained
@@ -261,7 +257,7 @@ def step_cost(
     backwards = work.backwards * work.backward_flops / rate
     if share == "directions":
         backwards /= ranks
-    held = 1 / ranks if sharded and not work.apart else 1.0
+    held = 1 / ranks if sharded else 1.0
     part = 1 / ranks if strategy == "zero2" else held
     shifts = mine * work.windows * SHIFT_TRAFFIC * held * work.trained
     apply = (work.directions > 0) * 2 * held * work.trained
@@ -277,14 +273,8 @@ def step_cost(
         ahead = all_gather(mine * work.windows * work.weights, ranks, machine, mine * work.windows * work.units)
         again = work.backwards * work.windows
         kept = work.kept if strategy == "fsdp2" else 0
-        behind = (
-            all_gather(again * (2 * work.weights - kept), ranks, machine, 2 * again * work.units)
-            + (
-                work.backwards * all_reduce(work.trained, ranks, machine)
-                if work.apart
-                else all_gather(work.backwards * work.trained, ranks, machine, work.backwards * work.units)
-            )
-        )  # fmt: skip
+        behind = all_gather(again * (2 * work.weights - kept), ranks, machine, 2 * again * work.units)
+        behind += all_gather(work.backwards * work.trained, ranks, machine, work.backwards * work.units)
     elif ranks > 1 and work.backwards:
         behind = work.backwards * all_reduce(work.trained, ranks, machine)
     # Gradients of replicas are there from the backward pass on, which is two thirds of the work.

@@ -60,10 +60,9 @@ class Unit:
         return [p for p in self.parameters if p.requires_grad]
 
 
-def units_of(model: Any, apart: Sequence[Tensor] = ()) -> list[Unit]:
-    """The units of a model, in no particular order; every parameter is in one but for those that lie whole on every
-    device (`apart`: adapters)."""
-    taken: set[int] = {id(p) for p in apart}
+def units_of(model: Any) -> list[Unit]:
+    """The units of a model, in no particular order; every parameter is in one."""
+    taken: set[int] = set()
 
     def unit(modules: Sequence[nn.Module | None], *, stays: bool = False) -> Unit:
         there = [module for module in modules if module is not None]
@@ -225,7 +224,7 @@ class Moved:
 
 
 def trace_sharded(
-    model: Any, loss_of: Callable[[], Tensor], ranks: int, *, windows: int = 1, apart: Sequence[Tensor] = ()
+    model: Any, loss_of: Callable[[], Tensor], ranks: int, *, windows: int = 1
 ) -> tuple[int, int, Moved, float]:
     """A forward and a backward pass of a model in shards: the peak of bytes beside the shards of the parameters, the
     bytes of the gradients' shards, what is sent in one micro-batch of the last kind, and operations of a micro-batch.
@@ -235,11 +234,10 @@ def trace_sharded(
         loss_of: the objective on a batch.
         ranks: N.
         windows: micro-batches a step; gradients of all but the last add up whole, as Trainer has it.
-        apart: parameters that lie whole on every device.
     """
     for parameter in model.parameters():
         parameter.grad = None
-    gathering = Gathering(units_of(model, apart), ranks)
+    gathering = Gathering(units_of(model), ranks)
     live = Live(model.parameters())
     count, flops = min(2, windows), 0
     moved = Moved(0, 0)
@@ -257,18 +255,13 @@ def trace_sharded(
             moved = Moved(gathering.moved - sent, gathering.reduced)
     for parameter in model.parameters():
         parameter.grad = None
-    whole = {id(p) for p in apart}
-    gradients = sum(
-        bytes_of([p]) if id(p) in whole else shard_bytes(p, ranks) for p in model.parameters() if p.requires_grad
-    )
+    gradients = sum(shard_bytes(p, ranks) for p in model.parameters() if p.requires_grad)
     return live.peak, gradients, moved, float(flops)
 
 
-def trace_sharded_forward(
-    model: Any, function: Callable[[], Any], ranks: int, *, apart: Sequence[Tensor] = ()
-) -> tuple[int, Moved, float]:
+def trace_sharded_forward(model: Any, function: Callable[[], Any], ranks: int) -> tuple[int, Moved, float]:
     """Something that is run without gradients on a model in shards: its peak, what is sent, operations."""
-    gathering = Gathering(units_of(model, apart), ranks)
+    gathering = Gathering(units_of(model), ranks)
     live = Live(model.parameters())
     with torch.no_grad(), live, gathering.attached():
         kept = function()
