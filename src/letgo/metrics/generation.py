@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -95,6 +96,7 @@ def generate(
     rooms = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(model, prompts, rooms, sampling, samples)
     repetitions = _repetitions(prompts)
+    style = _Style(sampling, samples, tuple(stop), clean_up)
 
     def answered(
         some: Sequence[Sequence[int]], places: Sequence[int], advance: Callable[[int], None]
@@ -106,10 +108,7 @@ def generate(
                 some,
                 [rooms[place] for place in places],
                 [repetitions[place] for place in places],
-                sampling=sampling,
-                samples=samples,
-                stop=stop,
-                clean_up=clean_up,
+                style,
                 token_budget=token_budget,
                 advance=advance,
                 log=log,
@@ -122,25 +121,33 @@ def generate(
     )
 
 
+@dataclass(frozen=True)
+class _Style:
+    """How answers are drawn and turned into text: the arguments of `generate` by these names."""
+
+    sampling: Sampling | None
+    samples: int
+    stop: tuple[str, ...]
+    clean_up: bool | None
+
+
 def _generate(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     rooms: Sequence[int],
     repetitions: Sequence[int],
+    style: _Style,
     *,
-    sampling: Sampling | None,
-    samples: int,
-    stop: Sequence[str],
-    clean_up: bool | None,
     token_budget: int | None,
     advance: Callable[[int], None],
     log: ScoreLog | None,
 ) -> list[list[Generation]]:
+    sampling, samples = style.sampling, style.samples
     answers: list[list[Generation] | None] = [None] * len(prompts)
     keys: list[str] = []
     if log is not None:
-        keys = _keys(prompts, rooms, repetitions, sampling, samples, stop, clean_up)
+        keys = _keys(prompts, rooms, repetitions, style)
         for index, key in enumerate(keys):
             if key in log:
                 answers[index] = _unpacked(log.get(key))
@@ -148,7 +155,7 @@ def _generate(
             advance(found)
     if all(answer is not None for answer in answers):
         return [answer for answer in answers if answer is not None]
-    decode = Decoder(tokenizer, tuple(stop), clean_up)
+    decode = Decoder(tokenizer, style.stop, style.clean_up)
     ends = end_tokens(model, tokenizer)
     able = abilities(model)
     budget = token_budget or generation_budget(model)
@@ -210,19 +217,15 @@ def _check(
 
 
 def _keys(
-    prompts: Sequence[Sequence[int]],
-    rooms: Sequence[int],
-    repetitions: Sequence[int],
-    sampling: Sampling | None,
-    samples: int,
-    stop: Sequence[str],
-    clean_up: bool | None,
+    prompts: Sequence[Sequence[int]], rooms: Sequence[int], repetitions: Sequence[int], style: _Style
 ) -> list[str]:
-    how = None if sampling is None else [sampling.temperature, sampling.top_p, sampling.seed]
-    if sampling is None:
+    drawn = style.sampling
+    how = None if drawn is None else [drawn.temperature, drawn.top_p, drawn.seed]
+    if drawn is None:
         repetitions = [0] * len(prompts)
+    rest = (how, style.samples, list(style.stop), style.clean_up)
     return [
-        content_key("generate", list(map(int, prompt)), repetition, room, how, samples, list(stop), clean_up)
+        content_key("generate", list(map(int, prompt)), repetition, room, *rest)
         for prompt, repetition, room in zip(prompts, repetitions, rooms, strict=True)
     ]
 
