@@ -45,7 +45,8 @@ for what in ${*:-npo graddiff rmu capitals tofu}; do
         tuned tofu-graddiff-finer tofu-graddiff-forty tofu-graddiff-forty-finer tofu-graddiff-forty-last
         ladder attacks-tofu "" tofu-npo tofu-npo-rest tofu-npo-grades tofu-npo-seeds tofu-graddiff tofu-graddiff-grades \
             tofu-graddiff-rest
-        ladder attacks-tofu "--supersedes" tofu-npo-next tofu-npo-next-sam tofu-npo-seeds-muon tofu-graddiff-next
+        ladder attacks-tofu "--supersedes" tofu-npo-next tofu-npo-next-sam tofu-npo-seeds-muon tofu-graddiff-next \
+            tofu-graddiff-within tofu-graddiff-within2
         ;;
     *)
         echo "no ladder $what; there are npo, graddiff, rmu, capitals and tofu" >&2
