@@ -26,10 +26,9 @@ whom 20 are to be forgotten (the model retrained without them is known). *Capita
 the capitals of 20 countries from its pretraining; the MLPs of the upper half of its layers are trained, for 24 steps,
 and as no retrained model is known, R is the share kept. *TOFU*: the same model, fine-tuned on the 40 rows of TOFU's
 forget01 (two authors) and the first 160 of its retain set till it knows them by heart; all weights are trained, for 20
-steps of 4 rows, and the retain model is the one fine-tuned on the 160 rows alone. The first tuning
-scored the first 8 rows of each set (the retain model gives those answers 0.34), that of the other grades and the
-evidence 40 (0.13). None of them settles anything about large
-models: a claim that holds here may fail there, and the other way round.
+steps of 4 rows, and the retain model is the one fine-tuned on the 160 rows alone. The first tuning scored the first 8
+rows of each set (the retain model gives those answers 0.34), that of the other grades and the evidence 40 (0.13). None
+of them settles anything about large models: a claim that holds here may fail there, and the other way round.
 
 **Protocol.** The attacks, the target, the bound and the candidates of rates were committed before any grade was tuned;
 the claims and how each is judged while NPO was being tuned, before any run of the ladder was attacked. Each objective's
@@ -71,8 +70,8 @@ TOFU's larger splits, with models fine-tuned on all of its 4,000 rows (`sh runs/
 cores were shared. TOFU has one seed, so that no difference there is settled. Second-order grades other than Sophia with
 SOUL's Hessian, other retain terms and other budgets of steps were not varied; the hybrid's schedule was under NPO on
 biographies alone. The seeds of the attacker and its choice of people were not varied beyond what each attack's label
-says. Two runs on TOFU that had left the room were not attacked to the end: the hybrid with Muon at 0.0018 under NPO,
-and the hybrid at 0.00011 under GradDiff.
+says. Runs on TOFU that had left the room were not attacked to the end: the hybrid with Muon at 0.0018 under NPO;
+under GradDiff the hybrid at 0.00011, the hybrid with Muon at 0.0024 and SignAdam at 0.000025.
 """
 
 
