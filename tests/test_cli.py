@@ -146,6 +146,26 @@ def test_a_users_mistake_is_one_message_and_exit_2(letgo, words, message, tmp_pa
     assert out == ""
 
 
+@pytest.mark.parametrize("command", ["unlearn", "plan", "show-config", "sweep"])
+@pytest.mark.parametrize(("text", "message"), [(None, "no such config file"), ("model: [\n", "run.yaml:2: not YAML")])
+def test_an_unreadable_yaml_is_said_before_the_libraries_are_loaded(command, text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "run.yaml").write_text(text)
+    code = f"""
+import sys
+from letgo.cli import main
+sys.argv = ["letgo", {command!r}, "run.yaml"]
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_bad_data_by_the_whole_command(files, model_directory, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "q", "answer": "a"}\n{"question": }\n')
@@ -157,11 +177,12 @@ def test_bad_data_by_the_whole_command(files, model_directory, tmp_path):
     assert len(done.stderr.strip().splitlines()) <= 3
 
 
-def test_ctrl_c_exits_130(letgo, monkeypatch):
+def test_ctrl_c_exits_130(letgo, monkeypatch, tmp_path):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("letgo.config.read_config", interrupted)
-    code, _, err = letgo("show-config", "x.yaml")
+    (tmp_path / "run.yaml").write_text("model: m\n")
+    code, _, err = letgo("show-config", tmp_path / "run.yaml")
     assert code == 130
     assert "what was finished is kept" in err

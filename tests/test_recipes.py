@@ -12,11 +12,12 @@ import torch
 from letgo.attacks.plan import plan_attack
 from letgo.benchmarks import BENCHMARKS, create_benchmark
 from letgo.catalog import parse_spec
-from letgo.config import load_settings, read_config
+from letgo.config import read_config
 from letgo.objectives import METHODS, ONE_SHOT
 from letgo.one_shot import is_one_shot
 from letgo.optim import create_optimizer
 from letgo.trainer import objective_of, optimizer_settings
+from letgo.yaml_file import load_settings
 from tests import shaped, stand_ins
 from tests.benchmarks.test_detox import pku_rows
 from tests.benchmarks.test_wmdp import SUBJECTS

@@ -21,6 +21,7 @@ from letgo.catalog import did_you_mean, parse_spec, parse_value
 from letgo.errors import UserError
 from letgo.models.adapters import QUANTIZATIONS
 from letgo.trainer import UnlearnConfig
+from letgo.yaml_file import load_settings
 
 ALIASES = {"output": "output_dir", "epochs": "num_train_epochs", "steps": "max_steps"}
 _CHOICES = {
@@ -33,23 +34,6 @@ _CHOICES = {
 }
 # Computed by TrainingArguments itself, or deprecated there: not a user's to set, so not shown either.
 _HIDDEN = {"deepspeed_plugin", "push_to_hub_token", "hub_token"}
-
-
-def load_settings(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, keys not yet checked."""
-    if not path.is_file():
-        raise UserError(f"no such config file: {path}")
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: must be a mapping of keys to values, not {type(loaded).__name__}")
-    return {str(key): value for key, value in loaded.items()}
 
 
 def merge_overrides(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

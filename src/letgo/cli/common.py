@@ -25,6 +25,20 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document 
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
+def yaml_argument(text: str) -> Any:
+    """An argument that names a YAML file. What is not there, or not YAML, is said at once: the libraries that check
+    what it says take seconds to load."""
+
+    def readable(path: Path | None) -> Path | None:
+        from letgo.yaml_file import load_settings
+
+        if path is not None:
+            load_settings(path)
+        return path
+
+    return typer.Argument(help=text, callback=readable)
+
+
 def reporter(quiet: bool) -> Reporter:
     from letgo.progress import Live, Quiet, quiet_libraries
 

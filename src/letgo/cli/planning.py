@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from letgo.cli.common import JsonFlag, app, print_json
+from letgo.cli.common import JsonFlag, app, print_json, yaml_argument
 
 
 @app.command()
 def plan(
-    config: Annotated[Path, typer.Argument(help="A run's YAML.")],
+    config: Annotated[Path, yaml_argument("A run's YAML.")],
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeat.")] = None,
     flops: Annotated[float | None, typer.Option("--flops", help="FLOP/s of a device to take times with.")] = None,
     measure: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, print_run, reporter
+from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, print_run, reporter, yaml_argument
 
 
 @app.command()
@@ -35,7 +35,7 @@ def demo(
 
 @app.command()
 def unlearn(
-    config: Annotated[Path | None, typer.Argument(help="A run's YAML; flags go over it.")] = None,
+    config: Annotated[Path | None, yaml_argument("A run's YAML; flags go over it.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Model directory, hub id, or built-in name.")] = None,
     benchmark: Annotated[str | None, typer.Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
     forget: Annotated[str | None, typer.Option("--forget", help="Forget set: file or hub:ID:CONFIG:SPLIT.")] = None,

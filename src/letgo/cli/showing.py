@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from letgo.cli.common import JsonFlag, app, print_json, reporter
+from letgo.cli.common import JsonFlag, app, print_json, reporter, yaml_argument
 
 if TYPE_CHECKING:
     from letgo.catalog import Catalog
@@ -72,7 +72,7 @@ def list_(
 
 @app.command()
 def show_config(
-    config: Annotated[Path, typer.Argument(help="A run's YAML.")],
+    config: Annotated[Path, yaml_argument("A run's YAML.")],
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeat.")] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, reporter
+from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, reporter, yaml_argument
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def sweep(
-    grid: Annotated[Path, typer.Argument(help="The grid's YAML.")],
+    grid: Annotated[Path, yaml_argument("The grid's YAML.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="In place of its output_dir.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes, in place of its own number.")] = None,
     backend: Annotated[str | None, typer.Option("--backend", help="local or ray, in place of its own.")] = None,

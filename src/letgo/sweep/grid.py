@@ -34,13 +34,14 @@ from typing import Any
 
 from letgo.attacks.run import plan_attack
 from letgo.catalog import did_you_mean, parse_spec
-from letgo.config import load_settings, make_config
+from letgo.config import make_config
 from letgo.digest import digest_of
 from letgo.errors import UserError
 from letgo.objectives import create_objective
 from letgo.optim import OPTIMIZERS
 from letgo.sweep.resources import RayCluster, Resources, read_cluster, read_resources
 from letgo.sweep.tuning import Tune, read_tune
+from letgo.yaml_file import load_settings
 
 _HOW = ("output_dir", "workers", "backend", "resources", "retries", "ray")
 """Where and how it is run: nothing of what comes out is decided by these."""
