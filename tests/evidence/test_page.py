@@ -14,6 +14,7 @@ from letgo.evidence import ideas
 from letgo.evidence.__main__ import app
 from letgo.evidence.page import short, write_page
 from letgo.evidence.records import grade_name, read_record, write_record
+from letgo.evidence.text import rate
 from tests.evidence import planted
 
 
@@ -69,7 +70,7 @@ def test_what_failed_and_what_missed_is_listed(results):
     assert row(text, "NPO | AdaZO", "collapsed")
     assert "reached, chosen" in row(text, "NPO | AdamW", "0.40")
     assert "Sophia (!)" in text
-    assert "1 of 3 runs collapsed or failed" in row(text, "| Sophia | 3.0e-4")
+    assert "1 of 3 runs collapsed or failed" in row(text, "| Sophia | 3e-4")
     left = " ".join(text.partition("## What was not done")[2].split())
     assert left.startswith("The ladder under GradDiff and RMU (its grid is in `recipes/evidence/`).")
     assert "fewer have, under NPO: AdamW 3, FOZO 3, Sophia 3." in left
@@ -165,3 +166,8 @@ def test_the_command_writes_the_page_and_refuses_in_one_line(results, tmp_path):
     done = CliRunner().invoke(app, ["page", str(results), "--output", str(tmp_path / "page.md")])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "page.md").read_text().startswith("# Evidence")
+
+
+def test_a_rate_has_all_its_digits():
+    found = [rate(value) for value in (1.25e-4, 0.000029, 6e-5, 0.0028, 0.018, 1.0, None)]
+    assert found == ["1.25e-4", "2.9e-5", "6e-5", "0.0028", "0.018", "1", "–"]

@@ -12,7 +12,7 @@ from letgo.evidence.figures import dots, write_drawing
 from letgo.evidence.records import Group, Record, joined, read_record
 from letgo.evidence.statistics import Estimate, estimate
 from letgo.evidence.subjects import OUTCOME, command_of, in_order, title_of
-from letgo.evidence.text import mean, paragraph, shares, table
+from letgo.evidence.text import mean, paragraph, rate, shares, table
 from letgo.report.numbers import MISSING, number
 from letgo.results import write_text
 
@@ -164,7 +164,7 @@ def _outcome(record: Record, groups: Sequence[Group]) -> str:
         rows.append(
             [
                 group.name,
-                number(group.learning_rate) if group.learning_rate is not None else MISSING,
+                rate(group.learning_rate),
                 f"{group.passes['forward']:g} + {group.passes['backward']:g}",
                 number(group.seconds) if group.seconds else MISSING,
                 *(mean(after.get(key)) for key in record.subject.outcome),
@@ -280,8 +280,8 @@ def _missed(tunings: Sequence[Record], found: Mapping[str, Record]) -> list[str]
             for cell, verdict in zip(group.trials, group.verdicts, strict=True):
                 figures = [number(cell.after[key]) if key in cell.after else MISSING for key in OUTCOME]
                 chosen = verdict == "reached" and cell.learning_rate == group.learning_rate
-                rate = number(cell.learning_rate) if cell.learning_rate is not None else MISSING
-                rows.append([name, group.name, rate, *figures, f"{verdict}, chosen" if chosen else verdict])
+                told = f"{verdict}, chosen" if chosen else verdict
+                rows.append([name, group.name, rate(cell.learning_rate), *figures, told])
     failed = [
         [title_of(objective), group.name, str(cell.seed), cell.status, cell.reason or MISSING]
         for objective, record in found.items()

@@ -27,6 +27,16 @@ def mean(found: Estimate | None) -> str:
     return f"{number(found.mean)} ({number(found.low)} to {number(found.high)})" if found.known else number(found.mean)
 
 
+def rate(value: float | None) -> str:
+    """A learning rate with all its digits, for it was chosen and not measured: 1.25e-4, 0.0028."""
+    if value is None:
+        return MISSING
+    if value >= 1e-3:
+        return f"{value:g}"
+    mantissa, _, exponent = f"{value:.5e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 def shares(found: Estimate | None) -> str:
     """61 ± 9, in per cent."""
     if found is None:
