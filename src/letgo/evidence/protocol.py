@@ -67,7 +67,9 @@ _FOOT = """
 
 TOFU's larger splits, with models fine-tuned on all of its 4,000 rows (`sh runs/tofu10.sh`; its grids stand in
 `recipes/evidence/`), and the published settings on models of billions of parameters: no accelerator was lent, and two
-cores were shared. TOFU has one seed, so that no difference there is settled. Second-order grades other than Sophia with
+cores were shared. On TOFU most grades have one seed, which settles nothing, and further
+seeds were attacked by 4 bits and relearning on one author alone (100 steps on both had left nothing of any grade on
+seed 0, 3 bits had broken every model). Second-order grades other than Sophia with
 SOUL's Hessian, other retain terms and other budgets of steps were not varied; the hybrid's schedule was under NPO on
 biographies alone. The seeds of the attacker and its choice of people were not varied beyond what each attack's label
 says. Runs on TOFU that had left the room were not attacked to the end: the hybrid with Muon at 0.0018 under NPO;
