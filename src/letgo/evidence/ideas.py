@@ -17,8 +17,8 @@ the hybrid's passes, Muon does as well under NPO and GradDiff and keeps more of 
 too, where the held-back relearner does not confirm it. Under RMU alone the hybrid with it keeps clearly more than Muon
 without it, and less utility. Who wants one optimizer takes Muon; the table of the parts has the figures. On TOFU the
 hybrid with Muon forgot more deeply than the hybrid, kept more of what it should know and, under relearning on one of
-the two authors, more of the other; by the harmonic mean it is not settled. The passes are the hybrid's, but Muon's own work on
-SmolLM2's 45 matrices of the capitals' runs makes 24 steps take 1.5 times as long on one thread.
+the two authors, more of the other; by the harmonic mean it is not settled. The passes are the hybrid's, but Muon's
+own work on SmolLM2's 45 matrices of the capitals' runs makes 24 steps take 1.5 times as long on one thread.
 """
 
 from __future__ import annotations
