@@ -147,6 +147,18 @@ def test_ideas_stand_in_the_page_whatever_came_of_them(results):
     assert "| FOZO (fo=muon) |" not in text
 
 
+def test_seeds_of_an_idea_are_counted_over_all_its_files(results):
+    """Its further seeds may stand in the ladder's files, beside the grades'."""
+    write_record(results / "ideas-npo.json", planted.record(idea(), kind="ideas"))
+    further = idea(cells=[planted.cell(seed) for seed in (3, 4)])
+    write_record(results / "ladder-npo-further.json", planted.record(further))
+    left = " ".join(page(results).partition("## What was not done")[2].split())
+    assert "fewer have, under NPO: AdamW 3, FOZO 3, Sophia 3." in left
+    (results / "ladder-npo-further.json").unlink()
+    left = " ".join(page(results).partition("## What was not done")[2].split())
+    assert "fewer have, under NPO: AdamW 3, FOZO 3, Sophia 3, FOZO (fo=sign_adam) 3." in left
+
+
 def test_names():
     assert grade_name("compressed", {"bits": 4}) == "4-bit"
     assert grade_name("fozo", {"fo_steps": 12, "zo_steps": 12, "zo_lr": 3e-5}) == "FOZO"

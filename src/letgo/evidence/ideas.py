@@ -110,24 +110,29 @@ def verdict(group: Group | None, record: Record, hybrid: Group | None, name: str
     return "wins" if confirmed else "wins, but the held-back attacks don't confirm it"
 
 
-def section(records: Sequence[Record], found: Mapping[str, Record]) -> list[str]:
-    """The page's part on the ideas."""
-    parts = ["## Beating the hybrid", paragraph((__doc__ or "").partition("\n\n")[2])]
-    numbered = "\n".join(f"{place}. **{idea.name}**: {idea.hypothesis}" for place, idea in enumerate(IDEAS, start=1))
-    parts.append(numbered)
+def tried(records: Sequence[Record], found: Mapping[str, Record]) -> dict[str, list[Group]]:
+    """By ladder the ideas that were run beside it, all seeds of each together: from the ideas' files, and what the
+    ladder itself has beside its grades."""
     by: dict[str, list[Record]] = {}
     for record in records:
-        by.setdefault(record.key, []).append(record)
-    # A ladder may have an idea too, beside its grades.
+        if record.kind == "ideas":
+            by.setdefault(record.key, []).append(record)
     for objective, ladder in found.items():
         if groups := [group for group in ladder.groups if not group.plain and not group.control]:
             by.setdefault(objective, []).append(ladder.model_copy(update={"groups": groups, "supersedes": False}))
-    if not by:
+    return {key: joined(several).groups for key, several in by.items() if key in found}
+
+
+def section(ran: Mapping[str, Sequence[Group]], found: Mapping[str, Record]) -> list[str]:
+    """The page's part on the ideas, which were `tried`."""
+    parts = ["## Beating the hybrid", paragraph((__doc__ or "").partition("\n\n")[2])]
+    numbered = "\n".join(f"{place}. **{idea.name}**: {idea.hypothesis}" for place, idea in enumerate(IDEAS, start=1))
+    parts.append(numbered)
+    if not ran:
         return [*parts, "None of them has been run."]
-    tried = {key: joined(several).groups for key, several in by.items() if key in found}
-    parts.append(_overview(tried, found))
-    parts += _parts_of_muon(tried, found)
-    parts += [_table(key, groups, found[key]) for key, groups in tried.items()]
+    parts.append(_overview(ran, found))
+    parts += _parts_of_muon(ran, found)
+    parts += [_table(key, groups, found[key]) for key, groups in ran.items()]
     return parts
 
 

@@ -60,8 +60,9 @@ def text_of(records: Sequence[Record], analyses: places.Places, drawings: Path |
         parts += _ladder(objective, record, drawings)
     parts += _missed(tunings, found)
     parts += places.section(analyses)
-    parts += ideas.section([record for record in records if record.kind == "ideas"], found)
-    parts += [protocol.foot(found)]
+    tried = ideas.tried(records, found)
+    parts += ideas.section(tried, found)
+    parts += [protocol.foot(found, tried)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

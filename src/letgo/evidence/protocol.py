@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from letgo.evidence.claims import LEAST
-from letgo.evidence.records import Record
+from letgo.evidence.records import Group, Record
 from letgo.evidence.subjects import OBJECTIVES, SUBJECTS, title_of
 from letgo.evidence.text import paragraph
 
@@ -101,13 +101,14 @@ def head(found: Mapping[str, Record]) -> str:
     return f"{title}\n\n{paragraph(rest)}{empty}"
 
 
-def foot(found: Mapping[str, Record]) -> str:
+def foot(found: Mapping[str, Record], tried: Mapping[str, Sequence[Group]]) -> str:
     title, _, rest = _FOOT.strip().partition("\n\n")
     missing = [name for key, name in OBJECTIVES.items() if key not in found]
     told = f"The ladder under {' and '.join(missing)} (its grid is in `recipes/evidence/`). " if missing else ""
-    run = {key: [g for g in record.groups if not g.superseded] for key, record in found.items()}
-    few = [f"{title_of(key)}: {', '.join(g.name for g in groups if g.plain)}" for key, groups in run.items()]
-    short = {key: [f"{g.name} {len(g.cells)}" for g in groups if len(g.cells) < SEEDS] for key, groups in run.items()}
+    run = {key: [g for g in record.groups if not g.superseded and g.plain] for key, record in found.items()}
+    few = [f"{title_of(key)}: {', '.join(g.name for g in groups)}" for key, groups in run.items()]
+    meant = {key: [*groups, *(g for g in tried.get(key, ()) if not g.superseded)] for key, groups in run.items()}
+    short = {key: [f"{g.name} {len(g.cells)}" for g in groups if len(g.cells) < SEEDS] for key, groups in meant.items()}
     seeds = [f"{title_of(key)}: {', '.join(names)}" for key, names in short.items() if names]
     ran = f"Grades that were run after tuning: {'; '.join(few)}. " if few else ""
     fewer = f"Five seeds were meant for each; fewer have, under {'; '.join(seeds)}. " if seeds else ""
