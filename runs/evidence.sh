@@ -43,8 +43,8 @@ for what in ${*:-npo graddiff rmu capitals tofu}; do
         models tofu:split=forget01,train_limit=160,length=128 "--limit 40" tofu-full tofu-retrained
         tuned tofu-npo tofu-graddiff tofu-npo-finer tofu-npo-last tofu-npo-forty tofu-npo-zo
         tuned tofu-graddiff-finer tofu-graddiff-forty tofu-graddiff-forty-finer tofu-graddiff-forty-last
-        ladder attacks-tofu "" tofu-npo tofu-npo-rest tofu-npo-grades tofu-npo-seeds tofu-npo-seeds-adamw \
-            tofu-graddiff tofu-graddiff-grades tofu-graddiff-rest
+        ladder attacks-tofu "" tofu-npo tofu-npo-rest tofu-npo-grades tofu-npo-seeds tofu-graddiff tofu-graddiff-grades \
+            tofu-graddiff-rest
         ladder attacks-tofu "--supersedes" tofu-npo-next tofu-npo-next-sam tofu-npo-seeds-muon tofu-graddiff-next \
             tofu-graddiff-within tofu-graddiff-within2
         ;;
