@@ -67,13 +67,13 @@ _FOOT = """
 
 TOFU's larger splits, with models fine-tuned on all of its 4,000 rows (`sh runs/tofu10.sh`; its grids stand in
 `recipes/evidence/`), and the published settings on models of billions of parameters: no accelerator was lent, and two
-cores were shared. On TOFU most grades have one seed, which settles nothing, and further
-seeds were attacked by 4 bits and relearning on one author alone (100 steps on both had left nothing of any grade on
-seed 0, 3 bits had broken every model). Second-order grades other than Sophia with
-SOUL's Hessian, other retain terms and other budgets of steps were not varied; the hybrid's schedule was under NPO on
-biographies alone. The seeds of the attacker and its choice of people were not varied beyond what each attack's label
-says. Runs on TOFU that had left the room were not attacked to the end: the hybrid with Muon at 0.0018 under NPO;
-under GradDiff the hybrid at 0.00011, the hybrid with Muon at 0.0024 and SignAdam at 0.000025.
+cores were shared. On TOFU most grades have one seed, which settles nothing, and further seeds were attacked by 4 bits
+and relearning on one author alone (100 steps on both had left nothing of any grade on seed 0, 3 bits had broken every
+model). Second-order grades other than Sophia with SOUL's Hessian, other retain terms and other budgets of steps were
+not varied; the hybrid's schedule was under NPO on biographies alone. The seeds of the attacker and its choice of people
+were not varied beyond what each attack's label says. Runs on TOFU that had left the room were not attacked to the end:
+the hybrid with Muon at 0.0018 under NPO; under GradDiff the hybrid at 0.00011, the hybrid with Muon at 0.0024 and
+SignAdam at 0.000025.
 """
 
 
