@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import json
 import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from letgo import errors
 from letgo.errors import LetgoError, UserError, first_line
@@ -75,10 +78,38 @@ def start(expected: int | None = None) -> None:
 
 
 def _leave() -> None:
-    # Left open, the group is torn down with the process, which can abort it after all is done.
+    # Left open, the group is torn down with the process, which can abort it after all is done. A model in shards holds
+    # groups of its own, and is a cycle that only the collector frees.
     if _joined():
         with contextlib.suppress(Exception):
+            gc.collect()
             _group().destroy_process_group()
+
+
+def end(code: int = 0) -> NoReturn:
+    """End the process with an exit status: the last call of a program that a launcher starts.
+
+    Those that ended well leave the group together. Several processes then end without Python's finalization: torch's
+    caches keep some of a sharded model's groups alive, and one of their threads that asks for the interpreter while it
+    is being torn down is ended through native code, which aborts the process ("terminate called without an active
+    exception") after all its work is done.
+    """
+    if not _joined():
+        sys.exit(code)
+    if code == 0:
+        # One that has failed does not come; its connections close, and the wait ends with an error.
+        with contextlib.suppress(Exception):
+            _group().barrier()
+    _leave()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    # Python has no public way to run what is registered without the rest of its finalization.
+    atexit._run_exitfuncs()
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _check(expected: int | None) -> None:
@@ -262,8 +293,6 @@ def _from_json(told: dict[str, str]) -> LetgoError:
 
 
 def _joined() -> bool:
-    import sys
-
     # A command that has imported no torch has no processes to join, and must not wait for the import.
     torch = sys.modules.get("torch")
     return bool(torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized())

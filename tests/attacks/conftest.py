@@ -12,11 +12,15 @@ import torch
 
 from letgo.attacks.rounding import make_grid
 from letgo.benchmarks import create_benchmark
-from letgo.data import encode_rows, pad_rows
+from letgo.data import encode_rows, pad_rows, read_rows
 from letgo.models.adapters import Base, add_lora, linear_targets, quick_fingerprint, save_adapter
 from letgo.models.load import load_model, load_tokenizer
 from letgo.objectives.retain import cross_entropy
 from tests import tiny
+from tests.once import made_once
+
+# What stands in for plain prose: to this tokenizer, words that it does not know and full stops.
+PLAIN = read_rows([{"text": "it was there . and so it went on for a while . then they came back ."}])
 
 
 @dataclass(frozen=True)
@@ -38,38 +42,43 @@ def quick_collections():
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("attacked")
+    folder = made_once(tmp_path_factory, "attacked", _make_saved)
+    forms = {name: folder / name for name in ("full", "sharded", "adapter")}
+    return Saved(folder / "original", forms, _saved_rows(folder))
+
+
+def _saved_rows(folder):
+    return f"rows:forget={folder / 'f.jsonl'},retain={folder / 'r.jsonl'}"
+
+
+def _make_saved(folder):
     tokenizer, model = tiny.make_tokenizer(), tiny.make_model()
-    forget, retain = (
-        tiny.write_jsonl(folder / "f.jsonl", tiny.FORGET),
-        tiny.write_jsonl(folder / "r.jsonl", tiny.RETAIN),
-    )
-    benchmark = create_benchmark("rows", forget=str(forget), retain=str(retain))
+    tiny.write_jsonl(folder / "f.jsonl", tiny.FORGET)
+    tiny.write_jsonl(folder / "r.jsonl", tiny.RETAIN)
+    benchmark = create_benchmark(_saved_rows(folder))
     rows = {
         name: pad_rows(encode_rows(tokenizer, part, max_length=64)[0], 0)
-        for name, part in (("forget", benchmark.forget), ("retain", benchmark.retain))
+        for name, part in (("forget", benchmark.forget), ("retain", benchmark.retain), ("plain", PLAIN))
     }
-    _train(model, 60, lambda: cross_entropy(model, rows["forget"]) + cross_entropy(model, rows["retain"]), 1e-2)
+
+    def others(trained):
+        return cross_entropy(trained, rows["retain"]) + cross_entropy(trained, rows["plain"])
+
+    # Both train until they are there, so that a processor that rounds otherwise gives a model that is as sure.
+    _train_until(model, 0.02, lambda: cross_entropy(model, rows["forget"]) + others(model))
     original = folder / "original"
     _save(model, original)
     base = Base(str(original), "float32", None, quick_fingerprint(model))
     adapted = add_lora(load_model(original), rank=4, targets=linear_targets(model))
-    _train(
-        adapted,
-        40,
-        # Ascent that stops where the answers are unlikely enough, with the retain set held.
-        lambda: (4.0 - cross_entropy(adapted, rows["forget"])).relu() + 3 * cross_entropy(adapted, rows["retain"]),
-        1e-2,
-    )
-    forms = {name: folder / name for name in ("full", "sharded", "adapter")}
-    save_adapter(adapted, forms["adapter"], base)
-    tokenizer.save_pretrained(forms["adapter"])
-    merged = load_model(forms["adapter"])
-    _save(merged, forms["full"])
-    merged.save_pretrained(forms["sharded"], max_shard_size="40KB")
-    tokenizer.save_pretrained(forms["sharded"])
-    assert len(list(forms["sharded"].glob("*.safetensors"))) > 2
-    return Saved(original, forms, f"rows:forget={forget},retain={retain}")
+    # Ascent that stops where the answers are unlikely enough, with the rest held.
+    _train_until(adapted, 0.1, lambda: (4.0 - cross_entropy(adapted, rows["forget"])).relu() + 3 * others(adapted))
+    save_adapter(adapted, folder / "adapter", base)
+    tokenizer.save_pretrained(folder / "adapter")
+    merged = load_model(folder / "adapter")
+    _save(merged, folder / "full")
+    merged.save_pretrained(folder / "sharded", max_shard_size="40KB")
+    tokenizer.save_pretrained(folder / "sharded")
+    assert len(list((folder / "sharded").glob("*.safetensors"))) > 2
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,11 @@ class Fragile:
 def fragile(tmp_path_factory):
     """The biographies model rounded to 4 bits knows what it knew. Unlearned from it by changes smaller than half a
     step of that grid, it is sent back by the same rounding."""
-    folder = tmp_path_factory.mktemp("fragile")
+    folder = made_once(tmp_path_factory, "fragile", _make_fragile)
+    return Fragile(folder / "original", folder / "unlearned")
+
+
+def _make_fragile(folder):
     tokenizer, model = load_tokenizer("biographies"), load_model("biographies")
     layers = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
     reach = []
@@ -116,15 +129,21 @@ def fragile(tmp_path_factory):
             for layer, start, most in zip(layers, original, reach, strict=True):
                 layer.weight.copy_(start + (layer.weight - start).clamp(-most, most))
     _save(model, folder / "unlearned", tokenizer)
-    return Fragile(folder / "original", folder / "unlearned")
 
 
-def _train(model, steps, loss, rate):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
-    for _ in range(steps):
+def _train_until(model, target, loss):
+    """Train until the loss is below a target, and stays there for ten steps."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
+    below = 0
+    for _ in range(600):
         optimizer.zero_grad()
-        loss().backward()
+        value = loss()
+        below = below + 1 if float(value) < target else 0
+        if below == 10:
+            return
+        value.backward()
         optimizer.step()
+    raise AssertionError(f"after 600 steps the loss is {float(value)}, not below {target}")
 
 
 def _save(model, directory, tokenizer=None):

@@ -81,6 +81,10 @@ def attacked(saved):
                     dtype=None,
                     reporter=Quiet(),
                 )
+                before, after = subjects[form].result.before, subjects[form].result.after
+                assert subjects[form].result.status == "finished"
+                assert before["forget_probability"].value > 0.95
+                assert after["forget_probability"].value < 0.4
         if (form, spec) not in found:
             outcome, rows = run_attack(subjects[form], plan)
             found[form, spec] = outcome, rows

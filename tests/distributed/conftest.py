@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.once import made_once
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
@@ -31,11 +32,16 @@ def launch(words: list[str], *, timeout: float = 400, **more: str) -> subprocess
 
 def together(jobs: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """What each of two processes says of its jobs (`tests/distributed/worker.py`)."""
-    asked, told = folder / "jobs.json", folder / "told.json"
+    asked = folder / "jobs.json"
     asked.write_text(json.dumps(jobs), encoding="utf-8")
-    done = launch(["-m", "tests.distributed.worker", str(asked), str(told)])
+    done = launch(["-m", "tests.distributed.worker", str(asked), str(folder / "told.json")])
     assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(Path(f"{told}.{number}").read_text(encoding="utf-8")) for number in range(2)]
+    return answers(folder)
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    """What the two processes said in this folder."""
+    return [json.loads((folder / f"told.json.{number}").read_text(encoding="utf-8")) for number in range(2)]
 
 
 def weights(directory: Any) -> dict[str, Any]:
@@ -49,11 +55,8 @@ def distance(one: Any, other: Any) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-@pytest.fixture(scope="package")
-def package_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("together")
-
-
-@pytest.fixture(scope="package")
-def tiny_directory(package_folder):
-    return tiny.save(package_folder / "model", tiny.make_model(), tiny.make_tokenizer())
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory):
+    return made_once(
+        tmp_path_factory, "tiny-model", lambda folder: tiny.save(folder, tiny.make_model(), tiny.make_tokenizer())
+    )

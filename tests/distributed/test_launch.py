@@ -254,6 +254,36 @@ def test_a_model_of_several_processes_is_like_that_of_one(launched, tmp_path):
     assert distance(tmp_path / "one", path.parent / "run") < 2e-6
 
 
+ENDING = """
+import atexit, os, sys
+from pathlib import Path
+from letgo import processes
+
+class Late:
+    def __del__(self):
+        os.abort()  # what lives until Python is torn down meets what it can't survive
+
+processes.start()
+sys.late = Late()
+atexit.register(Path(sys.argv[1], f"registered-{processes.number()}").touch)
+print("printed", end="")
+processes.end(int(sys.argv[2]) if processes.number() == 1 else 0)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_processes_end_in_order_and_before_python_is_torn_down(tmp_path, code):
+    (tmp_path / "ending.py").write_text(ENDING, encoding="utf-8")
+    done = launch([str(tmp_path / "ending.py"), str(tmp_path), str(code)], timeout=120)
+    assert (done.returncode == 0) == (code == 0), done.stderr[-3000:]
+    assert "SIGABRT" not in done.stderr
+    assert (f"exitcode  : {code}" in done.stderr) == (code != 0)
+    # Where one fails, the launcher may stop the other before it is through.
+    through = [0, 1] if code == 0 else [1]
+    assert done.stdout.count("printed") >= len(through)
+    assert all((tmp_path / f"registered-{number}").exists() for number in through)
+
+
 def test_the_group_is_left_at_the_end_whoever_joined_it(monkeypatch):
     """Torn down with the process instead, it can abort one whose work is done."""
     registered = []

@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import letgo
 from letgo.results import read_json_lines, read_result
 from tests import tiny
-from tests.distributed.conftest import distance, together
+from tests.distributed.conftest import answers, distance, together
 from tests.distributed.worker import Stopped, stop_at
+from tests.once import made_once
 
 pytestmark = pytest.mark.slow
 
 # Four forget rows: with two a step in each process an epoch is one step, with three there is a short one.
-COMMON = {"objective": "npo_gdr", "max_steps": 6, "seed": 5, "learning_rate": 1e-2, "save_steps": 2, "eval_limit": 1}
+STEPS, RATE, ZO_RATE, MU = 6, 0.1, 1e-3, 1e-2
+COMMON = {"objective": "npo_gdr", "max_steps": STEPS, "seed": 5, "save_steps": 2, "eval_limit": 1}
 COMMON |= {"check_processes_every": 1}
-SGD = {"optimizer": "sgd", "learning_rate": 0.1}
-ZO = {"optimizer": "zo_sgd", "optimizer_args": {"num_directions": 3, "mu": 1e-2}, "learning_rate": 1e-2}
-FOZO = {"optimizer": "fozo", "optimizer_args": {"fo_steps": 2, "zo_steps": 1, "zo_lr": 1e-2, "mu": 1e-2}}
-# The exactness that is meant: rows are summed in another order, and Adam divides small gradients by themselves.
-ROUNDING, ADAM = 2e-6, 2e-4
-# The difference of two losses, divided by twice μ.
-ESTIMATED = 5e-5
+SGD = {"optimizer": "sgd", "learning_rate": RATE}
+# What divides by a gradient's size turns its rounding error into a step of the whole rate where the gradient is near
+# zero. With ε the step's slope in the gradient is at most lr/ε: SGD's rate.
+EPS = 1e-2
+ADAPTIVE = {"learning_rate": RATE * EPS, "optimizer_args": {"eps": EPS}}
+ADAMW, SOPHIA = ({"optimizer": name} | ADAPTIVE for name in ("adamw", "sophia"))
+SAM = {"optimizer": "sam", "learning_rate": RATE * EPS, "optimizer_args": {"base_options": {"eps": EPS}}}
+ZO = {"optimizer": "zo_sgd", "optimizer_args": {"num_directions": 3, "mu": MU}, "learning_rate": ZO_RATE}
+FOZO = {
+    "optimizer": "fozo",
+    "learning_rate": RATE * EPS,
+    "optimizer_args": {"fo_steps": 2, "zo_steps": 1, "zo_lr": ZO_RATE, "mu": MU}
+    | {"fo_options": {"eps": EPS}, "zo_options": {"eps": 1.0}},
+}
+
+# What two processes may differ by from one: rows are summed in another order. A sum of n float32 numbers is off by at
+# most n u times the sum of their sizes; 64 covers a gradient's rows and tokens and a layer's width. Each of the steps
+# adds that error of a gradient (its entries stay below 1) times the rate, or that of a loss (below LOSS), divided by
+# the 2 μ between two of them, times the rate and the direction's ±1; the losses' curvature at most doubles it on the
+# way.
+SUM, LOSS = 64 * 2**-24, 10.0
+ROUNDING = 2 * STEPS * RATE * SUM
+ESTIMATED = 2 * STEPS * ZO_RATE * 2 * SUM * LOSS / (2 * MU)
 
 CASES = {
     # name: (settings, batch size of one process that is the same, tolerance)
@@ -32,35 +51,43 @@ CASES = {
     "short batches": (SGD | {"per_device_train_batch_size": 3}, 6, ROUNDING),
     "one row for two": (SGD | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}, None, ROUNDING),
     "accumulated": (SGD | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}, None, ROUNDING),
-    "adamw": ({"optimizer": "adamw"}, 4, ADAM),
-    "sophia": ({"optimizer": "sophia"}, 4, ADAM),
-    "sophia gnb": ({"optimizer": "sophia", "optimizer_args": {"hessian": "gnb", "hessian_every": 2}}, 4, None),
-    "sam": ({"optimizer": "sam"}, 4, ADAM),
+    "adamw": (ADAMW, 4, ROUNDING),
+    "sophia": (SOPHIA, 4, ROUNDING),
+    "sophia gnb": (
+        {"optimizer": "sophia", "learning_rate": 1e-2, "optimizer_args": {"hessian": "gnb", "hessian_every": 2}},
+        4,
+        None,
+    ),
+    "sam": (SAM, 4, ROUNDING),
     "kl": (SGD | {"objective": "npo_klr"}, 4, ROUNDING),
     "rmu": (SGD | {"objective": "rmu", "objective_args": {"layer": 1}}, 4, ROUNDING),
     "zeroth order, rows shared": (ZO, 4, ESTIMATED),
     "zeroth order, directions shared": (ZO | {"share": "directions", "per_device_train_batch_size": 4}, 4, 0.0),
-    "hybrid, rows shared": (FOZO, 4, ADAM),
-    "hybrid, directions shared": (FOZO | {"share": "directions", "per_device_train_batch_size": 4}, 4, ADAM),
+    "hybrid, rows shared": (FOZO, 4, ROUNDING + ESTIMATED),
+    "hybrid, directions shared": (
+        FOZO | {"share": "directions", "per_device_train_batch_size": 4},
+        4,
+        ROUNDING + ESTIMATED,
+    ),
     "other seed": (SGD | {"seed": 6}, 4, ROUNDING),
     "shards, sgd": (SGD | {"strategy": "fsdp2"}, 4, ROUNDING),
-    "shards, adamw": ({"optimizer": "adamw", "strategy": "fsdp2"}, 4, ADAM),
+    "shards, adamw": (ADAMW | {"strategy": "fsdp2"}, 4, ROUNDING),
     "shards, short batches": (SGD | {"per_device_train_batch_size": 3, "strategy": "fsdp2"}, 6, ROUNDING),
     "shards, accumulated": (
         SGD | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "strategy": "fsdp2"},
         None,
         ROUNDING,
     ),
-    "shards, sophia": ({"optimizer": "sophia", "strategy": "fsdp2"}, 4, ADAM),
+    "shards, sophia": (SOPHIA | {"strategy": "fsdp2"}, 4, ROUNDING),
     "shards, kl": (SGD | {"objective": "npo_klr", "strategy": "fsdp2"}, 4, ROUNDING),
     "shards, zeroth order": (ZO | {"strategy": "fsdp2"}, 4, ESTIMATED),
-    "shards, hybrid": (FOZO | {"strategy": "fsdp2"}, 4, ADAM),
+    "shards, hybrid": (FOZO | {"strategy": "fsdp2"}, 4, ROUNDING + ESTIMATED),
 }
 RESUMED = {
     "sgd": SGD | {"per_device_train_batch_size": 2},
     "directions": ZO | {"share": "directions", "per_device_train_batch_size": 4},
-    "adamw": {"optimizer": "adamw", "per_device_train_batch_size": 2},
-    "shards": {"optimizer": "adamw", "per_device_train_batch_size": 2, "strategy": "fsdp2"},
+    "adamw": ADAMW | {"per_device_train_batch_size": 2},
+    "shards": ADAMW | {"per_device_train_batch_size": 2, "strategy": "fsdp2"},
 }
 
 
@@ -78,36 +105,35 @@ def _alone(settings: dict, batch: int | None) -> dict:
 
 
 @pytest.fixture(scope="module")
-def told(package_folder, tiny_directory):
-    """All jobs, in one launch; what the first process says of them, and the folder of each."""
-    jobs, folders = {}, {}
-    for name, (settings, _, _) in CASES.items():
-        folders[name] = package_folder / name.replace(" ", "-").replace(",", "")
-        jobs[name] = ("unlearn", {"settings": _settings(folders[name], tiny_directory, settings)})
-    for name, settings in RESUMED.items():
-        begun = folders[f"begun {name}"] = package_folder / f"begun-{name}"
-        jobs[f"begun {name}"] = (
-            "unlearn",
-            {"settings": _settings(begun, tiny_directory, settings | {"max_steps": 6}), "stop": 4},
-        )
-        alone = folders[f"going on {name}"] = package_folder / f"going-on-{name}"
-        settings = _settings(alone, tiny_directory, settings)
-        with stop_at(4), pytest.raises(Stopped):
-            letgo.unlearn(**_alone(settings, 4))
-        jobs[f"going on {name}"] = ("unlearn", {"settings": settings, "resume": True})
-    different = package_folder / "different"
-    jobs["different"] = (
-        "differ",
-        {"settings": _settings(different, tiny_directory, ZO | {"check_processes_every": 2})},
-    )
-    nan = package_folder / "nan"
-    folders["nan"] = nan
-    jobs["nan"] = ("unlearn", {"settings": _settings(nan, tiny_directory, SGD | {"learning_rate": 1e38})})
-    lora = package_folder / "lora"
-    adapter = {"strategy": "fsdp2", "lora_rank": 2}
-    jobs["lora"] = ("unlearn", {"settings": _settings(lora, tiny_directory, SGD | adapter)})
-    first, second = together(jobs, package_folder)
-    return first, second, folders
+def told(tmp_path_factory, tiny_directory):
+    """All jobs, in one launch; what each process says of them, and the folder of each."""
+    folder = made_once(tmp_path_factory, "together", lambda folder: _do_all(folder, tiny_directory))
+    first, second = answers(folder)
+    return first, second, {name: _folder(folder, name) for name in first}
+
+
+def _folder(folder: Path, name: str) -> Path:
+    return folder / name.replace(" ", "-").replace(",", "")
+
+
+def _do_all(folder: Path, model: Path) -> None:
+    settings_of = {name: settings for name, (settings, _, _) in CASES.items()}
+    settings_of |= {f"begun {name}": settings | {"max_steps": STEPS} for name, settings in RESUMED.items()}
+    settings_of |= {f"going on {name}": settings for name, settings in RESUMED.items()}
+    settings_of["nan"] = SGD | {"learning_rate": 1e38}
+    settings_of["lora"] = SGD | {"strategy": "fsdp2", "lora_rank": 2}
+    settings_of["different"] = ZO | {"check_processes_every": 2}
+    jobs: dict[str, Any] = {}
+    for name, more in settings_of.items():
+        settings = _settings(_folder(folder, name), model, more)
+        jobs[name] = ("differ" if name == "different" else "unlearn", {"settings": settings})
+        if name.startswith("begun"):
+            jobs[name][1]["stop"] = 4
+        if name.startswith("going on"):
+            with stop_at(4), pytest.raises(Stopped):
+                letgo.unlearn(**_alone(settings, 4))
+            jobs[name][1]["resume"] = True
+    together(jobs, folder)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -163,7 +189,7 @@ def test_begun_on_two_ended_on_one(told, tmp_path, tiny_directory, name):
     strategy = {key: value for key, value in settings.items() if key != "strategy"}
     resumed = letgo.unlearn(resume=True, **strategy)
     whole = letgo.unlearn(**_alone(_settings(tmp_path, tiny_directory, RESUMED[name]), 4))
-    assert distance(resumed.directory, whole.directory) <= (0.0 if name == "directions" else ADAM)
+    assert distance(resumed.directory, whole.directory) <= (0.0 if name == "directions" else ROUNDING)
     if name != "directions":
         assert any("micro-batches" in note for note in resumed.result.notes)
 
@@ -174,7 +200,7 @@ def test_begun_on_one_ended_on_two(told, tmp_path, tiny_directory, name):
     assert "error" not in first[f"going on {name}"], first[f"going on {name}"]
     whole = letgo.unlearn(**_alone(_settings(tmp_path, tiny_directory, RESUMED[name]), 4))
     apart = distance(folders[f"going on {name}"] / "run", whole.directory)
-    assert apart <= (0.0 if name == "directions" else ADAM)
+    assert apart <= (0.0 if name == "directions" else ROUNDING)
 
 
 def test_processes_whose_weights_differ_stop(told):

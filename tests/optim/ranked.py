@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from letgo import processes
 from letgo.errors import LetgoError
 from letgo.optim import OPTIMIZERS, ReplayLog, Sophia
 from letgo.optim.ranks import Ranks
@@ -138,3 +139,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    processes.end()

@@ -62,6 +62,7 @@ def test_with_a_large_mu_the_mean_is_the_gradient_of_the_smoothed_loss(noise: st
 RANK = """
 import sys, torch
 from torch import nn
+from letgo import processes
 from letgo.optim import ZOSGD
 rank, store, out, engine = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 if rank >= 0:
@@ -74,6 +75,7 @@ optimizer = ZOSGD([weight], lr=0.05, num_directions=2, seed=3, engine=engine, ra
 for _ in range(10):
     optimizer.step(lambda: (mine @ weight).square().mean())
 torch.save((weight.detach(), optimizer.last_losses), out)
+processes.end()
 """
 
 

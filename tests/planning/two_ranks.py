@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from letgo import processes
+
 SHAPE = {"vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6}
 CASES = ("fsdp2, tied", "fsdp2, tied, twice", "fsdp2", "fsdp2, twice", "ddp")
 """twice: a loss of two forward passes, as of a forget and a retain part."""
@@ -133,8 +135,7 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = {case: measured(case) for case in CASES}
     (out / f"{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    processes.end()
 
 
 if __name__ == "__main__":

@@ -30,27 +30,41 @@ TOGETHER = ("unlearn", "attack", "eval")
 def main() -> None:
     """The entry point: turns errors into messages and exit codes."""
     from letgo import processes
-    from letgo.errors import LetgoError, UserError
     from letgo.progress import quiet_loggers
 
     quiet_loggers()
     if not processes.is_first():
         # Each has the same results: one tells of them.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (till the process ends)
+    processes.end(_run(sys.argv[1:]))
+
+
+def _run(words: list[str]) -> int:
+    """Do what the command line says; returns the exit code."""
+    from letgo import processes
+    from letgo.errors import LetgoError, UserError
+
     try:
-        _check_together(sys.argv[1:])
+        _check_together(words)
         app()
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Typer turns Ctrl-C into an exit of its own, without a word.
-        if isinstance(stop, SystemExit) and stop.code != 130:
-            raise
-        typer.echo("\nletgo: interrupted; what was finished is kept", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        # Typer ends every command so; after Ctrl-C with 130, without a word.
+        if stop.code != 130:
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
     except LetgoError as error:
         # A mistake of the user's is met by all processes alike; what happens in one alone, it must say itself.
         if processes.is_first() or not isinstance(error, UserError):
             typer.echo(f"letgo: {error}", err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    return 0
+
+
+def _interrupted() -> int:
+    typer.echo("\nletgo: interrupted; what was finished is kept", err=True)
+    return 130
 
 
 def _check_together(words: list[str]) -> None:

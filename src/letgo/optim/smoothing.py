@@ -144,8 +144,7 @@ class SAM(GradientSmoothing):
         for g in gradients:
             if g is not None:
                 piece = piece_of(g)
-                size = float(torch.linalg.vector_norm(piece.local, dtype=noise_dtype(g.dtype)))
-                squares.append((piece.group, size**2))
+                squares.append((piece.group, _squared_norm(piece.local)))
         # Of shards, each rank's sum of squares is added over the ranks: 8 bytes a step.
         total, _ = summed(squares, torch.float64, parameters[0].device) if squares else (0.0, 0)
         norm = math.sqrt(total)
@@ -157,6 +156,15 @@ class SAM(GradientSmoothing):
         with weights_at(parameters, moved):
             _, worst = self.gradient(closure, parameters, self.part)
         return loss, worst
+
+
+def _squared_norm(gradient: Tensor) -> float:
+    """|g|², row by row and then over the rows in float64: shards hold whole rows, so that however they are cut the sum
+    is the same up to float64's rounding, which the step's own dtype does not see."""
+    if gradient.dim() < 2 or gradient.numel() == 0:
+        return float(gradient.double().square().sum())
+    rows = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=noise_dtype(gradient.dtype))
+    return float(rows.double().square().sum())
 
 
 class RandomizedSmoothing(GradientSmoothing):
