@@ -8,7 +8,7 @@ OUTPUT ?= letgo-runs
 # Waiting threads that spin starve each other on few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check example clean
+.PHONY: demo test check portable example clean
 
 demo: $(VENV)/.ready
 	$(BIN)/letgo demo --output $(OUTPUT)
@@ -20,6 +20,10 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The tests as other processors would run them; hours. `.ci/run` runs a part of it.
+portable: $(VENV)/.ready-dev
+	$(BIN)/python scripts/portable.py
 
 # The sweep, report and brief under docs/example: ten to fifteen minutes.
 example: $(VENV)/.ready

@@ -1,4 +1,5 @@
-"""What every test needs: one quiet thread, no hub, and a model small enough to train in a blink."""
+"""What every test needs: quiet threads (one, but for scripts/portable.py), no hub, and a model small enough to train in
+a blink."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import os
 
 # Before torch is imported: two busy test workers with two threads each crawl on two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ["OMP_NUM_THREADS"] = "1"
+THREADS = os.environ.get("LETGO_TEST_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = THREADS
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -16,7 +18,7 @@ import torch
 
 from tests import tiny
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(THREADS))
 
 
 @pytest.fixture(scope="session", autouse=True)
