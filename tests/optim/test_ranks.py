@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from letgo.optim import ZOSGD, replay
-from letgo.optim.ranks import RankLostError, Ranks, checksum, rank_loss_named
+from letgo.optim.engine.ranks import RankLostError, Ranks, checksum, rank_loss_named
 
 
 def started(folder: Path, *what: str) -> list[subprocess.Popen[str]]:

@@ -9,7 +9,7 @@ from letgo.metrics.robustness import kept_share
 from letgo.report.comparison import Line, baseline_of, compare, holm, lines_of
 from letgo.report.load import Run
 from letgo.report.settings import varying
-from letgo.results import SAMPLES_FILE, write_json_lines
+from letgo.runs.results import SAMPLES_FILE, write_json_lines
 from tests.report import runs as made
 
 

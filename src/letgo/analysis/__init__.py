@@ -9,21 +9,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from letgo.catalog import Catalog, Record
+from letgo.core.catalog import Catalog, Record
 
 if TYPE_CHECKING:
-    from letgo.analysis.certify import certificate as certificate
-    from letgo.analysis.connect import connectivity as connectivity
+    from letgo.analysis.certificate import certificate as certificate
+    from letgo.analysis.connectivity import connectivity as connectivity
+    from letgo.analysis.landscape import landscape as landscape
     from letgo.analysis.records import read_analyses as read_analyses
-    from letgo.analysis.sharp import sharpness as sharpness
-    from letgo.analysis.surface import landscape as landscape
+    from letgo.analysis.sharpness import sharpness as sharpness
 
 ANALYSES: Catalog[Record] = Catalog(
     "analysis",
     [
         Record(
             name="connectivity",
-            target="letgo.analysis.connect:connectivity",
+            target="letgo.analysis.connectivity:connectivity",
             summary="losses and metrics on the straight line between models, and the barrier on it",
             source="linear mode connectivity (arXiv 1912.05671), barrier as in arXiv 2110.06296",
             faithfulness="faithful",
@@ -31,7 +31,7 @@ ANALYSES: Catalog[Record] = Catalog(
         ),
         Record(
             name="landscape",
-            target="letgo.analysis.surface:landscape",
+            target="letgo.analysis.landscape:landscape",
             summary="forget and retain loss around a run, along filter-normalised random directions or an attack's own",
             source="filter-normalised loss landscapes (arXiv 1712.09913)",
             faithfulness="variant",
@@ -40,7 +40,7 @@ ANALYSES: Catalog[Record] = Catalog(
         ),
         Record(
             name="sharpness",
-            target="letgo.analysis.sharp:sharpness",
+            target="letgo.analysis.sharpness:sharpness",
             summary="worst-case and average change of loss at given radii, and the Hessian's trace",
             source="SAM (arXiv 2010.01412), projected ascent (arXiv 1706.06083), Hutchinson's trace estimate",
             faithfulness="variant",
@@ -48,7 +48,7 @@ ANALYSES: Catalog[Record] = Catalog(
         ),
         Record(
             name="certificate",
-            target="letgo.analysis.certify:certificate",
+            target="letgo.analysis.certificate:certificate",
             summary="a radius of weight changes within which the smoothed model does not reveal, with confidence",
             source="randomized smoothing (arXiv 1902.02918)",
             faithfulness="variant",

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.base import Benchmark, Headline, Item, SetName, Text
+from letgo.benchmarks.engine.base import Benchmark, Headline, Item, SetName, Text
+from letgo.core.errors import UserError
 from letgo.data.rows import Row, rows_from_records
-from letgo.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 CHANCE = 0.25

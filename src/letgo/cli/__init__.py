@@ -29,9 +29,9 @@ TOGETHER = ("unlearn", "attack", "eval")
 
 def main() -> None:
     """The entry point: turns errors into messages and exit codes."""
-    from letgo import processes
-    from letgo.errors import LetgoError, UserError
-    from letgo.progress import quiet_loggers
+    from letgo.core import processes
+    from letgo.core.errors import LetgoError, UserError
+    from letgo.core.progress import quiet_loggers
 
     quiet_loggers()
     if not processes.is_first():
@@ -55,8 +55,8 @@ def main() -> None:
 
 def _check_together(words: list[str]) -> None:
     """Raise a `UserError` for a command that several processes can't do together."""
-    from letgo import processes
-    from letgo.errors import UserError
+    from letgo.core import processes
+    from letgo.core.errors import UserError
 
     command = next((word for word in words if not word.startswith("-")), "")
     if processes.asked() > 1 and command and command not in TOGETHER:

@@ -12,7 +12,7 @@ from letgo.evidence.statistics import Estimate
 from letgo.report.html import asset
 from letgo.report.numbers import number
 from letgo.report.svg import tag, ticks
-from letgo.results import write_text
+from letgo.runs.results import write_text
 
 WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 600, 150, 20, 14, 24, 46
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from letgo.catalog import did_you_mean
-from letgo.errors import UserError, first_line
+from letgo.core.catalog import did_you_mean
+from letgo.core.errors import UserError, first_line
 from letgo.models.adapters import (
     ADAPTER_CONFIG,
     BASE_FILE,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from letgo.data.encode import IGNORE
-from letgo.metrics.running import is_sharded
 from letgo.models.forward import block_number, padding_waste, stack_rows
+from letgo.models.running import is_sharded
 from letgo.objectives.likelihood import Part, label_counts, label_hidden, layer_hidden
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from letgo.catalog import Record, settings_of
+from letgo.core.catalog import Record, settings_of
+from letgo.core.errors import UserError
 from letgo.data.pairs import PARTS
-from letgo.errors import UserError
 from letgo.models.forward import block_number
 from letgo.models.head import OutputHead, check_head, reference_head
 from letgo.objectives.joint import joined

@@ -22,8 +22,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from letgo.catalog import Catalog, Record
-from letgo.errors import UserError
+from letgo.core.catalog import Catalog, Record
+from letgo.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -352,7 +352,7 @@ class _ShardsRefused:
     why: str
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        from letgo.optim.shards import has_shards
+        from letgo.optim.engine.shards import has_shards
 
         if has_shards(p for group in optimizer.param_groups for p in group["params"]):
             raise UserError(f"the parameters are sharded over the ranks (FSDP2). {self.why}")

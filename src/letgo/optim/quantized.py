@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from letgo.catalog import settings_of
+from letgo.core.catalog import settings_of
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_number, state_like
-from letgo.optim.shards import gathered, is_distributed, local, piece_of
+from letgo.optim.engine.shards import gathered, is_distributed, local, piece_of
 
 
 class Compressed(ClosureOptimizer):

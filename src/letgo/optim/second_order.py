@@ -20,8 +20,8 @@ from letgo.optim.base import (
     parameters_of,
     state_like,
 )
-from letgo.optim.noise import Direction, mix
-from letgo.optim.shards import has_shards, local
+from letgo.optim.engine.noise import Direction, mix
+from letgo.optim.engine.shards import has_shards, local
 
 HessianKind = Literal["empirical_fisher", "hutchinson", "gnb"]
 HessianClosure = Callable[[torch.Generator], tuple[Tensor, int]]

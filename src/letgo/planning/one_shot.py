@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from letgo.catalog import settings_of
-from letgo.errors import UserError
+from letgo.core.catalog import settings_of
+from letgo.core.errors import UserError
 from letgo.models.head import reference_head
 from letgo.objectives import ONE_SHOT
 from letgo.objectives.likelihood import Part, label_hidden, labels_of

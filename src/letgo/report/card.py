@@ -15,7 +15,7 @@ from letgo.report.numbers import MISSING, Measured, interval, number, percent
 from letgo.report.settings import settings
 from letgo.report.table import columns, rows
 from letgo.report.verdict import verdict
-from letgo.results import CONFIG_FILE, RESULT_FILE, Result, write_text
+from letgo.runs.results import CONFIG_FILE, RESULT_FILE, Result, write_text
 
 CARD_FILE = "README.md"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from letgo.analysis.records import read_analyses
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.report import analyses, answers, figures, numbers
 from letgo.report.compared import compared, told
 from letgo.report.labels import short_labels
@@ -27,7 +27,7 @@ from letgo.report.load import Run, find_runs
 from letgo.report.settings import commands, plain, settings, varying
 from letgo.report.table import Column, Row, columns, keys, rows, usual_n
 from letgo.report.verdict import Verdict, overall, verdict
-from letgo.results import Result, written_whole
+from letgo.runs.results import Result, written_whole
 
 ANSWERS_IN_ALL = 600
 """Questions shown in one page, shared out among the runs."""

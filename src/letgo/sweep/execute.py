@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from letgo.digest import digest_of
-from letgo.errors import LetgoError, UserError
-from letgo.progress import Quiet, Reporter
-from letgo.results import RESULT_FILE, is_run, read_result, write_text
+from letgo.core.errors import LetgoError, UserError
+from letgo.core.fingerprints import digest_of
+from letgo.core.progress import Quiet, Reporter
 from letgo.runs import index_for, record_run
+from letgo.runs.results import RESULT_FILE, is_run, read_result, write_text
 from letgo.runs.sweeps import (
     RUNS_FOLDER,
     SWEEP_FILE,

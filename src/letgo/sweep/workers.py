@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from letgo.progress import Reporter
+from letgo.core.progress import Reporter
 from letgo.sweep.cell import Task
 from letgo.sweep.grid import Grid
 
@@ -46,7 +46,7 @@ class Workers(Protocol):
 def workers_for(grid: Grid, reporter: Reporter) -> AbstractContextManager[Workers]:
     """The grid's backend. What can be told to be missing before anything is started is a `UserError` here."""
     if grid.backend == "ray":
-        from letgo.sweep.cluster import RayWorkers
+        from letgo.sweep.ray import RayWorkers
 
         return RayWorkers(grid, reporter)
     from letgo.sweep.local import InProcess, Processes

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from letgo.errors import UserError
-from letgo.metrics.scoring import evaluating
+from letgo.core.errors import UserError
 from letgo.models.head import OutputHead, output_head
 from letgo.models.head import reference_head as frozen_head
 from letgo.objectives.chunks import chunk_rows, label_logps, summed, vocabulary_of
@@ -24,6 +23,7 @@ from letgo.objectives.likelihood import (
 )
 from letgo.objectives.one_shot.data import Data, fine_tune
 from letgo.objectives.retain import cross_entropy
+from letgo.scoring.scoring import evaluating
 
 Targets = Literal["hard", "soft"]
 
