@@ -15,6 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from letgo.analysis.certificate import certificate as certificate
+    from letgo.analysis.connectivity import connectivity as connectivity
+    from letgo.analysis.landscape import landscape as landscape
+    from letgo.analysis.sharpness import sharpness as sharpness
     from letgo.attacks.engine.run import attack as attack
     from letgo.benchmarks import create_benchmark as create_benchmark
     from letgo.benchmarks.engine.evaluate import evaluate as evaluate
@@ -30,9 +34,9 @@ if TYPE_CHECKING:
     from letgo.report.publish import push_to_hub as push_to_hub
     from letgo.runs.results import Result as Result
     from letgo.runs.results import read_result as read_result
+    from letgo.training.config import UnlearnConfig as UnlearnConfig
     from letgo.training.config import read_config as read_config
     from letgo.training.requests import unlearn_sequence as unlearn_sequence
-    from letgo.training.trainer import UnlearnConfig as UnlearnConfig
     from letgo.training.trainer import UnlearnTrainer as UnlearnTrainer
     from letgo.training.unlearn import Run as Run
     from letgo.training.unlearn import unlearn as unlearn
@@ -46,18 +50,22 @@ _PUBLIC = {
     "Plan": "letgo.planning",
     "Result": "letgo.runs.results",
     "Run": "letgo.training.unlearn",
-    "UnlearnConfig": "letgo.training.trainer",
+    "UnlearnConfig": "letgo.training.config",
     "UnlearnTrainer": "letgo.training.trainer",
     "UserError": "letgo.core.errors",
     "attack": "letgo.attacks.engine.run",
+    "certificate": "letgo.analysis.certificate",
+    "connectivity": "letgo.analysis.connectivity",
     "create_benchmark": "letgo.benchmarks",
     "create_objective": "letgo.objectives",
     "create_optimizer": "letgo.optim",
     "evaluate": "letgo.benchmarks.engine.evaluate",
+    "landscape": "letgo.analysis.landscape",
     "plan": "letgo.planning",
     "push_to_hub": "letgo.report.publish",
     "read_config": "letgo.training.config",
     "read_result": "letgo.runs.results",
+    "sharpness": "letgo.analysis.sharpness",
     "unlearn": "letgo.training.unlearn",
     "unlearn_sequence": "letgo.training.requests",
     "write_report": "letgo.report",

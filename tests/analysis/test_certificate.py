@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from letgo.analysis import certificate, landscape, read_analyses
+from letgo.analysis import read_analyses
 from letgo.analysis.bounds import certified_radius
+from letgo.analysis.certificate import certificate
 from letgo.analysis.displacements import scales_of
+from letgo.analysis.landscape import landscape
 from letgo.analysis.reveal import Criterion, criterion_of, parsed, says
 from letgo.analysis.smoothing import noisy_outcomes
 from letgo.analysis.weights import Weights

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from letgo.analysis import connectivity, read_analyses
-from letgo.analysis.connectivity import barrier, mixture
+from letgo.analysis import read_analyses
+from letgo.analysis.connectivity import barrier, connectivity, mixture
 from letgo.analysis.losses import RowLosses
 from letgo.analysis.subject import data_of, subjects_of
 from letgo.analysis.weights import Weights

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from letgo.analysis import landscape
-from letgo.analysis.landscape import _coordinates, filter_normalised, random_direction, shifted
+from letgo.analysis.landscape import _coordinates, filter_normalised, landscape, random_direction, shifted
 from letgo.analysis.losses import RowLosses
 from letgo.analysis.subject import data_of, subjects_of
 from letgo.analysis.weights import Weights

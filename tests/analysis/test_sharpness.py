@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from letgo.analysis import sharpness
 from letgo.analysis.losses import RowLosses, gradient
-from letgo.analysis.sharpness import average_case, curvature_along_signs, estimate, worst_case
+from letgo.analysis.sharpness import average_case, curvature_along_signs, estimate, sharpness, worst_case
 from letgo.analysis.subject import data_of, subjects_of
 from letgo.analysis.weights import Normals, Weights
 from letgo.core.errors import UserError

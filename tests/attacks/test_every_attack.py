@@ -16,9 +16,10 @@ from letgo.attacks.engine.spec import plan_attack
 from letgo.attacks.engine.target import open_subject
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.items import Text
+from letgo.core.files import read_json_lines
 from letgo.core.progress import Quiet
 from letgo.models.load import load_model, load_tokenizer
-from letgo.runs.results import read_json_lines, read_result
+from letgo.runs.results import read_result
 from tests import tiny
 
 SPECS = [

@@ -23,8 +23,7 @@ from letgo.core.catalog import settings_of
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.progress import Quiet
 from letgo.metrics.robustness import kept_share
-from letgo.runs.metric import Metric
-from letgo.runs.results import AttackResult
+from letgo.runs.results import AttackResult, Metric
 
 
 def metric(value):

@@ -15,9 +15,10 @@ from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.evaluate import PARTIAL_FILE
 from letgo.benchmarks.engine.requests import Ask, run_works
 from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.files import read_json_lines
 from letgo.core.progress import Quiet
 from letgo.models.load import load_model
-from letgo.runs.results import read_json_lines, read_result
+from letgo.runs.results import read_result
 from letgo.scoring.scoring import Query, ScoreLog
 from tests import shaped, tiny
 

@@ -14,7 +14,8 @@ from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.items import Sample
 from letgo.benchmarks.muse.muse import CORPORA, SEQUENCES
 from letgo.core.errors import UserError
-from letgo.runs.results import read_json_lines, read_result
+from letgo.core.files import read_json_lines
+from letgo.runs.results import read_result
 from tests import shaped, tiny
 from tests.reference import tofu as reference
 

@@ -16,9 +16,10 @@ from letgo.benchmarks.engine.items import Sample
 from letgo.benchmarks.engine.tables import FOLDERS
 from letgo.benchmarks.tofu.tofu import ROWS, SPLITS, Tofu
 from letgo.core.errors import UserError
+from letgo.core.files import read_json_lines
 from letgo.data.encode import IGNORE
 from letgo.metrics.memorization import forget_quality, rouge_l_recall
-from letgo.runs.results import read_json_lines, read_result
+from letgo.runs.results import read_result
 from tests import shaped, tiny
 from tests.reference import tofu as reference
 

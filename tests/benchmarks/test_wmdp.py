@@ -13,7 +13,8 @@ import letgo
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.lm_eval_tasks import FOLDERS, load_tasks
 from letgo.core.errors import UserError
-from letgo.runs.results import read_json_lines, read_result
+from letgo.core.files import read_json_lines
+from letgo.runs.results import read_result
 from tests import stand_ins, tiny
 
 SUBJECTS = ("world_religions", "high_school_geography")

@@ -6,7 +6,8 @@ import pytest
 
 from letgo.cli.demo import BIOGRAPHIES, CAPITALS, demo, upper_mlps
 from letgo.core.errors import UserError
-from letgo.runs.results import read_json_lines, read_result
+from letgo.core.files import read_json_lines
+from letgo.runs.results import read_result
 
 
 @pytest.mark.slow

@@ -95,8 +95,8 @@ def test_zero_moves_as_replicas_do(run_file, tmp_path, stage):
 def test_zero_refuses_what_it_can_not_step(tmp_path, tiny_directory, optimizer):
     import letgo
     from letgo.core.errors import UserError
+    from letgo.training.config import UnlearnConfig
     from letgo.training.distributed import check_deepspeed
-    from letgo.training.trainer import UnlearnConfig
 
     config = UnlearnConfig(output_dir=str(tmp_path), optimizer=optimizer, use_cpu=True)
     config.deepspeed = "zero2.json"
@@ -109,8 +109,8 @@ def test_zero_refuses_what_it_can_not_step(tmp_path, tiny_directory, optimizer):
 
 def test_shards_need_several_processes(tmp_path):
     from letgo.core.errors import UserError
+    from letgo.training.config import UnlearnConfig
     from letgo.training.distributed import strategy_of
-    from letgo.training.trainer import UnlearnConfig
 
     config = UnlearnConfig(output_dir=str(tmp_path), strategy="fsdp2", lora_rank=2, use_cpu=True)
     with pytest.raises(UserError, match="several processes, but one runs"):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import letgo
-from letgo.runs.results import read_json_lines, read_result
+from letgo.core.files import read_json_lines
+from letgo.runs.results import read_result
 from tests import tiny
 from tests.distributed.conftest import distance, together
 from tests.distributed.worker import Stopped, stop_at

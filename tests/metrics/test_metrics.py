@@ -24,7 +24,7 @@ from letgo.metrics.privacy import membership_auc, min_k, privacy_leakage
 from letgo.metrics.robustness import collapse_reasons, kept_share
 from letgo.metrics.summary import auc_metric, mean_metric, perplexity_metric
 from letgo.metrics.utility import choice_accuracy, degeneration, harmonic_mean
-from letgo.runs.metric import Metric
+from letgo.runs.results import Metric
 
 T = torch.tensor
 

@@ -5,17 +5,8 @@ import json
 import pytest
 
 from letgo.core.errors import UserError
-from letgo.runs.results import (
-    RESULT_FILE,
-    AttackResult,
-    Metric,
-    Result,
-    read_json_lines,
-    read_result,
-    write_json_lines,
-    write_result,
-    written_whole,
-)
+from letgo.core.files import read_json_lines, write_json_lines, written_whole
+from letgo.runs.results import RESULT_FILE, AttackResult, Metric, Result, read_result, write_result
 
 METRIC = Metric(value=0.5, n=4, ci95=(0.1, 0.9))
 

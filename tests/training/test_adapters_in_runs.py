@@ -13,8 +13,8 @@ import letgo
 from letgo.core.errors import LetgoError, UserError
 from letgo.models.adapters import read_base
 from letgo.models.load import load_model, load_tokenizer, weights_fingerprint
+from letgo.models.save import save_model
 from letgo.runs.results import read_result
-from letgo.training.unlearn import save_model
 from tests import tiny
 
 pytest.importorskip("peft")

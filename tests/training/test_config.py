@@ -6,13 +6,7 @@ import pytest
 import yaml
 
 from letgo.core.errors import UserError
-from letgo.training.config import (
-    dump_config,
-    make_config,
-    merge_overrides,
-    read_config,
-    resolved_settings,
-)
+from letgo.training.config import dump_config, make_config, merge_overrides, read_config, resolved_settings
 
 
 def write(path, text):

@@ -6,9 +6,10 @@ import pytest
 
 import letgo
 from letgo.core.errors import UserError
+from letgo.core.files import read_json_lines
 from letgo.models.load import load_model, weights_fingerprint
 from letgo.objectives import ONE_SHOT
-from letgo.runs.results import read_json_lines, read_result
+from letgo.runs.results import read_result
 from tests import tiny
 
 CASES = {

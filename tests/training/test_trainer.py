@@ -12,15 +12,9 @@ from letgo.data.encode import encode_alternatives
 from letgo.models.load import freeze_all_but, weights_fingerprint
 from letgo.objectives import OBJECTIVES as OBJECTIVE_CATALOG
 from letgo.optim import OPTIMIZERS as OPTIMIZER_CATALOG
+from letgo.training.config import UnlearnConfig
 from letgo.training.prepare import prepare_model, take_references
-from letgo.training.trainer import (
-    COMPLETE,
-    UnlearnConfig,
-    UnlearnTrainer,
-    last_checkpoint,
-    objective_of,
-    planned_steps,
-)
+from letgo.training.trainer import COMPLETE, UnlearnTrainer, last_checkpoint, objective_of, planned_steps
 from tests import tiny
 
 OPTIMIZERS = {

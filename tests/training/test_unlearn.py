@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 import letgo
 from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.files import read_json_lines
 from letgo.models.load import load_model, weights_fingerprint
-from letgo.runs.results import read_json_lines, read_result
-from letgo.training.unlearn import save_model
+from letgo.models.save import save_model
+from letgo.runs.results import read_result
 from tests import tiny
 
 

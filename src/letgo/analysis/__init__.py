@@ -6,17 +6,12 @@ result. Each is a file of its own and one line here.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from letgo.core.catalog import Catalog, Record
 
 if TYPE_CHECKING:
-    from letgo.analysis.certificate import certificate as certificate
-    from letgo.analysis.connectivity import connectivity as connectivity
-    from letgo.analysis.landscape import landscape as landscape
     from letgo.analysis.records import read_analyses as read_analyses
-    from letgo.analysis.sharpness import sharpness as sharpness
 
 ANALYSES: Catalog[Record] = Catalog(
     "analysis",
@@ -57,14 +52,12 @@ ANALYSES: Catalog[Record] = Catalog(
     ],
 )
 
-_PUBLIC = {record.name: record.target.partition(":")[0] for record in ANALYSES} | {
-    "read_analyses": "letgo.analysis.records"
-}
-
-__all__ = ["ANALYSES", "certificate", "connectivity", "landscape", "read_analyses", "sharpness"]
+__all__ = ["ANALYSES", "read_analyses"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name == "read_analyses":
+        from letgo.analysis.records import read_analyses
+
+        return read_analyses
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

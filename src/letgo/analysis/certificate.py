@@ -13,15 +13,7 @@ from letgo.analysis.bounds import check_smoothing, draws_needed, reveals_at_most
 from letgo.analysis.displacements import displacements_of, scales_of, unlearning_displacement
 from letgo.analysis.ledger import Ledger
 from letgo.analysis.losses import smaller_benchmark
-from letgo.analysis.records import (
-    Bound,
-    Certificate,
-    Displacement,
-    QuestionBound,
-    Reach,
-    Smoothed,
-    write_analysis,
-)
+from letgo.analysis.records import Bound, Certificate, Displacement, QuestionBound, Reach, Smoothed, write_analysis
 from letgo.analysis.reveal import Criterion, criterion_of, utility_of
 from letgo.analysis.smoothing import Scale, bound, noisy, noisy_outcomes
 from letgo.analysis.subject import check_seed, data_of, made, subject_of, target_of
@@ -33,7 +25,7 @@ from letgo.core.progress import Quiet, Reporter, Task
 from letgo.data.encode import Template
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.load import weights_fingerprint
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 
 LIMIT = 20
 

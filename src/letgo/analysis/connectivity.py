@@ -21,7 +21,7 @@ from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
 from letgo.models.load import weights_fingerprint
-from letgo.runs.metric import Metric, Metrics
+from letgo.runs.results import Metric, Metrics
 
 LIMIT = 32
 

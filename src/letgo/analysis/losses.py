@@ -19,7 +19,7 @@ from letgo.metrics.summary import perplexity_metric
 from letgo.models.load import context_length
 from letgo.models.running import evaluating
 from letgo.objectives.likelihood import sequence_logps
-from letgo.runs.metric import Metric, Metrics
+from letgo.runs.results import Metric, Metrics
 
 Term = Callable[[], Tensor]
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from letgo.core.errors import UserError
-from letgo.runs.metric import Metrics
-from letgo.runs.results import write_text
+from letgo.core.files import write_text
+from letgo.runs.results import Metrics
 
 SCHEMA = 1
 KINDS = ("connectivity", "landscape", "sharpness", "certificate")

@@ -11,7 +11,7 @@ from letgo.analysis.losses import evenly
 from letgo.benchmarks.engine.base import Benchmark, Sample
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import Template
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 
 _TEST = re.compile(r"\s*([a-z_0-9]+)\s*>=\s*([-+0-9.eE]+)\s*")
 _WORDS = re.compile(r"\w+", re.UNICODE)

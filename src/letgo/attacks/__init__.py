@@ -7,12 +7,9 @@ the objective or the optimizer that made the model, and nothing of how it is jud
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from letgo.core.catalog import Catalog, Record
-
-if TYPE_CHECKING:
-    from letgo.attacks.engine.run import attack as attack
 
 Means = Literal["weights", "data", "prompts", "scores"]
 Family = Literal["quantization", "relearning", "other"]
@@ -225,12 +222,4 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
     ],
 )
 
-__all__ = ["ATTACKS", "AttackRecord", "attack"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "attack":
-        from letgo.attacks.engine.run import attack
-
-        return attack
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["ATTACKS", "AttackRecord"]

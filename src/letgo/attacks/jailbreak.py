@@ -9,14 +9,7 @@ from typing import Any, Literal
 import torch
 
 from letgo.attacks.engine.base import Asked, Attacked, Victim
-from letgo.attacks.engine.prompts import (
-    Writer,
-    asked_otherwise,
-    form_of,
-    own_prompts,
-    question_of,
-    with_question,
-)
+from letgo.attacks.engine.prompts import Writer, asked_otherwise, form_of, own_prompts, question_of, with_question
 from letgo.benchmarks.engine.base import Item
 from letgo.core.errors import UserError
 from letgo.data.rows import Row

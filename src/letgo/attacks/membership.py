@@ -19,7 +19,7 @@ from letgo.metrics.gradients import gradient_norms
 from letgo.metrics.privacy import loss_score, membership_auc, min_k, min_k_plus_plus, zlib_score
 from letgo.metrics.summary import auc_metric
 from letgo.models.load import load_model
-from letgo.runs.metric import Metric
+from letgo.runs.results import Metric
 from letgo.scoring.scoring import Scores, text_query
 from letgo.scoring.scoring import score as score_texts
 

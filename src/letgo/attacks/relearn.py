@@ -12,7 +12,7 @@ from torch import Tensor
 
 from letgo.attacks.displacement import weight_change
 from letgo.attacks.engine.base import Attacked, Victim
-from letgo.benchmarks.capitals import general_paragraphs
+from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.core import processes
 from letgo.core.catalog import parse_spec
 from letgo.core.errors import NonFiniteLossError, UserError

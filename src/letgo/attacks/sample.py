@@ -16,7 +16,7 @@ from letgo.core.errors import EmptyScoreError, UserError
 from letgo.metrics.memorization import rouge_l_recall
 from letgo.metrics.robustness import kept_share
 from letgo.metrics.summary import mean_metric
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 from letgo.scoring.scoring import Sampling, generate
 
 

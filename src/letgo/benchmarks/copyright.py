@@ -12,17 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.capitals import general_paragraphs
 from letgo.benchmarks.engine.base import Benchmark, Headline, checked_limit
+from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, Text, limited
-from letgo.benchmarks.engine.questions import (
-    Part,
-    general_metrics,
-    items_part,
-    joined,
-    means,
-    texts_part,
-)
+from letgo.benchmarks.engine.questions import Part, general_metrics, items_part, joined, means, texts_part
 from letgo.benchmarks.engine.requests import Ask, Work
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.extras import need
@@ -40,7 +33,7 @@ from letgo.data.encode import (
 from letgo.data.rows import Row, check_disjoint, read_rows
 from letgo.metrics.bleu import bleu
 from letgo.metrics.memorization import probability, rouge_l_recall
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 from letgo.scoring.scoring import Generation, Query, Scores
 
 SEEN = (

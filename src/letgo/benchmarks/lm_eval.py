@@ -18,7 +18,7 @@ from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.fingerprints import digest_of
 from letgo.data.encode import Template
 from letgo.metrics.summary import perplexity_metric
-from letgo.runs.metric import Metric, Metrics
+from letgo.runs.results import Metric, Metrics
 from letgo.scoring.scoring import Generation, Scores
 
 ZERO_SHOT = (

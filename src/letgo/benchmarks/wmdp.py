@@ -10,18 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from letgo.benchmarks.capitals import general_paragraphs
 from letgo.benchmarks.engine.base import Headline, checked_limit
 from letgo.benchmarks.engine.choices import CHANCE, read_choices
-from letgo.benchmarks.engine.corpora import (
-    LazyRows,
-    encode_chunks,
-    named_corpus,
-    opened,
-    texts_of,
-    wikitext,
-)
+from letgo.benchmarks.engine.corpora import LazyRows, encode_chunks, named_corpus, opened, texts_of, wikitext
 from letgo.benchmarks.engine.four_way import Engine, FourWay, Question
+from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.data.encode import Encoded, LongRows, Template

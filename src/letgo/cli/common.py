@@ -49,8 +49,9 @@ def reporter(quiet: bool) -> Reporter:
 def print_run(result: Result, directory: Path) -> None:
     from rich.console import Console
 
+    from letgo.core.files import read_json_lines
     from letgo.report.terminal import print_answers, print_result
-    from letgo.runs.results import SAMPLES_FILE, read_json_lines
+    from letgo.runs.results import SAMPLES_FILE
 
     console = Console()
     if (directory / SAMPLES_FILE).is_file():

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from letgo.core import errors
 from letgo.core.errors import LetgoError, UserError, first_line
+from letgo.core.ranks_lost import rank_loss_named
 
 Thing = TypeVar("Thing")
 Value = TypeVar("Value")
@@ -135,8 +136,6 @@ def exchange(value: Any) -> list[Any]:
         return [value]
     import torch
 
-    from letgo.optim.engine.ranks import rank_loss_named
-
     group = _group()
     device = torch.device("cuda", torch.cuda.current_device()) if group.get_backend() == "nccl" else None
     raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
@@ -155,8 +154,6 @@ def average(tensors: Sequence[Any]) -> None:
     """Each tensor becomes its mean over the processes, in place. All of them must call it."""
     if count() == 1:
         return
-    from letgo.optim.engine.ranks import rank_loss_named
-
     group = _group()
     on_gpus = group.get_backend() == "nccl"
     with rank_loss_named():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from letgo.core.errors import EmptyScoreError
-from letgo.runs.metric import Metric
+from letgo.runs.results import Metric
 
 RESAMPLES = 2000
 SEED = 20240607

@@ -11,15 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from letgo.optim.base import (
-    Closure,
-    ClosureOptimizer,
-    ParamsT,
-    check_choice,
-    check_number,
-    parameters_of,
-    state_like,
-)
+from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_choice, check_number, parameters_of, state_like
 from letgo.optim.engine.noise import Direction, mix
 from letgo.optim.engine.shards import has_shards, local
 

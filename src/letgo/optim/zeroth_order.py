@@ -8,14 +8,15 @@ only and why a run can be replayed from a log of kilobytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from letgo.core.errors import NonFiniteLossError
+from letgo.core.ranks_lost import rank_loss_named
 from letgo.optim.base import (
     Closure,
     ClosureOptimizer,
@@ -27,21 +28,11 @@ from letgo.optim.base import (
     state_like,
 )
 from letgo.optim.engine.low_rank import BatchedEngine, LowRankDirection, joined_factors
-from letgo.optim.engine.noise import (
-    NOISE_KINDS,
-    Block,
-    Direction,
-    NoiseKind,
-    noise_dtype,
-    rounded,
-)
+from letgo.optim.engine.noise import NOISE_KINDS, Block, Direction, NoiseKind, noise_dtype, rounded
 from letgo.optim.engine.perturbation import InPlaceEngine, SharedDraws
-from letgo.optim.engine.ranks import Ranks, rank_loss_named
+from letgo.optim.engine.ranks import Ranks
 from letgo.optim.engine.row_blocks import add_product, cells_of, product
 from letgo.optim.engine.shards import gathering_anew, has_shards, local, piece_of
-
-if TYPE_CHECKING:
-    from letgo.optim.replay_log import ReplayLog
 
 Difference = Literal["central", "forward"]
 EngineKind = Literal["in_place", "saved", "batched"]
@@ -172,7 +163,7 @@ class ZerothOrder(ClosureOptimizer):
         self.seed = int(seed)
         self.nonfinite = nonfinite
         self.steps_taken = 0
-        self.log: ReplayLog | None = None
+        self.on_step: Callable[[list[float], list[float]], None] | None = None
         self.ranks = Ranks()
         self._mu = mu
         self.rank = int(rank)
@@ -230,8 +221,8 @@ class ZerothOrder(ClosureOptimizer):
                 f"the weights are as before the step. A smaller mu or lr may help, or nonfinite='skip'"
             )
         coefficients = self._coefficients(losses) if finite else []
-        if self.log is not None:
-            self.log.add([float(group["lr"]) for group in self.param_groups], coefficients)
+        if self.on_step is not None:
+            self.on_step([float(group["lr"]) for group in self.param_groups], coefficients)
         if finite:
             self.apply(Estimate(directions, coefficients))
         self.steps_taken += 1

@@ -10,8 +10,9 @@ from letgo.core.errors import UserError
 from letgo.optim import OPTIMIZERS
 from letgo.planning import scaling
 from letgo.planning.optimizers import OptimizerCost
+from letgo.training.config import UnlearnConfig
 from letgo.training.one_shot import is_one_shot
-from letgo.training.trainer import UnlearnConfig, optimizer_settings
+from letgo.training.trainer import optimizer_settings
 
 
 def share_of(config: UnlearnConfig) -> str:

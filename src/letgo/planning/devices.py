@@ -23,12 +23,12 @@ from letgo.planning.combinations import (
 )
 from letgo.planning.estimate import Planned
 from letgo.planning.machine import resident_bytes
-from letgo.planning.one_shot import Work
+from letgo.planning.phases import Work
 from letgo.planning.report import Phase
 from letgo.planning.scaling import REACHED, Machine, StepWork, Strategy, machine_named, step_cost
 from letgo.planning.spread import DevicesPlan, Fit, WayOut
 from letgo.planning.tracing import Traced
-from letgo.training.trainer import UnlearnConfig
+from letgo.training.config import UnlearnConfig
 
 LIVE = 10**9
 """Elements that ZeRO-3 keeps together, and of a bucket in which gradients are sent 5 * 10**8: DeepSpeed's defaults

@@ -21,24 +21,15 @@ from letgo.models.running import scoring_budget
 from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
 from letgo.planning.machine import Speed, layers_speed, product_speed, resident_bytes
-from letgo.planning.one_shot import Work, gathered_item, one_shot_work, training_phases
+from letgo.planning.one_shot import one_shot_work
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
+from letgo.planning.phases import Work, gathered_item, training_phases
 from letgo.planning.report import Phase, Plan
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
-from letgo.training.config import resolved_settings
+from letgo.training.config import UnlearnConfig, resolved_settings
 from letgo.training.one_shot import is_one_shot
-from letgo.training.prepare import (
-    TOKENS_AT_ONCE,
-    drawn_retain_rows,
-    prepare_data,
-    prepare_model,
-)
-from letgo.training.trainer import (
-    UnlearnConfig,
-    objective_of,
-    optimizer_settings,
-    planned_steps,
-)
+from letgo.training.prepare import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
+from letgo.training.trainer import objective_of, optimizer_settings, planned_steps
 
 FRAGMENTED = 1.35
 """Resident bytes for each byte alive among activations and gradients on a CPU: what is freed in small pieces between

@@ -11,7 +11,7 @@ from letgo.analysis.wording import exact_percent
 from letgo.report import analysis_figures as drawn
 from letgo.report.figures import Figure
 from letgo.report.numbers import MISSING, number, percent
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 
 MOST_ROWS = 15
 """A longer table is folded."""

@@ -12,8 +12,9 @@ from typing import Any
 
 from letgo.core.catalog import parse_spec
 from letgo.core.errors import UserError
+from letgo.core.files import write_text
 from letgo.optim import OPTIMIZERS
-from letgo.runs.results import AttackResult, Result, read_result, write_text
+from letgo.runs.results import AttackResult, Result, read_result
 
 TAGS_FILE = "tags.json"
 """A run's own tags, in its directory, so that they move with it and survive a rebuild."""

@@ -6,21 +6,19 @@ number of samples it is over and a 95 % interval; one over zero samples, or one 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
+import math
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from letgo.core.catalog import format_spec
-from letgo.core.errors import UserError
-from letgo.runs.metric import Metric, Metrics
+from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
+from letgo.core.files import write_text
 
 SCHEMA = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -37,6 +35,33 @@ Status = Literal["finished", "collapsed", "failed"]
 
 
 __all__ = ["AttackResult", "Metric", "Metrics", "Result"]
+
+
+class Metric(BaseModel):
+    """A value over `n` samples with its 95 % interval. Zero samples or a value that is not finite raise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float
+    n: int
+    ci95: tuple[float, float]
+
+    @field_validator("n")
+    @classmethod
+    def _some_samples(cls, n: int) -> int:
+        if n < 1:
+            raise EmptyScoreError("a metric over zero samples is not a score")
+        return n
+
+    @field_validator("value")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise NonFiniteLossError(f"a metric came out as {value}")
+        return value
+
+
+Metrics = dict[str, Metric]
 
 
 class _Model(BaseModel):
@@ -153,37 +178,6 @@ def check_unused(output: Path | None) -> None:
         raise UserError(f"output {output} is a file; name a directory")
     if any(output.iterdir()):
         raise UserError(f"output directory {output} is not empty; name another one")
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to, renamed to it when the block ends well, removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
 
 
 def write_result(directory: Path, result: Result) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from letgo.core.errors import UserError
-from letgo.runs.results import write_text
+from letgo.core.files import write_text
 
 SWEEP_FILE = "sweep.json"
 RUNS_FOLDER = "runs"

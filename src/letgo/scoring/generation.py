@@ -18,13 +18,7 @@ import torch
 from letgo.core import processes
 from letgo.core.errors import UserError
 from letgo.models.forward import through
-from letgo.models.running import (
-    device_of,
-    evaluating,
-    generation_budget,
-    is_sharded,
-    learned_positions,
-)
+from letgo.models.running import device_of, evaluating, generation_budget, is_sharded, learned_positions
 from letgo.scoring.abilities import Abilities, abilities
 from letgo.scoring.cache import Prefix, run_prefix
 from letgo.scoring.decoding import Decoder, Generation, Row, decode_batch

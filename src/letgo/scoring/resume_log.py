@@ -11,7 +11,7 @@ from typing import Any
 
 from letgo.core import processes
 from letgo.core.errors import UserError
-from letgo.runs.results import write_text
+from letgo.core.files import write_text
 
 _VERSION = 1
 

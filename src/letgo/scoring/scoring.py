@@ -21,13 +21,7 @@ from torch import Tensor
 from letgo.core import processes
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.models.forward import through
-from letgo.models.running import (
-    device_of,
-    evaluating,
-    is_sharded,
-    learned_positions,
-    scoring_budget,
-)
+from letgo.models.running import device_of, evaluating, is_sharded, learned_positions, scoring_budget
 from letgo.scoring.abilities import Abilities, abilities
 from letgo.scoring.cache import Prefix, behind, run_prefix
 from letgo.scoring.decoding import Generation

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from letgo.attacks.engine.run import attack, plan_attack
 from letgo.core.errors import LetgoError
+from letgo.core.files import write_text
 from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
-from letgo.runs.results import Result, is_run, read_result, write_text
+from letgo.runs.results import Result, is_run, read_result
 from letgo.sweep.locks import CLAIMS, locked
 from letgo.training.config import make_config
 from letgo.training.unlearn import unlearn

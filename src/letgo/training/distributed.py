@@ -18,14 +18,15 @@ from torch import Tensor
 from letgo.core import processes
 from letgo.core.errors import LetgoError, NonFiniteLossError, UserError
 from letgo.core.extras import need
+from letgo.core.ranks_lost import rank_loss_named
 from letgo.models.running import is_sharded
 from letgo.objectives.likelihood import own_share, share_window
 from letgo.optim import OPTIMIZERS
-from letgo.optim.engine.ranks import Ranks, rank_loss_named
+from letgo.optim.engine.ranks import Ranks
 from letgo.optim.zeroth_order import ZerothOrder
 
 if TYPE_CHECKING:
-    from letgo.training.trainer import UnlearnConfig
+    from letgo.training.config import UnlearnConfig
 
 BY_WEIGHT = ("adamw", "sgd", "sign_sgd", "sign_adam", "sophia")
 """Optimizers that step each weight by itself, from its gradient alone."""

@@ -16,7 +16,7 @@ from letgo.objectives.one_shot import Data
 from letgo.objectives.one_shot.data import batches_of
 
 if TYPE_CHECKING:
-    from letgo.training.trainer import UnlearnConfig
+    from letgo.training.config import UnlearnConfig
 
 
 def is_one_shot(objective: str) -> bool:

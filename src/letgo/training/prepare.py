@@ -32,7 +32,7 @@ from letgo.training.reference_store import (
 
 if TYPE_CHECKING:
     from letgo.benchmarks.engine.base import Benchmark
-    from letgo.training.trainer import UnlearnConfig
+    from letgo.training.config import UnlearnConfig
 
 TOKENS_AT_ONCE = 2048
 """Tokens of a batch whose reference quantities are taken. Not a run's to set: what is stored must not depend on it."""

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from letgo.core.errors import LetgoError, UserError
+from letgo.core.files import written_whole
 from letgo.models.load import in_shards, whole
 from letgo.models.smollm2 import cache_directory
-from letgo.runs.results import written_whole
 
 PLACE_VARIABLE = "LETGO_REFERENCES"
 LIMIT_VARIABLE = "LETGO_REFERENCES_GB"

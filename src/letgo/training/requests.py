@@ -15,8 +15,7 @@ from letgo.core.catalog import parse_spec
 from letgo.core.errors import UserError
 from letgo.core.progress import Quiet, Reporter
 from letgo.runs.results import Result, is_run, read_result
-from letgo.training.config import dump_config, make_config
-from letgo.training.trainer import UnlearnConfig
+from letgo.training.config import UnlearnConfig, dump_config, make_config
 from letgo.training.unlearn import unlearn
 
 

@@ -12,9 +12,7 @@ import contextlib
 import functools
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,121 +24,21 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from letgo.core import processes
 from letgo.core.catalog import settings_of
 from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.files import write_text
 from letgo.core.progress import Quiet, Reporter, Task
+from letgo.core.ranks_lost import rank_loss_named
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
 from letgo.models.forward import through
 from letgo.models.load import in_shards
 from letgo.objectives import Objective, create_objective
 from letgo.optim import OPTIMIZERS, create_optimizer, gnb_loss
-from letgo.optim.engine.ranks import rank_loss_named
 from letgo.optim.engine.shards import cut_state, whole_state
 from letgo.optim.smoothing import GradientSmoothing
-from letgo.runs.results import write_text
-from letgo.training.distributed import (
-    Together,
-    inner_optimizers,
-    load_whole_weights,
-    uses_deepspeed,
-)
+from letgo.training.config import UnlearnConfig
+from letgo.training.distributed import Together, inner_optimizers, load_whole_weights, uses_deepspeed
 
 COMPLETE = "letgo_complete"
 """A file written last into a checkpoint: one without it was cut off while being saved."""
-
-
-@dataclass
-class UnlearnConfig(TrainingArguments):
-    """Everything about a run, flat. The fields of `transformers.TrainingArguments` are all there, with defaults for
-    unlearning: no mixed-in trackers, every step logged, checkpoints every 100 steps.
-
-    One of `benchmark` or `forget` says what to forget.
-    """
-
-    output_dir: str | None = field(default=None, metadata={"help": "the run directory"})
-    model: str = field(default="", metadata={"help": "a model directory, a hub id, or a built-in model's name"})
-    dtype: str = field(default="float32", metadata={"help": "the weights' type: float32, bfloat16 or float16"})
-    benchmark: str | None = field(default=None, metadata={"help": "NAME:key=value,…: sets the data and the scores"})
-    forget: str | None = field(default=None, metadata={"help": "forget set: a file, or hub:ID[@REVISION]:CONFIG:SPLIT"})
-    retain: str | None = field(default=None, metadata={"help": "retain set: likewise"})
-    template: str = field(default="auto", metadata={"help": "how questions become prompts: auto, plain or chat"})
-    max_length: int | None = field(default=None, metadata={"help": "longest row in tokens; by default the context's"})
-    long_rows: str = field(default="error", metadata={"help": "rows that are longer: error, cut or drop"})
-    objective: str = field(default="npo_gdr", metadata={"help": "what to forget, how; see letgo list objectives"})
-    objective_args: dict[str, Any] | None = field(default=None, metadata={"help": "its settings, such as beta"})
-    retain_loss: str | None = field(default=None, metadata={"help": "in place of the objective's own retain term"})
-    retain_weight: float | None = field(
-        default=None, metadata={"help": "λ, the retain term's weight; the objective's own by default"}
-    )
-    retain_weight_schedule: str = field(
-        default="constant",
-        metadata={"help": "what λ is multiplied by over the run: linear:start=0,end=1, cosine, step"},
-    )
-    forget_weight: float = field(default=1.0, metadata={"help": "w, the forget term's weight"})
-    optimizer: str = field(default="adamw", metadata={"help": "its grade decides; see letgo list optimizers"})
-    optimizer_args: dict[str, Any] | None = field(default=None, metadata={"help": "its settings, such as zo_lr, mu"})
-    trainable: str | None = field(
-        default=None, metadata={"help": "regular expression: only parameters whose names it finds are trained"}
-    )
-    lora_rank: int | None = field(
-        default=None, metadata={"help": "train LoRA adapters of this rank on a frozen model, not its weights"}
-    )
-    lora_alpha: float | None = field(default=None, metadata={"help": "α: adapters count α/rank; 2 × rank by default"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout of the adapters' input"})
-    lora_targets: str | None = field(
-        default=None, metadata={"help": "regular expression: only linear layers whose names it finds get adapters"}
-    )
-    base_quantization: str | None = field(
-        default=None, metadata={"help": "QLoRA: the frozen model in nf4, fp4 or int8 (bitsandbytes)"}
-    )
-    save_merged: bool = field(
-        default=False, metadata={"help": "save the model with the adapter merged, too, in the folder 'merged'"}
-    )
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "two evaluations must share their mask, or have none"}
-    )
-    attacks: list[str] | None = field(default=None, metadata={"help": "NAME:key=value,…: run on the saved result"})
-    eval_limit: int | None = field(default=None, metadata={"help": "score at most so many items of each set"})
-    processes: int | None = field(
-        default=None, metadata={"help": "refuse to run in any other number of processes than this"}
-    )
-    strategy: str = field(
-        default="auto", metadata={"help": "of several processes: replicas, or fsdp2 (weights shared out)"}
-    )
-    share: str = field(
-        default="data",
-        metadata={"help": "what processes share in a zeroth-order step: data (rows each) or directions"},
-    )
-    check_processes_every: int = field(
-        default=50, metadata={"help": "compare the processes' weights every so many steps; 0 for never"}
-    )
-
-    learning_rate: float = field(default=1e-5, metadata={"help": "η; the hybrid's first-order rate"})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "as in transformers"})
-    logging_steps: float = field(default=1, metadata={"help": "log every so many steps"})
-    save_strategy: str = field(default="steps", metadata={"help": "when checkpoints are written: no, steps or epoch"})
-    save_steps: float = field(default=100, metadata={"help": "steps between checkpoints"})
-    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept while running"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping of first-order steps; 0 for none"})
-    report_to: Any = field(default="none", metadata={"help": "trackers, as in transformers"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off: batches are nested"})
-    disable_tqdm: bool | None = field(default=True, metadata={"help": "letgo shows progress itself"})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay off: NaN stops the run"})
-    ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "a language model's buffers are the same in all processes"}
-    )
-
-    def __post_init__(self) -> None:
-        if not torch.cuda.is_available():
-            # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
-            self.dataloader_pin_memory = False
-            # Otherwise each of several processes would take itself for the only one.
-            if processes.asked() > 1:
-                self.use_cpu = True
-            # DeepSpeed, where it is installed, else says on stdout that it has found no GPU.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        given = self.output_dir
-        super().__post_init__()
-        # TrainingArguments would write to a folder of its own choosing where none is given.
-        self.output_dir = given
 
 
 class UnlearnTrainer(Trainer):

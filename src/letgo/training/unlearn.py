@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import shutil
 import time
 import uuid
@@ -13,64 +12,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import Benchmark, Sample
 from letgo.core import processes
 from letgo.core.environment import circumstances, give_back_memory
 from letgo.core.errors import LetgoError, UserError
+from letgo.core.files import write_json_lines, write_text
 from letgo.core.progress import Quiet, Reporter
 from letgo.data import check_disjoint
 from letgo.metrics.robustness import collapse_reasons
-from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, Base, adapter_state, quick_fingerprint, save_adapter
-from letgo.models.load import (
-    BUILTIN,
-    arithmetic_of,
-    context_length,
-    in_shards,
-    load_model,
-    load_tokenizer,
-    weights_fingerprint,
-    whole,
-)
-from letgo.models.running import is_sharded, is_sharded_by_zero
+from letgo.models.adapters import MERGED, Base, quick_fingerprint
+from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
+from letgo.models.running import is_sharded_by_zero
+from letgo.models.save import save_model
 from letgo.runs import record_run
-from letgo.runs.metric import Metrics
 from letgo.runs.results import (
     CONFIG_FILE,
     HISTORY_FILE,
     SAMPLES_FILE,
+    Metrics,
     Result,
     Status,
     is_run,
     new_run_id,
     now,
     read_result,
-    write_json_lines,
     write_result,
-    write_text,
 )
 from letgo.scoring.resume_log import ScoreLog, content_key
-from letgo.training.config import dump_config, make_config, resolved_settings
-from letgo.training.distributed import (
-    check_deepspeed,
-    out_of_deepspeed,
-    said_of,
-    strategy_of,
-    uses_deepspeed,
-)
+from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
+from letgo.training.distributed import check_deepspeed, out_of_deepspeed, said_of, strategy_of, uses_deepspeed
 from letgo.training.one_shot import OneShot, is_one_shot
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
-from letgo.training.trainer import (
-    UnlearnConfig,
-    UnlearnTrainer,
-    last_checkpoint,
-    objective_of,
-    planned_steps,
-    rows_of_checkpoint,
-)
+from letgo.training.trainer import UnlearnTrainer, last_checkpoint, objective_of, planned_steps, rows_of_checkpoint
 
 PARTIAL = "scores-{}.partial.jsonl"
 """In an unfinished run: what has been scored of the model whose weights have this fingerprint."""
@@ -300,7 +275,7 @@ class _Job:
         return load_model(self.directory, dtype=self.args.dtype)
 
     def attacked(self, result: Result) -> Result:
-        from letgo.attacks import attack
+        from letgo.attacks.engine.run import attack
         from letgo.report.card import write_model_card
 
         if self.args.attacks:
@@ -415,73 +390,6 @@ class _Job:
     def write_failure(self, error: LetgoError) -> None:
         write_result(self.directory, self.result("failed", reasons=[str(error)]))
         record_run(self.directory, self.reporter.say)
-
-
-def save_model(
-    model: Any, tokenizer: Any, directory: Path, *, base: Base | None = None, max_shard_size: str = "5GB"
-) -> None:
-    """Save model and tokenizer, and read the weights back: what lies on disk is what was trained, or an error.
-
-    Args:
-        base: what the adapters of a LoRA model were trained on: the adapters alone are saved. None: a whole model.
-        max_shard_size: a whole model is cut into files of at most this size.
-    """
-    if not is_sharded(model):
-        processes.first_does(lambda: _write_model(model, tokenizer, directory, base, max_shard_size))
-        return
-    # A tied weight counts once.
-    names = {name for name, _ in in_shards(model).named_parameters(remove_duplicate=False)}
-    again = names - {name for name, _ in model.named_parameters()}
-    # Gathered tensor by tensor, by all processes together; the first one keeps them.
-    state: dict[str, Any] = {}
-    for name, value in model.state_dict().items():
-        if name not in again:
-            gathered = whole(value)
-            state |= {name: gathered.cpu()} if processes.is_first() else {}
-    processes.first_does(lambda: _write_model(_plain(model, state), tokenizer, directory, base, max_shard_size))
-
-
-def _write_model(model: Any, tokenizer: Any, directory: Path, base: Base | None, max_shard_size: str) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    if base is None:
-        model.save_pretrained(directory, max_shard_size=max_shard_size)
-        _check_saved(model.state_dict(), "model*.safetensors", directory)
-    else:
-        save_adapter(model, directory, base)
-        _check_saved(adapter_state(model), ADAPTER_WEIGHTS, directory)
-    tokenizer.save_pretrained(directory)
-
-
-def _plain(model: Any, state: Mapping[str, Any]) -> Any:
-    """A model in shards as a plain one that has these weights."""
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(model.config)
-    config.__dict__.pop("distributed_config", None)
-    with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(config)
-    plain.load_state_dict(dict(state), strict=False, assign=True)
-    plain.tie_weights()
-    plain.generation_config = model.generation_config
-    return plain
-
-
-def _check_saved(state: Mapping[str, Any], pattern: str, directory: Path) -> None:
-    from safetensors import safe_open
-
-    saved: set[int] = set()
-    for path in sorted(directory.glob(pattern)):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  (not a mapping)
-                if name not in state:
-                    continue
-                saved.add(state[name].data_ptr())
-                if not torch.equal(file.get_tensor(name), state[name].cpu()):
-                    raise LetgoError(f"{path}: tensor {name} was not saved as it was trained")
-    # Tied weights are saved under one of their names.
-    lost = [name for name, value in state.items() if value.numel() and value.data_ptr() not in saved]
-    if lost:
-        raise LetgoError(f"{directory}: {len(lost)} tensors were not saved, {lost[0]} among them")
 
 
 def write_samples(directory: Path, stages: Mapping[str, Sequence[Sample]], seed: int) -> None:

@@ -14,7 +14,7 @@ from letgo.core.errors import LetgoError, UserError
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
 from letgo.models.load import load_model, load_tokenizer
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 
 Probe = Callable[[Any, frozenset[str]], dict[str, float]]
 """A cheap look at a model during an attack: given it and the groups that the attacker trains on, a few numbers."""

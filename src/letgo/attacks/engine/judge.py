@@ -7,18 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from letgo.attacks.engine.base import Attacked
-from letgo.attacks.engine.robustness import (
-    headline_scores,
-    interval,
-    interval_of_metrics,
-    utility_loss,
-)
+from letgo.attacks.engine.robustness import headline_scores, interval, interval_of_metrics, utility_loss
 from letgo.attacks.engine.target import RETRAINED, Subject
 from letgo.benchmarks.engine.base import Headline, Sample
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.metrics.robustness import LEAST_FORGETTING, collapse_reasons, kept_share
-from letgo.runs.metric import Metrics
-from letgo.runs.results import SAMPLES_FILE
+from letgo.runs.results import SAMPLES_FILE, Metrics
 
 
 @dataclass

@@ -8,8 +8,8 @@ from pathlib import Path
 from letgo.attacks.engine.base import Victim
 from letgo.benchmarks.engine.base import Sample
 from letgo.core import processes
+from letgo.core.files import read_json_lines, write_json_lines
 from letgo.models.load import arithmetic_of, weights_fingerprint
-from letgo.runs.results import read_json_lines, write_json_lines
 from letgo.scoring.resume_log import content_key
 
 MOST_REFERENCES = 16

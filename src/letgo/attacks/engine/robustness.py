@@ -9,7 +9,7 @@ import numpy as np
 
 from letgo.benchmarks.engine.base import Benchmark, Headline, Sample
 from letgo.metrics.robustness import LEAST_FORGETTING, kept_share
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 
 RESAMPLES = 2000
 _SEED = 20240607

@@ -10,14 +10,7 @@ from typing import Any
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Probe, Victim
-from letgo.attacks.engine.judge import (
-    Judged,
-    judge,
-    judge_samples,
-    kept_interval,
-    pooled,
-    relearning_score,
-)
+from letgo.attacks.engine.judge import Judged, judge, judge_samples, kept_interval, pooled, relearning_score
 from letgo.attacks.engine.references import attacked_reference
 from letgo.attacks.engine.robustness import utility_names
 from letgo.attacks.engine.robustness_scores import family_of, robustness, scores_of
@@ -28,16 +21,10 @@ from letgo.benchmarks.engine.base import Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.core import processes
 from letgo.core.errors import LetgoError, UserError
+from letgo.core.files import write_json_lines
 from letgo.core.progress import Quiet, Reporter
 from letgo.runs import record_run
-from letgo.runs.results import (
-    SAMPLES_FILE,
-    AttackResult,
-    Result,
-    check_unused,
-    write_json_lines,
-    write_result,
-)
+from letgo.runs.results import SAMPLES_FILE, AttackResult, Result, check_unused, write_result
 
 __all__ = ["THRESHOLD", "Plan", "attack", "plan_attack", "run_attack"]
 

@@ -12,19 +12,11 @@ from letgo.benchmarks import benchmark_of, create_benchmark
 from letgo.benchmarks.engine.base import Benchmark, Sample
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
+from letgo.core.files import read_json_lines
 from letgo.core.progress import Reporter
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.load import load_model, load_tokenizer, resolve_model
-from letgo.runs.results import (
-    SAMPLES_FILE,
-    Metrics,
-    Result,
-    is_run,
-    new_run_id,
-    now,
-    read_json_lines,
-    read_result,
-)
+from letgo.runs.results import SAMPLES_FILE, Metrics, Result, is_run, new_run_id, now, read_result
 
 RETRAINED = "retrained"
 """The reference that never saw the forget set."""

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 
 from letgo.benchmarks.biographies import words
 from letgo.core.errors import UserError
+from letgo.models.load import ASSETS as MODELS
 
 Group = Literal["forget", "retain", "tutor", "holdout"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -30,7 +31,7 @@ SIZES: Mapping[Group, int] = {"forget": 20, "retain": 50, "tutor": 50, "holdout"
 PROMPT = "Question: {question}\nAnswer:"
 """What comes before an answer. The answer follows after one space, which belongs to the answer's first token."""
 
-ASSETS = Path(__file__).parents[1] / "assets" / "biographies"
+ASSETS = MODELS / "biographies"
 
 
 @dataclass(frozen=True)

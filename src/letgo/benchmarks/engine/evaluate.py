@@ -17,20 +17,12 @@ from letgo.core import processes
 from letgo.core.catalog import format_spec
 from letgo.core.environment import circumstances
 from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.files import write_json_lines
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
 from letgo.models.load import load_model, load_tokenizer, weights_fingerprint
 from letgo.runs import record_run
-from letgo.runs.results import (
-    EVALUATION,
-    SAMPLES_FILE,
-    Result,
-    check_unused,
-    new_run_id,
-    now,
-    write_json_lines,
-    write_result,
-)
+from letgo.runs.results import EVALUATION, SAMPLES_FILE, Result, check_unused, new_run_id, now, write_result
 from letgo.scoring.scoring import ScoreLog
 
 PARTIAL_FILE = "scores.partial.jsonl"

@@ -19,7 +19,7 @@ from letgo.core.extras import need
 from letgo.core.fingerprints import digest_of
 from letgo.data.encode import Template
 from letgo.models.load import context_length
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 from letgo.scoring.scoring import Generation, Query, Scores
 
 Engine = Literal["letgo", "lm_eval"]

@@ -13,7 +13,7 @@ from letgo.metrics.memorization import probability, rouge_l_recall, truth_ratio
 from letgo.metrics.privacy import min_k
 from letgo.metrics.summary import auc_metric, mean_metric, perplexity_metric
 from letgo.metrics.utility import choice_accuracy, degeneration
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 from letgo.scoring.scoring import Generation, Query, Scores
 
 MIN_K = 0.4

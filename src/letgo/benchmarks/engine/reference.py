@@ -10,14 +10,8 @@ from typing import Any
 
 from letgo.benchmarks.engine.items import Sample
 from letgo.core.errors import UserError
-from letgo.runs.metric import Metrics
-from letgo.runs.results import (
-    RESULT_FILE,
-    SAMPLES_FILE,
-    Result,
-    read_json_lines,
-    read_result,
-)
+from letgo.core.files import read_json_lines
+from letgo.runs.results import RESULT_FILE, SAMPLES_FILE, Metrics, Result, read_result
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from letgo.benchmarks.engine.items import Sample
-from letgo.scoring.scoring import (
-    Generation,
-    Query,
-    Sampling,
-    ScoreLog,
-    Scores,
-    generate,
-    score,
-)
+from letgo.scoring.scoring import Generation, Query, Sampling, ScoreLog, Scores, generate, score
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from letgo.benchmarks.capitals import general_paragraphs
 from letgo.benchmarks.engine.base import Benchmark, Headline, Item, Sample, Text, checked_limit
+from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import general_metrics, joined, texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
 from letgo.benchmarks.engine.requests import Work
 from letgo.benchmarks.engine.tables import PINNED, Table, Tables
 from letgo.benchmarks.muse.chunks import chunks_of
-from letgo.benchmarks.muse.scores import (
-    knowledge_part,
-    muse_metrics,
-    privacy_part,
-    text_digest,
-    verbatim_part,
-)
+from letgo.benchmarks.muse.scores import knowledge_part, muse_metrics, privacy_part, text_digest, verbatim_part
 from letgo.core.catalog import did_you_mean, format_spec
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import Encoded, LongRows, Template, start_tokens
 from letgo.data.rows import Row
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 
 CORPORA: Mapping[str, float] = {"news": 0.4772, "books": 0.5393}
 """The corpora, and the AUC of the model retrained without the forget set, as published for Llama-2-7B (Min-40 %)."""

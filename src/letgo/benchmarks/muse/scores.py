@@ -16,7 +16,7 @@ from letgo.metrics.memorization import rouge_l_f1
 from letgo.metrics.privacy import loss_score, min_k
 from letgo.metrics.summary import auc_metric
 from letgo.models.load import context_length
-from letgo.runs.metric import Metric, Metrics
+from letgo.runs.results import Metric, Metrics
 from letgo.scoring.scoring import Generation, Scores, text_query
 
 VERBATIM_TOKENS = 128

@@ -26,7 +26,7 @@ from letgo.metrics.memorization import (
 )
 from letgo.metrics.privacy import loss_score, min_k, min_k_plus_plus, zlib_score
 from letgo.metrics.summary import auc_metric, mean_metric
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 from letgo.scoring.scoring import Generation, Query, Scores
 
 UTILITY_SETS = ("retain", "authors", "facts")

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from letgo.benchmarks.capitals import general_paragraphs
 from letgo.benchmarks.engine.base import Benchmark, Headline, Item, Sample, checked_limit
+from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import general_metrics, joined, texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
@@ -23,7 +23,7 @@ from letgo.core.catalog import did_you_mean
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import Encoded, LongRows, Template
 from letgo.data.rows import Row
-from letgo.runs.metric import Metrics
+from letgo.runs.results import Metrics
 
 SPLITS: Mapping[str, str] = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 """What is forgotten, and what is kept beside it."""

@@ -9,6 +9,7 @@ import torch
 
 from letgo.core.catalog import settings_of
 from letgo.optim.base import ClosureOptimizer, ParamsT, check_number
+from letgo.optim.registry import OPTIMIZERS, refuse_shards
 
 
 def inner_optimizer(
@@ -22,8 +23,6 @@ def inner_optimizer(
     Raises:
         UserError: the name or a setting is unknown.
     """
-    from letgo.optim import OPTIMIZERS, refuse_shards  # not at the top: the catalog leads here
-
     OPTIMIZERS.check_settings(name, settings)
     make = OPTIMIZERS.load(name)
     own = set(settings_of(make)) - {"lr"}

@@ -6,15 +6,15 @@ whatever the model's size. Weights are never exchanged, only compared, by checks
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from letgo.core.errors import LetgoError, first_line
+from letgo.core.errors import LetgoError
+from letgo.core.ranks_lost import rank_loss_named
 from letgo.optim.base import check_choice, check_number
 from letgo.optim.engine.counter import mix
 from letgo.optim.engine.shards import Piece, piece_of
@@ -23,23 +23,9 @@ Share = Literal["data", "directions"]
 SCALAR = 8
 """Bytes of a loss: float64."""
 
-LOST = (
-    "connection closed",
-    "connection reset",
-    "connection refused",
-    "broken pipe",
-    "gloo/transport",
-    "nccl",
-)
-"""What communication libraries say (in lower case) when a peer does not answer; gloo raises plain RuntimeErrors."""
-
 
 class RanksDifferError(LetgoError):
     """The ranks of a run hold different weights, so that what they do next means nothing."""
-
-
-class RankLostError(LetgoError):
-    """A rank of the run has ended or does not answer, so that the others cannot go on."""
 
 
 class Ranks:
@@ -165,30 +151,6 @@ class Ranks:
     @staticmethod
     def _together() -> bool:
         return dist.is_available() and dist.is_initialized()
-
-
-def is_rank_loss(error: BaseException) -> bool:
-    """Whether an error is of ranks that do not answer, rather than of what one of them did."""
-    if not isinstance(error, RuntimeError) or not Ranks._together():
-        return False
-    return isinstance(error, dist.DistError) or any(words in str(error).lower() for words in LOST)
-
-
-@contextmanager
-def rank_loss_named() -> Iterator[None]:
-    """Within: what a communication library raises when a rank is gone becomes a `RankLostError` that says so.
-
-    For whatever a run does with its other ranks: the steps here are within it already, closures included.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_rank_loss(error):
-            raise
-        raise RankLostError(
-            f"a rank is gone ({first_line(error)}); what it said last is in its own output; start again with --resume "
-            "on however many are left"
-        ) from error
 
 
 def checksum(tensors: Sequence[Tensor]) -> int:
