@@ -33,10 +33,10 @@ PART = [("avx2", 2), ("plain", 1)]
 PART_FOLDERS = [
     "tests/optim",
     "tests/objectives",
-    "tests/metrics/test_scoring.py",
+    "tests/scoring/test_scoring.py",
     "tests/distributed/test_together.py",
     "tests/attacks/test_every_attack.py",
-    "tests/test_trainer.py",
+    "tests/training/test_trainer.py",
 ]
 
 

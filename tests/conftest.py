@@ -7,8 +7,8 @@ import os
 
 # Before torch is imported: two busy test workers with two threads each crawl on two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-THREADS = os.environ.get("LETGO_TEST_THREADS", "1")
-os.environ["OMP_NUM_THREADS"] = THREADS
+os.environ.setdefault("LETGO_TEST_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = os.environ["LETGO_TEST_THREADS"]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -18,7 +18,7 @@ import torch
 
 from tests import tiny
 
-torch.set_num_threads(int(THREADS))
+torch.set_num_threads(int(os.environ["LETGO_TEST_THREADS"]))
 
 
 @pytest.fixture(scope="session", autouse=True)

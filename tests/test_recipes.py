@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from letgo.attacks.plan import plan_attack
+from letgo.attacks.engine.spec import plan_attack
 from letgo.benchmarks import BENCHMARKS, create_benchmark
-from letgo.catalog import parse_spec
-from letgo.config import read_config
+from letgo.core.catalog import parse_spec
+from letgo.core.files import load_settings
 from letgo.objectives import METHODS, ONE_SHOT
-from letgo.one_shot import is_one_shot
 from letgo.optim import create_optimizer
-from letgo.trainer import objective_of, optimizer_settings
-from letgo.yaml_file import load_settings
+from letgo.training.config import read_config
+from letgo.training.one_shot import is_one_shot
+from letgo.training.trainer import objective_of, optimizer_settings
 from tests import shaped, stand_ins
 from tests.benchmarks.test_detox import pku_rows
 from tests.benchmarks.test_wmdp import SUBJECTS

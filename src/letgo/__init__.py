@@ -15,51 +15,59 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from letgo.attacks.run import attack as attack
+    from letgo.analysis.certificate import certificate as certificate
+    from letgo.analysis.connectivity import connectivity as connectivity
+    from letgo.analysis.landscape import landscape as landscape
+    from letgo.analysis.sharpness import sharpness as sharpness
+    from letgo.attacks.engine.run import attack as attack
     from letgo.benchmarks import create_benchmark as create_benchmark
-    from letgo.config import read_config as read_config
-    from letgo.errors import EmptyScoreError as EmptyScoreError
-    from letgo.errors import LetgoError as LetgoError
-    from letgo.errors import NonFiniteLossError as NonFiniteLossError
-    from letgo.errors import UserError as UserError
-    from letgo.evaluation import evaluate as evaluate
+    from letgo.benchmarks.engine.evaluate import evaluate as evaluate
+    from letgo.core.errors import EmptyScoreError as EmptyScoreError
+    from letgo.core.errors import LetgoError as LetgoError
+    from letgo.core.errors import NonFiniteLossError as NonFiniteLossError
+    from letgo.core.errors import UserError as UserError
     from letgo.objectives import create_objective as create_objective
     from letgo.optim import create_optimizer as create_optimizer
     from letgo.planning import Plan as Plan
     from letgo.planning import plan as plan
-    from letgo.publishing import push_to_hub as push_to_hub
     from letgo.report import write_report as write_report
-    from letgo.results import Result as Result
-    from letgo.results import read_result as read_result
-    from letgo.sequence import unlearn_sequence as unlearn_sequence
-    from letgo.trainer import UnlearnConfig as UnlearnConfig
-    from letgo.trainer import UnlearnTrainer as UnlearnTrainer
-    from letgo.unlearning import Run as Run
-    from letgo.unlearning import unlearn as unlearn
+    from letgo.report.publish import push_to_hub as push_to_hub
+    from letgo.runs.results import Result as Result
+    from letgo.runs.results import read_result as read_result
+    from letgo.training.config import UnlearnConfig as UnlearnConfig
+    from letgo.training.config import read_config as read_config
+    from letgo.training.requests import unlearn_sequence as unlearn_sequence
+    from letgo.training.trainer import UnlearnTrainer as UnlearnTrainer
+    from letgo.training.unlearn import Run as Run
+    from letgo.training.unlearn import unlearn as unlearn
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "EmptyScoreError": "letgo.errors",
-    "LetgoError": "letgo.errors",
-    "NonFiniteLossError": "letgo.errors",
+    "EmptyScoreError": "letgo.core.errors",
+    "LetgoError": "letgo.core.errors",
+    "NonFiniteLossError": "letgo.core.errors",
     "Plan": "letgo.planning",
-    "Result": "letgo.results",
-    "Run": "letgo.unlearning",
-    "UnlearnConfig": "letgo.trainer",
-    "UnlearnTrainer": "letgo.trainer",
-    "UserError": "letgo.errors",
-    "attack": "letgo.attacks.run",
+    "Result": "letgo.runs.results",
+    "Run": "letgo.training.unlearn",
+    "UnlearnConfig": "letgo.training.config",
+    "UnlearnTrainer": "letgo.training.trainer",
+    "UserError": "letgo.core.errors",
+    "attack": "letgo.attacks.engine.run",
+    "certificate": "letgo.analysis.certificate",
+    "connectivity": "letgo.analysis.connectivity",
     "create_benchmark": "letgo.benchmarks",
     "create_objective": "letgo.objectives",
     "create_optimizer": "letgo.optim",
-    "evaluate": "letgo.evaluation",
+    "evaluate": "letgo.benchmarks.engine.evaluate",
+    "landscape": "letgo.analysis.landscape",
     "plan": "letgo.planning",
-    "push_to_hub": "letgo.publishing",
-    "read_config": "letgo.config",
-    "read_result": "letgo.results",
-    "unlearn": "letgo.unlearning",
-    "unlearn_sequence": "letgo.sequence",
+    "push_to_hub": "letgo.report.publish",
+    "read_config": "letgo.training.config",
+    "read_result": "letgo.runs.results",
+    "sharpness": "letgo.analysis.sharpness",
+    "unlearn": "letgo.training.unlearn",
+    "unlearn_sequence": "letgo.training.requests",
     "write_report": "letgo.report",
 }
 

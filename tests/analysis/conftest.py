@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from letgo.models.load import load_model
-from letgo.results import write_result
+from letgo.runs.results import write_result
 from tests import tiny
 from tests.report.runs import quantize, relearn, result
 

@@ -13,7 +13,7 @@ from letgo.analysis.bounds import (
 )
 from letgo.analysis.smoothing import bound, noisy_outcomes
 from letgo.analysis.weights import Weights
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from tests.analysis.problems import HalfSpace
 
 

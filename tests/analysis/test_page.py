@@ -7,8 +7,11 @@ from itertools import pairwise
 
 import pytest
 
-from letgo.analysis import certificate, connectivity, landscape, sharpness
+from letgo.analysis.certificate import certificate
+from letgo.analysis.connectivity import connectivity
+from letgo.analysis.landscape import landscape
 from letgo.analysis.records import Axis, GridPoint, Landscape, Mark, write_analysis
+from letgo.analysis.sharpness import sharpness
 from letgo.report import write_report
 from letgo.report.analyses import in_text, view
 from letgo.report.contours import contour, levels

@@ -5,7 +5,7 @@ import torch
 
 from letgo.analysis.losses import evenly
 from letgo.analysis.weights import Normals, Weights, check_same_shape, distance, vector_norm
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.models.load import weights_fingerprint
 from tests import tiny
 

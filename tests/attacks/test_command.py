@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from letgo.cli import main
-from letgo.results import read_result
+from letgo.runs.results import read_result
 
 
 @pytest.fixture

@@ -10,15 +10,16 @@ import torch
 
 import letgo
 from letgo.attacks import ATTACKS
-from letgo.attacks.plan import plan_attack
-from letgo.attacks.robustness import robustness
-from letgo.attacks.run import run_attack
-from letgo.attacks.subject import open_subject
+from letgo.attacks.engine.robustness_scores import robustness
+from letgo.attacks.engine.run import run_attack
+from letgo.attacks.engine.spec import plan_attack
+from letgo.attacks.engine.target import open_subject
 from letgo.benchmarks import create_benchmark
-from letgo.benchmarks.items import Text
+from letgo.benchmarks.engine.items import Text
+from letgo.core.files import read_json_lines
+from letgo.core.progress import Quiet
 from letgo.models.load import load_model, load_tokenizer
-from letgo.progress import Quiet
-from letgo.results import read_json_lines, read_result
+from letgo.runs.results import read_result
 from tests import tiny
 
 SPECS = [
@@ -71,7 +72,7 @@ def attacked(saved):
         if extra := ATTACKS.record(plan.name).extra:
             pytest.importorskip(MODULES[extra], reason=f"not installed: pip install 'letgo[{extra}]'")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("letgo.attacks.subject.create_benchmark", with_holdout)
+            patch.setattr("letgo.attacks.engine.target.create_benchmark", with_holdout)
             if form not in subjects:
                 subjects[form] = open_subject(
                     saved.forms[form],

@@ -10,21 +10,20 @@ import numpy as np
 import pytest
 
 from letgo.attacks import ATTACKS
-from letgo.attacks.judge import Judged
-from letgo.attacks.kept import Scored, interval, utility_loss
-from letgo.attacks.plan import plan_attack
+from letgo.attacks.engine.judge import Judged
+from letgo.attacks.engine.robustness import Scored, interval, utility_loss
+from letgo.attacks.engine.robustness_scores import robustness, scores_of
+from letgo.attacks.engine.run import _said_of_halves, _steps_to_half
+from letgo.attacks.engine.search import search, summary
+from letgo.attacks.engine.spec import plan_attack
 from letgo.attacks.relearn import rate_at
-from letgo.attacks.robustness import robustness, scores_of
-from letgo.attacks.run import _said_of_halves, _steps_to_half
 from letgo.attacks.sample import best_of_k
-from letgo.attacks.search import search, summary
-from letgo.benchmarks.base import Headline
-from letgo.catalog import settings_of
-from letgo.errors import NonFiniteLossError, UserError
-from letgo.metrics.metric import Metric
+from letgo.benchmarks.engine.base import Headline
+from letgo.core.catalog import settings_of
+from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.progress import Quiet
 from letgo.metrics.robustness import kept_share
-from letgo.progress import Quiet
-from letgo.results import AttackResult
+from letgo.runs.results import AttackResult, Metric
 
 
 def metric(value):
@@ -134,7 +133,7 @@ def no_optuna(monkeypatch):
     def missing(module, extra, **more):
         raise UserError(f"pip install 'letgo[{extra}]'")
 
-    monkeypatch.setattr("letgo.attacks.search.need", missing)
+    monkeypatch.setattr("letgo.attacks.engine.search.need", missing)
 
 
 def fake(settings, seed):

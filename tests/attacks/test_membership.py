@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from letgo.attacks.base import Victim
+from letgo.attacks.engine.base import Victim
 from letgo.attacks.membership import membership
 from letgo.benchmarks import create_benchmark
-from letgo.benchmarks.base import Sample
-from letgo.errors import UserError
+from letgo.benchmarks.engine.base import Sample
+from letgo.core.errors import UserError
 from tests import tiny
 
 

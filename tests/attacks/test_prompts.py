@@ -6,17 +6,17 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 
-from letgo.attacks.asking import asked_otherwise
-from letgo.attacks.base import Victim
+from letgo.attacks.engine.base import Victim
+from letgo.attacks.engine.prompts import asked_otherwise
 from letgo.attacks.jailbreak import in_context, instruct, paraphrase, prefill
 from letgo.attacks.sample import sample
 from letgo.attacks.suffix import suffix
 from letgo.benchmarks import create_benchmark
-from letgo.benchmarks.base import Benchmark
+from letgo.benchmarks.engine.base import Benchmark
+from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import encode_prompt
 from letgo.data.rows import rows_from_records
-from letgo.errors import EmptyScoreError, UserError
-from letgo.metrics.scoring import Query, continuation_logps
+from letgo.scoring.scoring import Query, continuation_logps
 from tests import tiny
 
 CHAT = (

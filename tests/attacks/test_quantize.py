@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from letgo.attacks.base import linear_layers
+from letgo.attacks.engine.base import linear_layers
 from letgo.attacks.rounding import round_to_nearest
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from tests.reference.quantization import quantize_matrix
 
 

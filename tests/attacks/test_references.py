@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import letgo
-from letgo.attacks import references
-from letgo.attacks import run as attacking
+from letgo.attacks.engine import references
+from letgo.attacks.engine import run as attacking
 
 ATTACK = "relearn:steps=2,learning_rate=1e-3,batch_size=4,holdout=0.5,seeds=2,evaluations=0"
 HOW = {"benchmark": "biographies", "original": "biographies", "limit": 40}

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from letgo.attacks.base import Victim
+from letgo.attacks.engine.base import Victim
+from letgo.attacks.engine.run import plan_attack
 from letgo.attacks.relearn import default_rate, relearn
-from letgo.attacks.run import plan_attack
 from letgo.benchmarks import create_benchmark
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.models.load import weights_fingerprint
 from tests import tiny
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 
 from letgo.benchmarks import create_benchmark
-from letgo.benchmarks.base import Benchmark, Headline, Sample
-from letgo.benchmarks.capitals import HELD_OUT_WORDINGS, TRAINED_WORDINGS, load_capitals, read_paragraphs
+from letgo.benchmarks.capitals import HELD_OUT_WORDINGS, TRAINED_WORDINGS, load_capitals
+from letgo.benchmarks.engine.base import Benchmark, Headline, Sample
+from letgo.benchmarks.engine.general_text import read_paragraphs
+from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data import check_disjoint
-from letgo.errors import EmptyScoreError, UserError
 from tests import tiny
 
 

@@ -8,8 +8,8 @@ from itertools import combinations
 
 import pytest
 
-from letgo.benchmarks import biographies_words as words
-from letgo.benchmarks.biographies_data import (
+from letgo.benchmarks.biographies import words
+from letgo.benchmarks.biographies.data import (
     ASSETS,
     FACTS,
     GROUPS,
@@ -20,7 +20,7 @@ from letgo.benchmarks.biographies_data import (
     model_path,
     people,
 )
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 
 BIOGRAPHIES = people()
 SHIPPED_FILES = {

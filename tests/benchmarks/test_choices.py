@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from letgo.benchmarks.choices import encode_choice, read_choices
-from letgo.errors import UserError
+from letgo.benchmarks.engine.choices import encode_choice, read_choices
+from letgo.core.errors import UserError
 from tests import stand_ins
 
 ROW = {"question": " Which way? ", "choices": ["up", "down", "left", "right"], "answer": 2}

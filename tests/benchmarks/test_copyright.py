@@ -7,10 +7,10 @@ import torch
 
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.copyright import SEEN, UNSEEN
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.metrics.bleu import bleu
 from letgo.metrics.memorization import rouge_l_recall
-from letgo.results import read_result
+from letgo.runs.results import read_result
 from tests import stand_ins, tiny
 from tests.reference.scoring import token_logps
 

@@ -6,9 +6,10 @@ import pytest
 
 import letgo
 from letgo.benchmarks import create_benchmark
-from letgo.errors import UserError
+from letgo.core.errors import UserError
+from letgo.core.files import read_json_lines
 from letgo.metrics.toxicity import ToxicityClassifier
-from letgo.results import read_json_lines, read_result
+from letgo.runs.results import read_result
 from tests import stand_ins, tiny
 from tests.classifiers import save_classifier
 

@@ -11,10 +11,11 @@ from sklearn.metrics import roc_auc_score
 
 import letgo
 from letgo.benchmarks import create_benchmark
-from letgo.benchmarks.items import Sample
-from letgo.benchmarks.muse import CORPORA, SEQUENCES
-from letgo.errors import UserError
-from letgo.results import read_json_lines, read_result
+from letgo.benchmarks.engine.items import Sample
+from letgo.benchmarks.muse.muse import CORPORA, SEQUENCES
+from letgo.core.errors import UserError
+from letgo.core.files import read_json_lines
+from letgo.runs.results import read_result
 from tests import shaped, tiny
 from tests.reference import tofu as reference
 
@@ -231,7 +232,7 @@ def test_privleak_worked_through():
     forget, holdout = [1.0, 2.0, 6.0], [3.0, 4.0, 5.0]
     auc = roc_auc_score([0] * 3 + [1] * 3, [-score for score in forget + holdout])
     assert auc == pytest.approx(1 / 3)
-    from letgo.benchmarks.muse_scores import muse_metrics
+    from letgo.benchmarks.muse.scores import muse_metrics
 
     found = muse_metrics(text_samples(forget, holdout), CORPORA["news"], None)["forget_privleak"]
     assert found.value == pytest.approx(100 * (1 / 3 - 0.4772) / 0.4772)
@@ -328,7 +329,7 @@ def test_growing_requests_start_from_one_model_and_repeated_ones_go_on(data, tmp
     """Which model each request is given; nothing is trained here."""
     from types import SimpleNamespace
 
-    import letgo.sequence as sequence
+    import letgo.training.requests as sequence
 
     given = []
 

@@ -12,13 +12,14 @@ from scipy.stats import ks_2samp
 
 import letgo
 from letgo.benchmarks import create_benchmark
-from letgo.benchmarks.items import Sample
-from letgo.benchmarks.sources import FOLDERS
-from letgo.benchmarks.tofu import ROWS, SPLITS, Tofu
+from letgo.benchmarks.engine.items import Sample
+from letgo.benchmarks.engine.tables import FOLDERS
+from letgo.benchmarks.tofu.tofu import ROWS, SPLITS, Tofu
+from letgo.core.errors import UserError
+from letgo.core.files import read_json_lines
 from letgo.data.encode import IGNORE
-from letgo.errors import UserError
 from letgo.metrics.memorization import forget_quality, rouge_l_recall
-from letgo.results import read_json_lines, read_result
+from letgo.runs.results import read_result
 from tests import shaped, tiny
 from tests.reference import tofu as reference
 

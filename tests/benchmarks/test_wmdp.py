@@ -11,9 +11,10 @@ import torch
 
 import letgo
 from letgo.benchmarks import create_benchmark
-from letgo.benchmarks.harness import FOLDERS, load_tasks
-from letgo.errors import UserError
-from letgo.results import read_json_lines, read_result
+from letgo.benchmarks.engine.lm_eval_tasks import FOLDERS, load_tasks
+from letgo.core.errors import UserError
+from letgo.core.files import read_json_lines
+from letgo.runs.results import read_result
 from tests import stand_ins, tiny
 
 SUBJECTS = ("world_religions", "high_school_geography")
@@ -287,8 +288,8 @@ def test_lm_evals_tasks_as_a_benchmark(model, tokenizer, tasks):
 
 
 def test_the_mean_of_the_zero_shot_tasks_is_over_all_of_them(tasks):
-    from letgo.benchmarks.items import Sample
-    from letgo.benchmarks.zero_shot import ZERO_SHOT
+    from letgo.benchmarks.engine.items import Sample
+    from letgo.benchmarks.lm_eval import ZERO_SHOT
 
     benchmark = create_benchmark("lm_eval:tasks=valley", folder=tasks)
     samples = [

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from letgo.core.errors import UserError
 from letgo.data import ForgetRetainDataset, collate_pairs, encode_rows, pad_rows, read_rows, resolve_template
 from letgo.data.encode import IGNORE
-from letgo.errors import UserError
 from tests.tiny import FORGET, RETAIN, make_tokenizer
 
 

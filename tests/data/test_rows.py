@@ -6,9 +6,9 @@ import lzma
 
 import pytest
 
+from letgo.core.errors import UserError
 from letgo.data import check_disjoint, read_rows
 from letgo.data.rows import fingerprint
-from letgo.errors import UserError
 from tests.tiny import FORGET, RETAIN, write_jsonl
 
 FORMS = [

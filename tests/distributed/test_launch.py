@@ -15,9 +15,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from letgo import processes
 from letgo.cli import app
-from letgo.results import read_result
+from letgo.core import processes
+from letgo.runs.results import read_result
 from tests import tiny
 from tests.distributed.conftest import LAUNCH, ROOT, distance, environment, launch, together
 
@@ -94,9 +94,9 @@ def test_zero_moves_as_replicas_do(run_file, tmp_path, stage):
 @pytest.mark.parametrize("optimizer", ["fozo", "zo_sgd", "sam", "muon", "compressed"])
 def test_zero_refuses_what_it_can_not_step(tmp_path, tiny_directory, optimizer):
     import letgo
-    from letgo.errors import UserError
-    from letgo.together import check_deepspeed
-    from letgo.trainer import UnlearnConfig
+    from letgo.core.errors import UserError
+    from letgo.training.config import UnlearnConfig
+    from letgo.training.distributed import check_deepspeed
 
     config = UnlearnConfig(output_dir=str(tmp_path), optimizer=optimizer, use_cpu=True)
     config.deepspeed = "zero2.json"
@@ -108,9 +108,9 @@ def test_zero_refuses_what_it_can_not_step(tmp_path, tiny_directory, optimizer):
 
 
 def test_shards_need_several_processes(tmp_path):
-    from letgo.errors import UserError
-    from letgo.together import strategy_of
-    from letgo.trainer import UnlearnConfig
+    from letgo.core.errors import UserError
+    from letgo.training.config import UnlearnConfig
+    from letgo.training.distributed import strategy_of
 
     config = UnlearnConfig(output_dir=str(tmp_path), strategy="fsdp2", lora_rank=2, use_cpu=True)
     with pytest.raises(UserError, match="several processes, but one runs"):
@@ -205,8 +205,8 @@ def _process_of_rank(parent: int, rank: int) -> int:
 def measured(tmp_path_factory, tiny_directory):
     """Evaluation and attacks in two processes, and the same in one."""
     import letgo
-    from letgo.attacks.run import attack
-    from letgo.evaluation import evaluate
+    from letgo.attacks.engine.run import attack
+    from letgo.benchmarks.engine.evaluate import evaluate
 
     folder = tmp_path_factory.mktemp("measured")
     settings = tiny.own_files(folder, tiny_directory, **RUN, per_device_train_batch_size=4)
@@ -257,7 +257,7 @@ def test_a_model_of_several_processes_is_like_that_of_one(launched, tmp_path):
 ENDING = """
 import atexit, os, sys
 from pathlib import Path
-from letgo import processes
+from letgo.core import processes
 
 class Late:
     def __del__(self):

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import letgo
-from letgo.results import read_json_lines, read_result
+from letgo.core.files import read_json_lines
+from letgo.runs.results import read_result
 from tests import tiny
 from tests.distributed.conftest import answers, distance, together
 from tests.distributed.worker import Stopped, stop_at

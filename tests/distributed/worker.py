@@ -14,7 +14,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from letgo import processes
+from letgo.core import processes
 
 
 class Stopped(Exception):
@@ -24,7 +24,7 @@ class Stopped(Exception):
 @contextlib.contextmanager
 def stop_at(step: int) -> Iterator[None]:
     """Cut every run off after the log of this step, as a kill would (checkpoints up to it are written)."""
-    from letgo.trainer import UnlearnTrainer
+    from letgo.training.trainer import UnlearnTrainer
 
     log = UnlearnTrainer.log
 
@@ -53,7 +53,7 @@ def unlearn(settings: dict[str, Any], resume: bool = False, stop: int | None = N
 
 def differ(settings: dict[str, Any]) -> dict[str, Any]:
     """A run in which one process's weights are changed behind the others' backs."""
-    from letgo.trainer import UnlearnTrainer
+    from letgo.training.trainer import UnlearnTrainer
 
     step = UnlearnTrainer.training_step
 
@@ -70,8 +70,8 @@ def differ(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(model: str, benchmark: str, output: str | None = None) -> dict[str, Any]:
-    from letgo.evaluation import evaluate as run_evaluate
-    from letgo.metrics import scoring
+    from letgo.benchmarks.engine.evaluate import evaluate as run_evaluate
+    from letgo.scoring import scoring
 
     ran: list[int] = []
     inner = scoring._score
@@ -90,7 +90,7 @@ def evaluate(model: str, benchmark: str, output: str | None = None) -> dict[str,
 
 
 def attack(run: str, attacks: list[str]) -> dict[str, Any]:
-    from letgo.attacks.run import attack as run_attack
+    from letgo.attacks.engine.run import attack as run_attack
 
     result = run_attack(run, attacks)
     return {"kept": {one.label: one.kept for one in result.attacks}, "did": [one.did for one in result.attacks]}

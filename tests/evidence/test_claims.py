@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.evidence.claims import CLAIMS, alike, highest, judge, matched, more, more_than_control, summary, unmatched
 from letgo.evidence.records import joined
 from letgo.evidence.statistics import Estimate, estimate, paired

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.evidence.collect import collect, passes
 from letgo.evidence.settle import read_attacks, settle
 from letgo.runs.sweeps import CellState, GroupState, Sweep, TrialState, write_sweep

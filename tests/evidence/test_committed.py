@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from letgo.attacks.plan import plan_attack
-from letgo.config import read_config
+from letgo.attacks.engine.spec import plan_attack
 from letgo.evidence.page import write_page
 from letgo.evidence.records import read_record
 from letgo.evidence.settle import read_attacks
 from letgo.evidence.subjects import SUBJECTS, command_of, subject_name
 from letgo.sweep import read_grid
-from letgo.trainer import optimizer_settings
+from letgo.training.config import read_config
+from letgo.training.trainer import optimizer_settings
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "evidence"

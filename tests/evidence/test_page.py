@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.evidence import ideas
 from letgo.evidence.__main__ import app
 from letgo.evidence.page import short, write_page

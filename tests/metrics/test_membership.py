@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from letgo.errors import EmptyScoreError, NonFiniteLossError
-from letgo.metrics import head
+from letgo.core.errors import EmptyScoreError, NonFiniteLossError
 from letgo.metrics.composite import privleak_metric
 from letgo.metrics.gradients import gradient_norms
 from letgo.metrics.privacy import (
@@ -20,10 +19,11 @@ from letgo.metrics.privacy import (
     reference_score,
     zlib_score,
 )
-from letgo.metrics.scoring import Query, score, text_query
+from letgo.scoring import head
+from letgo.scoring.scoring import Query, score, text_query
 from tests import tiny
-from tests.metrics import architectures
 from tests.reference import scoring as reference
+from tests.scoring import architectures
 
 T = torch.tensor
 

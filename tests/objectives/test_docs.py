@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from letgo.catalog import settings_of
+from letgo.core.catalog import settings_of
 from letgo.objectives import OBJECTIVES, ONE_SHOT, RETAIN_TERMS, joint
 from letgo.objectives.schedules import SCHEDULES
 

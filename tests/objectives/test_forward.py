@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.models.forward import block_number, find_blocks, hidden_after, hidden_before_head, output_layer
 from letgo.models.head import check_head, output_head, reference_head
 from letgo.objectives import create_objective

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.models.forward import stack_rows
 from letgo.objectives import OBJECTIVES, RETAIN_TERMS, create_objective
 from letgo.objectives.ga import gradient_ascent

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
+from letgo.core.errors import UserError
 from letgo.data import encode_rows, read_rows
-from letgo.errors import UserError
 from letgo.objectives import ONE_SHOT
 from letgo.objectives.likelihood import label_counts, sequence_logps
 from letgo.objectives.one_shot import Data

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from letgo.core.errors import UserError
 from letgo.data import ForgetRetainDataset, collate_pairs, encode_alternatives, encode_rows, pad_rows, read_rows
 from letgo.data.pairs import generator_of
-from letgo.errors import UserError
 from letgo.objectives import create_objective
 from letgo.objectives.likelihood import label_hidden, layer_hidden, sequence_logps
 from letgo.objectives.references import reference_quantities

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from letgo import processes
-from letgo.errors import LetgoError
+from letgo.core import processes
+from letgo.core.errors import LetgoError
 from letgo.optim import OPTIMIZERS, ReplayLog, Sophia
-from letgo.optim.ranks import Ranks
+from letgo.optim.engine.ranks import Ranks
 
 STEPS, CHECK_EVERY = 12, 4
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -19,15 +19,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
-from letgo import processes
-from letgo.errors import UserError
-from letgo.optim import OPTIMIZERS, ReplayLog, create_optimizer, gnb_loss, perturbation
-from letgo.optim.ranks import Ranks, RanksDifferError
-from letgo.optim.shards import cut_state, is_sharded, whole_state
+from letgo.core import processes
+from letgo.core.errors import UserError
+from letgo.optim import OPTIMIZERS, ReplayLog, create_optimizer, gnb_loss
+from letgo.optim.engine import perturbation
+from letgo.optim.engine.ranks import Ranks, RanksDifferError
+from letgo.optim.engine.shards import cut_state, is_sharded, whole_state
 
 STEPS, SAVED_AT = 5, 3
 
-# Products of weights of so many elements are taken another way without gradients (letgo.optim.perturbation).
+# Products of weights of so many elements are taken another way without gradients (letgo.optim.engine.perturbation).
 LARGE, PIECE = 1 << 16, 1 << 14
 
 Case = tuple[str, dict[str, Any]]

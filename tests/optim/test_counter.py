@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from letgo.optim import counter
-from letgo.optim.counter import mix
+from letgo.optim.engine import counter
+from letgo.optim.engine.counter import mix
 
 CPU = torch.device("cpu")
 N = 1 << 20

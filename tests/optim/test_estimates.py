@@ -62,7 +62,7 @@ def test_with_a_large_mu_the_mean_is_the_gradient_of_the_smoothed_loss(noise: st
 RANK = """
 import sys, torch
 from torch import nn
-from letgo import processes
+from letgo.core import processes
 from letgo.optim import ZOSGD
 rank, store, out, engine = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 if rank >= 0:

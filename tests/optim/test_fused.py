@@ -13,9 +13,10 @@ import torch
 from problems import make_problem, same_bits, snapshot
 from torch import Tensor, nn
 
-from letgo.errors import UserError
-from letgo.optim import ZOSGD, ReplayLog, create_optimizer, fused, replay
-from letgo.optim.noise import Direction
+from letgo.core.errors import UserError
+from letgo.optim import ZOSGD, ReplayLog, create_optimizer, replay
+from letgo.optim.engine import fused
+from letgo.optim.engine.noise import Direction
 
 needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="numba (extra fast) is not installed"
@@ -162,7 +163,7 @@ import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name == "numba" else find(name, *a)
 import torch
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.optim import ZOSGD, fused
 x = torch.nn.Parameter(torch.zeros(1 << 20))
 ZOSGD([x], lr=1.0).step(lambda: (x - 1).square().mean())

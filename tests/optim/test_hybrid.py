@@ -7,7 +7,7 @@ import torch
 from problems import closure_of, make_problem, same_bits, snapshot
 from torch import nn
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.optim import FOZO, AdaZO, Phases, create_optimizer
 
 

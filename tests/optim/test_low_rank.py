@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from letgo.optim import ZOSGD, AdaZO, ReplayLog, ZOAdam, ZOMuon, ZOSignSGD, replay
-from letgo.optim.low_rank import LowRankDirection
+from letgo.optim.engine.low_rank import LowRankDirection
 from letgo.optim.zeroth_order_subspace import matrix_sign
 from reference.optim_zeroth_order import zo_muon_step
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from letgo.optim import low_rank, products
-from letgo.optim.noise import Direction
-from letgo.optim.perturbation import InPlaceEngine, SharedDraws
+from letgo.optim.engine import low_rank, products
+from letgo.optim.engine.noise import Direction
+from letgo.optim.engine.perturbation import InPlaceEngine, SharedDraws
 
 needed = pytest.mark.skipif(not products.works(), reason="this build of PyTorch has no oneDNN")
 OUT, IN = 300, 512
@@ -62,7 +62,7 @@ def test_what_it_cannot_serve_goes_to_torch(drawn):
 @pytest.mark.parametrize("pieces", [False, True])
 @torch.no_grad()
 def test_evaluations_at_perturbed_weights_are_those_of_weights_perturbed_in_memory(drawn, pieces, monkeypatch):
-    from letgo.optim import perturbation
+    from letgo.optim.engine import perturbation
 
     if pieces:
         monkeypatch.setattr(perturbation, "LARGE_ELEMENTS", 1 << 16)

@@ -13,8 +13,9 @@ import ranked
 import torch
 from torch import nn
 
+from letgo.core.ranks_lost import RankLostError, rank_loss_named
 from letgo.optim import ZOSGD, replay
-from letgo.optim.ranks import RankLostError, Ranks, checksum, rank_loss_named
+from letgo.optim.engine.ranks import Ranks, checksum
 
 
 def started(folder: Path, *what: str) -> list[subprocess.Popen[str]]:

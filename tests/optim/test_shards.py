@@ -20,8 +20,18 @@ import torch
 from problems import same_bits
 from torch import nn
 
-from letgo.optim import list_optimizers, perturbation, replay
-from letgo.optim.shards import Piece, cut_like, gathered, gathering_anew, has_shards, local, piece_of, whole_state
+from letgo.optim import list_optimizers, replay
+from letgo.optim.engine import perturbation
+from letgo.optim.engine.shards import (
+    Piece,
+    cut_like,
+    gathered,
+    gathering_anew,
+    has_shards,
+    local,
+    piece_of,
+    whole_state,
+)
 
 NAMES = [case for case in sharded.CASES if sharded.installed(case)]
 REFUSED = {

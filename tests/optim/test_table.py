@@ -17,8 +17,8 @@ import torch
 from problems import TrickyModel, closure_of, make_problem, same_bits, snapshot
 from torch import Tensor, nn
 
-from letgo.catalog import settings_of
-from letgo.errors import UserError
+from letgo.core.catalog import settings_of
+from letgo.core.errors import UserError
 from letgo.optim import OPTIMIZERS, ClosureOptimizer, create_optimizer, list_optimizers
 
 # Rates at which thirty steps on the small problem visibly lower the loss.

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from letgo.errors import NonFiniteLossError
+from letgo.core.errors import NonFiniteLossError
 from letgo.optim import ZOSGD, AdaZO, ZOAdam, ZOSignSGD
-from letgo.optim.noise import Direction, blocks_of, rounded
-from letgo.optim.perturbation import LARGE_ELEMENTS, SharedDraws, _Substitution
+from letgo.optim.engine.noise import Direction, blocks_of, rounded
+from letgo.optim.engine.perturbation import LARGE_ELEMENTS, SharedDraws, _Substitution
 from reference.optim_zeroth_order import Adam, Descent, Momentum, RAdaZO, SignDescent, estimate
 
 

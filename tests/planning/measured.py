@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from letgo.config import make_config
 from letgo.planning import plan
+from letgo.training.config import make_config
 
 ROOT = Path(__file__).parents[2]
 LLAMA = {"kind": "llama", "vocab_size": 16384, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 10}
@@ -49,15 +49,15 @@ TESTED = ("sam", "gpt2", "deep_bf16", "lora_sgd", "influence")
 
 SCRIPT = """
 import json, sys
-import peft, transformers, letgo.unlearning, letgo.attacks.run, letgo.report.card, letgo.planning
-from letgo.config import make_config
+import peft, transformers, letgo.training.unlearn, letgo.attacks.engine.run, letgo.report.card, letgo.planning
+from letgo.training.config import make_config
 from letgo.planning.machine import resident_bytes
-from letgo.progress import quiet_libraries
+from letgo.core.progress import quiet_libraries
 quiet_libraries()
 import transformers.models.{kind}.modeling_{kind}
 before = resident_bytes()
 open("/proc/self/clear_refs", "w").write("5")
-letgo.unlearning.unlearn(make_config(json.loads(sys.argv[1])))
+letgo.training.unlearn.unlearn(make_config(json.loads(sys.argv[1])))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({{"peak": 1024 * int(peak.split()[1]) - before}}))
 """

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from letgo.config import make_config
 from letgo.planning import plan_devices
+from letgo.training.config import make_config
 from tests.planning.measured import LLAMA, ROOT, SCRIPT, make_directory, settings_in
 
 RANKS: dict[str, tuple[dict[str, Any], str]] = {

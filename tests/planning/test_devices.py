@@ -9,10 +9,10 @@ import yaml
 from typer.testing import CliRunner
 
 import letgo
-from letgo.config import make_config
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.planning import plan, plan_devices
 from letgo.planning.sizes import read_size
+from letgo.training.config import make_config
 from tests import tiny
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from letgo.config import make_config
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.objectives import ONE_SHOT
 from letgo.planning import plan
+from letgo.training.config import make_config
 from tests import tiny
 
 CASES = {

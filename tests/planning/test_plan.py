@@ -8,14 +8,14 @@ import yaml
 from typer.testing import CliRunner
 
 import letgo
-from letgo.config import make_config
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.objectives import OBJECTIVES
 from letgo.planning import plan
 from letgo.planning.estimate import model_config
 from letgo.planning.optimizers import optimizer_cost
 from letgo.planning.report import duration
 from letgo.planning.tracing import Live, empty_model, faked, trace_forward, trace_training
+from letgo.training.config import make_config
 from tests import tiny
 from tests.planning.conftest import SHAPE
 from tests.planning.measured import CALIBRATED, TESTED, run_case
@@ -193,7 +193,7 @@ def test_disk_is_what_a_run_writes(job, tmp_path, monkeypatch):
     def removed(path, **_):
         kept[path.name] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
-    monkeypatch.setattr("letgo.unlearning.shutil.rmtree", removed)
+    monkeypatch.setattr("letgo.training.unlearn.shutil.rmtree", removed)
     letgo.unlearn(**job | settings, eval_limit=1)
     assert kept["checkpoint-2"] == pytest.approx(found.disk["checkpoints, while running"], rel=0.2)
     assert (tmp_path / "run" / "model.safetensors").stat().st_size == pytest.approx(found.disk["model"], rel=0.05)

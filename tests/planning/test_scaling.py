@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.planning.scaling import (
     MACHINES,
     NOISE_TRAFFIC,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from letgo import processes
+from letgo.core import processes
 
 SHAPE = {"vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6}
 CASES = ("fsdp2, tied", "fsdp2, tied, twice", "fsdp2", "fsdp2, twice", "ddp")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from letgo.results import Result
+from letgo.runs.results import Result
 from tests.report.runs import result, write_run
 
 

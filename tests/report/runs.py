@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from letgo.results import CONFIG_FILE, HISTORY_FILE, SAMPLES_FILE, AttackResult, Metric, Result, write_json_lines
-from letgo.results import write_result as write
+from letgo.core.files import write_json_lines
+from letgo.runs.results import CONFIG_FILE, HISTORY_FILE, SAMPLES_FILE, AttackResult, Metric, Result
+from letgo.runs.results import write_result as write
 
 INJECTED = "<script>alert(1)</script></style><img src=x onerror=alert(2)> {{ 7*7 }} \x1b[31mred [bold]x[/bold]"
 

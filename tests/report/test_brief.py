@@ -7,10 +7,10 @@ import html as html_text
 import numpy as np
 import pytest
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.report import write_report
 from letgo.report.brief import brief, write_brief
-from letgo.results import read_result, write_result
+from letgo.runs.results import read_result, write_result
 from letgo.runs.sweeps import CellState, GroupState, Sweep, write_sweep
 from tests.report import runs as made
 from tests.report.test_comparison import run_of

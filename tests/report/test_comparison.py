@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from letgo.core.files import write_json_lines
 from letgo.metrics.robustness import kept_share
 from letgo.report.comparison import Line, baseline_of, compare, holm, lines_of
 from letgo.report.load import Run
 from letgo.report.settings import varying
-from letgo.results import SAMPLES_FILE, write_json_lines
+from letgo.runs.results import SAMPLES_FILE
 from tests.report import runs as made
 
 

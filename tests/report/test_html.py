@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.report import write_report
 from letgo.report.html import spread
 from tests.report.runs import INJECTED, metric, metrics, quantize, relearn, result, samples, write_run

@@ -12,14 +12,13 @@ import time
 
 import pytest
 
-from letgo import results
-from letgo.errors import UserError
-from letgo.results import RESULT_FILE, read_result
-from letgo.runs import Index, index_for, root_of
+from letgo.core.errors import UserError
+from letgo.runs import Index, index_for, results, root_of
 from letgo.runs.difference import difference
 from letgo.runs.index import INDEX_FILE
 from letgo.runs.query import parse_query
 from letgo.runs.record import attack_matches
+from letgo.runs.results import RESULT_FILE, read_result
 from tests.report import runs as made
 
 

@@ -59,7 +59,7 @@ class Heard:
         self.said.append(text)
 
     def task(self, name, total):
-        from letgo.progress import Quiet
+        from letgo.core.progress import Quiet
 
         return Quiet().task(name, total)
 

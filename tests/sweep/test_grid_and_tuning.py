@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.sweep.grid import read_grid
 from letgo.sweep.tuning import Trial, choose, judge, read_tune
 from tests.report import runs as made

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.runs import Index
 from letgo.sweep import parse_part, read_sweep, sweep
 from letgo.sweep.local import Processes

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.runs import Index
 from letgo.sweep import parse_part, sweep
 from letgo.sweep.worker import compare, look
@@ -159,7 +159,7 @@ def test_a_cell_that_fails_on_ray_is_told_as_a_local_one(small, cluster):
 
 @pytest.mark.slow
 def test_what_a_cluster_can_not_do_is_said_and_leaves_no_sweep(small, cluster, monkeypatch, heard):
-    from letgo.sweep.cluster import RayWorkers
+    from letgo.sweep.ray import RayWorkers
 
     start = time.monotonic()
     for resources, wanted in (
@@ -200,7 +200,7 @@ def node(cpus, gpus=0.0):
 
 
 def test_a_cell_takes_a_gpu_where_there_is_one_unless_it_says_otherwise(small, no_cluster, heard, monkeypatch):
-    from letgo.sweep.cluster import RayWorkers
+    from letgo.sweep.ray import RayWorkers
 
     monkeypatch.setattr(RayWorkers, "_nodes", lambda self: [node(8.0), node(8.0, 4.0)])
     base = small("out").document["base"]
@@ -218,7 +218,7 @@ def test_a_cell_takes_a_gpu_where_there_is_one_unless_it_says_otherwise(small, n
 
 
 def test_a_cluster_that_grows_is_given_its_time_and_one_that_shrank_a_while(small, no_cluster, heard, monkeypatch):
-    from letgo.sweep.cluster import RayWorkers
+    from letgo.sweep.ray import RayWorkers
 
     workers = RayWorkers(small("out", resources={"cpus": 4}, **RAY), heard)
     now, nodes = [1000.0], [node(2.0)]
@@ -239,7 +239,7 @@ def test_a_cluster_that_grows_is_given_its_time_and_one_that_shrank_a_while(smal
 
 @pytest.mark.slow
 def test_a_node_that_joins_later_is_looked_at_by_its_first_cell(small, cluster, monkeypatch):
-    from letgo.sweep.cluster import RayWorkers
+    from letgo.sweep.ray import RayWorkers
 
     check = RayWorkers._check_nodes
 

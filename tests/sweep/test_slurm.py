@@ -146,7 +146,7 @@ def test_a_run_out_of_time_ends_is_queued_again_and_goes_on(small, tmp_path, slu
     )
     assert launched.endswith("-m letgo unlearn run.yaml --quiet --resume")
     # What the job that SLURM then starts anew does.
-    from letgo.unlearning import unlearn
+    from letgo.training.unlearn import unlearn
 
     resumed = unlearn(**run, resume=True)
     assert resumed.result.status == "finished"

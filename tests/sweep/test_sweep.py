@@ -12,7 +12,7 @@ import time
 import pytest
 import yaml
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.runs import Index
 from letgo.sweep import read_grid, read_sweep, sweep
 from letgo.sweep.cell import SCORES

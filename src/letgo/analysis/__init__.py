@@ -6,24 +6,19 @@ result. Each is a file of its own and one line here.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-from letgo.catalog import Catalog, Record
+from letgo.core.catalog import Catalog, Record
 
 if TYPE_CHECKING:
-    from letgo.analysis.certify import certificate as certificate
-    from letgo.analysis.connect import connectivity as connectivity
     from letgo.analysis.records import read_analyses as read_analyses
-    from letgo.analysis.sharp import sharpness as sharpness
-    from letgo.analysis.surface import landscape as landscape
 
 ANALYSES: Catalog[Record] = Catalog(
     "analysis",
     [
         Record(
             name="connectivity",
-            target="letgo.analysis.connect:connectivity",
+            target="letgo.analysis.connectivity:connectivity",
             summary="losses and metrics on the straight line between models, and the barrier on it",
             source="linear mode connectivity (arXiv 1912.05671), barrier as in arXiv 2110.06296",
             faithfulness="faithful",
@@ -31,7 +26,7 @@ ANALYSES: Catalog[Record] = Catalog(
         ),
         Record(
             name="landscape",
-            target="letgo.analysis.surface:landscape",
+            target="letgo.analysis.landscape:landscape",
             summary="forget and retain loss around a run, along filter-normalised random directions or an attack's own",
             source="filter-normalised loss landscapes (arXiv 1712.09913)",
             faithfulness="variant",
@@ -40,7 +35,7 @@ ANALYSES: Catalog[Record] = Catalog(
         ),
         Record(
             name="sharpness",
-            target="letgo.analysis.sharp:sharpness",
+            target="letgo.analysis.sharpness:sharpness",
             summary="worst-case and average change of loss at given radii, and the Hessian's trace",
             source="SAM (arXiv 2010.01412), projected ascent (arXiv 1706.06083), Hutchinson's trace estimate",
             faithfulness="variant",
@@ -48,7 +43,7 @@ ANALYSES: Catalog[Record] = Catalog(
         ),
         Record(
             name="certificate",
-            target="letgo.analysis.certify:certificate",
+            target="letgo.analysis.certificate:certificate",
             summary="a radius of weight changes within which the smoothed model does not reveal, with confidence",
             source="randomized smoothing (arXiv 1902.02918)",
             faithfulness="variant",
@@ -57,14 +52,12 @@ ANALYSES: Catalog[Record] = Catalog(
     ],
 )
 
-_PUBLIC = {record.name: record.target.partition(":")[0] for record in ANALYSES} | {
-    "read_analyses": "letgo.analysis.records"
-}
-
-__all__ = ["ANALYSES", "certificate", "connectivity", "landscape", "read_analyses", "sharpness"]
+__all__ = ["ANALYSES", "read_analyses"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name == "read_analyses":
+        from letgo.analysis.records import read_analyses
+
+        return read_analyses
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

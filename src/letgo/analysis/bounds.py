@@ -6,7 +6,7 @@ import math
 
 from scipy import special
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 
 
 def clopper_pearson_lower(successes: int, draws: int, alpha: float) -> float:

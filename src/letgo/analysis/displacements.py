@@ -16,10 +16,10 @@ from letgo.analysis.subject import (
     planned,
 )
 from letgo.analysis.weights import Weights, distance, vector_norm
-from letgo.benchmarks.base import Benchmark
+from letgo.benchmarks.engine.base import Benchmark
+from letgo.core.errors import LetgoError, UserError
+from letgo.core.progress import Reporter
 from letgo.data.encode import Template
-from letgo.errors import LetgoError, UserError
-from letgo.progress import Reporter
 
 Scale = Mapping[str, float]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from letgo.digest import digest_of
+from letgo.core.fingerprints import digest_of
 
 
 class Ledger:

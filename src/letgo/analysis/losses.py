@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from letgo.benchmarks.base import Benchmark
+from letgo.benchmarks.engine.base import Benchmark
+from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import IGNORE, Encoded, Template
 from letgo.data.pairs import pad_rows
-from letgo.errors import EmptyScoreError, UserError
-from letgo.metrics.metric import Metric, Metrics
-from letgo.metrics.running import evaluating
 from letgo.metrics.summary import perplexity_metric
 from letgo.models.load import context_length
+from letgo.models.running import evaluating
 from letgo.objectives.likelihood import sequence_logps
+from letgo.runs.results import Metric, Metrics
 
 Term = Callable[[], Tensor]
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from letgo.errors import UserError
-from letgo.metrics.metric import Metrics
-from letgo.results import write_text
+from letgo.core.errors import UserError
+from letgo.core.files import write_text
+from letgo.runs.results import Metrics
 
 SCHEMA = 1
 KINDS = ("connectivity", "landscape", "sharpness", "certificate")

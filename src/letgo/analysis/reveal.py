@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from letgo.analysis.losses import evenly
-from letgo.benchmarks.base import Benchmark, Sample
+from letgo.benchmarks.engine.base import Benchmark, Sample
+from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import Template
-from letgo.errors import EmptyScoreError, UserError
-from letgo.metrics.metric import Metrics
+from letgo.runs.results import Metrics
 
 _TEST = re.compile(r"\s*([a-z_0-9]+)\s*>=\s*([-+0-9.eE]+)\s*")
 _WORDS = re.compile(r"\w+", re.UNICODE)

@@ -9,8 +9,8 @@ from letgo.analysis.bounds import certified_radius, clopper_pearson_lower
 from letgo.analysis.ledger import Ledger
 from letgo.analysis.records import Bound
 from letgo.analysis.weights import Normals, Weights
-from letgo.errors import NonFiniteLossError
-from letgo.progress import Task
+from letgo.core.errors import NonFiniteLossError
+from letgo.core.progress import Task
 
 Judge = Callable[[], list[bool]]
 Scale = Mapping[str, float]

@@ -10,16 +10,16 @@ from typing import Any
 
 from letgo.analysis.weights import Vector, Weights, check_same_shape
 from letgo.attacks import ATTACKS
-from letgo.attacks.base import Victim
-from letgo.attacks.plan import Plan, plan_attack
+from letgo.attacks.engine.base import Victim
+from letgo.attacks.engine.spec import Plan, plan_attack
 from letgo.benchmarks import benchmark_of, create_benchmark
-from letgo.benchmarks.base import Benchmark
+from letgo.benchmarks.engine.base import Benchmark
+from letgo.core.environment import circumstances
+from letgo.core.errors import LetgoError, UserError
+from letgo.core.progress import Reporter
 from letgo.data.encode import Template
-from letgo.environment import circumstances
-from letgo.errors import LetgoError, UserError
 from letgo.models.load import load_model, load_tokenizer, resolve_model
-from letgo.progress import Reporter
-from letgo.results import RESULT_FILE, AttackResult, Result, is_run, now, read_result
+from letgo.runs.results import RESULT_FILE, AttackResult, Result, is_run, now, read_result
 
 
 @dataclass(frozen=True)

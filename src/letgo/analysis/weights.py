@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from letgo.errors import UserError
-from letgo.optim.noise import mix
+from letgo.core.errors import UserError
+from letgo.optim.engine.noise import mix
 
 Vector = Mapping[str, Tensor]
 """One tensor for each parameter's name."""

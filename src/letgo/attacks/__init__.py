@@ -1,18 +1,15 @@
 """Attacks on an unlearned model: each takes the saved model and leaves another one, or asks it otherwise.
 
 An attack is a function `(victim, *, seed, **settings) -> Attacked` in a file and one line here. It knows nothing of
-the objective or the optimizer that made the model, and nothing of how it is judged (`letgo.attacks.judge`).
+the objective or the optimizer that made the model, and nothing of how it is judged (`letgo.attacks.engine.judge`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from letgo.catalog import Catalog, Record
-
-if TYPE_CHECKING:
-    from letgo.attacks.run import attack as attack
+from letgo.core.catalog import Catalog, Record
 
 Means = Literal["weights", "data", "prompts", "scores"]
 Family = Literal["quantization", "relearning", "other"]
@@ -55,7 +52,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
         ),
         AttackRecord(
             name="quantize_bnb",
-            target="letgo.attacks.quantize_libraries:quantize_bnb",
+            target="letgo.attacks.quantize_with_libraries:quantize_bnb",
             aliases=("bitsandbytes", "bnb"),
             summary="NF4, FP4 or int8 by bitsandbytes",
             source="arXiv 2305.14314, arXiv 2208.07339; as an attack arXiv 2410.16454",
@@ -69,7 +66,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
         ),
         AttackRecord(
             name="quantize_torchao",
-            target="letgo.attacks.quantize_libraries:quantize_torchao",
+            target="letgo.attacks.quantize_with_libraries:quantize_torchao",
             aliases=("torchao",),
             summary="integers of 2-8 bits per group or channel by torchao",
             source="torchao, IntxWeightOnlyConfig",
@@ -82,7 +79,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
         ),
         AttackRecord(
             name="quantize_autoround",
-            target="letgo.attacks.quantize_libraries:quantize_autoround",
+            target="letgo.attacks.quantize_with_libraries:quantize_autoround",
             aliases=("autoround",),
             summary="calibrated rounding to 2-8 bits by auto-round",
             source="SignRound (arXiv 2309.05516)",
@@ -94,7 +91,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
         ),
         AttackRecord(
             name="external",
-            target="letgo.attacks.quantize_libraries:external",
+            target="letgo.attacks.quantize_with_libraries:external",
             summary="a model made outside of the saved one (GPTQ, AWQ), judged like an attack",
             source="letgo; the recipe is in docs/attacks.md",
             faithfulness="ours",
@@ -225,12 +222,4 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
     ],
 )
 
-__all__ = ["ATTACKS", "AttackRecord", "attack"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "attack":
-        from letgo.attacks.run import attack
-
-        return attack
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["ATTACKS", "AttackRecord"]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from letgo.attacks.base import Victim, linear_layers, output_first
+from letgo.attacks.engine.base import Victim, linear_layers, output_first
 from letgo.attacks.rounding import Levels
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 
 Quantizer = Callable[[str, Tensor], tuple[Tensor, Levels | None]]
 """From a layer's name and weight (outputs, inputs) to the weight quantized and dequantized, and its levels."""

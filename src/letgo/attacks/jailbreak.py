@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from letgo.attacks.asking import Writer, asked_otherwise, form_of, own_prompts, question_of, with_question
-from letgo.attacks.base import Asked, Attacked, Victim
-from letgo.benchmarks.base import Item
+from letgo.attacks.engine.base import Asked, Attacked, Victim
+from letgo.attacks.engine.prompts import Writer, asked_otherwise, form_of, own_prompts, question_of, with_question
+from letgo.benchmarks.engine.base import Item
+from letgo.core.errors import UserError
 from letgo.data.rows import Row
-from letgo.errors import UserError
 
 PREFILLS = {
     "question": ("Sure, here is the answer:", "The answer is", "I remember it well. It is"),

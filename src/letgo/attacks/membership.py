@@ -8,20 +8,20 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from letgo.attacks.base import Attacked, Measured, Victim
-from letgo.attacks.subject import RETRAINED
-from letgo.benchmarks.base import Sample
-from letgo.benchmarks.items import limited
-from letgo.benchmarks.questions import MIN_K
+from letgo.attacks.engine.base import Attacked, Measured, Victim
+from letgo.attacks.engine.target import RETRAINED
+from letgo.benchmarks.engine.base import Sample
+from letgo.benchmarks.engine.items import limited
+from letgo.benchmarks.engine.questions import MIN_K
+from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import encode_target, start_tokens
-from letgo.errors import EmptyScoreError, UserError
 from letgo.metrics.gradients import gradient_norms
-from letgo.metrics.metric import Metric
 from letgo.metrics.privacy import loss_score, membership_auc, min_k, min_k_plus_plus, zlib_score
-from letgo.metrics.scoring import Scores, text_query
-from letgo.metrics.scoring import score as score_texts
 from letgo.metrics.summary import auc_metric
 from letgo.models.load import load_model
+from letgo.runs.results import Metric
+from letgo.scoring.scoring import Scores, text_query
+from letgo.scoring.scoring import score as score_texts
 
 LEAST_ADVANTAGE = 0.2
 """A score whose advantage |2·AUC − 1| on the original is smaller tells nothing, and is left out."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from letgo.attacks.base import Attacked, Victim
 from letgo.attacks.displacement import apply_quantizer
+from letgo.attacks.engine.base import Attacked, Victim
 from letgo.attacks.rounding import Granularity, Grid, make_grid
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 
 
 def quantize(

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from letgo import processes
-from letgo.attacks.base import Attacked, Victim
 from letgo.attacks.displacement import weight_change
-from letgo.benchmarks.capitals import general_paragraphs
-from letgo.catalog import parse_spec
+from letgo.attacks.engine.base import Attacked, Victim
+from letgo.benchmarks.engine.general_text import general_paragraphs
+from letgo.core import processes
+from letgo.core.catalog import parse_spec
+from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.data.encode import Encoded
 from letgo.data.pairs import pad_rows
 from letgo.data.rows import Row, read_rows, rows_from_records
-from letgo.errors import NonFiniteLossError, UserError
 from letgo.models.adapters import add_lora, linear_targets
 from letgo.models.load import context_length, disable_dropout
 from letgo.objectives.likelihood import own_share

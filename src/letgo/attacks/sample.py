@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from letgo.attacks.asking import askable, work_of
-from letgo.attacks.base import Attacked, Measured, Victim
-from letgo.attacks.kept import Scored, interval
-from letgo.benchmarks.base import Item, Sample
-from letgo.benchmarks.items import limited
-from letgo.errors import EmptyScoreError, UserError
+from letgo.attacks.engine.base import Attacked, Measured, Victim
+from letgo.attacks.engine.prompts import askable, work_of
+from letgo.attacks.engine.robustness import Scored, interval
+from letgo.benchmarks.engine.base import Item, Sample
+from letgo.benchmarks.engine.items import limited
+from letgo.core.errors import EmptyScoreError, UserError
 from letgo.metrics.memorization import rouge_l_recall
-from letgo.metrics.metric import Metrics
 from letgo.metrics.robustness import kept_share
-from letgo.metrics.scoring import Sampling, generate
 from letgo.metrics.summary import mean_metric
+from letgo.runs.results import Metrics
+from letgo.scoring.scoring import Sampling, generate
 
 
 def sample(

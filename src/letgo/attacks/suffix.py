@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from letgo.attacks.asking import askable, form_of, only, question_of, with_question, work_of
-from letgo.attacks.base import Asked, Attacked, Victim
+from letgo.attacks.engine.base import Asked, Attacked, Victim
+from letgo.attacks.engine.prompts import askable, form_of, only, question_of, with_question, work_of
 from letgo.attacks.relearn import drawn_groups
-from letgo.benchmarks.base import Item
+from letgo.benchmarks.engine.base import Item
+from letgo.core.errors import UserError
 from letgo.data.encode import encode_target
-from letgo.errors import UserError
-from letgo.metrics.scoring import Query, continuation_logps
+from letgo.scoring.scoring import Query, continuation_logps
 
 
 def suffix(

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from letgo.attacks.base import Attacked, Victim, linear_layers
 from letgo.attacks.displacement import weight_change
-from letgo.errors import UserError
+from letgo.attacks.engine.base import Attacked, Victim, linear_layers
+from letgo.core.errors import UserError
 
 
 def prune(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from letgo.catalog import Catalog, Record, parse_spec
-from letgo.errors import UserError
+from letgo.core.catalog import Catalog, Record, parse_spec
+from letgo.core.errors import UserError
 
 BENCHMARKS: Catalog[Record] = Catalog(
     "benchmark",
     [
         Record(
             name="biographies",
-            target="letgo.benchmarks.biographies:biographies",
+            target="letgo.benchmarks.biographies.biographies:biographies",
             summary="facts about fictional people; shipped tiny model and its retrained counterpart; offline",
             source="letgo; rows shaped as TOFU's (arXiv 2401.06121), texts as MUSE's (arXiv 2407.06460)",
             faithfulness="ours",
@@ -59,7 +59,7 @@ BENCHMARKS: Catalog[Record] = Catalog(
         ),
         Record(
             name="lm_eval",
-            target="letgo.benchmarks.zero_shot:lm_eval",
+            target="letgo.benchmarks.lm_eval:lm_eval",
             summary="any tasks of lm-eval, by default SOUL's eight zero-shot ones; only scores a model",
             source="lm-evaluation-harness",
             faithfulness="library",
@@ -74,14 +74,14 @@ BENCHMARKS: Catalog[Record] = Catalog(
         ),
         Record(
             name="tofu",
-            target="letgo.benchmarks.tofu:tofu",
+            target="letgo.benchmarks.tofu.tofu:tofu",
             summary="fictitious authors that a model was fine-tuned on: forget quality against model utility",
             source="TOFU (arXiv 2401.06121); hub locuslab/TOFU",
             faithfulness="faithful",
         ),
         Record(
             name="muse",
-            target="letgo.benchmarks.muse:muse",
+            target="letgo.benchmarks.muse.muse:muse",
             summary="news or books: verbatim and knowledge memorization, PrivLeak and utility, by request sizes",
             source="MUSE (arXiv 2407.06460); hub muse-bench/MUSE-News, muse-bench/MUSE-Books",
             faithfulness="faithful",
@@ -91,8 +91,8 @@ BENCHMARKS: Catalog[Record] = Catalog(
 
 
 def create_benchmark(spec: str, **more: Any) -> Any:
-    """The benchmark that "NAME:key=value,…" means; see `letgo.benchmarks.base.Benchmark`. `more` are settings given
-    beside the text."""
+    """The benchmark that "NAME:key=value,…" means; see `letgo.benchmarks.engine.base.Benchmark`. `more` are settings
+    given beside the text."""
     name, settings = parse_spec(spec)
     settings = {**settings, **more}
     BENCHMARKS.check_settings(name, settings)

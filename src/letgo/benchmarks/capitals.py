@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.base import Benchmark, Headline, Item, SetName, Text
+from letgo.benchmarks.engine.base import Benchmark, Headline, Item, SetName
+from letgo.benchmarks.engine.general_text import PARAGRAPHS_TRAINED, general_paragraphs, read_paragraphs
+from letgo.core.errors import UserError
 from letgo.data.rows import Row, rows_from_records
-from letgo.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 CHANCE = 0.25
@@ -31,7 +32,6 @@ HELD_OUT_WORDINGS = (
     "Fact: {Country} has its capital in",
 )
 _WRONG = 3
-_PARAGRAPHS_TRAINED = 32
 _EVERY = 3
 """Of the sentences in them, every third is in the retain set."""
 
@@ -52,7 +52,7 @@ def capitals(*, seed: int = 0) -> Benchmark:
     # A sentence now and then: in a loss that is a mean over tokens, long prose would drown the short answers.
     sentences = [
         sentence
-        for paragraph in read_paragraphs()[:_PARAGRAPHS_TRAINED]
+        for paragraph in read_paragraphs()[:PARAGRAPHS_TRAINED]
         for sentence in re.split(r"(?<=[.!?])\s", paragraph)
     ]
     prose = [{"text": sentence} for sentence in sentences[::_EVERY]]
@@ -73,20 +73,6 @@ def load_capitals() -> list[dict[str, str]]:
     """Rows {country, capital, split}, split "forget" or "retain"."""
     lines = (ASSETS / "capitals.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]
-
-
-def read_paragraphs() -> list[str]:
-    """The project's own paragraphs of plain prose."""
-    text = (ASSETS / "general.txt").read_text(encoding="utf-8")
-    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
-
-
-def general_paragraphs(*, held_out: bool) -> list[Text]:
-    """General prose as texts: the held-out half, for perplexity, or the half that may be trained on."""
-    paragraphs = read_paragraphs()
-    chosen = paragraphs[_PARAGRAPHS_TRAINED:] if held_out else paragraphs[:_PARAGRAPHS_TRAINED]
-    first = _PARAGRAPHS_TRAINED if held_out else 0
-    return [Text("general", f"general-{first + i}", f"general-{first + i}", text) for i, text in enumerate(chosen)]
 
 
 def _record(wording: str, fact: Mapping[str, str]) -> dict[str, Any]:

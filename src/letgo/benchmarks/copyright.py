@@ -12,11 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.base import Benchmark, Headline, checked_limit
-from letgo.benchmarks.capitals import general_paragraphs
-from letgo.benchmarks.items import Item, Sample, Text, limited
-from letgo.benchmarks.questions import Part, general_metrics, items_part, joined, means, texts_part
-from letgo.benchmarks.work import Ask, Work
+from letgo.benchmarks.engine.base import Benchmark, Headline, checked_limit
+from letgo.benchmarks.engine.general_text import general_paragraphs
+from letgo.benchmarks.engine.items import Item, Sample, Text, limited
+from letgo.benchmarks.engine.questions import Part, general_metrics, items_part, joined, means, texts_part
+from letgo.benchmarks.engine.requests import Ask, Work
+from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.extras import need
+from letgo.core.fingerprints import digest_of
 from letgo.data.encode import (
     Encoded,
     LongRows,
@@ -28,13 +31,10 @@ from letgo.data.encode import (
     target_text,
 )
 from letgo.data.rows import Row, check_disjoint, read_rows
-from letgo.digest import digest_of
-from letgo.errors import EmptyScoreError, UserError
-from letgo.extras import need
 from letgo.metrics.bleu import bleu
 from letgo.metrics.memorization import probability, rouge_l_recall
-from letgo.metrics.metric import Metrics
-from letgo.metrics.scoring import Generation, Query, Scores
+from letgo.runs.results import Metrics
+from letgo.scoring.scoring import Generation, Query, Scores
 
 SEEN = (
     "Please write down how this text goes on: {prefix}",

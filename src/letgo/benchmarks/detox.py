@@ -12,21 +12,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.base import Benchmark, Headline, checked_limit
-from letgo.benchmarks.capitals import general_paragraphs
-from letgo.benchmarks.corpora import LazyRows, c4, named_corpus, opened
-from letgo.benchmarks.items import Item, Sample, limited, shown
-from letgo.benchmarks.questions import general_metrics, items_part, joined, means, texts_part
-from letgo.benchmarks.sources import Table
-from letgo.benchmarks.work import Ask, Work
+from letgo.benchmarks.engine.base import Benchmark, Headline, checked_limit
+from letgo.benchmarks.engine.corpora import LazyRows, c4, named_corpus, opened
+from letgo.benchmarks.engine.general_text import general_paragraphs
+from letgo.benchmarks.engine.items import Item, Sample, limited, shown
+from letgo.benchmarks.engine.questions import general_metrics, items_part, joined, means, texts_part
+from letgo.benchmarks.engine.requests import Ask, Work
+from letgo.benchmarks.engine.tables import Table
+from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.fingerprints import digest_of
 from letgo.data.encode import Template, encode_prompt, resolve_template
 from letgo.data.rows import Row, read_rows
-from letgo.digest import digest_of
-from letgo.errors import EmptyScoreError, UserError
 from letgo.metrics.composite import toxicity_metrics
-from letgo.metrics.metric import Metrics
-from letgo.metrics.scoring import Generation, Scores
 from letgo.metrics.toxicity import DEFAULT_CLASSIFIER, TOXIC, Activation, ToxicityClassifier
+from letgo.runs.results import Metrics
+from letgo.scoring.scoring import Generation, Scores
 
 LENGTH = 200
 """Tokens of prompt and answer together (SOUL)."""

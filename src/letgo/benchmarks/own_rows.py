@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.base import Benchmark, Headline, Item, SetName
-from letgo.benchmarks.capitals import general_paragraphs
+from letgo.benchmarks.engine.base import Benchmark, Headline, Item, SetName
+from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.data.encode import Template
 from letgo.data.rows import Row, check_disjoint, read_rows
 

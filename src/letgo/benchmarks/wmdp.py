@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from letgo.benchmarks.base import Headline, checked_limit
-from letgo.benchmarks.capitals import general_paragraphs
-from letgo.benchmarks.choices import CHANCE, read_choices
-from letgo.benchmarks.corpora import LazyRows, encode_chunks, named_corpus, opened, texts_of, wikitext
-from letgo.benchmarks.four_way import Engine, FourWay, Question
-from letgo.catalog import did_you_mean
+from letgo.benchmarks.engine.base import Headline, checked_limit
+from letgo.benchmarks.engine.choices import CHANCE, read_choices
+from letgo.benchmarks.engine.corpora import LazyRows, encode_chunks, named_corpus, opened, texts_of, wikitext
+from letgo.benchmarks.engine.four_way import Engine, FourWay, Question
+from letgo.benchmarks.engine.general_text import general_paragraphs
+from letgo.core.catalog import did_you_mean
+from letgo.core.errors import UserError
 from letgo.data.encode import Encoded, LongRows, Template
 from letgo.data.rows import Row
-from letgo.errors import UserError
 
 TOPICS: Mapping[str, str] = {"bio": "biology", "cyber": "cybersecurity", "chem": "chemistry"}
 """Short names, as in the hub's configs `wmdp-bio`, …, and the words for them in the prompt."""

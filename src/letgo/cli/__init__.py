@@ -29,8 +29,8 @@ TOGETHER = ("unlearn", "attack", "eval")
 
 def main() -> None:
     """The entry point: turns errors into messages and exit codes."""
-    from letgo import processes
-    from letgo.progress import quiet_loggers
+    from letgo.core import processes
+    from letgo.core.progress import quiet_loggers
 
     quiet_loggers()
     if not processes.is_first():
@@ -41,8 +41,8 @@ def main() -> None:
 
 def _run(words: list[str]) -> int:
     """Do what the command line says; returns the exit code."""
-    from letgo import processes
-    from letgo.errors import LetgoError, UserError
+    from letgo.core import processes
+    from letgo.core.errors import LetgoError, UserError
 
     try:
         _check_together(words)
@@ -69,8 +69,8 @@ def _interrupted() -> int:
 
 def _check_together(words: list[str]) -> None:
     """Raise a `UserError` for a command that several processes can't do together."""
-    from letgo import processes
-    from letgo.errors import UserError
+    from letgo.core import processes
+    from letgo.core.errors import UserError
 
     command = next((word for word in words if not word.startswith("-")), "")
     if processes.asked() > 1 and command and command not in TOGETHER:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from letgo.progress import Reporter
-    from letgo.results import Result
+    from letgo.core.progress import Reporter
+    from letgo.runs.results import Result
 
 app = typer.Typer(
     name="letgo",
@@ -30,7 +30,7 @@ def yaml_argument(text: str) -> Any:
     what it says take seconds to load."""
 
     def readable(path: Path | None) -> Path | None:
-        from letgo.yaml_file import load_settings
+        from letgo.core.files import load_settings
 
         if path is not None:
             load_settings(path)
@@ -40,7 +40,7 @@ def yaml_argument(text: str) -> Any:
 
 
 def reporter(quiet: bool) -> Reporter:
-    from letgo.progress import Live, Quiet, quiet_libraries
+    from letgo.core.progress import Live, Quiet, quiet_libraries
 
     quiet_libraries()
     return Quiet() if quiet else Live()
@@ -49,8 +49,9 @@ def reporter(quiet: bool) -> Reporter:
 def print_run(result: Result, directory: Path) -> None:
     from rich.console import Console
 
+    from letgo.core.files import read_json_lines
     from letgo.report.terminal import print_answers, print_result
-    from letgo.results import SAMPLES_FILE, read_json_lines
+    from letgo.runs.results import SAMPLES_FILE
 
     console = Console()
     if (directory / SAMPLES_FILE).is_file():

@@ -40,11 +40,11 @@ def plan(
     as_json: JsonFlag = False,
 ) -> None:
     """Tell a run's memory, time and disk before it starts, on one device or many; no weights are read."""
-    from letgo.config import read_config
+    from letgo.core.progress import quiet_libraries
     from letgo.planning import plan as make_plan
     from letgo.planning import plan_devices
     from letgo.planning.sizes import read_size
-    from letgo.progress import quiet_libraries
+    from letgo.training.config import read_config
 
     quiet_libraries()
     memory = None if device_memory is None else read_size(device_memory, "--device-memory")

@@ -135,7 +135,7 @@ def rebuild(
 
 
 def _index(root: Path | None) -> Index:
-    from letgo.errors import UserError
+    from letgo.core.errors import UserError
     from letgo.runs import Index, root_of
     from letgo.runs.index import INDEX_FILE
 

@@ -23,7 +23,7 @@ def demo(
     quiet: QuietFlag = False,
 ) -> None:
     """Unlearn something real from a real model, attack the result, and show what came of it."""
-    from letgo.demo import demo as run_demo
+    from letgo.cli.demo import demo as run_demo
 
     shown = run_demo(tiny=tiny, model=model, output=output, reporter=reporter(quiet))
     if as_json:
@@ -55,9 +55,9 @@ def unlearn(
     quiet: QuietFlag = False,
 ) -> None:
     """Unlearn a forget set from a model: the main job."""
-    from letgo.config import read_config
-    from letgo.sequence import sequence_of, unlearn_sequence
-    from letgo.unlearning import unlearn as run_unlearn
+    from letgo.training.config import read_config
+    from letgo.training.requests import sequence_of, unlearn_sequence
+    from letgo.training.unlearn import unlearn as run_unlearn
 
     settings = read_config(
         config,
@@ -122,11 +122,11 @@ def attack(
     quiet: QuietFlag = False,
 ) -> None:
     """Attack a saved model, and record what came back. `letgo list attacks` names them all."""
-    from letgo.attacks.run import attack as run_attack
-    from letgo.attacks.run import plan_attack
+    from letgo.attacks.engine.run import attack as run_attack
+    from letgo.attacks.engine.run import plan_attack
     from letgo.report.attacks import print_attacks
     from letgo.report.card import write_model_card
-    from letgo.results import is_run
+    from letgo.runs.results import is_run
 
     result = run_attack(
         run,
@@ -164,7 +164,7 @@ def evaluate(
     quiet: QuietFlag = False,
 ) -> None:
     """Score a model on benchmarks in one pass, without changing it. `letgo list benchmarks` names them all."""
-    from letgo.evaluation import evaluate as run_evaluate
+    from letgo.benchmarks.engine.evaluate import evaluate as run_evaluate
     from letgo.report.numbers import interval, number
 
     results = run_evaluate(

@@ -10,7 +10,7 @@ import typer
 from letgo.cli.common import JsonFlag, app, print_json, reporter, yaml_argument
 
 if TYPE_CHECKING:
-    from letgo.catalog import Catalog
+    from letgo.core.catalog import Catalog
 
 
 @app.command()
@@ -45,7 +45,7 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="A repository made now can be seen by all.")] = False,
 ) -> None:
     """Push a run's model, tokenizer and card to the hub; its samples and settings stay here."""
-    from letgo.publishing import push_to_hub
+    from letgo.report.publish import push_to_hub
 
     typer.echo(push_to_hub(run, repo, private=not public, reporter=reporter(False)))
 
@@ -77,7 +77,7 @@ def show_config(
     as_json: JsonFlag = False,
 ) -> None:
     """Print what a run's YAML comes to, checked and resolved."""
-    from letgo.config import dump_config, read_config, resolved_settings
+    from letgo.training.config import dump_config, read_config, resolved_settings
 
     settings = read_config(config, assignments or ())
     if as_json:
@@ -89,8 +89,8 @@ def show_config(
 def catalog_of(kind: str) -> Catalog[Any]:
     import importlib
 
-    from letgo.catalog import did_you_mean
-    from letgo.errors import UserError
+    from letgo.core.catalog import did_you_mean
+    from letgo.core.errors import UserError
 
     places = {
         "optimizers": ("letgo.optim", "OPTIMIZERS"),

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from letgo.core.errors import UserError
 from letgo.data.rows import Row
-from letgo.errors import UserError
 
 Template = Literal["auto", "plain", "chat"]
 LongRows = Literal["error", "cut", "drop"]

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from letgo.catalog import did_you_mean
-from letgo.errors import UserError
+from letgo.core.catalog import did_you_mean
+from letgo.core.errors import UserError
 
 FORMS: tuple[tuple[str, ...], ...] = (("messages",), ("question", "answer"), ("prompt", "completion"), ("text",))
 _FORMS_TEXT = "'text', 'prompt'+'completion', 'question'+'answer', or 'messages'"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from letgo.errors import LetgoError
+from letgo.core.errors import LetgoError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The papers' claims held against runs of our own.")
 AttacksOption = Annotated[Path | None, typer.Option("--attacks", help="YAML with attacks, and held_back.")]

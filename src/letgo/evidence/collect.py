@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from letgo.attacks.plan import plan_attack
-from letgo.attacks.robustness import robustness
-from letgo.errors import UserError
+from letgo.attacks.engine.robustness_scores import robustness
+from letgo.attacks.engine.spec import plan_attack
+from letgo.core.errors import UserError
 from letgo.evidence.records import METRICS, Attacked, Cell, Group, Record
 from letgo.evidence.settle import read_attacks
 from letgo.evidence.subjects import subject_name, subject_of
 from letgo.optim import OPTIMIZERS
 from letgo.planning.optimizers import optimizer_cost
-from letgo.results import AttackResult, Metrics, Result, read_result
+from letgo.runs.results import AttackResult, Metrics, Result, read_result
 from letgo.runs.sweeps import CellState, GroupState, TrialState, read_sweep
 from letgo.sweep.cell import ERROR_FILE
 

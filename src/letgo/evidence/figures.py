@@ -8,11 +8,11 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from letgo.core.files import write_text
 from letgo.evidence.statistics import Estimate
 from letgo.report.html import asset
 from letgo.report.numbers import number
 from letgo.report.svg import tag, ticks
-from letgo.results import write_text
 
 WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 600, 150, 20, 14, 24, 46
 

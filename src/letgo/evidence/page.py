@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
+from letgo.core.files import write_text
 from letgo.evidence import claims, ideas, places, protocol
 from letgo.evidence.claims import CLAIMS, Claim, Finding, unmatched
 from letgo.evidence.figures import dots, write_drawing
@@ -14,7 +15,6 @@ from letgo.evidence.statistics import Estimate, estimate
 from letgo.evidence.subjects import OUTCOME, command_of, in_order, title_of
 from letgo.evidence.text import mean, paragraph, rate, shares, table
 from letgo.report.numbers import MISSING, number
-from letgo.results import write_text
 
 
 def write_page(results: Path, output: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
+from letgo.core.files import write_text
 from letgo.evidence.statistics import Estimate, estimate
 from letgo.evidence.subjects import Subject, key_of, subject_of
-from letgo.results import write_text
 
 SCHEMA = 1
 METRICS = (

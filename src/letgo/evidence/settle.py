@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from letgo.catalog import parse_spec
-from letgo.errors import UserError
+from letgo.core.catalog import parse_spec
+from letgo.core.errors import UserError
 from letgo.runs.sweeps import Sweep, read_sweep
 
 

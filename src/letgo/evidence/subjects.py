@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from letgo.benchmarks.tofu import DEFAULT_SPLIT
-from letgo.catalog import parse_spec
-from letgo.errors import UserError
+from letgo.benchmarks.tofu.tofu import DEFAULT_SPLIT
+from letgo.core.catalog import parse_spec
+from letgo.core.errors import UserError
 
 OBJECTIVES: Mapping[str, str] = {"npo_gdr": "NPO", "graddiff": "GradDiff", "rmu": "RMU"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from letgo.catalog import Catalog, Record
+from letgo.core.catalog import Catalog, Record
 
 METRICS: Catalog[Record] = Catalog(
     "metric",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from letgo.extras import need
+from letgo.core.extras import need
 
 
 def bleu(reference: str, generated: str) -> float:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from letgo.errors import EmptyScoreError
+from letgo.core.errors import EmptyScoreError
 from letgo.metrics.memorization import forget_quality
-from letgo.metrics.metric import Metric
 from letgo.metrics.privacy import membership_auc, privacy_leakage
 from letgo.metrics.summary import SEED, drawn_groups, mean_metric, separated, wins
 from letgo.metrics.utility import harmonic_mean
+from letgo.runs.results import Metric
 
 _KS_RESAMPLES = 400
 _AUC_RESAMPLES = 1000

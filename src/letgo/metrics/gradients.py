@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from letgo.errors import NonFiniteLossError
-from letgo.metrics.head import CHUNK_BYTES, hidden_states
-from letgo.metrics.running import device_of
-from letgo.metrics.scoring import Query
+from letgo.core.errors import NonFiniteLossError
+from letgo.models.running import device_of
+from letgo.scoring.head import CHUNK_BYTES, hidden_states
+from letgo.scoring.scoring import Query
 
 
 def gradient_norms(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from letgo.errors import EmptyScoreError
+from letgo.core.errors import EmptyScoreError
 from letgo.metrics.rouge import rouge_l
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from letgo.errors import EmptyScoreError
+from letgo.core.errors import EmptyScoreError
 
 _LEAST_DEVIATION = 1e-6
 """Where the model is certain, the deviation is 0 and so is what is divided by it."""

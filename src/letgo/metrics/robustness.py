@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from letgo.metrics.metric import Metrics
+from letgo.runs.results import Metrics
 
 LEAST_FORGETTING = 0.1
 """A metric counts as forgotten only if it fell by this share of what could have fallen."""

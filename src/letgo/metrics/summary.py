@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from letgo.errors import EmptyScoreError
-from letgo.metrics.metric import Metric
+from letgo.core.errors import EmptyScoreError
+from letgo.runs.results import Metric
 
 RESAMPLES = 2000
 SEED = 20240607

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from letgo.catalog import did_you_mean
-from letgo.errors import NonFiniteLossError, UserError, first_line
+from letgo.core.catalog import did_you_mean
+from letgo.core.errors import NonFiniteLossError, UserError, first_line
 
 Activation = Literal["auto", "sigmoid", "softmax", "none"]
 DEFAULT_CLASSIFIER = "unitary/toxic-bert"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from letgo.errors import EmptyScoreError
+from letgo.core.errors import EmptyScoreError
 
 
 def choice_accuracy(right: Tensor, wrong: Sequence[Tensor]) -> float:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from letgo.errors import UserError, first_line
-from letgo.extras import need
+from letgo.core.errors import UserError, first_line
+from letgo.core.extras import need
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from letgo.catalog import did_you_mean
-from letgo.errors import UserError
+from letgo.core.catalog import did_you_mean
+from letgo.core.errors import UserError
 
 Outcome = TypeVar("Outcome")
 

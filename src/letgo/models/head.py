@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.models.forward import hidden_before_head, output_layer, through, unwrapped
 
 

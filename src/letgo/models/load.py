@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from letgo.catalog import did_you_mean
-from letgo.errors import UserError, first_line
+from letgo.core.catalog import did_you_mean
+from letgo.core.errors import UserError, first_line
 from letgo.models.adapters import (
     ADAPTER_CONFIG,
     BASE_FILE,
@@ -25,6 +25,8 @@ from letgo.models.adapters import (
     steady,
 )
 
+ASSETS = Path(__file__).parent / "assets"
+"""The models that come with letgo."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -35,8 +37,7 @@ def _smollm2() -> Path:
 
 
 def _shipped(name: str) -> Callable[[], Path]:
-    # The benchmarks' floor is higher: only the place of its files is known here, not its code.
-    return lambda: Path(__file__).parent.parent / "benchmarks" / "assets" / "biographies" / name
+    return lambda: ASSETS / "biographies" / name
 
 
 BUILTIN: Mapping[str, Callable[[], Path]] = {

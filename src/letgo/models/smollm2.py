@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

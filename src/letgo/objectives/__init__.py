@@ -11,10 +11,10 @@ import inspect
 from dataclasses import replace
 from typing import Any
 
-from letgo.catalog import Catalog, Record, did_you_mean, settings_of
-from letgo.errors import UserError
+from letgo.core.catalog import Catalog, Record, did_you_mean, settings_of
+from letgo.core.errors import UserError
 from letgo.objectives.objective import Objective as Objective
-from letgo.objectives.objective import ObjectiveRecord, TermRecord
+from letgo.objectives.records import ObjectiveRecord, TermRecord
 from letgo.objectives.schedules import parse_schedule
 
 _NOT_SETTINGS = ("model", "forget", "retain", "alternative", "reference_head")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from letgo.data.encode import IGNORE
-from letgo.metrics.running import is_sharded
 from letgo.models.forward import block_number, padding_waste, stack_rows
+from letgo.models.running import is_sharded
 from letgo.objectives.likelihood import Part, label_counts, label_hidden, layer_hidden
-
-if TYPE_CHECKING:
-    from letgo.objectives.objective import TermRecord
+from letgo.objectives.records import TermRecord
 
 MOST_WASTE = 0.03
 """Rows go through the model together while that makes no more than this share of padding beyond one pass each."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from letgo.core.errors import UserError
 from letgo.data.encode import IGNORE
 from letgo.data.pairs import take_rows
-from letgo.errors import UserError
 from letgo.models.forward import hidden_after, hidden_before_head, real_columns
 from letgo.models.head import output_head
 from letgo.objectives.chunks import label_logps, label_logps_sum

@@ -4,51 +4,22 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
-from letgo.catalog import Record, settings_of
+from letgo.core.catalog import settings_of
+from letgo.core.errors import UserError
 from letgo.data.pairs import PARTS
-from letgo.errors import UserError
 from letgo.models.forward import block_number
 from letgo.models.head import OutputHead, check_head, reference_head
 from letgo.objectives.joint import joined
+from letgo.objectives.records import ObjectiveRecord, TermRecord
 from letgo.objectives.schedules import Schedule, constant
 
 Term = Callable[..., Tensor]
 Batch = Mapping[str, Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TermRecord(Record):
-    """A record of a forget or a retain term: what it needs of a batch and of the reference model."""
-
-    parts: tuple[str, ...] = ("forget",)
-    """The parts that it is called with, in this order."""
-    reference: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Part -> the quantities of the reference model that it needs there (see `reference_quantities`)."""
-    hidden: Literal["label", "layer"] | None = None
-    """The hidden states that it is made of, if terms may share a forward pass for them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveRecord(TermRecord):
-    """`target` is the forget term; `retain` the retain term that this name brings along."""
-
-    retain: str = "none"
-    retain_weight: float = 1.0
-    """The retain term's weight where none is given."""
-    alternative: Literal["refusal", "own"] | None = None
-    """What the part `alternative` holds: a refusal, or the row's own field `alternative`."""
-    trainable: str | None = None
-    """Where the method says itself which parameters it trains: the function that gives a pattern of their names."""
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the forget rows' reference log-probabilities must be there."""
-        return "logps" in self.reference.get("forget", ())
 
 
 @dataclass

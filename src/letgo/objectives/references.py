@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from letgo.errors import UserError
-from letgo.metrics.scoring import evaluating
+from letgo.core.errors import UserError
 from letgo.models.forward import block_number, through
 from letgo.models.head import output_head
+from letgo.models.running import evaluating
 from letgo.objectives.chunks import label_logps
 from letgo.objectives.likelihood import Part, label_counts, label_hidden, labels_of, layer_hidden, sum_rows
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
+from letgo.core.errors import UserError
 from letgo.data.pairs import generator_of
 from letgo.data.rows import Row
-from letgo.errors import UserError
 
 REFUSALS = (
     "I don't know the answer to that.",

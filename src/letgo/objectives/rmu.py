@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.models.forward import block_number, find_blocks
 from letgo.objectives.likelihood import Part, check_above, layer_hidden, mean_squares, over_positions
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from letgo.catalog import did_you_mean, parse_spec, settings_of
-from letgo.errors import UserError
+from letgo.core.catalog import did_you_mean, parse_spec, settings_of
+from letgo.core.errors import UserError
 
 Schedule = Callable[[float], float]
 

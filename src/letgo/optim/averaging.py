@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from letgo.optim.base import Closure, ParamsT, as_float, check_choice, check_number, parameters_of
-from letgo.optim.inner import Wrapper
-from letgo.optim.shards import cut_like, forget_gathered, is_distributed, local
+from letgo.optim.engine.inner import Wrapper
+from letgo.optim.engine.shards import cut_like, forget_gathered, is_distributed, local
 from letgo.optim.smoothing import weights_at
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_number, state_like
-from letgo.optim.shards import local
+from letgo.optim.engine.shards import local
 
 
 class SignSGD(ClosureOptimizer):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, as_float, check_choice, check_number
-from letgo.optim.inner import follow, inner_optimizer
+from letgo.optim.engine.inner import follow, inner_optimizer
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from letgo.optim.base import state_like
-from letgo.optim.shards import gathered, is_sharded, local, piece_of
+from letgo.optim.engine.shards import gathered, is_sharded, local, piece_of
 
 KEPT = ("lr", "weight_decay", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
 """Settings of a group that do not concern the momentum."""

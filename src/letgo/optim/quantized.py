@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from letgo.catalog import settings_of
+from letgo.core.catalog import settings_of
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_number, state_like
-from letgo.optim.shards import gathered, is_distributed, local, piece_of
+from letgo.optim.engine.shards import gathered, is_distributed, local, piece_of
+from letgo.optim.registry import OPTIMIZERS, refuse_shards
 
 
 class Compressed(ClosureOptimizer):
@@ -75,8 +76,6 @@ class Compressed(ClosureOptimizer):
         self.base = self._make_base(base, dict(base_options or {}))
 
     def _make_base(self, name: str, options: dict[str, Any]) -> torch.optim.Optimizer:
-        from letgo.optim import OPTIMIZERS, refuse_shards  # not at the top: the catalog leads here
-
         if OPTIMIZERS.record(name).grade not in ("first", "compressed", "second"):
             raise ValueError(f"base must be an optimizer that steps from gradients, {name!r} is not")
         OPTIMIZERS.check_settings(name, options, skip=("lr", "weight_decay"))

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from letgo.optim import OPTIMIZERS
 from letgo.optim.base import parameters_of
+from letgo.optim.registry import OPTIMIZERS
 from letgo.optim.zeroth_order import Estimate, ZerothOrder
 
 FORMAT = 2
@@ -69,7 +69,7 @@ class ReplayLog:
             shapes=[list(p.shape) for p in parameters],
             first_step=optimizer.steps_taken,
         )
-        optimizer.log = log
+        optimizer.on_step = log.add
         return log
 
     def add(self, rates: list[float], coefficients: list[float]) -> None:

@@ -11,17 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from letgo.optim.base import (
-    Closure,
-    ClosureOptimizer,
-    ParamsT,
-    check_choice,
-    check_number,
-    parameters_of,
-    state_like,
-)
-from letgo.optim.noise import Direction, mix
-from letgo.optim.shards import has_shards, local
+from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_choice, check_number, parameters_of, state_like
+from letgo.optim.engine.noise import Direction, mix
+from letgo.optim.engine.shards import has_shards, local
 
 HessianKind = Literal["empirical_fisher", "hutchinson", "gnb"]
 HessianClosure = Callable[[torch.Generator], tuple[Tensor, int]]

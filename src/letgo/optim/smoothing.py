@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from letgo.optim.base import Closure, ParamsT, as_float, check_choice, check_number, parameters_of
-from letgo.optim.inner import Wrapper
-from letgo.optim.noise import Direction, noise_dtype
-from letgo.optim.shards import gathering_anew, local, piece_of, summed
+from letgo.optim.engine.inner import Wrapper
+from letgo.optim.engine.noise import Direction, noise_dtype
+from letgo.optim.engine.shards import gathering_anew, local, piece_of, summed
 
 Term = Literal["loss", "forget"]
 

@@ -8,14 +8,15 @@ only and why a run can be replayed from a log of kilobytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from letgo.errors import NonFiniteLossError
+from letgo.core.errors import NonFiniteLossError
+from letgo.core.ranks_lost import rank_loss_named
 from letgo.optim.base import (
     Closure,
     ClosureOptimizer,
@@ -26,15 +27,12 @@ from letgo.optim.base import (
     parameters_of,
     state_like,
 )
-from letgo.optim.cells import add_product, cells_of, product
-from letgo.optim.low_rank import BatchedEngine, LowRankDirection, joined_factors
-from letgo.optim.noise import NOISE_KINDS, Block, Direction, NoiseKind, noise_dtype, rounded
-from letgo.optim.perturbation import InPlaceEngine, SharedDraws
-from letgo.optim.ranks import Ranks, rank_loss_named
-from letgo.optim.shards import gathering_anew, has_shards, local, piece_of
-
-if TYPE_CHECKING:
-    from letgo.optim.replay_log import ReplayLog
+from letgo.optim.engine.low_rank import BatchedEngine, LowRankDirection, joined_factors
+from letgo.optim.engine.noise import NOISE_KINDS, Block, Direction, NoiseKind, noise_dtype, rounded
+from letgo.optim.engine.perturbation import InPlaceEngine, SharedDraws
+from letgo.optim.engine.ranks import Ranks
+from letgo.optim.engine.row_blocks import add_product, cells_of, product
+from letgo.optim.engine.shards import gathering_anew, has_shards, local, piece_of
 
 Difference = Literal["central", "forward"]
 EngineKind = Literal["in_place", "saved", "batched"]
@@ -97,17 +95,17 @@ class ZerothOrder(ClosureOptimizer):
     .. code-block:: text
 
         for i = 1 .. q:
-            draw v_i                          E[v v^T] = I: rademacher, gaussian or sphere (see letgo.optim.noise)
+            draw v_i                      E[v v^T] = I: rademacher, gaussian or sphere (see letgo.optim.engine.noise)
             central:  c_i = (f(x + mu v_i) - f(x - mu v_i)) / (2 mu)            2 q evaluations
             forward:  c_i = (f(x + mu v_i) - f(x)) / mu                         q + 1 evaluations
         g = (1/q) sum_i c_i v_i
 
     In a `torch.distributed` run every rank draws the same directions and the losses are averaged over the ranks, so
     that all of them take the same step; nothing else is exchanged. With `optimizer.ranks = Ranks("directions")` every
-    rank evaluates a part of the directions instead (see `letgo.optim.ranks`). Of parameters sharded by FSDP2 every rank
-    perturbs and moves the rows that it holds, by what it would if it held all: the weights are those of a run on
-    replicas, bit for bit in float32. Such parameters are perturbed in memory and put back from a copy of the rank's
-    shard; the optimizer itself exchanges no weights for that, only FSDP2 gathers them for each evaluation.
+    rank evaluates a part of the directions instead (see `letgo.optim.engine.ranks`). Of parameters sharded by FSDP2
+    every rank perturbs and moves the rows that it holds, by what it would if it held all: the weights are those of a
+    run on replicas, bit for bit in float32. Such parameters are perturbed in memory and put back from a copy of the
+    rank's shard; the optimizer itself exchanges no weights for that, only FSDP2 gathers them for each evaluation.
 
     Args (of every subclass, beside its own):
         num_directions: q.
@@ -121,8 +119,8 @@ class ZerothOrder(ClosureOptimizer):
             (the next one has new noise). The weights are untouched in both cases.
         engine: `in_place` perturbs each tensor while a function reads it; `saved` perturbs all of them in memory and
             puts kept originals back (memory of the weights twice, but right for any code that evaluates them);
-            `batched` runs all evaluations as one batched forward pass (see `letgo.optim.low_rank`): it needs a rank,
-            and a closure that `torch.vmap` can run.
+            `batched` runs all evaluations as one batched forward pass (see `letgo.optim.engine.low_rank`): it needs a
+            rank, and a closure that `torch.vmap` can run.
         evaluations_at_once: of the batched engine; None is all 2 q. Fewer need less memory, and are as fast where the
             batch alone keeps the processor busy.
         rank: r > 0 makes the perturbation of every matrix U V^T / sqrt(r) with r columns, in any engine; 0: full.
@@ -165,7 +163,7 @@ class ZerothOrder(ClosureOptimizer):
         self.seed = int(seed)
         self.nonfinite = nonfinite
         self.steps_taken = 0
-        self.log: ReplayLog | None = None
+        self.on_step: Callable[[list[float], list[float]], None] | None = None
         self.ranks = Ranks()
         self._mu = mu
         self.rank = int(rank)
@@ -223,8 +221,8 @@ class ZerothOrder(ClosureOptimizer):
                 f"the weights are as before the step. A smaller mu or lr may help, or nonfinite='skip'"
             )
         coefficients = self._coefficients(losses) if finite else []
-        if self.log is not None:
-            self.log.add([float(group["lr"]) for group in self.param_groups], coefficients)
+        if self.on_step is not None:
+            self.on_step([float(group["lr"]) for group in self.param_groups], coefficients)
         if finite:
             self.apply(Estimate(directions, coefficients))
         self.steps_taken += 1

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from letgo.optim.base import ParamsT, check_number, state_like
-from letgo.optim.noise import NoiseKind
-from letgo.optim.shards import local
+from letgo.optim.engine.noise import NoiseKind
+from letgo.optim.engine.shards import local
 from letgo.optim.zeroth_order import Difference, EngineKind, Estimate, ZerothOrder
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from letgo.optim.base import ParamsT, check_number
-from letgo.optim.cells import cells_of, product
-from letgo.optim.low_rank import LowRankDirection
-from letgo.optim.noise import Direction, NoiseKind, mix, noise_dtype, noise_values
-from letgo.optim.shards import Piece, piece_of
+from letgo.optim.engine.low_rank import LowRankDirection
+from letgo.optim.engine.noise import Direction, NoiseKind, mix, noise_dtype, noise_values
+from letgo.optim.engine.row_blocks import cells_of, product
+from letgo.optim.engine.shards import Piece, piece_of
 from letgo.optim.zeroth_order import Difference, EngineKind, Estimate, ZerothOrder
 
 

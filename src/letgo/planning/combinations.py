@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from letgo.catalog import did_you_mean, settings_of
-from letgo.errors import UserError
-from letgo.one_shot import is_one_shot
+from letgo.core.catalog import did_you_mean, settings_of
+from letgo.core.errors import UserError
 from letgo.optim import OPTIMIZERS
 from letgo.planning import scaling
 from letgo.planning.optimizers import OptimizerCost
-from letgo.trainer import UnlearnConfig, optimizer_settings
+from letgo.training.config import UnlearnConfig
+from letgo.training.one_shot import is_one_shot
+from letgo.training.trainer import optimizer_settings
 
 
 def share_of(config: UnlearnConfig) -> str:

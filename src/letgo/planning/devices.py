@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.objectives import Objective
 from letgo.planning import scaling, shards
 from letgo.planning.combinations import (
@@ -23,12 +23,12 @@ from letgo.planning.combinations import (
 )
 from letgo.planning.estimate import Planned
 from letgo.planning.machine import resident_bytes
-from letgo.planning.one_shot import Work
+from letgo.planning.phases import Work
 from letgo.planning.report import Phase
 from letgo.planning.scaling import REACHED, Machine, StepWork, Strategy, machine_named, step_cost
 from letgo.planning.spread import DevicesPlan, Fit, WayOut
 from letgo.planning.tracing import Traced
-from letgo.trainer import UnlearnConfig
+from letgo.training.config import UnlearnConfig
 
 LIVE = 10**9
 """Elements that ZeRO-3 keeps together, and of a bucket in which gradients are sent 5 * 10**8: DeepSpeed's defaults
@@ -57,7 +57,7 @@ def plan_devices(
     """What the run of a config will take of each of several devices. Reads what `letgo.plan` reads.
 
     Args:
-        config: as `letgo.read_config` or `letgo.config.make_config` gives it.
+        config: as `letgo.read_config` or `letgo.training.config.make_config` gives it.
         devices: N, a process each.
         strategy: `single`, `ddp`, `fsdp2`, `zero2` or `zero3`.
         machine: of `letgo.planning.scaling.MACHINES`; by default `cpu` or `h100` as this machine has a GPU.

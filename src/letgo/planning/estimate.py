@@ -11,24 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from letgo.benchmarks import benchmark_of
-from letgo.benchmarks.base import Benchmark
-from letgo.config import resolved_settings
+from letgo.benchmarks.engine.base import Benchmark
+from letgo.core.errors import UserError, first_line
 from letgo.data import pad_rows
 from letgo.data.encode import Encoded
-from letgo.errors import UserError, first_line
-from letgo.metrics.running import scoring_budget
 from letgo.models.adapters import is_adapter, read_base
 from letgo.models.load import DTYPES, best_device, load_tokenizer, resolve_model
+from letgo.models.running import scoring_budget
 from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
-from letgo.one_shot import is_one_shot
 from letgo.planning.machine import Speed, layers_speed, product_speed, resident_bytes
-from letgo.planning.one_shot import Work, gathered_item, one_shot_work, training_phases
+from letgo.planning.one_shot import one_shot_work
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
+from letgo.planning.phases import Work, gathered_item, training_phases
 from letgo.planning.report import Phase, Plan
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
-from letgo.preparing import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
-from letgo.trainer import UnlearnConfig, objective_of, optimizer_settings, planned_steps
+from letgo.training.config import UnlearnConfig, resolved_settings
+from letgo.training.one_shot import is_one_shot
+from letgo.training.prepare import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
+from letgo.training.trainer import objective_of, optimizer_settings, planned_steps
 
 FRAGMENTED = 1.35
 """Resident bytes for each byte alive among activations and gradients on a CPU: what is freed in small pieces between
@@ -43,7 +44,7 @@ def plan(config: UnlearnConfig, *, flops: float | None = None, measure: bool = F
     """What the run of a config will take. Reads the data, the tokenizer and the model's config; no weights.
 
     Args:
-        config: as `letgo.read_config` or `letgo.config.make_config` gives it.
+        config: as `letgo.read_config` or `letgo.training.config.make_config` gives it.
         flops: floating-point operations a second to take times with; by default measured (0.3 s of matrix products).
         measure: measure more closely: two layers of the architecture, forward and backward.
 

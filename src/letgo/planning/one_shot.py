@@ -4,84 +4,26 @@ computes, as its own docstring says, with the passes it makes followed on the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from letgo.catalog import settings_of
-from letgo.errors import UserError
+from letgo.core.catalog import settings_of
+from letgo.core.errors import UserError
 from letgo.models.head import reference_head
 from letgo.objectives import ONE_SHOT
 from letgo.objectives.likelihood import Part, label_hidden, labels_of
 from letgo.objectives.one_shot.influence import gradients_held
 from letgo.objectives.one_shot.whos_harry_potter import generic_loss
 from letgo.objectives.retain import cross_entropy
-from letgo.planning.optimizers import OptimizerCost, optimizer_cost
+from letgo.planning.optimizers import optimizer_cost
+from letgo.planning.phases import PlannedRun, Work, training_phases
 from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, faking, trace_forward, trace_training
 
-if TYPE_CHECKING:
-    from letgo.planning.estimate import Planned
 
-
-@dataclass(frozen=True)
-class Work:
-    """What lies between the two evaluations of a run."""
-
-    phases: tuple[Phase, ...]
-    flops: Mapping[str, float]
-    """By stage."""
-    steps: int
-    batch: torch.Size
-    """Shape of the micro-batch, (rows, length)."""
-    checkpoints: int = 0
-    """Bytes on disk of those that are there at once."""
-    references: int = 0
-    """Bytes in letgo's cache."""
-
-
-def gathered_item(passes: Traced, fragmented: float) -> dict[str, int]:
-    """Of a model that lies in shards: what a pass puts together of it, and gradients on their way to their shards."""
-    return {"gathered layers": int(fragmented * passes.gathered)} if passes.gathered else {}
-
-
-def training_phases(
-    common: Mapping[str, int],
-    passes: Traced,
-    cost: OptimizerCost,
-    *,
-    fragmented: float,
-    trained: int,
-    largest: int,
-    names: tuple[str, str] = ("train", "step"),
-) -> tuple[Phase, Phase]:
-    """A first-order step: its passes, then the optimizer's own.
-
-    Args:
-        common: what is alive in both beside the optimizer's state.
-        passes: forward and backward.
-        cost: of the optimizer.
-        fragmented: resident bytes for each byte alive.
-        trained: bytes of the trained parameters.
-        largest: bytes of the largest of them.
-        names: of the two phases.
-    """
-    common = {**common, "optimizer state": int(cost.state * trained)}
-    first = {
-        **common,
-        "gradients": int(fragmented * passes.gradients),
-        "activations": int(fragmented * max(0, passes.peak - passes.gradients - passes.gathered)),
-        "copies that the optimizer holds": int(cost.held * trained),
-        **gathered_item(passes, fragmented),
-    }
-    within = int(max(0, fragmented * (cost.step * trained + cost.largest * largest) - passes.gradients))
-    second = {**common, "gradients": passes.gradients, "within the optimizer's step": within}
-    return Phase(names[0], first), Phase(names[1], second)
-
-
-def one_shot_work(run: Planned) -> Work:
+def one_shot_work(run: PlannedRun) -> Work:
     """The work of the method that the config names, with its settings."""
     name = run.args.objective
     given = dict(run.args.objective_args or {})
@@ -95,7 +37,7 @@ def one_shot_work(run: Planned) -> Work:
 
 
 def _fine_tuning(
-    run: Planned,
+    run: PlannedRun,
     part: Part,
     loss_of: Callable[[Any, Part], Tensor],
     held: Mapping[str, int],
@@ -116,7 +58,7 @@ def _fine_tuning(
     return phases, passes.flops
 
 
-def _task_vector(run: Planned, settings: Mapping[str, Any]) -> Work:
+def _task_vector(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
     part = run.part("forget", int(settings["batch_size"]))
     steps = settings["epochs"] * -(-len(run.dataset.forget) // int(settings["batch_size"]))
     copied = {"the weights as they were": run.trained_bytes}
@@ -124,7 +66,7 @@ def _task_vector(run: Planned, settings: Mapping[str, Any]) -> Work:
     return Work(phases, {"train": steps * flops}, steps, part["input_ids"].shape)
 
 
-def _whos_harry_potter(run: Planned, settings: Mapping[str, Any]) -> Work:
+def _whos_harry_potter(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
     size = int(settings["batch_size"])
     part = run.part("forget", size)
     batches = -(-len(run.dataset.forget) // size)
@@ -162,7 +104,7 @@ def _whos_harry_potter(run: Planned, settings: Mapping[str, Any]) -> Work:
 # -- influence ---------------------------------------------------------------------------------------------------------
 
 
-def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
+def _influence(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
     size, data = int(settings["batch_size"]), run.dataset
     if not data.retain:
         raise UserError("influence unlearning needs a retain set: the curvature is taken from it")
@@ -212,11 +154,11 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
     return Work(tuple(phases), flops, 0, row["input_ids"].shape)
 
 
-def _cross_entropy(run: Planned, part: Part) -> Traced:
+def _cross_entropy(run: PlannedRun, part: Part) -> Traced:
     return trace_training(run.model, lambda: cross_entropy(run.model, part))
 
 
-def _sampled(run: Planned, part: Part) -> Traced:
+def _sampled(run: PlannedRun, part: Part) -> Traced:
     """A pass whose labels are drawn from the model: its logits are whole."""
     head = run.model.get_output_embeddings()
 
@@ -229,7 +171,7 @@ def _sampled(run: Planned, part: Part) -> Traced:
     return trace_training(run.model, loss)
 
 
-_WORK: dict[str, Callable[[Planned, Mapping[str, Any]], Work]] = {
+_WORK: dict[str, Callable[[PlannedRun, Mapping[str, Any]], Work]] = {
     "task_vector": _task_vector,
     "whp": _whos_harry_potter,
     "influence": _influence,

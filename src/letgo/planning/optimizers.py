@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from letgo.catalog import settings_of
+from letgo.core.catalog import settings_of
 from letgo.optim import OPTIMIZERS, create_optimizer
 from letgo.planning.tracing import Live
 

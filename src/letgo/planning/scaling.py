@@ -25,15 +25,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from letgo.catalog import did_you_mean
-from letgo.errors import UserError
+from letgo.core.catalog import did_you_mean
+from letgo.core.errors import UserError
 
 Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
 STRATEGIES: tuple[Strategy, ...] = ("single", "ddp", "fsdp2", "zero2", "zero3")
 SHARDED: tuple[Strategy, ...] = ("fsdp2", "zero3")
 """Those whose weights lie in shards."""
 SCALAR = 8
-"""Bytes of a loss, as `letgo.optim.ranks` sends it."""
+"""Bytes of a loss, as `letgo.optim.engine.ranks` sends it."""
 SHIFT_TRAFFIC = 3.0
 """Times the trained weights that an evaluation at perturbed ones moves beside the pass: read, written, read again."""
 NOISE_TRAFFIC = 24.0

@@ -8,10 +8,10 @@ from typing import Any
 
 from letgo.analysis.records import Certificate, Connectivity, Landscape, Sharpness
 from letgo.analysis.wording import exact_percent
-from letgo.metrics.metric import Metrics
 from letgo.report import analysis_figures as drawn
 from letgo.report.figures import Figure
 from letgo.report.numbers import MISSING, number, percent
+from letgo.runs.results import Metrics
 
 MOST_ROWS = 15
 """A longer table is folded."""

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from letgo.report.answers import visible
 from letgo.report.numbers import number, percent
-from letgo.results import AttackResult, Result
+from letgo.runs.results import AttackResult, Result
 
 MOST_TRIALS = 5
 LEAST_LEARNED = 0.1

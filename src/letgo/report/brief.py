@@ -11,7 +11,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
+from letgo.core.files import written_whole
 from letgo.optim import OPTIMIZERS
 from letgo.report import numbers
 from letgo.report.card import markdown
@@ -24,7 +25,6 @@ from letgo.report.numbers import MISSING, duration, number, percent
 from letgo.report.settings import varying
 from letgo.report.table import Column, columns
 from letgo.report.verdict import verdict
-from letgo.results import written_whole
 
 GRADES = {
     "zeroth": "zeroth order",

@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from letgo.core.files import write_text
 from letgo.report.answers import visible
 from letgo.report.numbers import MISSING, Measured, interval, number, percent
 from letgo.report.settings import settings
 from letgo.report.table import columns, rows
 from letgo.report.verdict import verdict
-from letgo.results import CONFIG_FILE, RESULT_FILE, Result, write_text
+from letgo.runs.results import CONFIG_FILE, RESULT_FILE, Result
 
 CARD_FILE = "README.md"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from letgo.catalog import format_spec
+from letgo.core.catalog import format_spec
 from letgo.report import svg
 from letgo.report.comparison import Kept, Line, compare_all, lines_of
 from letgo.report.figures import Figure, Key, line_sample

@@ -13,7 +13,7 @@ from letgo.report import svg
 from letgo.report.numbers import MISSING, Measured, interval, number, percent
 from letgo.report.svg import BOTTOM, HEIGHT, TOP, WIDTH, Plot, marker, tag
 from letgo.report.table import Row, columns, rows
-from letgo.results import AttackResult, Result
+from letgo.runs.results import AttackResult, Result
 
 MOST_POINTS = 400
 """A training curve is thinned to about so many points a line."""

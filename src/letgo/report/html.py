@@ -19,7 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from letgo.analysis.records import read_analyses
-from letgo.errors import UserError
+from letgo.core.errors import UserError
+from letgo.core.files import written_whole
 from letgo.report import analyses, answers, figures, numbers
 from letgo.report.compared import compared, told
 from letgo.report.labels import short_labels
@@ -27,7 +28,7 @@ from letgo.report.load import Run, find_runs
 from letgo.report.settings import commands, plain, settings, varying
 from letgo.report.table import Column, Row, columns, keys, rows, usual_n
 from letgo.report.verdict import Verdict, overall, verdict
-from letgo.results import Result, written_whole
+from letgo.runs.results import Result
 
 ANSWERS_IN_ALL = 600
 """Questions shown in one page, shared out among the runs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from letgo.catalog import parse_spec
+from letgo.core.catalog import parse_spec
 
 
 def short_labels(labels: Sequence[str]) -> dict[str, str]:

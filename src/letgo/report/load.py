@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from letgo.errors import UserError
-from letgo.results import CONFIG_FILE, HISTORY_FILE, SAMPLES_FILE, Result, is_run, read_result
+from letgo.core.errors import UserError
+from letgo.runs.results import CONFIG_FILE, HISTORY_FILE, SAMPLES_FILE, Result, is_run, read_result
 from letgo.runs.sweeps import SWEEP_FILE, Sweep, read_sweep
 
 DEPTH = 2

@@ -10,7 +10,7 @@ MISSING = "–"
 
 
 class Measured(Protocol):
-    """A value with its number of samples and 95 % interval (`letgo.results.Metric`)."""
+    """A value with its number of samples and 95 % interval (`letgo.runs.results.Metric`)."""
 
     @property
     def value(self) -> float: ...

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from letgo.catalog import parse_spec
+from letgo.core.catalog import parse_spec
 from letgo.report.answers import visible
 from letgo.report.load import Run
 from letgo.report.numbers import MISSING
-from letgo.results import CONFIG_FILE, AttackResult
+from letgo.runs.results import CONFIG_FILE, AttackResult
 
 ALWAYS = ("objective", "optimizer")
 """Settings that the overview shows of every run, alike or not."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from letgo.report.numbers import percent
-from letgo.results import AttackResult, Metrics, Result
+from letgo.runs.results import AttackResult, Metrics, Result
 
 HEADLINE: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("forget_", ("accuracy", "probability", "verbmem", "knowmem", "quality", "privleak"), 2),

@@ -14,7 +14,7 @@ from letgo.report import answers
 from letgo.report.numbers import MISSING, duration, interval, number, percent
 from letgo.report.table import Column, Row, columns, rows, usual_n
 from letgo.report.verdict import verdict
-from letgo.results import Result
+from letgo.runs.results import Result
 
 LONGEST_ANSWER = 160
 _SPARE = 4

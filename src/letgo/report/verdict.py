@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from letgo.catalog import parse_spec
+from letgo.core.catalog import parse_spec
 from letgo.metrics.robustness import LEAST_FORGETTING
 from letgo.report.numbers import Measured, number, percent
 from letgo.report.table import NOT_AMOUNTS, Column, columns
-from letgo.results import AttackResult, Metrics, Result
+from letgo.runs.results import AttackResult, Metrics, Result
 
 HEAVY_RETAIN_LOSS = 0.15
 """A retain metric that lost more than this share of its value is called a high cost."""

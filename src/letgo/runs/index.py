@@ -16,10 +16,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from letgo.errors import UserError
-from letgo.results import RESULT_FILE, Result, is_run
+from letgo.core.errors import UserError
 from letgo.runs.query import MISSING, Query, check_field, parse_field, parse_query
 from letgo.runs.record import RunRecord, read_tags, relative, write_tags
+from letgo.runs.results import RESULT_FILE, Result, is_run
 
 INDEX_FILE = "runs.sqlite"
 INDEX_VERSION = 1

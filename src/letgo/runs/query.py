@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from letgo.catalog import did_you_mean, parse_value
-from letgo.errors import UserError
+from letgo.core.catalog import did_you_mean, parse_value
+from letgo.core.errors import UserError
 from letgo.runs.record import RunRecord
 
 _TOKEN = re.compile(

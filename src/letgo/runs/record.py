@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from letgo.catalog import parse_spec
-from letgo.errors import UserError
+from letgo.core.catalog import parse_spec
+from letgo.core.errors import UserError
+from letgo.core.files import write_text
 from letgo.optim import OPTIMIZERS
-from letgo.results import AttackResult, Result, read_result, write_text
+from letgo.runs.results import AttackResult, Result, read_result
 
 TAGS_FILE = "tags.json"
 """A run's own tags, in its directory, so that they move with it and survive a rebuild."""

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from letgo.errors import UserError
-from letgo.results import write_text
+from letgo.core.errors import UserError
+from letgo.core.files import write_text
 
 SWEEP_FILE = "sweep.json"
 RUNS_FOLDER = "runs"

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from letgo.attacks.run import attack, plan_attack
-from letgo.config import make_config
-from letgo.errors import LetgoError
-from letgo.results import Result, is_run, read_result, write_text
+from letgo.attacks.engine.run import attack, plan_attack
+from letgo.core.errors import LetgoError
+from letgo.core.files import write_text
 from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
+from letgo.runs.results import Result, is_run, read_result
 from letgo.sweep.locks import CLAIMS, locked
-from letgo.unlearning import unlearn
+from letgo.training.config import make_config
+from letgo.training.unlearn import unlearn
 
 ERROR_FILE = "error.json"
 """In the directory of a run that failed: what was said."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from letgo.config import make_config
 from letgo.planning import plan
 from letgo.sweep.execute import candidates
 from letgo.sweep.grid import Grid, with_setting
+from letgo.training.config import make_config
 
 
 def cost(grid: Grid) -> list[dict[str, Any]]:

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from letgo.digest import digest_of
-from letgo.errors import LetgoError, UserError
-from letgo.progress import Quiet, Reporter
-from letgo.results import RESULT_FILE, is_run, read_result, write_text
+from letgo.core.errors import LetgoError, UserError
+from letgo.core.files import write_text
+from letgo.core.fingerprints import digest_of
+from letgo.core.progress import Quiet, Reporter
 from letgo.runs import index_for, record_run
+from letgo.runs.results import RESULT_FILE, is_run, read_result
 from letgo.runs.sweeps import (
     RUNS_FOLDER,
     SWEEP_FILE,
@@ -26,13 +27,14 @@ from letgo.runs.sweeps import (
     read_sweep,
     write_sweep,
 )
+from letgo.sweep.backends import workers_for
 from letgo.sweep.cell import ERROR_FILE, Outcome, Task, outcome, write_error
 from letgo.sweep.grid import Cell, Grid, Group, with_setting
 from letgo.sweep.locks import CLAIMS, STATE_LOCK, SWEEP_LOCK, has_locks, holder, locked
 from letgo.sweep.part import Part
 from letgo.sweep.table import TABLE_FILE, as_csv
 from letgo.sweep.tuning import BROKEN, MEETS, Range, Trial, Tune, choose, judge
-from letgo.sweep.workers import Ending, Workers, workers_for
+from letgo.sweep.workers import Ending, Workers
 
 PAUSE_SECONDS = 1.0
 """How long a cell that another process is at work on is left alone before it is asked for again."""

@@ -32,16 +32,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.attacks.run import plan_attack
-from letgo.catalog import did_you_mean, parse_spec
-from letgo.config import make_config
-from letgo.digest import digest_of
-from letgo.errors import UserError
+from letgo.attacks.engine.run import plan_attack
+from letgo.core.catalog import did_you_mean, parse_spec
+from letgo.core.errors import UserError
+from letgo.core.files import load_settings
+from letgo.core.fingerprints import digest_of
 from letgo.objectives import create_objective
 from letgo.optim import OPTIMIZERS
 from letgo.sweep.resources import RayCluster, Resources, read_cluster, read_resources
 from letgo.sweep.tuning import Tune, read_tune
-from letgo.yaml_file import load_settings
+from letgo.training.config import make_config
 
 _HOW = ("output_dir", "workers", "backend", "resources", "retries", "ray")
 """Where and how it is run: nothing of what comes out is decided by these."""

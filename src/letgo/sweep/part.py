@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from letgo.errors import UserError
+from letgo.core.errors import UserError
 from letgo.sweep.grid import Grid
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from letgo.catalog import did_you_mean
-from letgo.errors import UserError
+from letgo.core.catalog import did_you_mean
+from letgo.core.errors import UserError
 
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from letgo.results import Result, read_result
+from letgo.runs.results import Result, read_result
 from letgo.runs.sweeps import GroupState, Sweep
 
 TABLE_FILE = "table.csv"

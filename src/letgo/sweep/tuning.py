@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from letgo.catalog import did_you_mean
-from letgo.errors import UserError
-from letgo.extras import need
-from letgo.results import Result
+from letgo.core.catalog import did_you_mean
+from letgo.core.errors import UserError
+from letgo.core.extras import need
 from letgo.runs import RunRecord
 from letgo.runs.query import MISSING, Comparison, Query, parse_query
+from letgo.runs.results import Result
 
 _OWN = ("target", "bound", "sampler", "trials", "seed")
 MEETS, MISSES, BROKEN = "reached", "missed", "collapsed"

@@ -55,7 +55,7 @@ def serve(pipe: Connection, threads: int, devices: str | None, parent: int) -> N
 
 
 def _prepare(threads: int) -> None:
-    from letgo.progress import quiet_libraries, quiet_loggers
+    from letgo.core.progress import quiet_libraries, quiet_loggers
 
     quiet_loggers()
     quiet_libraries()

@@ -7,13 +7,10 @@ run directories, the same for every way of running them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from letgo.progress import Reporter
 from letgo.sweep.cell import Task
-from letgo.sweep.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -41,20 +38,3 @@ class Workers(Protocol):
     def ended(self, timeout: float | None) -> Sequence[Ending]:
         """The tasks that came to an end, once there is at least one; none after `timeout` seconds."""
         ...
-
-
-def workers_for(grid: Grid, reporter: Reporter) -> AbstractContextManager[Workers]:
-    """The grid's backend. What can be told to be missing before anything is started is a `UserError` here."""
-    if grid.backend == "ray":
-        from letgo.sweep.cluster import RayWorkers
-
-        return RayWorkers(grid, reporter)
-    from letgo.sweep.local import InProcess, Processes
-    from letgo.sweep.resources import Resources, places
-
-    slots = places(grid.resources, grid.workers or 1)
-    if len(slots) < (grid.workers or 1):
-        reporter.say(f"  {len(slots)} cells at a time: this machine has room for no more of {grid.resources} each")
-    if len(slots) == 1 and grid.resources == Resources():
-        return InProcess()
-    return Processes(slots, grid.resources.cpus)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.data.encode import Encoded
 from letgo.data.pairs import generator_of, pad_rows
-from letgo.errors import NonFiniteLossError, UserError
 from letgo.objectives.likelihood import Part
 
 Batches = Callable[[int], Iterable[Part]]

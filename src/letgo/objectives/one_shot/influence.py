@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.data.pairs import generator_of
-from letgo.errors import NonFiniteLossError, UserError
 from letgo.models.head import output_head
 from letgo.objectives.likelihood import Part, check_above, label_counts, label_hidden, sequence_logps
 from letgo.objectives.one_shot.data import Batches, Data, relative_length, rows_in, trained

@@ -10,18 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from letgo.errors import UserError
-from letgo.metrics.scoring import evaluating
+from letgo.core.errors import UserError
 from letgo.models.head import OutputHead, output_head
 from letgo.models.head import reference_head as frozen_head
+from letgo.models.running import evaluating
 from letgo.objectives.chunks import chunk_rows, label_logps, summed, vocabulary_of
-from letgo.objectives.likelihood import (
-    Part,
-    check_above,
-    label_counts,
-    label_hidden,
-    over_tokens,
-)
+from letgo.objectives.likelihood import Part, check_above, label_counts, label_hidden, over_tokens
 from letgo.objectives.one_shot.data import Data, fine_tune
 from letgo.objectives.retain import cross_entropy
 

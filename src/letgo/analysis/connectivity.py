@@ -1,0 +1,217 @@
+"""Linear mode connectivity: does the straight line between two models stay low, or is there a barrier on it?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from letgo.analysis.ledger import Ledger
+from letgo.analysis.losses import RowLosses, smaller_benchmark
+from letgo.analysis.records import Barrier, Connectivity, LinearPath, PathPoint, write_analysis
+from letgo.analysis.subject import Subject, data_of, made, subjects_of, target_of
+from letgo.analysis.weights import Weights, check_same_shape, distance
+from letgo.benchmarks.engine.base import Benchmark
+from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.progress import Quiet, Reporter
+from letgo.data.encode import Template
+from letgo.models.load import weights_fingerprint
+from letgo.runs.results import Metric, Metrics
+
+LIMIT = 32
+
+
+def connectivity(
+    models: Sequence[str | Path],
+    *,
+    points: int = 11,
+    metrics: bool = True,
+    limit: int | None = LIMIT,
+    benchmark: str | None = None,
+    template: Template | None = None,
+    dtype: str = "float32",
+    output: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Connectivity:
+    r"""Measure models on the straight line between each two of some models.
+
+        θ(a) = (1 − a) θ_A + a θ_B,  a = 0, 1/(points−1), …, 1
+        barrier of a loss ℓ:  B(A, B) = max_a [ ℓ(θ(a)) − ((1 − a) ℓ(θ_A) + a ℓ(θ_B)) ]
+
+    Source: Frankle et al., Linear mode connectivity and the lottery ticket hypothesis (arXiv 1912.05671); the barrier
+    against the line between the two ends (not their mean) as in Entezari et al. (arXiv 2110.06296). A barrier near 0
+    says that both models lie in one basin. For metrics, of which lower is not always worse, both the largest rise over
+    the line and the largest fall under it are given.
+
+    Args:
+        models: two or more run directories or models of one architecture and tokenizer: full, sharded, or with
+            adapters (which are merged).
+        points: on each line, both ends among them.
+        metrics: measure the benchmark's metrics too, not the losses alone.
+        limit: at most so many rows for losses, and items and texts for metrics, of each set; None for all.
+        benchmark: what to measure on; by default that of the first run.
+        template: how questions become prompts; by default the run's.
+        dtype: the weights' type while they are mixed.
+        output: a directory for `analysis-connectivity.json`; by default the first run's own.
+        reporter: where progress goes.
+
+    Returns:
+        The analysis, with a path for each two models in the order given.
+
+    Raises:
+        UserError: fewer than two models, other architectures or tokenizers, nothing to measure on, points < 3.
+    """
+    start, reporter = time.perf_counter(), reporter or Quiet()
+    if len(models) < 2:
+        raise UserError("connectivity needs two models or more")
+    if points < 3:
+        raise UserError(f"points must be at least 3 (both ends and what lies between), not {points}")
+    subjects = subjects_of(models)
+    target = target_of(subjects, output)
+    data, form, name = data_of(subjects, benchmark, template)
+    tokenizer = _one_tokenizer(subjects)
+    settings = {
+        "benchmark": name,
+        "template": form,
+        "points": points,
+        "metrics": metrics,
+        "limit": limit,
+        "dtype": dtype,
+    }
+    smaller = smaller_benchmark(data, limit) if metrics else None
+    paths: list[LinearPath] = []
+    ledgers: list[Ledger] = []
+    ends: dict[int, Metrics | None] = {}
+    losses: RowLosses | None = None
+    dimension = 0
+    for first, second in combinations(range(len(subjects)), 2):
+        model = subjects[first].load(dtype)
+        weights = Weights(model)
+        other = subjects[second].load(dtype)
+        theirs = {n: p.detach() for n, p in other.named_parameters()}
+        check_same_shape(weights.originals, theirs, (subjects[first].name, subjects[second].name))
+        losses = losses or RowLosses(model, tokenizer, data, template=form, limit=limit)
+        dimension = weights.dimension
+        ledger = Ledger(
+            target, "connectivity", settings | {"weights": [weights_fingerprint(m) for m in (model, other)]}
+        )
+
+        values: list[Metrics | None] = []
+        names = f"{subjects[first].name} → {subjects[second].name}"
+        with reporter.task(names, points) as task:
+            for number in range(points):
+                alpha = number / (points - 1)
+                end = {0: first, points - 1: second}.get(number)
+                found = ends.get(end) if end is not None and end in ends else _recalled(ledger.get([alpha]))
+                if found is None:
+                    with weights.at(mixture(theirs, alpha)):
+                        found = _measured(model, tokenizer, losses, smaller, form, limit)
+                    ledger.put([alpha], None if found is None else {k: m.model_dump() for k, m in found.items()})
+                if end is not None:
+                    ends[end] = found
+                    if found is None:
+                        raise NonFiniteLossError(f"{subjects[end].name} gives no finite scores; its weights are broken")
+                values.append(found)
+                task.advance()
+        size = weights.norm()
+        apart = distance(theirs, weights.originals)
+        paths.append(_path(subjects[first].name, subjects[second].name, values, apart, apart / size if size else 0.0))
+        ledgers.append(ledger)
+    entry = Connectivity(
+        subject=" ".join(subject.name for subject in subjects),
+        models=[subject.name for subject in subjects],
+        settings=settings,
+        parameters=dimension,
+        rows=losses.rows if losses is not None else {},
+        paths=paths,
+        **made(start),
+    )
+    if target is not None:
+        write_analysis(target, entry)
+    for ledger in ledgers:
+        ledger.remove()
+    return entry
+
+
+def mixture(theirs: Mapping[str, Tensor], alpha: float) -> Any:
+    """For `Weights.at`: (1 − a) θ_A + a θ_B in double precision, rounded once; exactly the ends at 0 and 1."""
+
+    def value(name: str, own: Tensor) -> Tensor:
+        if alpha in (0.0, 1.0):
+            return theirs[name].to(own.device) if alpha else own
+        return torch.lerp(own.double(), theirs[name].to(own.device).double(), alpha)
+
+    return value
+
+
+def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
+    """The largest rise over the line between the first and the last value, the largest fall under it, and where.
+
+    Args:
+        alphas: from 0 to 1.
+        values: as many, finite.
+    """
+    first, last = values[0], values[-1]
+    above = [value - ((1 - a) * first + a * last) for a, value in zip(alphas, values, strict=True)]
+    # The ends are on the line by definition, whatever rounding says.
+    above[0] = above[-1] = 0.0
+    top, bottom = max(above), min(above)
+    return Barrier(rise=top, rise_at=alphas[above.index(top)], fall=0.0 - bottom, fall_at=alphas[above.index(bottom)])
+
+
+def _measured(
+    model: Any,
+    tokenizer: Any,
+    losses: RowLosses,
+    smaller: Benchmark | None,
+    template: Template,
+    limit: int | None,
+) -> Metrics | None:
+    """Losses and metrics of a model, None where they are not finite."""
+    try:
+        found = losses.metrics(model)
+        if smaller is not None:
+            # The limit once more, for a benchmark whose questions are its own to choose.
+            samples = smaller.samples(model, tokenizer, limit=limit, template=template)
+            found |= smaller.summarise(samples)
+    except NonFiniteLossError:
+        return None
+    return found
+
+
+def _path(first: str, second: str, values: Sequence[Metrics | None], apart: float, relative: float) -> LinearPath:
+    alphas = [number / (len(values) - 1) for number in range(len(values))]
+    points = [PathPoint(alpha=a, values=v) for a, v in zip(alphas, values, strict=True) if v is not None]
+    shared = [key for key in points[0].values if all(key in point.values for point in points)]
+    return LinearPath(
+        first=first,
+        second=second,
+        distance=apart,
+        relative_distance=relative,
+        points=points,
+        barriers={
+            key: barrier([point.alpha for point in points], [point.values[key].value for point in points])
+            for key in shared
+        },
+        lost=[a for a, v in zip(alphas, values, strict=True) if v is None],
+    )
+
+
+def _one_tokenizer(subjects: Sequence[Subject]) -> Any:
+    first = subjects[0].tokenizer()
+    for other in subjects[1:]:
+        if other.tokenizer().get_vocab() != first.get_vocab():
+            raise UserError(
+                f"{subjects[0].name} and {other.name} have different tokenizers: the same numbers mean other tokens, "
+                "so nothing can be measured between them"
+            )
+    return first
+
+
+def _recalled(value: Any) -> Metrics | None:
+    return None if value is None else {key: Metric.model_validate(one) for key, one in value.items()}

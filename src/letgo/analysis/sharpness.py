@@ -1,0 +1,262 @@
+"""Sharpness: how fast the losses change when the weights do, at worst, on average, and in curvature."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from letgo.analysis.losses import RowLosses, Term, gradient
+from letgo.analysis.records import Estimate, Radius, Sharpness, write_analysis
+from letgo.analysis.smoothing import noisy
+from letgo.analysis.subject import check_seed, data_of, made, original_of, other_weights, subject_of, target_of
+from letgo.analysis.weights import Normals, Weights, distance, vector_norm
+from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.progress import Quiet, Reporter
+from letgo.data.encode import Template
+
+LIMIT = 32
+SHARES_OF_UNLEARNING = (0.25, 0.5, 1.0)
+SHARES_OF_WEIGHTS = (0.003, 0.01, 0.03)
+
+
+def sharpness(
+    run: str | Path,
+    *,
+    radii: Sequence[float] | None = None,
+    relative: bool = False,
+    steps: int = 5,
+    draws: int = 10,
+    trace_draws: int = 10,
+    seed: int = 0,
+    limit: int | None = LIMIT,
+    benchmark: str | None = None,
+    template: Template | None = None,
+    dtype: str = "float32",
+    output: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Sharpness:
+    r"""Measure how the forget and the retain loss change around a run's weights.
+
+        worst case   rise = max_{‖ε‖≤ρ} ℓ(θ+ε) − ℓ(θ),  fall = ℓ(θ) − min_{‖ε‖≤ρ} ℓ(θ+ε)
+        average      E ℓ(θ+ε) − ℓ(θ),  ε ~ N(0, ρ²/d · I), so that E‖ε‖² = ρ²;  about ρ²/(2d) · tr H for small ρ
+        curvature    tr H = E u^T H u,  u random signs (Hutchinson)
+
+    The worst case is sought by `steps` normalised gradient steps, projected onto the ball: the first is SAM's own
+    ε = ρ ∇ℓ/‖∇ℓ‖ (Foret et al., arXiv 2010.01412, equation 2), the others as in Madry et al. (arXiv 1706.06083). What
+    is found is a lower bound of the worst. The fall of the forget loss is what an attacker with the forget set in hand
+    gains with a change of that size.
+
+    Average changes are taken over pairs ε, −ε, which takes the gradient out of them. The trace needs a double backward
+    pass, and so eager attention.
+
+    Args:
+        run: a run directory; or a model, with `benchmark`.
+        radii: each ρ > 0; by default a quarter, a half and the whole of ‖θ_u − θ_o‖, the change that unlearning made
+            (of a model that is no run, 0.3, 1 and 3 % of ‖θ‖).
+        relative: radii are shares of ‖θ‖.
+        steps: of the ascent; 1 is SAM's.
+        draws: pairs of the average.
+        trace_draws: sign vectors of the trace; 0 for no trace.
+        seed: of all noise.
+        limit: at most so many rows of each set; None for all.
+        benchmark, template: what to measure on; by default the run's.
+        dtype: the weights' type while they are moved.
+        output: a directory for `analysis-sharpness.json`; by default the run's own.
+        reporter: where progress goes.
+
+    Raises:
+        UserError: for numbers out of range.
+        NonFiniteLossError: the run's own loss is not finite, or that within a radius.
+    """
+    start, reporter = time.perf_counter(), reporter or Quiet()
+    if steps < 1 or draws < 1 or trace_draws < 0:
+        raise UserError(
+            f"steps and draws must be at least 1 and trace_draws at least 0, not {steps}, {draws} and {trace_draws}"
+        )
+    for radius in radii or ():
+        if not (math.isfinite(radius) and radius > 0):
+            raise UserError(f"a radius must be above 0, not {radius}")
+    check_seed(seed)
+    subject = subject_of(run, benchmark=benchmark)
+    target = target_of([subject], output)
+    data, form, name = data_of([subject], benchmark, template)
+    tokenizer, model = subject.tokenizer(), subject.load(dtype)
+    weights = Weights(model)
+    norm = weights.norm()
+    losses = RowLosses(model, tokenizer, data, template=form, limit=limit)
+    if radii is None:
+        apart = 0.0
+        if subject.result is not None:
+            theirs = other_weights("original", original_of(subject), weights, subject.name, dtype)
+            apart = distance(theirs, weights.originals)
+            del theirs
+        shares = SHARES_OF_UNLEARNING if apart else SHARES_OF_WEIGHTS
+        absolute = [share * (apart or norm) for share in shares]
+    else:
+        absolute = sorted(radius * norm if relative else radius for radius in radii)
+    base = {key: _finite(value, f"{subject.name}: its {key}") for key, value in losses.values(model).items()}
+    found: list[Radius] = []
+    with reporter.task("sharpness", len(absolute) * len(base) * 3 + trace_draws * len(base)) as task:
+        for radius in absolute:
+            rise, fall, average = {}, {}, {}
+            smaller = found[-1] if found else None
+            for key in losses.names:
+                terms = losses.terms(model, key)
+                # What was found in a smaller ball lies in this one too.
+                highest = worst_case(weights, terms, radius, steps=steps, seed=seed) - base[key]
+                rise[key] = max(highest, smaller.rise[key] if smaller else 0.0)
+                task.advance()
+                lowest = base[key] - worst_case(weights, terms, radius, steps=steps, seed=seed, sign=-1.0)
+                fall[key] = max(lowest, smaller.fall[key] if smaller else 0.0)
+                task.advance()
+                average[key] = average_case(weights, terms, radius, base[key], draws=draws, seed=seed)
+                task.advance()
+            found.append(
+                Radius(radius=radius, relative=radius / norm if norm else 0.0, rise=rise, fall=fall, average=average)
+            )
+        trace = {}
+        if trace_draws:
+            if hasattr(model, "set_attn_implementation"):
+                model.set_attn_implementation("eager")
+            for key in losses.names:
+                values = []
+                for number in range(trace_draws):
+                    values.append(curvature_along_signs(weights, losses.terms(model, key), seed=seed, number=number))
+                    task.advance()
+                trace[key] = estimate(values)
+    settings = {
+        "benchmark": name,
+        "template": form,
+        "radii": list(radii) if radii is not None else None,
+        "relative": relative,
+        "steps": steps,
+        "draws": draws,
+        "trace_draws": trace_draws,
+        "seed": seed,
+        "limit": limit,
+        "dtype": dtype,
+    }
+    entry = Sharpness(
+        subject=subject.name,
+        settings=settings,
+        parameters=weights.dimension,
+        rows=losses.rows,
+        norm=norm,
+        base=base,
+        radii=found,
+        trace=trace,
+        **made(start),
+    )
+    if target is not None:
+        write_analysis(target, entry)
+    return entry
+
+
+def worst_case(
+    weights: Weights, terms: Sequence[Term], radius: float, *, steps: int, seed: int = 0, sign: float = 1.0
+) -> float:
+    """The highest loss (with sign −1 the lowest) that `steps` steps of projected ascent find in a ball.
+
+    The loss at every place that was reached counts, the centre's too. Where the gradient is zero, as at an exact
+    minimum, a random direction is taken instead.
+    """
+    parameters = list(weights.parameters.values())
+    eps: dict[str, Tensor] = {}
+    slope: list[Tensor] = []
+    best = -math.inf
+    for step in range(steps + 1):
+        with weights.at(added(eps)):
+            if step == steps:
+                with torch.no_grad():
+                    value = math.fsum(float(term()) for term in terms)
+            else:
+                value, slope = gradient(terms, parameters)
+        best = max(best, sign * _finite(value, f"a loss within the radius {radius:.3g}"))
+        if step == steps:
+            break
+        uphill = {name: sign * _wide(g) for name, g in zip(weights.parameters, slope, strict=True)}
+        size = vector_norm(uphill)
+        if size == 0.0:
+            noise = Normals(seed, step)
+            uphill = {name: noise.like(own) for name, own in weights.originals.items()}
+            size = vector_norm(uphill)
+        # The first step goes to the border, as SAM's does; the later ones walk along it.
+        length = radius if step == 0 else 2.5 * radius / steps
+        eps = {name: (eps[name] if eps else 0.0) + g * (length / size) for name, g in uphill.items()}
+        outside = vector_norm(eps) / radius
+        if outside > 1.0:
+            eps = {name: e / outside for name, e in eps.items()}
+    return sign * best
+
+
+def average_case(
+    weights: Weights, terms: Sequence[Term], radius: float, base: float, *, draws: int, seed: int = 0
+) -> Estimate:
+    """E ℓ(θ+ε) − ℓ(θ) under ε ~ N(0, ρ²/d · I), over pairs ε, −ε."""
+    per_coordinate = radius / math.sqrt(weights.dimension)
+    changes = []
+    for number in range(draws):
+        pair = []
+        for side in (per_coordinate, -per_coordinate):
+            with weights.at(noisy(side, seed, number)), torch.no_grad():
+                pair.append(_finite(math.fsum(float(term()) for term in terms), f"a loss at radius {radius:.3g}"))
+        changes.append(sum(pair) / 2 - base)
+    return estimate(changes)
+
+
+def curvature_along_signs(weights: Weights, terms: Sequence[Term], *, seed: int, number: int) -> float:
+    """u^T H u for one vector u of random signs; its mean over u is the Hessian's trace (Hutchinson).
+
+    Raises:
+        UserError: the model has no double backward.
+    """
+    noise = Normals(seed, number)
+    parameters = list(weights.parameters.values())
+    signs = [torch.where(noise.like(own) >= 0, 1.0, -1.0).to(own.dtype) for own in weights.originals.values()]
+    total = 0.0
+    for term in terms:
+        try:
+            slopes = torch.autograd.grad(term(), parameters, create_graph=True, allow_unused=True)
+            along = torch.stack([(g * u).sum() for g, u in zip(slopes, signs, strict=True) if g is not None]).sum()
+            if not along.requires_grad:
+                continue  # a linear term has no curvature
+            second = torch.autograd.grad(along, parameters, allow_unused=True)
+        except RuntimeError as error:
+            if "derivative" not in str(error):
+                raise
+            said = f"this model has no double backward pass, so no trace: give trace_draws 0\n  ({error})"
+            raise UserError(said) from error
+        total += math.fsum(
+            float((h.double() * u.double()).sum()) for h, u in zip(second, signs, strict=True) if h is not None
+        )
+    return total
+
+
+def added(eps: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """For `Weights.at`: θ + ε; θ itself where there is no ε yet."""
+
+    def value(name: str, own: Tensor) -> Tensor:
+        return own + eps[name] if eps else own
+
+    return value
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Estimate(value=math.fsum(values) / len(values), standard_error=error, n=len(values))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _finite(value: float | None, what: str) -> float:
+    if value is None or not math.isfinite(value):
+        raise NonFiniteLossError(f"{what} is not finite")
+    return value

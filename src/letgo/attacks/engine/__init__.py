@@ -1,0 +1,1 @@
+"""What drives the attacks: their specs, the target, the judge, the search."""

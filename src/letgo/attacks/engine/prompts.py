@@ -1,0 +1,138 @@
+"""Questions put differently: what prompt attacks do to the items of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from typing import Any, Literal
+
+from letgo.attacks.engine.base import Victim
+from letgo.benchmarks.engine.base import Benchmark, Item
+from letgo.benchmarks.engine.requests import Work
+from letgo.core.errors import UserError
+from letgo.data.encode import question_text, resolve_template
+from letgo.data.rows import Row
+
+Form = Literal["question", "completion", "messages"]
+
+
+def form_of(row: Row) -> Form | None:
+    """How a row asks: by a question, by a prompt to be continued, by messages; None of a bare text."""
+    if row.form == ("messages",):
+        return "messages"
+    if row.form == ("question", "answer"):
+        return "question"
+    return "completion" if row.context else None
+
+
+def question_of(row: Row) -> str:
+    """What is asked: the question, the prompt, or the user's last message."""
+    return row.context if isinstance(row.context, str) else row.context[-1][1]
+
+
+def with_question(row: Row, question: str) -> Row:
+    """The row with another question in the same place."""
+    if isinstance(row.context, str):
+        return replace(row, context=question)
+    return replace(row, context=(*row.context[:-1], (row.context[-1][0], question)))
+
+
+def asked_otherwise(victim: Victim, change: Callable[[Item], Item | None]) -> Benchmark:
+    """The benchmark with every forget item asked otherwise; those that `change` gives None for go. Retain items are
+    asked as they were, general texts are not asked at all: the weights are the same.
+
+    Raises:
+        UserError: no item of the forget set can be asked so.
+    """
+    changed = [new for item in askable(victim.benchmark) if (new := change(item)) is not None]
+    if not changed:
+        raise UserError(f"benchmark {victim.benchmark.name!r} has no forget item that can be asked in this way")
+    return only(victim.benchmark, changed)
+
+
+def askable(benchmark: Benchmark) -> list[Item]:
+    """The forget items that ask something; rows that are only there to be told from others don't."""
+    return [
+        item
+        for item in benchmark.items
+        if item.set == "forget" and item.task != "membership" and form_of(item.row) is not None
+    ]
+
+
+def only(benchmark: Benchmark, items: Sequence[Item]) -> Benchmark:
+    """The benchmark with these items alone. Another model's recorded scores are of its own questions: they go."""
+    recorded: dict[str, Any] = {"reference": None} if any(f.name == "reference" for f in fields(benchmark)) else {}
+    return replace(benchmark, items=items, texts=(), **recorded)
+
+
+def own_prompts(benchmark: Benchmark) -> bool:
+    """Whether a benchmark makes its prompts itself, of a row's question, whatever the row's form."""
+    return type(benchmark).work is not Benchmark.work
+
+
+def work_of(victim: Victim, items: Sequence[Item], model: Any, tokenizer: Any) -> Work:
+    """What the benchmark would ask a model about these items, every one answered by generation too."""
+    one = replace(only(victim.benchmark, items), generated=None)
+    return one.work(model, tokenizer, template=victim.template)
+
+
+def spaced(item: Item) -> Item:
+    """The item with its answers led in by a space, for a prompt that ends in a word."""
+
+    def lead(text: str) -> str:
+        return text if text[:1].isspace() else " " + text
+
+    return replace(
+        item,
+        row=replace(item.row, target=lead(item.row.target)),
+        wrong=tuple(map(lead, item.wrong)),
+        paraphrase=None if item.paraphrase is None else lead(item.paraphrase),
+        wrong_paraphrases=tuple(map(lead, item.wrong_paraphrases)),
+    )
+
+
+class Writer:
+    """Puts words before questions, among them and after them, under a tokenizer and a template."""
+
+    def __init__(self, victim: Victim) -> None:
+        self.tokenizer: Any = victim.tokenizer()
+        self.own = own_prompts(victim.benchmark)
+        template = victim.benchmark.template_for(victim.template)
+        self.template = "plain" if self.own else resolve_template(self.tokenizer, template)
+
+    def in_chat(self, row: Row) -> bool:
+        return not self.own and (row.form == ("messages",) or (form_of(row) == "question" and self.template == "chat"))
+
+    def shots(self, item: Item, pairs: Iterable[Row]) -> Item:
+        """Questions with their answers before the item's own, as earlier turns or as text."""
+        row, pairs = item.row, list(pairs)
+        if self.in_chat(row):
+            turns: list[tuple[str, str]] = []
+            for pair in pairs:
+                turns += [("user", question_of(pair)), ("assistant", pair.target.strip())]
+            own = (("user", row.context),) if isinstance(row.context, str) else row.context
+            return replace(item, row=replace(row, form=("messages",), context=(*turns, *own)))
+        if form_of(row) == "question":
+            # The template writes "Question: … Answer:" around the whole: what lies between is written here.
+            before = "".join(f"{question_of(pair)}\nAnswer: {pair.target.strip()}\n\nQuestion: " for pair in pairs)
+        else:
+            before = "".join(f"{question_of(pair)} {pair.target.strip()}\n\n" for pair in pairs)
+        return replace(item, row=with_question(row, before + question_of(row)))
+
+    def prefilled(self, item: Item, start: str) -> Item:
+        """The answer begun for the model: the prompt goes on with `start`."""
+        row = item.row
+        if self.in_chat(row):
+            turns = (("user", row.context),) if isinstance(row.context, str) else row.context
+            text = self.tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in turns],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            # A start token that the template writes is put there again by the encoding.
+            text = text.removeprefix(self.tokenizer.bos_token or "") + start
+        elif form_of(row) == "question":
+            text = f"{question_text(str(row.context))} {start}"
+        else:
+            text = question_of(row) + start
+        return spaced(replace(item, row=replace(row, form=("prompt", "completion"), context=text)))

@@ -1,0 +1,291 @@
+"""Quantization through the libraries that people deploy with: bitsandbytes, torchao, auto-round; and from outside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from letgo.attacks.displacement import Original, apply_quantizer, layer_row, summary, weight_change
+from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_first
+from letgo.attacks.quantize import check_bits, check_group_size
+from letgo.attacks.rounding import Codebook, Grid
+from letgo.core.errors import UserError
+from letgo.core.extras import need
+from letgo.models.load import context_length, load_model
+
+_BLOCK = 64
+"""bitsandbytes' default block of weights that share an absmax."""
+
+
+def quantize_bnb(
+    victim: Victim,
+    *,
+    format: Literal["nf4", "fp4", "int8"] = "nf4",
+    double: bool = False,
+    packed: bool = False,
+    seed: int = 0,
+) -> Attacked:
+    """bitsandbytes: NF4 and FP4 (4 bits, an absmax per 64 weights) or int8 (an absmax per output channel).
+
+    Weights are quantized by the library and dequantized at once, before anything is evaluated. On a CPU with
+    AVX512-BF16 its 4-bit layers repack their weights in place at the first evaluation, and what is read from them
+    afterwards is wrong without a word; weights that are back in plain layers cannot be touched by it. With `packed`
+    the library's own layers are evaluated instead (int8 then rounds activations too), with that repacking off.
+
+    Args:
+        victim: the saved model.
+        format: the data type.
+        double: quantize the absmax values too (QLoRA's double quantization); 4-bit formats only.
+        packed: evaluate the library's own layers and kernels.
+        seed: not used.
+
+    Source: LLM.int8(), arXiv 2208.07339; NF4, arXiv 2305.14314.
+    """
+    if format not in ("nf4", "fp4", "int8"):
+        raise UserError(f"quantize_bnb: unknown format {format!r}; known: nf4, fp4, int8")
+    if double and format == "int8":
+        raise UserError("quantize_bnb: double quantization is of the 4-bit formats; int8 has none")
+    bnb = need("bitsandbytes", "bitsandbytes", what="attack 'quantize_bnb'")
+
+    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, Grid | Codebook]:
+        plain = weight.float().contiguous()
+        if format == "int8":
+            whole, absmax, _ = bnb.functional.int8_vectorwise_quant(plain.half())
+            scale = absmax.float()[:, None] / 127
+            return whole.float() * scale, Grid(scale, torch.zeros_like(scale), -127, 127, plain.shape[1])
+        found, state = bnb.functional.quantize_4bit(
+            plain, blocksize=_BLOCK, quant_type=format, compress_statistics=double
+        )
+        values, absmax = unpack_4bit(bnb, found, state, plain)
+        if packed and not torch.allclose(bnb.functional.dequantize_4bit(found, state), values, rtol=1e-3, atol=1e-6):
+            raise UserError(
+                f"quantize_bnb: layer {name} has {plain.shape[1]} inputs, and on this device bitsandbytes reads such "
+                "layers otherwise than it wrote them; leave packed out"
+            )
+        return values, Codebook(state.code.float().unique(), absmax, _BLOCK)
+
+    model, rows, said = apply_quantizer(victim, quantizer, f"quantizing to {format}")
+    if packed:
+        model = victim.load()
+        pack_bnb(bnb, model, format, double)
+    return Attacked(model, said, layers=rows)
+
+
+def unpack_4bit(bnb: Any, packed: Tensor, state: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights that 4-bit bytes stand for, read by hand, and each block's absmax.
+
+    Two indices a byte, the high one first. The library's own reading (0.50, on a CPU) goes wrong where a block spans
+    two rows: layers whose inputs are no multiple of 64.
+    """
+    absmax = state.absmax.float()
+    if state.nested:
+        absmax = (bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset).float()
+    flat = packed.flatten().view(torch.uint8)
+    index = torch.stack([flat >> 4, flat & 15], dim=1).flatten()[: like.numel()].long()
+    blocks = absmax.repeat_interleave(state.blocksize)[: like.numel()]
+    return (state.code.float()[index] * blocks).reshape(like.shape), absmax
+
+
+def pack_bnb(bnb: Any, model: Any, format: str, double: bool = False) -> None:
+    """Put bitsandbytes' own layers in the place of a model's linear ones, with their CPU repacking switched off."""
+    device = next(model.parameters()).device
+    for name, layer in linear_layers(model).items():
+        weight = output_first(layer).float().contiguous()
+        rows, columns = weight.shape
+        bias = layer.bias is not None
+        if format == "int8":
+            packed = bnb.nn.Linear8bitLt(columns, rows, bias=bias, has_fp16_weights=False)
+            packed.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        else:
+            packed = bnb.nn.Linear4bit(columns, rows, bias=bias, quant_type=format, compress_statistics=double)
+            packed.weight = bnb.nn.Params4bit(
+                weight, requires_grad=False, quant_type=format, compress_statistics=double, blocksize=_BLOCK
+            )
+            # Decided once, when a layer is built: a later forward pass would repack the weights in place.
+            packed.support_avx512bf16_for_cpu = False
+        if bias:
+            packed.bias = torch.nn.Parameter(layer.bias.detach(), requires_grad=False)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, packed.to(device).eval())
+
+
+def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, seed: int = 0) -> Attacked:
+    """torchao: integer weights of 2 to 8 bits, symmetric, a scale per group (`IntxWeightOnlyConfig`); with
+    `group_size=0` a scale per output channel.
+
+    Its symmetric scale is 2·max|w|/(2^b − 1), so that the largest positive weight is clipped by half a step: not quite
+    the grid of `quantize`.
+
+    Args:
+        victim: the saved model.
+        bits: 2 to 8.
+        group_size: weights that share a scale; it must divide every layer's inputs. 0 for a whole channel.
+        seed: not used.
+    """
+    check_bits("quantize_torchao", bits, 2, 8)
+    if group_size != 0:
+        check_group_size("quantize_torchao", group_size)
+    ao = need("torchao.quantization", "torchao", what="attack 'quantize_torchao'")
+    granularity = ao.PerGroup(group_size) if group_size else ao.PerAxis(0)
+    config = ao.IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=granularity)
+
+    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, Grid]:
+        rows, columns = weight.shape
+        if group_size and columns % group_size:
+            raise UserError(
+                f"quantize_torchao: layer {name} has {columns} inputs, which group_size {group_size} does not divide"
+            )
+        shell = torch.nn.Sequential(torch.nn.Linear(columns, rows, bias=False))
+        shell[0].weight = torch.nn.Parameter(weight.float().clone(), requires_grad=False)
+        ao.quantize_(shell, config)
+        found: Any = shell[0].weight
+        scale, zero = found.scale.reshape(-1, 1).float(), found.zero_point.reshape(-1, 1).float()
+        grid = Grid(scale, zero, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, group_size or columns)
+        return found.dequantize(), grid
+
+    model, rows, said = apply_quantizer(victim, quantizer, f"quantizing to {bits} bits by torchao")
+    return Attacked(model, said, layers=rows)
+
+
+def quantize_autoround(
+    victim: Victim,
+    *,
+    bits: int = 4,
+    group_size: int = 128,
+    symmetric: bool = True,
+    iterations: int = 200,
+    samples: int = 128,
+    length: int = 512,
+    seed: int = 0,
+) -> Attacked:
+    """auto-round: rounding learned by signed gradient descent on calibration text, block by block.
+
+    Calibrated on what the deployer would have: the retain rows and general texts, never the forget set.
+
+    Args:
+        victim: the saved model.
+        bits: 2 to 8.
+        group_size: weights that share a scale.
+        symmetric: without or with a zero point.
+        iterations: gradient steps a block; 0 is round-to-nearest.
+        samples: calibration sequences.
+        length: their most tokens.
+        seed: of the order of calibration.
+
+    Source: SignRound, arXiv 2309.05516.
+    """
+    check_bits("quantize_autoround", bits, 2, 8)
+    check_group_size("quantize_autoround", group_size)
+    if iterations < 0 or samples < 1 or length < 1:
+        raise UserError("quantize_autoround: samples and length must be at least 1, iterations at least 0")
+    library = need("auto_round", "autoround", what="attack 'quantize_autoround'")
+    model, tokenizer = victim.load(), victim.tokenizer()
+    saved, original = linear_layers(victim.load()), Original(victim)
+    texts = _calibration(victim, tokenizer, min(length, context_length(model)), samples)
+    with _silent("autoround", "auto_round"), torch.random.fork_rng():
+        rounder = library.AutoRound(
+            model,
+            tokenizer,
+            bits=bits,
+            group_size=group_size,
+            sym=symmetric,
+            iters=iterations,
+            dataset=texts,
+            nsamples=len(texts),
+            seqlen=len(texts[0][0]),
+            batch_size=min(8, len(texts)),
+            enable_torch_compile=False,
+            device_map=str(next(model.parameters()).device),
+            seed=seed,
+        )
+        quantized, _ = rounder.quantize()
+    rows = []
+    for name, layer in linear_layers(quantized).items():
+        weight = output_first(saved[name])
+        rows.append(layer_row(name, weight, output_first(layer), original.weight(name, weight), _levels(layer, bits)))
+    said = summary(rows, original.why) | {"calibration_sequences": len(texts)}
+    return Attacked(quantized.eval(), said, layers=rows)
+
+
+def _levels(layer: Any, bits: int) -> Grid | None:
+    """The grid of a layer that auto-round has left, where it says it in a form that is known."""
+    scale = getattr(layer, "scale", None)
+    if not isinstance(scale, Tensor) or scale.dim() != 2 or layer.weight.shape[1] % scale.shape[1]:
+        return None
+    zero = torch.as_tensor(getattr(layer, "zp", 0)).float().expand(scale.shape).reshape(-1, 1)
+    return Grid(scale.float().reshape(-1, 1), zero, 0, 2**bits - 1, layer.weight.shape[1] // scale.shape[1])
+
+
+def _calibration(victim: Victim, tokenizer: Any, length: int, most: int) -> list[Tensor]:
+    """Sequences of one length (the library drops shorter ones), cut from the retain rows and general texts in turn."""
+    encoded, _ = victim.benchmark.encode(
+        tokenizer,
+        victim.benchmark.retain,
+        template=victim.template,
+        max_length=length,
+        long_rows="cut",
+        name="retain set",
+    )
+    rows = [row.input_ids for row in encoded]
+    rows += [tokenizer(text.text)["input_ids"] for text in victim.benchmark.texts if text.set == "general"]
+    stream = [token for row in rows for token in row]
+    if not stream:
+        raise UserError("quantize_autoround: there is neither a retain set nor general text to calibrate on")
+    length = min(length, len(stream))
+    pieces = [stream[start : start + length] for start in range(0, len(stream) - length + 1, length)]
+    return [torch.tensor([piece]) for piece in pieces[:most]]
+
+
+def external(
+    victim: Victim, *, path: str, family: Literal["quantization", "relearning", "other"] = "quantization", seed: int = 0
+) -> Attacked:
+    """A model that somebody else made of the saved one (GPTQ or AWQ in an environment of their own), judged like an
+    attack. The tokenizer is the run's.
+
+    Args:
+        victim: the saved model.
+        path: the directory; its weights plain, or in a format whose library is installed here.
+        family: under which score it counts.
+        seed: not used.
+    """
+    if family not in ("quantization", "relearning", "other"):
+        raise UserError(f"external: unknown family {family!r}; known: quantization, relearning, other")
+    if not Path(path).is_dir():
+        raise UserError(f"external: no such directory: {path}")
+    try:
+        model = load_model(path, dtype=victim.dtype)
+    except ImportError as error:
+        raise UserError(
+            f"external: {path} is in a format whose library is not installed ({str(error).splitlines()[0]})\n"
+            "  install it, or save the model with its weights dequantized; see docs/attacks.md"
+        ) from error
+    rows, said = weight_change(victim, model)
+    return Attacked(model, said | {"path": path}, layers=rows)
+
+
+@contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    """Loggers of libraries that speak while working, and their bars, silent for a while."""
+    import os
+
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    bar = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bar is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = bar

@@ -1,0 +1,1 @@
+"""Facts about fictional people, with a model that knows them."""

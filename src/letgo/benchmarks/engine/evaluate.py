@@ -1,0 +1,175 @@
+"""Scoring a model on benchmarks, without changing it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from letgo.benchmarks import create_benchmark
+from letgo.benchmarks.engine.base import Benchmark
+from letgo.benchmarks.engine.items import Sample
+from letgo.benchmarks.engine.requests import run_works
+from letgo.core import processes
+from letgo.core.catalog import format_spec
+from letgo.core.environment import circumstances
+from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.files import write_json_lines
+from letgo.core.progress import Quiet, Reporter
+from letgo.data.encode import Template
+from letgo.models.load import load_model, load_tokenizer, weights_fingerprint
+from letgo.runs import record_run
+from letgo.runs.results import EVALUATION, SAMPLES_FILE, Result, check_unused, new_run_id, now, write_result
+from letgo.scoring.scoring import ScoreLog
+
+PARTIAL_FILE = "scores.partial.jsonl"
+"""In an output directory: what an evaluation has scored so far; removed when it is finished."""
+
+
+def evaluate(
+    model: str | Path,
+    benchmarks: Sequence[str | Benchmark],
+    *,
+    limit: int | None = None,
+    output: Path | None = None,
+    dtype: str = "float32",
+    template: Template | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Result]:
+    """Score a model on benchmarks: it is loaded once, and all that they ask is run in one pass over it.
+
+    Args:
+        model: a directory, a hub id, or a built-in model's name.
+        benchmarks: each "NAME:key=value,…", or a `Benchmark`.
+        limit: at most so many items of each set.
+        output: a directory for `result.json` and `samples.jsonl`, in a folder a benchmark where there are several.
+        dtype: the weights' type.
+        template: how questions become prompts, where a benchmark leaves the choice.
+        resume: go on with an evaluation into `output` that was cut off, to the same scores as without a break.
+        reporter: where progress goes.
+
+    Started by a launcher in several processes, each scores a part, and the first one writes.
+
+    Returns:
+        A result for each benchmark by its spec, with the metrics in `after` and what they are of in `config.scored`.
+
+    Raises:
+        UserError: for benchmarks, data or a model that can't be used; an output directory that is not empty.
+    """
+    if not benchmarks:
+        raise UserError("no benchmark named; see `letgo list benchmarks`")
+    processes.start()
+    processes.first_does(lambda: _check_output(output, resume))
+    built = _built(benchmarks)
+    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
+    for benchmark in built.values():
+        benchmark.prepare()
+    tokenizer, loaded = load_tokenizer(model), load_model(model, dtype=dtype)
+    start, created = time.perf_counter(), processes.agreed(now())
+    # Said and checked before anything is run for long: zero-token answers, a reference of other rows, a context.
+    works = [one.work(loaded, tokenizer, limit=limit, template=template) for one in built.values()]
+    for benchmark, work in zip(built.values(), works, strict=True):
+        if not work.size:
+            raise EmptyScoreError(f"benchmark {benchmark.name!r} has nothing to score")
+    name = "scoring " + ", ".join(dict.fromkeys(one.name for one in built.values()))
+    with (
+        _score_log(output, loaded, dtype) as log,
+        reporter.task(name, sum(work.size for work in works)) as task,
+    ):
+        scored = run_works(loaded, tokenizer, works, advance=task.advance, log=log)
+    seconds = round(time.perf_counter() - start, 3)
+    folders = _folders(output, built)
+    results: dict[str, Result] = {}
+    for (spec, benchmark), samples in zip(built.items(), scored, strict=True):
+        notes = [*benchmark.notes_for(tokenizer), *benchmark.limit_notes(limit)]
+        if len(built) > 1:
+            notes.append(f"evaluated in one pass with {', '.join(s for s in built if s != spec)}; the time is of all")
+        settings = {"model": str(model), "dtype": dtype, "benchmark": spec, "eval_limit": limit, "template": template}
+        results[spec] = Result(
+            run_id=processes.agreed(new_run_id(created, EVALUATION)),
+            created=created,
+            seed=0,
+            config=settings | {"scored": benchmark.identity(tokenizer, template)},
+            status="finished",
+            after=benchmark.summarise(samples),
+            references=benchmark.reference_metrics(),
+            notes=notes,
+            seconds={"evaluate": seconds},
+            **circumstances(),
+        )
+        if output is not None:
+            _write(folders[spec], results[spec], samples, reporter)
+    if output is not None:
+        _finish(output)
+    return results
+
+
+def _built(benchmarks: Sequence[str | Benchmark]) -> dict[str, Benchmark]:
+    built: dict[str, Benchmark] = {}
+    for given in benchmarks:
+        benchmark = given if isinstance(given, Benchmark) else create_benchmark(given)
+        spec = given if isinstance(given, str) else format_spec(benchmark.name, benchmark.settings)
+        if spec in built:
+            raise UserError(f"benchmark {spec!r} is named twice")
+        built[spec] = benchmark
+    return built
+
+
+def _check_output(output: Path | None, resume: bool) -> None:
+    if output is None:
+        if resume:
+            raise UserError("nothing to resume from: give the output directory (--output DIR)")
+        return
+    if (output / PARTIAL_FILE).is_file():
+        if not resume:
+            raise UserError(
+                f"output directory {output} holds an evaluation that was cut off; go on with --resume, or remove it"
+            )
+    else:
+        check_unused(output)
+
+
+@contextlib.contextmanager
+def _score_log(output: Path | None, model: Any, dtype: str) -> Iterator[ScoreLog | None]:
+    if output is None:
+        yield None
+        return
+    identity = {"weights": weights_fingerprint(model), "dtype": dtype}
+    with ScoreLog(output / PARTIAL_FILE, identity) as log:
+        yield log
+
+
+def _folders(output: Path | None, built: Mapping[str, Benchmark]) -> dict[str, Path]:
+    """Where each result goes: the output itself for one; else a folder named after the benchmark, and after the
+    settings in which those of one name differ."""
+    if output is None:
+        return {}
+    if len(built) == 1:
+        return dict.fromkeys(built, output)
+    folders: dict[str, Path] = {}
+    for spec, benchmark in built.items():
+        alike = [other.settings for other in built.values() if other.name == benchmark.name]
+        keys = [k for k in dict.fromkeys(k for one in alike for k in one) if len({str(o.get(k)) for o in alike}) > 1]
+        said = [f"{key}={Path(str(benchmark.settings[key])).name}" for key in keys if key in benchmark.settings]
+        name = re.sub(r"[^\w.=-]+", "-", "-".join([benchmark.name, *said]))[:80]
+        taken = {path.name for path in folders.values()}
+        free = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(built) + 2))) if n not in taken)
+        folders[spec] = output / free
+    return folders
+
+
+def _write(directory: Path, result: Result, samples: Sequence[Sample], reporter: Reporter) -> None:
+    def write() -> None:
+        write_json_lines(directory / SAMPLES_FILE, (sample.as_row("after", 0) for sample in samples))
+        write_result(directory, result)
+        record_run(directory, reporter.say)
+
+    processes.first_does(write)
+
+
+def _finish(output: Path) -> None:
+    processes.first_does(lambda: ScoreLog.remove(output / PARTIAL_FILE))

@@ -1,0 +1,165 @@
+"""Any of lm-eval's tasks, to see what else a model can still do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from letgo.benchmarks.engine.base import Benchmark, checked_limit
+from letgo.benchmarks.engine.corpora import LazyRows
+from letgo.benchmarks.engine.items import Sample
+from letgo.benchmarks.engine.lm_eval_tasks import Answered, documents_of, load_tasks, run_task
+from letgo.benchmarks.engine.questions import means
+from letgo.benchmarks.engine.requests import Work
+from letgo.benchmarks.wmdp import nothing_to_unlearn
+from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.fingerprints import digest_of
+from letgo.data.encode import Template
+from letgo.metrics.summary import perplexity_metric
+from letgo.runs.results import Metric, Metrics
+from letgo.scoring.scoring import Generation, Scores
+
+ZERO_SHOT = (
+    "arc_challenge",
+    "arc_easy",
+    "boolq",
+    "hellaswag",
+    "openbookqa",
+    "piqa",
+    "rte",
+    "winogrande",
+)
+"""The tasks whose mean accuracy is SOUL's utility on detoxification and copyright."""
+GROUPS: Mapping[str, tuple[str, ...]] = {"zero_shot": ZERO_SHOT}
+_PERPLEXITY = "perplexity"
+
+
+def lm_eval(
+    *,
+    tasks: str = "zero_shot",
+    folder: str | Path | None = None,
+    fewshot: int | None = None,
+    batch_size: int = 8,
+    limit: int | None = None,
+) -> LMEval:
+    """Tasks of lm-eval, by their names there: only to score a model, there is nothing in them to unlearn.
+
+    Every number that a task gives each document becomes `retain_TASK_METRIC`, a mean over documents; perplexities are
+    over all words. `retain_zero_shot_acc` is the mean of the eight tasks' accuracies where all were run.
+
+    Args:
+        tasks: joined by "+"; "zero_shot" stands for SOUL's eight. Groups of lm-eval are taken apart.
+        folder: a folder with task files of your own (on local data, say), in place of lm-eval's library.
+        fewshot: worked examples before each question; by default what each task says.
+        batch_size: rows a forward pass.
+        limit: at most so many documents of each task.
+    """
+    names = [name.strip() for name in str(tasks).split("+")]
+    for key, value, least in (("fewshot", fewshot, 0), ("batch_size", batch_size, 1)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise UserError(f"benchmark 'lm_eval': {key} must be a whole number of at least {least}, not {value!r}")
+    names = list(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
+    settings = {"tasks": tasks, "folder": folder, "fewshot": fewshot, "batch_size": batch_size, "limit": limit}
+    loaded = load_tasks(names, folder=folder)
+    return LMEval(
+        name="lm_eval",
+        settings={key: str(v) if isinstance(v, Path) else v for key, v in settings.items() if v is not None},
+        forget=LazyRows(lambda: nothing_to_unlearn("lm_eval")),
+        retain=[],
+        items=[],
+        texts=[],
+        headlines=(),
+        provenance={"lm_eval": {name: str(task.VERSION) for name, task in loaded.items()}, "fewshot": fewshot},
+        tasks=loaded,
+        fewshot=fewshot,
+        batch_size=batch_size,
+        most=checked_limit(limit),
+    )
+
+
+@dataclass(frozen=True)
+class LMEval(Benchmark):
+    """`tasks` are lm-eval's own task objects by name, with their data; `most` bounds the documents of each."""
+
+    tasks: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    fewshot: int | None = None
+    batch_size: int = 8
+    most: int | None = None
+
+    def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
+        """Prompts are the tasks' own, whatever the template."""
+        most = min((n for n in (self.most, checked_limit(limit)) if n is not None), default=None)
+
+        def finish(
+            scored: list[list[Scores]], generated: list[list[Generation]], advance: Callable[[int], None]
+        ) -> list[Sample]:
+            return [
+                _sample(answered)
+                for task in self.tasks.values()
+                for answered in run_task(
+                    model,
+                    tokenizer,
+                    task,
+                    limit=most,
+                    batch_size=self.batch_size,
+                    num_fewshot=self.fewshot,
+                    advance=advance,
+                )
+            ]
+
+        return Work(finish, steps=sum(documents_of(task, most) for task in self.tasks.values()))
+
+    def scored_counts(self) -> dict[str, int]:
+        return {name: documents_of(task, self.most) for name, task in self.tasks.items()}
+
+    def summarise(self, samples: Iterable[Sample]) -> Metrics:
+        by_task: dict[str, list[Sample]] = {}
+        for sample in samples:
+            by_task.setdefault(sample.set, []).append(sample)
+        metrics: Metrics = {}
+        for task, own in by_task.items():
+            named = [key for key in own[0].scores if "/" not in key and key != "cut"]
+            metrics |= means(own, f"retain_{task}", named)
+            for key in (key.removesuffix("/total") for key in own[0].scores if key.endswith("/total")):
+                totals, weights = ([s.scores[f"{key}/{part}"] for s in own] for part in ("total", "weight"))
+                metrics[f"retain_{task}_{key}"] = perplexity_metric(
+                    totals, [int(weight) for weight in weights], [s.group for s in own]
+                )
+            if any(s.scores.get("cut") for s in own):
+                metrics |= means(own, f"retain_{task}", ("cut",))
+        if all(f"retain_{task}_acc" in metrics for task in ZERO_SHOT):
+            metrics["retain_zero_shot_acc"] = _mean([metrics[f"retain_{task}_acc"] for task in ZERO_SHOT])
+        if not metrics:
+            raise EmptyScoreError(f"benchmark {self.name!r}: no document had a score of its own")
+        return metrics
+
+
+def _sample(answered: Answered) -> Sample:
+    scores = dict(answered.scores)
+    for metric, (total, weight) in answered.weights.items():
+        # A perplexity is a mean over words, not over documents; bits a byte says the same once more.
+        if metric.endswith(_PERPLEXITY):
+            scores |= {f"{metric}/total": total, f"{metric}/weight": weight}
+    if not scores:
+        raise EmptyScoreError(
+            f"lm-eval: task {answered.task!r} gives its documents no score of their own, only one over all of them; "
+            "letgo can't give that an interval"
+        )
+    identifier = f"{answered.task}/{answered.index}"
+    return Sample(
+        answered.task,
+        identifier,
+        identifier,
+        scores | {"cut": float(answered.cut)},
+        question=answered.prompt[-400:],
+        digest=digest_of(answered.prompt),
+    )
+
+
+def _mean(metrics: list[Metric]) -> Metric:
+    """The mean of independent means: the tasks' intervals' halves add up as their squares do."""
+    value = sum(metric.value for metric in metrics) / len(metrics)
+    half = sum(((metric.ci95[1] - metric.ci95[0]) / 2) ** 2 for metric in metrics) ** 0.5 / len(metrics)
+    return Metric(value=value, n=sum(metric.n for metric in metrics), ci95=(value - half, value + half))

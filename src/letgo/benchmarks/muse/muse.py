@@ -1,0 +1,279 @@
+"""MUSE: unlearn news articles or books, judged six ways (arXiv 2407.06460; hub `muse-bench/MUSE-News`, `-Books`).
+
+Verbatim and knowledge memorization, privacy leakage and utility are scored with the benchmark's own prompts, lengths
+and cuts; scalability and sustainability are its larger and its repeated requests to forget (`request=`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from letgo.benchmarks.engine.base import Benchmark, Headline, Item, Sample, Text, checked_limit
+from letgo.benchmarks.engine.general_text import general_paragraphs
+from letgo.benchmarks.engine.items import limited
+from letgo.benchmarks.engine.questions import general_metrics, joined, texts_part
+from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
+from letgo.benchmarks.engine.requests import Work
+from letgo.benchmarks.engine.tables import PINNED, Table, Tables
+from letgo.benchmarks.muse.chunks import chunks_of
+from letgo.benchmarks.muse.scores import knowledge_part, muse_metrics, privacy_part, text_digest, verbatim_part
+from letgo.core.catalog import did_you_mean, format_spec
+from letgo.core.errors import EmptyScoreError, UserError
+from letgo.data.encode import Encoded, LongRows, Template, start_tokens
+from letgo.data.rows import Row
+from letgo.runs.results import Metrics
+
+CORPORA: Mapping[str, float] = {"news": 0.4772, "books": 0.5393}
+"""The corpora, and the AUC of the model retrained without the forget set, as published for Llama-2-7B (Min-40 %)."""
+SIZES: Mapping[str, int] = {
+    "verbmem/forget": 100,
+    "knowmem/forget_qa": 100,
+    "knowmem/retain_qa": 100,
+    "knowmem/forget_qa_icl": 10,
+    "knowmem/retain_qa_icl": 10,
+    "privleak/forget": 100,
+    "privleak/retain": 100,
+    "privleak/holdout": 100,
+}
+SEQUENCES: Mapping[str, tuple[str, ...]] = {
+    kind: tuple(f"{kind}_{number}" for number in range(1, 5)) for kind in ("scal", "sust")
+}
+"""Scalability: four forget sets, each within the next. Sustainability: four requests, one after another."""
+CHUNK = 2048
+"""Tokens of a chunk in the benchmark's own training."""
+VERSION = 1
+
+
+def muse(
+    *,
+    corpus: str = "news",
+    request: str | None = None,
+    retrain: str | None = None,
+    retain: str = "retain1",
+    general: bool = True,
+    limit: int | None = None,
+    train_limit: int | None = None,
+    data: str | None = None,
+    revision: str | None = None,
+) -> Muse:
+    """A MUSE corpus: what is to be forgotten and kept, and all of its scores.
+
+    Args:
+        corpus: news or books.
+        request: of news only: scal_1 … scal_4 (forget sets of growing size) or sust_1 … sust_4 (one after another) in
+            place of the whole forget set; `scal` and `sust` stand for all four (`letgo unlearn` runs them).
+        retrain: what `letgo eval` wrote of the retrained model on this corpus; its AUC takes the published one's place.
+        retain: the raw texts that are kept: retain1, as the benchmark trains with, or retain2, which it scores with.
+        general: also measure perplexity on letgo's own paragraphs, to tell a broken model from a forgetful one.
+        limit: score at most so many rows of each set; the benchmark has 100.
+        train_limit: train on at most so many forget and retain texts.
+        data: a folder with the hub's layout; by default LETGO_DATA's `muse-news` or `muse-books`, else the hub.
+        revision: another commit of the hub.
+
+    Raises:
+        UserError: an unknown corpus or request, data that can't be had, a retrain result of something else.
+    """
+    if corpus not in CORPORA:
+        raise UserError(f"muse has no corpus {corpus!r}; it has {', '.join(CORPORA)}{did_you_mean(corpus, CORPORA)}")
+    sequence = _checked_request(corpus, request)
+    if retain not in ("retain1", "retain2"):
+        raise UserError(f"muse has no retain set {retain!r}; it has retain1, retain2")
+    scored, trained = checked_limit(limit), checked_limit(train_limit)
+    tables = PINNED[f"muse-{corpus}"].open(data=data, revision=revision)
+    notes: list[str] = []
+    reader = _Reader(tables, corpus, notes)
+    settings: dict[str, Any] = {"corpus": corpus, "request": request, "retrain": retrain}
+    settings |= {"retain": None if retain == "retain1" else retain, "general": None if general else False}
+    settings |= {"limit": limit, "train_limit": train_limit, "data": data, "revision": revision}
+    settings = {k: v for k, v in settings.items() if v is not None}
+    config, split = ("raw", "forget") if request is None else _table_of((sequence or (request,))[0])
+    forget, kept = reader.rows(config, split, trained), reader.rows("raw", retain, trained)
+    if trained is not None:
+        notes.append(f"muse: trained on the first {len(forget)} forget and {len(kept)} retain texts (train_limit)")
+    reference = None
+    if retrain is not None:
+        wanted = {"benchmark": "muse", "version": VERSION, "corpus": corpus}
+        reference = read_reference("retrain", retrain, wanted)
+    else:
+        notes.append(
+            f"muse: PrivLeak is against the AUC published for Llama-2-7B retrained ({CORPORA[corpus]}); for another "
+            "model give its own (retrain=RESULT)"
+        )
+    texts = [t for split in ("forget", "retain", "holdout") for t in reader.texts(split, scored)]
+    return Muse(
+        name="muse",
+        settings=settings,
+        forget=forget,
+        retain=kept,
+        items=[*reader.verbatim(scored), *reader.questions("forget", scored), *reader.questions("retain", scored)],
+        texts=[*texts, *(general_paragraphs(held_out=True) if general else [])],
+        headlines=(Headline("forget_verbmem"), Headline("forget_knowmem")),
+        template="plain",
+        version=VERSION,
+        provenance={"corpus": corpus, **tables.provenance},
+        notes=tuple(notes),
+        sequence=tuple(format_spec("muse", settings | {"request": one}) for one in sequence),
+        chained=request == "sust",
+        examples={name: reader.examples(name) for name in ("forget", "retain")},
+        retrained_auc=CORPORA[corpus],
+        reference=reference,
+    )
+
+
+@dataclass(frozen=True)
+class Muse(Benchmark):
+    """`examples` are the ten worked questions and answers that stand before a question of each set; `retrained_auc` is
+    the published one, `reference` the retrained model's own result, where it is known."""
+
+    examples: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    retrained_auc: float = 0.5
+    reference: ReferenceResult | None = field(default=None, repr=False)
+
+    def encode(
+        self,
+        tokenizer: Any,
+        rows: Sequence[Row],
+        *,
+        template: Template | None = None,
+        max_length: int,
+        long_rows: LongRows = "error",
+        name: str = "data",
+    ) -> tuple[list[Encoded], list[str]]:
+        """The rows' texts joined, and cut into chunks of `max_length`, or 2,048 tokens where that is less; no row is
+        too long."""
+        return chunks_of(tokenizer, rows, max_length=min(max_length, CHUNK), name=name)
+
+    def encode_alternatives(
+        self,
+        tokenizer: Any,
+        encoded: Sequence[Encoded],
+        answers: Sequence[str],
+        *,
+        template: Template | None = None,
+        max_length: int,
+        long_rows: LongRows = "error",
+    ) -> list[Encoded]:
+        """Another text in place of each chunk, behind the start token alone."""
+        rows = [
+            Row(("text",), "", text, item.row.group, item.row.where)
+            for item, text in zip(encoded, answers, strict=True)
+        ]
+        return [
+            chunks_of(tokenizer, [row], max_length=min(max_length, CHUNK), name="alternatives")[0][0] for row in rows
+        ]
+
+    def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
+        items, texts = limited(self.items, checked_limit(limit)), limited(self.texts, limit)
+        private = [text for text in texts if text.task == "privleak"]
+        if self.reference is not None:
+            rows = [(text.id, text_digest(text)) for text in private if text.set in ("forget", "holdout")]
+            self.reference.check_rows(rows, "min_k")
+        asked = [item for item in items if item.task == "knowmem"]
+        return joined(
+            [
+                verbatim_part(model, tokenizer, [item for item in items if item.task == "verbmem"]),
+                *(
+                    knowledge_part(model, tokenizer, [item for item in asked if item.set == name], examples)
+                    for name, examples in self.examples.items()
+                ),
+                privacy_part(model, tokenizer, private),
+                texts_part(tokenizer, [text for text in texts if text.task != "privleak"]),
+            ]
+        )
+
+    def summarise(self, samples: Iterable[Sample]) -> Metrics:
+        """MUSE's metrics: VerbMem and KnowMem of the forget set, PrivLeak, and KnowMem of the retain set, which is its
+        utility; the membership AUCs behind PrivLeak; general perplexity and degeneration."""
+        every = list(samples)
+        metrics = muse_metrics(every, self.retrained_auc, self.reference) | general_metrics(every)
+        if not metrics:
+            raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
+        return metrics
+
+    def reference_metrics(self) -> dict[str, Metrics]:
+        return {} if self.reference is None else {"retrained": self.reference.metrics}
+
+    def notes_for(self, tokenizer: Any) -> list[str]:
+        notes = super().notes_for(tokenizer)
+        if tokenizer.bos_token_id is None:
+            notes.append("muse: this tokenizer has no start token: chunks to train on begin without one")
+        if not start_tokens(tokenizer):
+            notes.append("muse: this tokenizer puts no start token before a text: its first token is not scored")
+        return notes
+
+    def identity(self, tokenizer: Any, template: Template | None = None) -> dict[str, Any]:
+        return {"benchmark": self.name, "version": self.version, **self.provenance}
+
+
+def _checked_request(corpus: str, request: str | None) -> tuple[str, ...]:
+    """The requests that a sequence's name stands for; none for a request by itself."""
+    if request is None:
+        return ()
+    known = [*SEQUENCES, *(one for requests in SEQUENCES.values() for one in requests)]
+    if request not in known:
+        raise UserError(f"muse has no request {request!r}; it has {', '.join(known)}{did_you_mean(request, known)}")
+    if corpus != "news":
+        raise UserError(f"muse: request={request} is of the news corpus; {corpus} has its whole forget set only")
+    return SEQUENCES.get(request, ())
+
+
+def _table_of(request: str) -> tuple[str, str]:
+    kind, _, number = request.partition("_")
+    return kind, f"forget_{number}"
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Tables as rows, items and texts; what is amiss with them goes to the notes."""
+
+    tables: Tables
+    corpus: str
+    notes: list[str]
+
+    def rows(self, config: str, split: str, limit: int | None) -> list[Row]:
+        table = self._table(config, split, ("text",), limit)
+        return [
+            Row(("text",), "", row["text"], f"{config}/{split}/{number}", place, ends=False, fields=dict(row))
+            for number, (place, row) in enumerate(zip(table.places, table.rows, strict=True))
+        ]
+
+    def verbatim(self, limit: int | None) -> list[Item]:
+        table = self._table("verbmem", "forget", ("prompt", "gt"), limit)
+        items = []
+        for number, (place, row) in enumerate(zip(table.places, table.rows, strict=True)):
+            name = f"verbmem/forget/{number}"
+            asked = Row(("prompt", "completion"), row["prompt"], row["gt"], name, place, fields=dict(row))
+            items.append(Item("forget", name, name, asked, task="verbmem"))
+        return items
+
+    def questions(self, name: str, limit: int | None) -> list[Item]:
+        table = self._table("knowmem", f"{name}_qa", ("question", "answer"), limit)
+        items = []
+        for number, (place, row) in enumerate(zip(table.places, table.rows, strict=True)):
+            identifier = f"knowmem/{name}_qa/{number}"
+            form = ("question", "answer")
+            asked = Row(form, row["question"], row["answer"], identifier, place, fields=dict(row))
+            items.append(Item(name, identifier, identifier, asked, task="knowmem"))
+        return items
+
+    def examples(self, name: str) -> list[tuple[str, str]]:
+        table = self._table("knowmem", f"{name}_qa_icl", ("question", "answer"), None)
+        return [(row["question"], row["answer"]) for row in table.rows]
+
+    def texts(self, split: str, limit: int | None) -> list[Text]:
+        table = self._table("privleak", split, ("text",), limit)
+        names = [f"privleak/{split}/{number}" for number in range(len(table))]
+        return [Text(split, name, name, row["text"], "privleak") for name, row in zip(names, table.rows, strict=True)]
+
+    def _table(self, config: str, split: str, fields: Sequence[str], limit: int | None) -> Table:
+        table = self.tables.table(config, split, fields=fields, limit=limit)
+        for place, row in zip(table.places, table.rows, strict=True):
+            for key in fields:
+                if not isinstance(row[key], str) or not row[key].strip():
+                    raise UserError(f"{place}: field {key!r} must be text that is not empty, not {row[key]!r}")
+        expected = SIZES.get(table.name, table.whole)
+        if table.whole != expected:
+            self.notes.append(f"muse: {table.name} has {table.whole} rows here and {expected} on the hub")
+        return table

@@ -1,0 +1,1 @@
+"""TOFU: fictitious authors."""

@@ -1,0 +1,313 @@
+"""TOFU: unlearn the books' authors that a model was fine-tuned on (arXiv 2401.06121; hub `locuslab/TOFU`).
+
+Prompts, labels, lengths and scores are those of the benchmark's own code. What that means in detail, where other public
+code differs, is told in docs/data.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from letgo.benchmarks.engine.base import Benchmark, Headline, Item, Sample, checked_limit
+from letgo.benchmarks.engine.general_text import general_paragraphs
+from letgo.benchmarks.engine.items import limited
+from letgo.benchmarks.engine.questions import general_metrics, joined, texts_part
+from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
+from letgo.benchmarks.engine.requests import Work
+from letgo.benchmarks.engine.tables import PINNED, Table, Tables
+from letgo.benchmarks.tofu.prompts import FORMS, Form, encode_tofu_rows, resolve_form
+from letgo.benchmarks.tofu.scores import TofuPart, tofu_metrics, with_gradient_norms
+from letgo.core.catalog import did_you_mean
+from letgo.core.errors import EmptyScoreError, UserError
+from letgo.data.encode import Encoded, LongRows, Template
+from letgo.data.rows import Row
+from letgo.runs.results import Metrics
+
+SPLITS: Mapping[str, str] = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
+"""What is forgotten, and what is kept beside it."""
+DEFAULT_SPLIT = "forget10"
+ROWS: Mapping[str, int] = {
+    "full": 4000,
+    "forget01": 40,
+    "forget05": 200,
+    "forget10": 400,
+    "retain99": 3960,
+    "retain95": 3800,
+    "retain90": 3600,
+    "forget01_perturbed": 40,
+    "forget05_perturbed": 200,
+    "forget10_perturbed": 400,
+    "retain_perturbed": 400,
+    "real_authors": 100,
+    "real_authors_perturbed": 100,
+    "world_facts": 117,
+    "world_facts_perturbed": 117,
+    "holdout01": 40,
+    "holdout05": 200,
+    "holdout10": 400,
+}
+"""Rows of the hub's tables: a copy with fewer is told of."""
+SCORED_ROWS = 300
+"""The benchmark's own code scores the first 300 rows of each set."""
+AUTHOR_ROWS = 20
+LENGTH = 200
+"""Tokens, prompt and all, of what is scored and of what is generated."""
+Learn = Literal["full", "retain"]
+LEARN = get_args(Learn)
+_FEWEST_TOKENS = 16
+VERSION = 1
+_HEADLINES = (Headline("forget_probability"), Headline("forget_rouge"))
+
+
+def tofu(
+    *,
+    split: str = DEFAULT_SPLIT,
+    retain: str | None = None,
+    retrained: str | None = None,
+    template: str = "auto",
+    length: int = LENGTH,
+    holdout: bool | None = None,
+    gradnorm: bool = False,
+    general: bool = True,
+    limit: int | None = None,
+    train_limit: int | None = None,
+    learn: Learn | None = None,
+    data: str | None = None,
+    revision: str | None = None,
+) -> Tofu:
+    """TOFU's forget set of a split, with its retain set, and all of its scores.
+
+    Args:
+        split: forget01, forget05 or forget10: 2, 10 or 20 of 200 authors.
+        retain: what `letgo eval` wrote of the retain model on this split: gives forget quality.
+        retrained: the retain model itself: scored beside, and relearned alike, so that R is measured against it.
+        template: `llama2` ("[INST] {q} [/INST]{a}"), `plain` ("Question: {q}\\nAnswer: {a}"), or `chat` (the
+            tokenizer's own); `auto` is llama2 where the tokenizer is Llama-2's, else plain.
+        length: tokens, prompt and all, of what is scored and generated; the benchmark's own number is 200.
+        holdout: score membership against the holdout split; by default where the data has it.
+        gradnorm: also take the gradient-norm membership attack: a backward pass for each row of both splits.
+        general: also measure perplexity on letgo's own paragraphs, to tell a broken model from a forgetful one.
+        limit: score at most so many rows of each set; the benchmark's own number is 300.
+        train_limit: train on at most so many forget and retain rows.
+        learn: makes the models that the benchmark begins with, by objective `ft`: nothing is forgotten, and what is
+            learned is forget and retain set (`full`) or the retain set alone (`retain`, the model that never knew).
+        data: a folder with the hub's layout; by default LETGO_DATA's `tofu`, else the hub.
+        revision: another commit of the hub.
+
+    Raises:
+        UserError: an unknown split or template, data that can't be had, a retain result of something else.
+    """
+    if split not in SPLITS:
+        raise UserError(f"tofu has no split {split!r}; it has {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+    if template not in ("auto", *FORMS):
+        raise UserError(
+            f"tofu has no template {template!r}; it has auto, {', '.join(FORMS)}{did_you_mean(template, FORMS)}"
+        )
+    scored, trained = checked_limit(limit), checked_limit(train_limit)
+    if isinstance(length, bool) or not isinstance(length, int) or length < _FEWEST_TOKENS:
+        raise UserError(f"tofu: length must be a whole number of at least {_FEWEST_TOKENS}, not {length!r}")
+    if learn not in (None, *LEARN):
+        raise UserError(
+            f"tofu: learn must be one of {', '.join(LEARN)}, not {learn!r}{did_you_mean(str(learn), LEARN)}"
+        )
+    tables = PINNED["tofu"].open(data=data, revision=revision)
+    notes: list[str] = []
+    reader = _Reader(tables, notes)
+    number = int(split.removeprefix("forget"))
+    first_author = (ROWS["full"] - ROWS[split]) // AUTHOR_ROWS
+    items = [
+        *reader.items("forget", f"{split}_perturbed", scored, first_author=first_author),
+        *reader.items("retain", "retain_perturbed", scored, first_author=0),
+        *reader.items("authors", "real_authors_perturbed", scored),
+        *reader.items("facts", "world_facts_perturbed", scored),
+    ]
+    held_out = f"holdout{number:02d}"
+    if holdout or (holdout is None and held_out in tables):
+        # Membership compares rows as they were trained on with rows of the same making that were not.
+        items += reader.items("forget", split, scored, first_author=first_author, task="membership")
+        items += reader.items("holdout", held_out, scored, task="membership")
+    elif gradnorm:
+        raise UserError(f"tofu: gradnorm compares {split} with {held_out}, which this data does not have")
+    forget = reader.rows(split, trained, first_author)
+    kept = reader.rows(SPLITS[split], trained, 0)
+    if trained is not None:
+        notes.append(f"tofu: trained on the first {len(forget)} forget and {len(kept)} retain rows (train_limit)")
+    if learn is not None:
+        kept = [*kept, *forget] if learn == "full" else kept
+        forget = []
+        notes.append(f"tofu: {len(kept)} rows to be learned, none to be forgotten (learn={learn})")
+    reference = None
+    if retain is not None:
+        wanted = {"benchmark": "tofu", "version": VERSION, "split": split, "length": length}
+        reference = read_reference("retain", retain, wanted)
+        if any(item.task for item in items) and not reference.has("mia_loss"):
+            notes.append(
+                "tofu: no membership attack against a reference model, for the retain model was not scored on "
+                f"{held_out} (holdout=true)"
+            )
+    else:
+        notes.append("tofu: no forget quality, for no retain model's result was given (retain=RESULT)")
+    settings: dict[str, Any] = {
+        "split": split,
+        "retain": retain,
+        "retrained": retrained,
+        "template": template,
+        "holdout": holdout,
+        "general": general,
+    }
+    settings |= {"gradnorm": gradnorm or None}
+    settings |= {"limit": limit, "train_limit": train_limit, "learn": learn}
+    settings |= {"data": data, "revision": revision, "length": length}
+    defaults = {"template": "auto", "general": True, "length": LENGTH}
+    return Tofu(
+        name="tofu",
+        settings={k: v for k, v in settings.items() if v is not None and v != defaults.get(k)},
+        forget=forget,
+        retain=kept,
+        items=items,
+        texts=general_paragraphs(held_out=True) if general else [],
+        headlines=_HEADLINES,
+        # What asks the items in words of its own (an attack, an analysis) does so as the model was trained.
+        template="chat" if template == "chat" else "plain",
+        references={} if retrained is None else {"retrained": retrained},
+        version=VERSION,
+        provenance={"split": split, "length": length, **tables.provenance},
+        notes=tuple(notes),
+        form=template,  # type: ignore[arg-type]
+        length=length,
+        gradnorm=gradnorm,
+        reference=reference,
+    )
+
+
+@dataclass(frozen=True)
+class Tofu(Benchmark):
+    """`form` is the template asked for, `length` that of prompt and answer together; `reference` the retain model's
+    result, where it is known."""
+
+    form: Form | Literal["auto"] = "auto"
+    length: int = LENGTH
+    gradnorm: bool = False
+    reference: ReferenceResult | None = field(default=None, repr=False)
+
+    def form_for(self, tokenizer: Any, asked: Template | None) -> Form:
+        """The benchmark's template; the tokenizer's own where the run asks for `chat`."""
+        return resolve_form(tokenizer, "chat" if asked == "chat" else self.form)
+
+    def encode(
+        self,
+        tokenizer: Any,
+        rows: Sequence[Row],
+        *,
+        template: Template | None = None,
+        max_length: int,
+        long_rows: LongRows = "error",
+        name: str = "data",
+    ) -> tuple[list[Encoded], list[str]]:
+        """As the benchmark's own code has it: one text tokenised whole, the question's tokens unlabelled, one end
+        token after the answer."""
+        form = self.form_for(tokenizer, template)
+        return encode_tofu_rows(tokenizer, rows, form, max_length=max_length, long_rows=long_rows, name=name)
+
+    def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
+        items, texts = limited(self.items, checked_limit(limit)), limited(self.texts, limit)
+        form = self.form_for(tokenizer, template)
+        part = TofuPart(tokenizer, items, form, length=self.length)
+        if self.reference is not None:
+            rows = [(item.id, part.digest(item)) for item in items if item.set == "forget" and not item.task]
+            self.reference.check_rows(rows, "truth_ratio")
+        work = joined(
+            [part.part(), texts_part(tokenizer, texts)],
+            matches=True,
+            statistics=any(item.task == "membership" for item in items),
+        )
+        return with_gradient_norms(work, model, part.membership_queries()) if self.gradnorm else work
+
+    def summarise(self, samples: Iterable[Sample]) -> Metrics:
+        """TOFU's metrics: probability, ROUGE and truth ratio of its four sets, model utility, and forget quality where
+        the retain model's result is known; extraction strength and exact memorization of the forget set; membership
+        AUCs where there is a holdout split; general perplexity and degeneration."""
+        every = list(samples)
+        metrics = tofu_metrics(every, self.reference) | general_metrics(every)
+        if not metrics:
+            raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
+        return metrics
+
+    def reference_metrics(self) -> dict[str, Metrics]:
+        return {} if self.reference is None else {"retain": self.reference.metrics}
+
+    def identity(self, tokenizer: Any, template: Template | None = None) -> dict[str, Any]:
+        form = self.form_for(tokenizer, template)
+        return {"benchmark": self.name, "version": self.version, "template": form, **self.provenance}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Tables as rows and items; what is amiss with them goes to the notes."""
+
+    tables: Tables
+    notes: list[str]
+
+    def rows(self, config: str, limit: int | None, first_author: int) -> list[Row]:
+        table = self._table(config, ("question", "answer"), limit, "what is trained on is")
+        return [
+            _row(place, row, f"author {first_author + number // AUTHOR_ROWS}")
+            for number, (place, row) in enumerate(zip(table.places, table.rows, strict=True))
+        ]
+
+    def items(
+        self, name: str, config: str, limit: int | None, *, first_author: int | None = None, task: str = ""
+    ) -> list[Item]:
+        """The first 300 (or fewer) rows of a table. Rows of one author are one group; elsewhere each is its own."""
+        fields = ["question", "answer"]
+        if config.endswith("_perturbed"):
+            fields += ["perturbed_answer"] + (["paraphrased_answer"] if name in ("forget", "retain") else [])
+        table = self._table(config, fields, min(limit or SCORED_ROWS, SCORED_ROWS), "its scores are over")
+        items = []
+        for number, (place, record) in enumerate(zip(table.places, table.rows, strict=True)):
+            author = None if first_author is None else first_author + number // AUTHOR_ROWS
+            row = _row(place, record, f"{name} {number}" if author is None else f"author {author}")
+            wrong, paraphrase = _perturbed(place, record), record.get("paraphrased_answer")
+            items.append(
+                Item(
+                    set=name,
+                    id=f"{config}/{number}",
+                    group=row.group,
+                    row=row,
+                    wrong=wrong,
+                    # Authors and facts have no paraphrase: the answer stands for itself.
+                    paraphrase=(str(paraphrase) if "paraphrased_answer" in fields else row.target) if wrong else None,
+                    task=task,
+                )
+            )
+        return items
+
+    def _table(self, config: str, fields: Sequence[str], limit: int | None, use: str) -> Table:
+        table = self.tables.table(config, fields=fields, limit=limit)
+        if table.whole != ROWS.get(config, table.whole):
+            self.notes.append(
+                f"tofu: {config} has {table.whole} rows here and {ROWS[config]} on the hub; {use} {len(table)} of them"
+            )
+        return table
+
+
+def _row(place: str, record: Mapping[str, Any], group: str) -> Row:
+    texts = []
+    for key in ("question", "answer"):
+        value = record[key]
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{place}: field {key!r} must be text that is not empty, not {value!r}")
+        texts.append(value)
+    return Row(("question", "answer"), texts[0], texts[1], group, place, fields=dict(record))
+
+
+def _perturbed(place: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+    if "perturbed_answer" not in record:
+        return ()
+    wrong = record["perturbed_answer"]
+    wrong = [wrong] if isinstance(wrong, str) else wrong
+    if not isinstance(wrong, Sequence) or not wrong or not all(isinstance(w, str) and w.strip() for w in wrong):
+        raise UserError(f"{place}: field 'perturbed_answer' must be a list of texts that is not empty, not {wrong!r}")
+    return tuple(wrong)

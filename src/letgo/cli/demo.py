@@ -1,0 +1,123 @@
+"""`letgo demo`: the main job on built-in data, from a real model to a report, in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from letgo.core.errors import UserError
+from letgo.core.progress import Quiet, Reporter
+from letgo.models.load import resolve_model
+from letgo.training.config import make_config
+from letgo.training.unlearn import Run, unlearn
+
+CAPITALS: Mapping[str, Any] = {
+    "model": "smollm2",
+    "benchmark": "capitals",
+    "objective": "npo_gdr",
+    "objective_args": {"beta": 0.5},
+    "retain_weight": 2.0,
+    "optimizer": "fozo",
+    "optimizer_args": {"zo_lr": 6e-5, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
+    "learning_rate": 4e-5,
+    "max_steps": 80,
+    "per_device_train_batch_size": 6,
+    "save_strategy": "no",
+    "seed": 0,
+    "attacks": [
+        "quantize:bits=4,group_size=32",
+        "relearn:steps=10,learning_rate=1e-5,batch_size=5,holdout=0.5,seeds=1",
+    ],
+}
+"""Twenty capitals out of a pretrained model of 135 million parameters, by the MLPs of its upper half (`upper_mlps`)."""
+
+BIOGRAPHIES: Mapping[str, Any] = {
+    "model": "biographies",
+    "benchmark": "biographies",
+    "objective": "npo_gdr",
+    "objective_args": {"beta": 0.1},
+    "optimizer": "fozo",
+    "optimizer_args": {"zo_lr": 3e-5, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
+    "learning_rate": 7e-4,
+    "max_steps": 80,
+    "per_device_train_batch_size": 16,
+    "save_strategy": "no",
+    "seed": 0,
+    "attacks": [
+        "quantize:bits=4,group_size=32",
+        "relearn:steps=40,learning_rate=5e-4,batch_size=16,holdout=0.5",
+    ],
+}
+"""Twenty fictional people out of the shipped tiny model."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a demo made."""
+
+    run: Run
+    report: Path
+    seconds: float
+
+
+def demo(
+    *,
+    tiny: bool = False,
+    model: str | None = None,
+    output: Path = Path("letgo-runs"),
+    reporter: Reporter | None = None,
+    **changes: Any,
+) -> Shown:
+    """Unlearn, attack and report on built-in data.
+
+    Args:
+        tiny: the biographies benchmark on the shipped tiny model, instead of capitals on a pretrained one.
+        model: another model than the demo's own.
+        output: folder for the run's directory and `report.html`.
+        reporter: where progress goes.
+        changes: settings of a run's YAML, over the demo's.
+    """
+    from letgo.report import write_report
+
+    start = time.perf_counter()
+    reporter = reporter or Quiet()
+    settings = dict(BIOGRAPHIES if tiny else CAPITALS) | ({"model": model} if model else {}) | changes
+    if not tiny:
+        settings.setdefault("trainable", upper_mlps(str(settings["model"])))
+    directory = _unused(output / ("demo-tiny" if tiny else "demo"))
+    config = make_config(settings | {"output_dir": str(directory)}, where="demo")
+    what = "20 fictional people" if tiny else "the capitals of 20 countries"
+    reporter.say(f"Unlearning {what} from {config.model}, then attacking what comes of it")
+    run = unlearn(config, reporter=reporter)
+    report = write_report([directory], output / "report.html")
+    return Shown(run, report, time.perf_counter() - start)
+
+
+def upper_mlps(model: str) -> str:
+    """The pattern of the parameters in the MLPs of a model's upper half of layers.
+
+    Facts are found there, the gradient has half the way to go, and a zeroth-order step has a third of the parameters
+    to search in.
+    """
+    from transformers import AutoConfig
+
+    name = resolve_model(model)
+    try:
+        layers = int(AutoConfig.from_pretrained(name).num_hidden_layers)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{name}: no config with a number of layers can be read ({str(error).splitlines()[0]})"
+        ) from error
+    return rf"\.({'|'.join(map(str, range(layers // 2, layers)))})\.mlp\."
+
+
+def _unused(directory: Path) -> Path:
+    """The directory, or the first of its numbered namesakes that is not there yet: a demo never overwrites a run."""
+    candidate, number = directory, 1
+    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
+        number += 1
+        candidate = directory.with_name(f"{directory.name}-{number}")
+    return candidate

@@ -1,0 +1,179 @@
+"""The one registry mechanism: a name leads to a lazily imported target, with aliases and did-you-mean.
+
+A kind of thing (optimizers, objectives, attacks, benchmarks, metrics) keeps one `Catalog` with one `Record` a line.
+Nothing is imported until `load` is called, so listing is instant and optional dependencies stay optional.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Generic, Literal, TypeVar
+
+from letgo.core.errors import UserError
+
+Faithfulness = Literal["faithful", "variant", "ours", "library"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is known of one named thing without importing it.
+
+    `faithfulness` says how the thing stands to its source: `faithful` (the paper's algorithm), `variant` (`note` says
+    how it differs), `ours` (no outside source), `library` (another package's own implementation, unchanged).
+    """
+
+    name: str
+    target: str
+    """Where it lives, as "package.module:attribute"."""
+    summary: str
+    source: str
+    faithfulness: Faithfulness
+    note: str = ""
+    aliases: tuple[str, ...] = ()
+    extra: str | None = None
+    """The optional dependency group that it needs, if any."""
+
+    def __post_init__(self) -> None:
+        if self.faithfulness == "variant" and not self.note:
+            raise ValueError(f"record {self.name!r} is a variant: its note must say how it differs from its source")
+        if self.target.count(":") != 1:
+            raise ValueError(f"record {self.name!r}: target {self.target!r} is not of the form module:attribute")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Catalog(Generic[R]):
+    """An ordered list of records of one kind, found by name or alias.
+
+    Names are lower case with underscores; a dash counts as an underscore and case is ignored when one is looked up.
+    """
+
+    def __init__(self, kind: str, records: Iterable[R]) -> None:
+        self.kind = kind
+        self._records: dict[str, R] = {}
+        self._names: dict[str, str] = {}
+        for record in records:
+            for name in (record.name, *record.aliases):
+                key = _key(name)
+                if key in self._names:
+                    raise ValueError(f"{kind} {name!r} is listed twice")
+                self._names[key] = record.name
+            self._records[record.name] = record
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, name: str) -> bool:
+        return _key(name) in self._names
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Names that match a shell pattern, in the catalog's order."""
+        return [name for name in self._records if fnmatch.fnmatchcase(name, pattern.lower())]
+
+    def record(self, name: str) -> R:
+        """The record under a name or an alias; an unknown name is a `UserError` with the nearest names."""
+        try:
+            return self._records[self._names[_key(name)]]
+        except KeyError:
+            raise UserError(
+                f"unknown {self.kind} {name!r}{did_you_mean(_key(name), self._names)}\n"
+                f"  known {self.kind}s: {', '.join(self._records)}"
+            ) from None
+
+    def load(self, name: str) -> Any:
+        """Import and return what the name stands for."""
+        record = self.record(name)
+        module_name, attribute = record.target.split(":")
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if record.extra is None or (error.name or "").startswith("letgo"):
+                raise
+            raise UserError(
+                f"{self.kind} {record.name!r} needs the package {error.name!r}: pip install 'letgo[{record.extra}]'"
+            ) from error
+        return getattr(module, attribute)
+
+    def check_settings(self, name: str, settings: Mapping[str, Any], *, skip: Iterable[str] = ()) -> None:
+        """Raise a `UserError` if the target takes no such keyword arguments. `skip` names those that are not the
+        user's to set."""
+        known = settings_of(self.load(name), skip=skip)
+        for key in settings:
+            if key not in known:
+                raise UserError(
+                    f"{self.kind} {self.record(name).name!r} has no setting {key!r}{did_you_mean(key, known)}\n"
+                    f"  its settings: {', '.join(known) or 'none'}"
+                )
+
+
+def settings_of(target: Any, *, skip: Iterable[str] = ()) -> dict[str, Any]:
+    """The keyword arguments of a callable (or fields of a dataclass) and their defaults, in order."""
+    skipped = {"self", "params", *skip}
+    if isinstance(target, type) and hasattr(target, "__dataclass_fields__"):
+        return {f.name: f.default for f in fields(target) if f.init and f.name not in skipped}
+    keyword_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(target).parameters.values()
+        if parameter.kind in keyword_kinds and parameter.name not in skipped
+    }
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an error message: "; did you mean 'x'?" for near names, else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def parse_value(text: str) -> Any:
+    """A setting's text as the value it means: none, true/false, int, float, else the text itself."""
+    lowered = text.strip().lower()
+    words: dict[str, Any] = {"none": None, "null": None, "true": True, "false": False}
+    if lowered in words:
+        return words[lowered]
+    for number in (int, float):
+        try:
+            return number(lowered)
+        except ValueError:
+            continue
+    return text.strip()
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split "name:key=value,key=value" into the name and its settings.
+
+    A bare key means true (`quantize:double`). Values go through `parse_value`.
+    """
+    name, _, rest = spec.partition(":")
+    if not name.strip():
+        raise UserError(f"{spec!r} names nothing; the form is NAME or NAME:key=value,key=value")
+    settings: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in rest.split(","))):
+        key, equals, value = part.partition("=")
+        if not key.strip():
+            raise UserError(f"{spec!r}: {part!r} has no key; the form is NAME:key=value,key=value")
+        if key.strip() in settings:
+            raise UserError(f"{spec!r} sets {key.strip()!r} twice")
+        settings[key.strip()] = parse_value(value) if equals else True
+    return name.strip(), settings
+
+
+def format_spec(name: str, settings: Mapping[str, Any]) -> str:
+    """The inverse of `parse_spec`."""
+    return name + (":" + ",".join(f"{k}={v}" for k, v in settings.items()) if settings else "")
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace("-", "_")

@@ -1,0 +1,39 @@
+"""The records of forget and retain terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from letgo.core.catalog import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermRecord(Record):
+    """A record of a forget or a retain term: what it needs of a batch and of the reference model."""
+
+    parts: tuple[str, ...] = ("forget",)
+    """The parts that it is called with, in this order."""
+    reference: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Part -> the quantities of the reference model that it needs there (see `reference_quantities`)."""
+    hidden: Literal["label", "layer"] | None = None
+    """The hidden states that it is made of, if terms may share a forward pass for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRecord(TermRecord):
+    """`target` is the forget term; `retain` the retain term that this name brings along."""
+
+    retain: str = "none"
+    retain_weight: float = 1.0
+    """The retain term's weight where none is given."""
+    alternative: Literal["refusal", "own"] | None = None
+    """What the part `alternative` holds: a refusal, or the row's own field `alternative`."""
+    trainable: str | None = None
+    """Where the method says itself which parameters it trains: the function that gives a pattern of their names."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the forget rows' reference log-probabilities must be there."""
+        return "logps" in self.reference.get("forget", ())

@@ -1,0 +1,1 @@
+"""What the optimizers share: noise, perturbation, fused kernels, shards, ranks, optimizers inside others."""

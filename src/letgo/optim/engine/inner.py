@@ -1,0 +1,91 @@
+"""Optimizers inside optimizers: made by name, on the parameters and groups of the one around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from letgo.core.catalog import settings_of
+from letgo.optim.base import ClosureOptimizer, ParamsT, check_number
+from letgo.optim.registry import OPTIMIZERS, refuse_shards
+
+
+def inner_optimizer(
+    name: str, outer_groups: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """Make an optimizer of the catalog on the parameters of another's groups.
+
+    Settings that a group has of its own (`weight_decay`, ...) go before `settings`, where the optimizer knows them;
+    rates do not: the one around sets them before each step.
+
+    Raises:
+        UserError: the name or a setting is unknown.
+    """
+    OPTIMIZERS.check_settings(name, settings)
+    make = OPTIMIZERS.load(name)
+    own = set(settings_of(make)) - {"lr"}
+    groups = [{k: v for k, v in group.items() if k == "params" or k in own} for group in outer_groups]
+    optimizer: torch.optim.Optimizer = make(groups, **settings)
+    refuse_shards(name, optimizer)
+    return optimizer
+
+
+def follow(inner: torch.optim.Optimizer, outer: torch.optim.Optimizer) -> None:
+    """Give an optimizer inside another the parameters that the other has now.
+
+    accelerate puts FSDP2's shards in the place of an optimizer's parameters after it was made, and does not look for
+    optimizers inside it.
+    """
+    for group, outer_group in zip(inner.param_groups, outer.param_groups, strict=True):
+        pairs = list(zip(group["params"], outer_group["params"], strict=True))
+        if all(one is other for one, other in pairs):
+            continue
+        for one, other in pairs:
+            if one is not other and one in inner.state:
+                inner.state[other] = inner.state.pop(one)
+        group["params"] = list(outer_group["params"])
+
+
+class Wrapper(ClosureOptimizer):
+    """Base of the optimizers that do something around each step of another on the same parameters.
+
+    Args:
+        params: parameters or groups. A group's own settings go to the base where it has them.
+        lr: the base's rate; schedulers change this one.
+        base: name in the catalog.
+        base_options: more settings of the base.
+        weight_decay: of the base.
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float, base: str, base_options: Mapping[str, Any] | None, weight_decay: float
+    ) -> None:
+        check_number("lr", lr)
+        check_number("weight_decay", weight_decay)
+        super().__init__(params, {"lr": lr})
+        self.base = inner_optimizer(
+            base, self.param_groups, {"weight_decay": weight_decay, **(base_options or {}), "lr": lr}
+        )
+
+    def step_base(self, *arguments: Any) -> Any:
+        """One step of the base at the rates that the groups have now."""
+        follow(self.base, self)
+        for outer, inner in zip(self.param_groups, self.base.param_groups, strict=True):
+            inner["lr"] = outer["lr"]
+        return self.base.step(*arguments)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if hasattr(self, "base"):
+            raise ValueError("the parameters are fixed when a wrapper is made: give all groups to the constructor")
+        super().add_param_group(param_group)
+
+    def extra_state(self) -> dict[str, Any]:
+        follow(self.base, self)
+        return {"base": self.base.state_dict()}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        follow(self.base, self)
+        if "base" in extra:
+            self.base.load_state_dict(extra["base"])

@@ -1,0 +1,294 @@
+"""`OPTIMIZERS`, the one list of optimizers; a new optimizer is one file and one record here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from letgo.core.catalog import Catalog, Record
+from letgo.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+Grade = Literal["zeroth", "compressed", "first", "second", "hybrid", "smoothing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerRecord(Record):
+    """A record of an optimizer: what a step costs beside what every record says."""
+
+    grade: Grade
+    forwards: str
+    """Forward passes a step; q is `num_directions`."""
+    backwards: str
+    """Backward passes a step."""
+    state: str
+    """Memory of the state, in multiples of the parameters, without weights and gradients."""
+    refuses_shards: str = ""
+    """Why it cannot step parameters that FSDP2 has sharded, and what can; empty where it can."""
+
+
+OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
+    "optimizer",
+    [
+        OptimizerRecord(
+            name="zo_sgd",
+            aliases=("mezo",),
+            target="letgo.optim.zeroth_order:ZOSGD",
+            summary="gradient descent on an estimate from loss differences",
+            source="MeZO, arXiv 2305.17333",
+            faithfulness="variant",
+            note="Rademacher noise by default (Gaussian is MeZO's), own seeds, no rounding drift of the weights",
+            grade="zeroth",
+            forwards="2q",
+            backwards="0",
+            state="0 (1 with momentum)",
+        ),
+        OptimizerRecord(
+            name="ada_zo",
+            aliases=("adazo", "r_adazo"),
+            target="letgo.optim.zeroth_order_adaptive:AdaZO",
+            summary="adaptive zeroth order: second moment of the first moment",
+            source="R-AdaZO, arXiv 2502.01014; AdaZO of arXiv 2510.00761",
+            faithfulness="variant",
+            note="all parameters are perturbed together; noise as in zo_sgd",
+            grade="zeroth",
+            forwards="2q",
+            backwards="0",
+            state="2",
+        ),
+        OptimizerRecord(
+            name="zo_adam",
+            aliases=("zoadam",),
+            target="letgo.optim.zeroth_order_adaptive:ZOAdam",
+            summary="Adam on the zeroth-order estimate",
+            source="ZO-AdaMM, arXiv 1910.06513; MeZO's Adam variant, arXiv 2305.17333",
+            faithfulness="variant",
+            note="central differences; no projection and no maximum over past second moments",
+            grade="zeroth",
+            forwards="2q",
+            backwards="0",
+            state="2",
+        ),
+        OptimizerRecord(
+            name="zo_sign_sgd",
+            aliases=("zo_signsgd",),
+            target="letgo.optim.zeroth_order_adaptive:ZOSignSGD",
+            summary="sign of the zeroth-order estimate",
+            source="signSGD via Zeroth-Order Oracle, ICLR 2019",
+            faithfulness="variant",
+            note="central differences",
+            grade="zeroth",
+            forwards="2q",
+            backwards="0",
+            state="0",
+        ),
+        OptimizerRecord(
+            name="zo_muon",
+            aliases=("zomuon",),
+            target="letgo.optim.zeroth_order_subspace:ZOMuon",
+            summary="subspace estimate with its singular values set to 1",
+            source="ZO-Muon, arXiv 2602.17155",
+            faithfulness="variant",
+            note="exact matrix sign; mu scaled to the root mean square; vectors move by their normalised estimate",
+            grade="zeroth",
+            forwards="q + 1",
+            backwards="0",
+            state="0 (rank / columns for the projections)",
+        ),
+        OptimizerRecord(
+            name="sign_sgd",
+            aliases=("signsgd",),
+            target="letgo.optim.compressed:SignSGD",
+            summary="sign of the gradient",
+            source="signSGD, arXiv 1802.04434",
+            faithfulness="faithful",
+            grade="compressed",
+            forwards="1",
+            backwards="1",
+            state="0",
+        ),
+        OptimizerRecord(
+            name="sign_adam",
+            aliases=("signadam", "signum"),
+            target="letgo.optim.compressed:SignAdam",
+            summary="sign of the momentum (1-bit Adam, which is Signum)",
+            source="signAdam of arXiv 2510.00761; Signum, arXiv 1802.04434",
+            faithfulness="faithful",
+            grade="compressed",
+            forwards="1",
+            backwards="1",
+            state="1",
+        ),
+        OptimizerRecord(
+            name="compressed",
+            target="letgo.optim.quantized:Compressed",
+            summary="any first-order optimizer, its direction quantized to N bits",
+            source="theta - lr Q(m; N) of arXiv 2510.00761",
+            faithfulness="variant",
+            note="the paper's quantizer for N > 1 is not known; ours is symmetric absmax per block of 256",
+            grade="compressed",
+            forwards="1",
+            backwards="1",
+            state="that of the base + 1 (+ 1 with error feedback)",
+        ),
+        OptimizerRecord(
+            name="adamw_8bit",
+            aliases=("adam_8bit", "adamw8bit"),
+            target="bitsandbytes.optim:AdamW8bit",
+            summary="AdamW with its moments kept in 8 bits",
+            source="Dettmers et al., 8-bit Optimizers, arXiv 2110.02861",
+            faithfulness="library",
+            note="its first step makes parameters contiguous: a resumed run has the same bits if they were so before",
+            extra="bitsandbytes",
+            grade="compressed",
+            forwards="1",
+            backwards="1",
+            state="0.5 (float32 weights), 1 (bf16)",
+            refuses_shards="bitsandbytes works on a tensor's memory and knows no shards: take 'adamw' or 'compressed', "
+            "or replicas (DDP)",
+        ),
+        OptimizerRecord(
+            name="sgd",
+            target="torch.optim:SGD",
+            summary="gradient descent",
+            source="torch.optim.SGD",
+            faithfulness="library",
+            grade="first",
+            forwards="1",
+            backwards="1",
+            state="0 (1 with momentum)",
+        ),
+        OptimizerRecord(
+            name="adamw",
+            target="torch.optim:AdamW",
+            summary="Adam with decoupled weight decay",
+            source="torch.optim.AdamW",
+            faithfulness="library",
+            grade="first",
+            forwards="1",
+            backwards="1",
+            state="2",
+        ),
+        OptimizerRecord(
+            name="muon",
+            target="letgo.optim.muon:Muon",
+            summary="momentum, orthogonalised; matrices only",
+            source="torch.optim.Muon",
+            faithfulness="library",
+            note="takes two-dimensional parameters only; in torch since 2.9; over shards it gathers a matrix at a time",
+            grade="first",
+            forwards="1",
+            backwards="1",
+            state="1",
+        ),
+        OptimizerRecord(
+            name="sophia",
+            aliases=("soul",),
+            target="letgo.optim.second_order:Sophia",
+            summary="momentum over a running Hessian diagonal, clipped",
+            source="Sophia, arXiv 2305.14342; SOUL, arXiv 2404.18239",
+            faithfulness="faithful",
+            note="hessian: empirical_fisher (SOUL's code, the default), hutchinson or gnb",
+            grade="second",
+            forwards="1 (gnb: 1 more every k steps)",
+            backwards="1 (gnb: 1 more every k steps; hutchinson: a double backward every k steps)",
+            state="2",
+        ),
+        OptimizerRecord(
+            name="sam",
+            target="letgo.optim.smoothing:SAM",
+            summary="sharpness-aware: the gradient at the worst point nearby",
+            source="SAM, arXiv 2010.01412; on the forget term, arXiv 2502.05374",
+            faithfulness="faithful",
+            grade="smoothing",
+            forwards="2 (on='forget': 2 of the forget term, 1 of the rest)",
+            backwards="2 (on='forget': 2 of the forget term, 1 of the rest)",
+            state="that of the base (+ 2 while it steps)",
+        ),
+        OptimizerRecord(
+            name="randomized_smoothing",
+            aliases=("rs", "fo_rs"),
+            target="letgo.optim.smoothing:RandomizedSmoothing",
+            summary="mean gradient over a few draws of noise on the weights",
+            source="FO-RS of arXiv 2510.00761; on the forget term, arXiv 2502.05374",
+            faithfulness="faithful",
+            grade="smoothing",
+            forwards="n draws (on='forget': + 1 of the rest)",
+            backwards="n draws (on='forget': + 1 of the rest)",
+            state="that of the base (+ 3 while it steps)",
+        ),
+        OptimizerRecord(
+            name="weight_averaging",
+            aliases=("swa", "wa"),
+            target="letgo.optim.averaging:WeightAveraging",
+            summary="any optimizer, with the mean or EMA of its weights at the end",
+            source="SWA, arXiv 1803.05407; in unlearning, arXiv 2502.05374",
+            faithfulness="faithful",
+            grade="smoothing",
+            forwards="those of the base",
+            backwards="those of the base",
+            state="that of the base + 1",
+        ),
+        OptimizerRecord(
+            name="fozo",
+            aliases=("hybrid",),
+            target="letgo.optim.hybrid:FOZO",
+            summary="first-order steps, then zeroth-order steps, repeated",
+            source="the hybrid of arXiv 2510.00761",
+            faithfulness="variant",
+            note="settings the paper does not state are ours; moments are kept across switches",
+            grade="hybrid",
+            forwards="1 or 2q",
+            backwards="1 or 0",
+            state="4 (AdamW and AdaZO)",
+        ),
+    ],
+)
+
+
+def list_optimizers(pattern: str = "*", with_description: bool = False) -> list[str] | list[tuple[str, str]]:
+    """Names of the optimizers that match a shell pattern, or pairs of name and one-line description."""
+    names = OPTIMIZERS.names(pattern)
+    return [(name, OPTIMIZERS.record(name).summary) for name in names] if with_description else names
+
+
+def create_optimizer(name: str, params: Iterable[Any], **settings: Any) -> torch.optim.Optimizer:
+    """Make the optimizer of a name or an alias.
+
+    Raises:
+        UserError: the name or a setting is unknown (with the nearest ones), or a value is refused.
+    """
+    OPTIMIZERS.check_settings(name, settings)
+    try:
+        optimizer: torch.optim.Optimizer = OPTIMIZERS.load(name)(params, **settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer {OPTIMIZERS.record(name).name!r}: {error}") from error
+    refuse_shards(name, optimizer)
+    return optimizer
+
+
+def refuse_shards(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer that does not know shards say so when it is to step some, where it is another library's.
+
+    Not when it is made: accelerate shards the parameters of optimizers that exist.
+    """
+    record = OPTIMIZERS.record(name)
+    if record.refuses_shards:
+        optimizer.register_step_pre_hook(_ShardsRefused(f"optimizer {record.name!r}: {record.refuses_shards}"))
+
+
+@dataclass(frozen=True)
+class _ShardsRefused:
+    """A hook before a step; a class, so that optimizers can be copied."""
+
+    why: str
+
+    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        from letgo.optim.engine.shards import has_shards
+
+        if has_shards(p for group in optimizer.param_groups for p in group["params"]):
+            raise UserError(f"the parameters are sharded over the ranks (FSDP2). {self.why}")

@@ -1,0 +1,116 @@
+"""Putting a run's model on a hub: only when asked to, only the model, and never the data that it forgot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from letgo.core.errors import LetgoError, UserError, first_line
+from letgo.core.progress import Quiet, Reporter
+from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, read_base
+from letgo.report.card import CARD_FILE, HUB_ID, card
+from letgo.runs.results import Result, read_result
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    ADAPTER_WEIGHTS,
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "chat_template*",
+)
+"""What a model is, and all that leaves this machine beside the card: the samples of a run are questions about what was
+to be forgotten, and its settings name files."""
+
+
+def check_repository(name: str | None) -> str:
+    """The name of a repository on a hub, or a `UserError`."""
+    if not name or not HUB_ID.fullmatch(name):
+        raise UserError(
+            f"hub_model_id is {name!r}: pushing needs the name of a repository, OWNER/NAME (hub_model_id, or --repo)"
+        )
+    return name
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The files of a run that make up its model.
+
+    Of an adapter whose base is a directory of this machine, those of the merged model are given: the adapter would be
+    of no use to others.
+
+    Raises:
+        UserError: there is no model, or only such an adapter.
+    """
+    if (directory / ADAPTER_WEIGHTS).is_file() and not HUB_ID.fullmatch(base := read_base(directory).model):
+        if not (directory / MERGED).is_dir():
+            raise UserError(
+                f"{directory} holds an adapter on {base}, which others have not: run it with save_merged: true, and "
+                "the merged model is pushed"
+            )
+        directory = directory / MERGED
+    files = sorted({path for pattern in MODEL_FILES for path in directory.glob(pattern) if path.is_file()})
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise UserError(f"{directory} holds no model's weights (*.safetensors): there is nothing to push")
+    return files
+
+
+def push_to_hub(
+    directory: str | Path,
+    repository: str,
+    *,
+    private: bool = True,
+    token: str | None = None,
+    reporter: Reporter | None = None,
+    api: Any = None,
+) -> str:
+    """Put a finished run's model, tokenizer and card in a repository on the hub, in one commit; returns its address.
+
+    Args:
+        directory: a run.
+        repository: "OWNER/NAME"; made if it is not there.
+        private: whether a repository that is made now is private.
+        token: of the hub; by default the one that its own login keeps. It is written nowhere.
+        api: in place of `huggingface_hub.HfApi(token=token)`.
+
+    Raises:
+        UserError: no such run, one that failed, no model in it, or a name that is none.
+        LetgoError: the hub refused, or could not be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, errors
+
+    directory, reporter = Path(directory), reporter or Quiet()
+    check_repository(repository)
+    result = read_result(directory)
+    _check_status(directory, result)
+    files = model_files(directory)
+    operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path)) for path in files]
+    text = card(result, published=True, merged=files[0].parent.name == MERGED)
+    operations.append(CommitOperationAdd(path_in_repo=CARD_FILE, path_or_fileobj=text.encode()))
+    size = sum(path.stat().st_size for path in files)
+    reporter.say(f"  pushing {len(files)} files ({size / 1e6:,.1f} MB) and the card to {repository}")
+    hub = api or HfApi(token=token)
+    try:
+        address = hub.create_repo(repository, private=private, repo_type="model", exist_ok=True)
+        hub.create_commit(repository, operations, commit_message="A model unlearned with letgo", repo_type="model")
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError("the hub knows no login here: run `hf auth login`, or set HF_TOKEN") from error
+    # HTTPError is the transport's, whichever library that is in this version of the hub's.
+    except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        raise LetgoError(
+            f"could not push to {repository}: {first_line(error)}\n"
+            f"  the run is safe in {directory}; try again with `letgo push {directory} --repo {repository}`"
+        ) from error
+    return str(address)
+
+
+def _check_status(directory: Path, result: Result) -> None:
+    if result.evaluation or result.status == "failed":
+        what = "an evaluation, which has no model" if result.evaluation else "a run that failed"
+        raise UserError(f"{directory} holds {what}: there is nothing to push")

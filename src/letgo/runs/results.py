@@ -1,0 +1,219 @@
+"""The one result schema, and its writing: a run directory's `result.json` and `samples.jsonl`.
+
+A result is written to a temporary name and renamed, so a reader sees the whole of it or nothing. A metric carries the
+number of samples it is over and a 95 % interval; one over zero samples, or one that is not finite, cannot be built.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from letgo.core.catalog import format_spec
+from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
+from letgo.core.files import write_text
+
+SCHEMA = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From a schema version to what turns a result of it into one of the next. Schema 1 is the first."""
+RESULT_FILE = "result.json"
+SAMPLES_FILE = "samples.jsonl"
+HISTORY_FILE = "history.jsonl"
+CONFIG_FILE = "config.yaml"
+
+EVALUATION = "eval-"
+"""What the ids of evaluations begin with."""
+
+Status = Literal["finished", "collapsed", "failed"]
+
+
+__all__ = ["AttackResult", "Metric", "Metrics", "Result"]
+
+
+class Metric(BaseModel):
+    """A value over `n` samples with its 95 % interval. Zero samples or a value that is not finite raise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float
+    n: int
+    ci95: tuple[float, float]
+
+    @field_validator("n")
+    @classmethod
+    def _some_samples(cls, n: int) -> int:
+        if n < 1:
+            raise EmptyScoreError("a metric over zero samples is not a score")
+        return n
+
+    @field_validator("value")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise NonFiniteLossError(f"a metric came out as {value}")
+        return value
+
+
+Metrics = dict[str, Metric]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AttackResult(_Model):
+    """What one attack did to the model, and how much of the forgetting it left.
+
+    `kept` is the share of the forgetting that is still there after the attack, 0…1, the smallest over the benchmark's
+    headline metrics (`attacks/engine/judge.py`); `survived` holds it against `threshold`. A model that had forgotten
+    nothing, or that is broken after the attack (`collapsed`), has not survived.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    seeds: list[int]
+    metrics: Metrics
+    kept: float = Field(ge=0.0, le=1.0)
+    survived: bool
+    threshold: float = 0.5
+    collapsed: bool = False
+    reasons: list[str] = []
+    did: dict[str, Any] = {}
+    """What the attack says of itself: displacement, steps, rows used."""
+    per_seed: list[dict[str, float]] = []
+    baseline: dict[str, Metrics] = {}
+    """`before` and `after` on the same rows, where the attack is judged on a part of them (held-out groups)."""
+    part: str = "held-out rows"
+    """What that part is called."""
+    curve: list[dict[str, float]] = []
+    """The first seed's course, a row a step; `curves` every seed's."""
+    curves: list[list[dict[str, float]]] = []
+    seconds: float = 0.0
+    kept_ci95: tuple[float, float] | None = None
+    """95 % interval of `kept` over groups and seeds."""
+    judged_on: Literal["kept", "R"] = "kept"
+    """R where the attacker had every row and the retrained model was attacked alike: what any model would learn of the
+    attacker's data is then not held against this one."""
+    scores: dict[str, float] = {}
+    """R of a relearning attack, Q of a quantization (`attacks/engine/robustness_scores.py`)."""
+    utility: dict[str, Metrics] = {}
+    """What the model is good for, `before` and `after` this attack."""
+    utility_loss: float | None = None
+    """The largest relative loss of it by the attack; the mean over seeds."""
+    layers: list[dict[str, Any]] = []
+    """For each layer the attack's displacement beside that of unlearning."""
+    ways: list[dict[str, Any]] = []
+    """Of an attack by prompts: each way of asking, and what it left."""
+    trials: list[dict[str, Any]] = []
+    """Of a search: every setting tried, what it left, and what it cost."""
+
+    @property
+    def label(self) -> str:
+        return format_spec(self.name, self.settings)
+
+
+class Result(_Model):
+    """One run, schema 1. `before` and `after` are the model's metrics before and after unlearning; `references` holds
+    other models measured the same way (the model retrained without the forget set, where it is known)."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    run_id: str
+    created: str
+    letgo: str
+    versions: dict[str, str]
+    git: str | None
+    seed: int
+    config: dict[str, Any]
+    status: Status
+    reasons: list[str] = []
+    """Why the run is called collapsed or failed."""
+    before: Metrics = {}
+    after: Metrics = {}
+    references: dict[str, Metrics] = {}
+    attacks: list[AttackResult] = []
+    robustness: dict[str, float] = {}
+    """R, Q and their harmonic mean over the attacks made (`attacks/engine/robustness_scores.py`)."""
+    notes: list[str] = []
+    seconds: dict[str, float] = {}
+    peak_memory_bytes: dict[str, int] = {}
+    processes: dict[str, Any] = {}
+    """Where several trained together: how many, what each held, and the bytes that they exchanged."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @property
+    def evaluation(self) -> bool:
+        """Whether a model was only scored (`letgo eval`), and nothing unlearned."""
+        return self.run_id.startswith(EVALUATION)
+
+    def with_attacks(self, attacks: Iterable[AttackResult]) -> Result:
+        """The same result with attacks added; an attack with the same label takes the older one's place."""
+        merged = {attack.label: attack for attack in self.attacks}
+        merged.update((attack.label, attack) for attack in attacks)
+        return self.model_copy(update={"attacks": list(merged.values())})
+
+
+def now() -> str:
+    """UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0).isoformat()
+
+
+def new_run_id(created: str, prefix: str = "") -> str:
+    """An id of a run made at a time as `now` writes it: sortable, and unlike any other."""
+    return f"{prefix}{created.replace(':', '').replace('+0000', 'Z')}-{uuid.uuid4().hex[:6]}"
+
+
+def check_unused(output: Path | None) -> None:
+    """Raise a `UserError` unless an output directory is still to be made, or empty."""
+    if output is None or not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"output {output} is a file; name a directory")
+    if any(output.iterdir()):
+        raise UserError(f"output directory {output} is not empty; name another one")
+
+
+def write_result(directory: Path, result: Result) -> Path:
+    """Write `result.json` whole; returns its path."""
+    path = directory / RESULT_FILE
+    text = json.dumps(result.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+    return path
+
+
+def is_run(directory: Path) -> bool:
+    return (directory / RESULT_FILE).is_file()
+
+
+def read_result(directory: Path) -> Result:
+    """Read a run directory's result, one of an older schema brought up to this one; a missing, broken or newer one is
+    a `UserError`."""
+    path = directory / RESULT_FILE
+    if not path.is_file():
+        raise UserError(f"{directory} is not a run directory: it has no {RESULT_FILE}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    version = raw.get("schema") if isinstance(raw, dict) else None
+    while version in MIGRATIONS:
+        raw = MIGRATIONS[version](raw)
+        version = raw["schema"]
+    if version != SCHEMA:
+        raise UserError(
+            f"{path}: schema {version!r}, but this letgo reads schema {SCHEMA}"
+            + ("; it was written by a newer letgo: upgrade" if isinstance(version, int) and version > SCHEMA else "")
+        )
+    try:
+        return Result.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: field {field!r}: {first['msg']} (got {first['input']!r})") from error

@@ -1,0 +1,1 @@
+"""The engine that scores and generates: many requests in few forward passes, finished work kept through a kill."""

@@ -1,0 +1,143 @@
+"""What an evaluation has scored so far, sample by sample, so that a killed one goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from letgo.core import processes
+from letgo.core.errors import UserError
+from letgo.core.files import write_text
+
+_VERSION = 1
+
+
+class ScoreLog:
+    """A JSON-lines file of finished samples: `{"key": …, "value": …}` a line, after a first line that says what for.
+
+    The engine (`score`, `generate`) takes one as `log=`: it appends each batch as it is finished, and what is already
+    there is not computed again. A key is a hash of everything that a sample's score depends on beside the model (its
+    tokens and the settings), so a changed prompt is scored anew; what the *model* is must be said in `identity`.
+
+        with ScoreLog(output / "scores.jsonl", {"weights": weights_fingerprint(model)}) as log:
+            score(model, queries, log=log)
+
+    Where several processes score together each writes a file of its own beside the first one's (`path` and its number),
+    and begins with what is in all of them: on how many a run goes on does not matter.
+
+    Args:
+        path: the file; made (with its folder) where there is none.
+        identity: what all lines depend on, as JSON values: the model's fingerprint, its dtype, the tokenizer.
+
+    Raises:
+        UserError: the file belongs to another identity, or is not such a log.
+    """
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
+        first = Path(path)
+        own = processes.number()
+        self.path = first if own == 0 else first.with_name(f"{first.name}.{own}")
+        self.identity = json.loads(json.dumps(dict(identity)))
+        self._values: dict[str, Any] = {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for other in _files(first):
+            if other != self.path:
+                self._read(other, other.read_bytes())
+        head = _line({"letgo_scores": _VERSION, "identity": self.identity})
+        raw = self.path.read_bytes() if self.path.exists() else b""
+        # Killed in its first line: nothing is lost by starting anew.
+        new = b"\n" not in raw and head.encode().startswith(raw)
+        if not new and len(whole := self._read(self.path, raw)) < len(raw):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        self._file = self.path.open("w" if new else "a", encoding="utf-8")
+        if new:
+            self._file.write(head)
+
+    def _read(self, path: Path, raw: bytes) -> bytes:
+        """Take up the samples in a file; returns its whole lines."""
+        # A process killed while it wrote leaves half a line: that sample is scored again.
+        whole = raw[: raw.rfind(b"\n") + 1]
+        lines = whole.decode("utf-8").split("\n")[:-1]
+        try:
+            if not lines and path != self.path:
+                return whole  # another process has just made it
+            head = json.loads(lines[0]) if lines else {}
+            entries = [json.loads(line) for line in lines[1:]]
+            self._values |= {entry["key"]: entry["value"] for entry in entries}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a log of scores ({error}); delete it or name another file") from error
+        if not isinstance(head, dict) or head.get("letgo_scores") != _VERSION:
+            raise UserError(f"{path} is not a log of scores of this version; delete it or name another file")
+        if head["identity"] != self.identity:
+            theirs, ours = head["identity"], self.identity
+            fields = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
+            raise UserError(
+                f"{path} holds the scores of another evaluation (it differs in {', '.join(map(repr, fields))}): "
+                "delete it, or write to another place"
+            )
+        return whole
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: str) -> Any:
+        """The value of a finished sample; `KeyError` for one that is not."""
+        return self._values[key]
+
+    def put(self, values: Mapping[str, Any]) -> None:
+        """Add finished samples and hand them to the operating system: a kill after this loses none of them."""
+        for key, value in values.items():
+            if key not in self._values:
+                self._values[key] = value
+                self._file.write(_line({"key": key, "value": value}))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @staticmethod
+    def begin_with(path: Path, shared: Path) -> None:
+        """Begin a log with what another evaluation of the same model has left at `shared`, if there is anything."""
+        if shared.is_file() and not path.exists():
+            write_text(path, shared.read_text(encoding="utf-8"))
+
+    @staticmethod
+    def leave_at(path: Path, shared: Path) -> None:
+        """Leave a finished log for others, in the place of one that has less; whole or not at all."""
+        if not shared.is_file() or shared.stat().st_size < path.stat().st_size:
+            write_text(shared, path.read_text(encoding="utf-8"))
+
+    @staticmethod
+    def remove(path: str | Path) -> None:
+        """Delete a log, every process's file of it."""
+        for file in _files(Path(path)):
+            file.unlink(missing_ok=True)
+
+    def __enter__(self) -> ScoreLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _files(first: Path) -> list[Path]:
+    return [path for path in (first, *sorted(first.parent.glob(f"{first.name}.*"))) if path.exists()]
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def content_key(*parts: Any) -> str:
+    """A hash of JSON values: the key of a sample."""
+    return hashlib.blake2b(json.dumps(parts, separators=(",", ":")).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,357 @@
+"""A sweep's tasks on a Ray cluster: one that runs already, or one of the sweep's own on this machine.
+
+Ray places the tasks and tells when a process is lost; what is run and what is tried again stays with `execute.py`, so a
+task is given to Ray with no retries of Ray's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from letgo.core.errors import LetgoError, UserError, first_line
+from letgo.core.extras import need
+from letgo.core.progress import Reporter
+from letgo.sweep.cell import Task
+from letgo.sweep.grid import Grid
+from letgo.sweep.locks import locked
+from letgo.sweep.resources import processors
+from letgo.sweep.worker import PROBE, compare, look, run_on_node
+from letgo.sweep.workers import Ending
+
+ADDRESS = "RAY_ADDRESS"
+LOOK_SECONDS = 5.0
+"""How often the nodes are looked at while tasks run."""
+GRACE_SECONDS = 30.0
+"""How long a node may be gone, once there was one that had what a cell needs."""
+ANSWER_SECONDS = 120.0
+"""How long a node may take to start a process and answer."""
+UNLIMITED = 100_000
+_STORE_BYTES = 80 * 2**20
+"""Ray's least: nothing but a task's settings crosses its object store."""
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
+
+
+class RayWorkers:
+    """Tasks of a Ray cluster.
+
+    Args:
+        grid: says which cluster, what a cell needs, and how many run side by side at most.
+        reporter: told which cluster it is, and what differs between nodes.
+
+    Raises:
+        UserError: Ray is not installed, or nothing answers at the address.
+    """
+
+    def __init__(self, grid: Grid, reporter: Reporter) -> None:
+        self.grid, self.reporter = grid, reporter
+        self.ray: Any = need("ray", "ray", what="a sweep on Ray")
+        self.address = grid.ray.address or os.environ.get(ADDRESS) or "local"
+        if not self.ray.is_initialized():
+            _answers(self.address)
+        self.folder = grid.output.resolve()
+        self.running: dict[Any, Task] = {}
+        self.passed: list[str] = []
+        self.token = uuid.uuid4().hex
+        self.here: dict[str, Any] = {}
+        self.cpus, self.gpus = grid.resources.cpus or 1, grid.resources.gpus or 0
+        self.last_fit = self.last_look = 0.0
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> RayWorkers:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_silent_stdout())
+            if not self.ray.is_initialized():
+                stack.enter_context(self._connected())
+            # Before the cluster is left: what still runs is ended.
+            stack.callback(self._cancel)
+            stack.enter_context(self._probe())
+            self._choose_gpus()
+            self._check_nodes()
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stack.close()
+
+    # -- the cluster --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.address == "local":
+            # Its sockets' names must be short, and all it writes is removed with it.
+            base = tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp"
+            folder = tempfile.mkdtemp(prefix="letgo-ray-", dir=base)
+            try:
+                with _variable("RAY_USAGE_STATS_ENABLED", "0"):
+                    self.ray.init(
+                        address="local",
+                        num_cpus=max(processors(), self.grid.workers or 1),
+                        include_dashboard=False,
+                        object_store_memory=_STORE_BYTES,
+                        _temp_dir=folder,
+                        **quiet,
+                    )
+                yield
+            finally:
+                self._leave()
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+        try:
+            self.ray.init(address=self.address, **quiet)
+        except (OSError, RuntimeError, ValueError, ImportError, AssertionError) as error:
+            self._leave()
+            raise UserError(_unreachable(self.address, first_line(error))) from error
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        # On leaving, Ray prints what its threads had held back.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.ray.shutdown()
+
+    def _nodes(self) -> list[Mapping[str, Any]]:
+        return [node for node in self.ray.nodes() if node["Alive"]]
+
+    def _choose_gpus(self) -> None:
+        """Where the grid says nothing of GPUs: one a cell, if the cluster has any and the cells may use them."""
+        on_cpu = all(cell.settings.get("use_cpu") for cell in self.grid.cells)
+        if self.grid.resources.gpus is None and not on_cpu:
+            self.gpus = 1 if any(node["Resources"].get("GPU") for node in self._nodes()) else 0
+
+    def _needs(self) -> dict[str, float]:
+        needs = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.grid.resources.memory or 0}
+        return {name: amount for name, amount in needs.items() if amount}
+
+    def _fitting(self) -> list[Mapping[str, Any]]:
+        """The nodes that have what a cell needs, free or not."""
+        needs = self._needs()
+        return [
+            node
+            for node in self._nodes()
+            if all(node["Resources"].get(name, 0.0) >= amount for name, amount in needs.items())
+        ]
+
+    def _check_fit(self, patience: float) -> list[Mapping[str, Any]]:
+        """The nodes that have what a cell needs; raises where there has been none for so many seconds."""
+        fitting, now = self._fitting(), time.monotonic()
+        if fitting or not self.last_fit:
+            self.last_fit = now
+        if not fitting and now - self.last_fit >= patience:
+            have = [
+                f"{node['NodeManagerHostname']} (cpus {node['Resources'].get('CPU', 0):g}, gpus "
+                f"{node['Resources'].get('GPU', 0):g}, memory {node['Resources'].get('memory', 0) / 1e9:.3g} GB)"
+                for node in self._nodes()
+            ]
+            asked = {"CPU": "resources.cpus", "GPU": "resources.gpus", "memory": "resources.memory"}
+            wants = [
+                f"{asked[name]} {f'{amount / 1e9:.3g} GB' if name == 'memory' else f'{amount:g}'}"
+                for name, amount in self._needs().items()
+            ]
+            more = f" and {len(have) - 8} more" if len(have) > 8 else ""
+            raise UserError(
+                f"no node of the Ray cluster has what a cell needs ({', '.join(wants)})\n"
+                f"  its nodes: {'; '.join(have[:8]) or 'none'}{more}\n"
+                "  ask for less in the grid's `resources`, start a node that has it, or let a cluster that grows take "
+                "its time by `ray: {wait: SECONDS}`"
+            )
+        return fitting
+
+    def _check_nodes(self) -> None:
+        """Look at every node that could run a cell: same versions, same code, same folder."""
+        fitting = self._check_fit(self.grid.ray.wait)
+        strategy = need("ray.util.scheduling_strategies", "ray").NodeAffinitySchedulingStrategy
+        probe = self.ray.remote(look)
+        self.here = self._look_here(str(self.folder), self.token, os.getcwd())
+        asked = {}
+        for node in fitting:
+            where = strategy(node_id=node["NodeID"], soft=False)
+            options = probe.options(num_cpus=0, max_retries=1, scheduling_strategy=where)
+            asked[node["NodeID"]] = options.remote(str(self.folder), self.token, os.getcwd(), node["NodeID"])
+        notes: dict[str, None] = {}
+        for node in fitting:
+            name, host = node["NodeID"], node["NodeManagerHostname"]
+            try:
+                there = self.ray.get(asked[name], timeout=ANSWER_SECONDS)
+            except self.ray.exceptions.GetTimeoutError as error:
+                raise UserError(f"node {host} of the Ray cluster does not answer in {ANSWER_SECONDS:.0f} s") from error
+            except self.ray.exceptions.RayError as error:
+                raise UserError(f"node {host} of the Ray cluster can't run letgo: {_said(error)}") from error
+            problem, told = compare(self.here, there)
+            answer = self.folder / f"{PROBE.format(self.token)}-{name}"
+            if not problem and not answer.is_file():
+                problem = f"node {host} can't write to {self.folder}: check the permissions of whoever runs Ray there"
+            answer.unlink(missing_ok=True)
+            if problem:
+                raise UserError(problem)
+            notes |= dict.fromkeys(told)
+            self.passed.append(name)
+        where = "of its own on this machine" if self.address == "local" else f"at {self.address}"
+        count = f"{len(fitting)} {'node' if len(fitting) == 1 else 'nodes'}"
+        self.reporter.say(f"  Ray cluster {where}: {count} for cells of {self._told()} each")
+        for note in notes:
+            self.reporter.say(f"  {note}")
+
+    def _look_here(self, *arguments: str) -> dict[str, Any]:
+        """What the nodes are compared with."""
+        return look(*arguments)
+
+    def _told(self) -> str:
+        memory = f", {self.grid.resources.memory / 1e9:.3g} GB" if self.grid.resources.memory else ""
+        threads = "1 CPU" if self.cpus == 1 else f"{self.cpus} CPUs"
+        return f"{threads}, {self.gpus:g} {'GPU' if self.gpus == 1 else 'GPUs'}{memory}"
+
+    @contextlib.contextmanager
+    def _probe(self) -> Iterator[None]:
+        """A file in the sweep's folder that nodes read, and whose lock they must see."""
+        path = self.folder / PROBE.format(self.token)
+        try:
+            with locked(path):
+                path.write_text(self.token, encoding="utf-8")
+                yield
+        finally:
+            for file in self.folder.glob(f"{path.name}*"):
+                file.unlink(missing_ok=True)
+
+    # -- tasks --------------------------------------------------------------------------------------------------------
+
+    def free(self) -> int:
+        return (self.grid.workers or UNLIMITED) - len(self.running)
+
+    def start(self, task: Task) -> None:
+        order = {
+            "task": task.order(),
+            "folder": str(self.folder),
+            "cwd": os.getcwd(),
+            "threads": self.cpus,
+            "variables": {
+                name: value for name, value in os.environ.items() if name.startswith("LETGO_") or name in _PASSED_ON
+            },
+            "token": self.token,
+            "here": self.here,
+            "passed": self.passed,
+        }
+        remote = self.ray.remote(run_on_node).options(
+            name=f"letgo {task.directory.name}",
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+            memory=self.grid.resources.memory,
+            max_retries=0,
+        )
+        self.running[remote.remote(order)] = task
+
+    def ended(self, timeout: float | None) -> Sequence[Ending]:
+        until = time.monotonic() + (timeout if timeout is not None else float("inf"))
+        while True:
+            step = max(0.0, min(LOOK_SECONDS, until - time.monotonic()))
+            done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=step)
+            if done:
+                done, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+                return [self._ending(reference) for reference in done]
+            if time.monotonic() >= until:
+                return []
+            if time.monotonic() - self.last_look >= LOOK_SECONDS:
+                self.last_look = time.monotonic()
+                self._check_fit(max(self.grid.ray.wait, GRACE_SECONDS))
+
+    def _ending(self, reference: Any) -> Ending:
+        task = self.running.pop(reference)
+        errors = self.ray.exceptions
+        try:
+            answer = self.ray.get(reference)
+        except errors.OutOfMemoryError:
+            return Ending(task, "died", "its node ran out of memory")
+        except errors.NodeDiedError:
+            return Ending(task, "died", "its node is gone")
+        except errors.RayTaskError as error:
+            # Of a task nothing is raised but what keeps letgo from starting at all.
+            raise LetgoError(f"{task.directory.name} could not be started: {_said(error)}") from error
+        except errors.RayError as error:
+            return Ending(task, "died", _said(error))
+        if answer["how"] == "refused":
+            raise UserError(answer["why"])
+        return Ending(task, answer["how"])
+
+    def _cancel(self) -> None:
+        for reference in self.running:
+            with contextlib.suppress(Exception):
+                self.ray.cancel(reference, force=True)
+        self.running.clear()
+
+
+def _said(error: BaseException) -> str:
+    """What lies behind an error of Ray's, in a line."""
+    cause = getattr(error, "cause", None)
+    return f"{type(cause).__name__}: {first_line(cause)}" if isinstance(cause, Exception) else first_line(error)
+
+
+def _unreachable(address: str, why: str) -> str:
+    return (
+        f"no Ray cluster answers at {address} ({why})\n"
+        "  give its head node's address by --ray-address HOST:PORT, `ray: {address: …}` in the grid, or RAY_ADDRESS; "
+        "`ray start --head` prints it, and --ray-address local starts a cluster for this sweep"
+    )
+
+
+def _answers(address: str) -> None:
+    """Raise where nothing listens at HOST:PORT: Ray itself would try for a minute. Other forms are for Ray to read."""
+    if address in ("local", "auto") or "://" in address:
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise UserError(_unreachable(address, "not of the form HOST:PORT"))
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(_unreachable(address, error.strerror or first_line(error))) from error
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable for the block; one that the user has set is left."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+class _Filtered:
+    """A stream without what Ray's own threads write to it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.current_thread().name.startswith("ray_") else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Keep Ray's messages from standard output, which is for results: a lost worker is told by the sweep itself."""
+    before = sys.stdout
+    sys.stdout = _Filtered(before)
+    try:
+        yield
+    finally:
+        sys.stdout = before

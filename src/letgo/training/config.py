@@ -1,0 +1,312 @@
+"""One flat YAML a run: read, overridden by flags and `--set`, checked against `UnlearnConfig`, and written back.
+
+An unknown key, a value of the wrong type or an unknown option is a `UserError` that names the file and the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from transformers import TrainingArguments
+
+from letgo.core import processes
+from letgo.core.catalog import did_you_mean, parse_spec, parse_value
+from letgo.core.errors import UserError
+from letgo.core.files import load_settings
+from letgo.models.adapters import QUANTIZATIONS
+
+ALIASES = {"output": "output_dir", "epochs": "num_train_epochs", "steps": "max_steps"}
+_CHOICES = {
+    "template": ("auto", "plain", "chat"),
+    "long_rows": ("error", "cut", "drop"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "base_quantization": QUANTIZATIONS,
+    "strategy": ("auto", "replicas", "fsdp2"),
+    "share": ("data", "directions"),
+}
+# Computed by TrainingArguments itself, or deprecated there: not a user's to set, so not shown either.
+_HIDDEN = {"deepspeed_plugin", "push_to_hub_token", "hub_token"}
+
+
+@dataclass
+class UnlearnConfig(TrainingArguments):
+    """Everything about a run, flat. The fields of `transformers.TrainingArguments` are all there, with defaults for
+    unlearning: no mixed-in trackers, every step logged, checkpoints every 100 steps.
+
+    One of `benchmark` or `forget` says what to forget.
+    """
+
+    output_dir: str | None = field(default=None, metadata={"help": "the run directory"})
+    model: str = field(default="", metadata={"help": "a model directory, a hub id, or a built-in model's name"})
+    dtype: str = field(default="float32", metadata={"help": "the weights' type: float32, bfloat16 or float16"})
+    benchmark: str | None = field(default=None, metadata={"help": "NAME:key=value,…: sets the data and the scores"})
+    forget: str | None = field(default=None, metadata={"help": "forget set: a file, or hub:ID[@REVISION]:CONFIG:SPLIT"})
+    retain: str | None = field(default=None, metadata={"help": "retain set: likewise"})
+    template: str = field(default="auto", metadata={"help": "how questions become prompts: auto, plain or chat"})
+    max_length: int | None = field(default=None, metadata={"help": "longest row in tokens; by default the context's"})
+    long_rows: str = field(default="error", metadata={"help": "rows that are longer: error, cut or drop"})
+    objective: str = field(default="npo_gdr", metadata={"help": "what to forget, how; see letgo list objectives"})
+    objective_args: dict[str, Any] | None = field(default=None, metadata={"help": "its settings, such as beta"})
+    retain_loss: str | None = field(default=None, metadata={"help": "in place of the objective's own retain term"})
+    retain_weight: float | None = field(
+        default=None, metadata={"help": "λ, the retain term's weight; the objective's own by default"}
+    )
+    retain_weight_schedule: str = field(
+        default="constant",
+        metadata={"help": "what λ is multiplied by over the run: linear:start=0,end=1, cosine, step"},
+    )
+    forget_weight: float = field(default=1.0, metadata={"help": "w, the forget term's weight"})
+    optimizer: str = field(default="adamw", metadata={"help": "its grade decides; see letgo list optimizers"})
+    optimizer_args: dict[str, Any] | None = field(default=None, metadata={"help": "its settings, such as zo_lr, mu"})
+    trainable: str | None = field(
+        default=None, metadata={"help": "regular expression: only parameters whose names it finds are trained"}
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "train LoRA adapters of this rank on a frozen model, not its weights"}
+    )
+    lora_alpha: float | None = field(default=None, metadata={"help": "α: adapters count α/rank; 2 × rank by default"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout of the adapters' input"})
+    lora_targets: str | None = field(
+        default=None, metadata={"help": "regular expression: only linear layers whose names it finds get adapters"}
+    )
+    base_quantization: str | None = field(
+        default=None, metadata={"help": "QLoRA: the frozen model in nf4, fp4 or int8 (bitsandbytes)"}
+    )
+    save_merged: bool = field(
+        default=False, metadata={"help": "save the model with the adapter merged, too, in the folder 'merged'"}
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "two evaluations must share their mask, or have none"}
+    )
+    attacks: list[str] | None = field(default=None, metadata={"help": "NAME:key=value,…: run on the saved result"})
+    eval_limit: int | None = field(default=None, metadata={"help": "score at most so many items of each set"})
+    processes: int | None = field(
+        default=None, metadata={"help": "refuse to run in any other number of processes than this"}
+    )
+    strategy: str = field(
+        default="auto", metadata={"help": "of several processes: replicas, or fsdp2 (weights shared out)"}
+    )
+    share: str = field(
+        default="data",
+        metadata={"help": "what processes share in a zeroth-order step: data (rows each) or directions"},
+    )
+    check_processes_every: int = field(
+        default=50, metadata={"help": "compare the processes' weights every so many steps; 0 for never"}
+    )
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "η; the hybrid's first-order rate"})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "as in transformers"})
+    logging_steps: float = field(default=1, metadata={"help": "log every so many steps"})
+    save_strategy: str = field(default="steps", metadata={"help": "when checkpoints are written: no, steps or epoch"})
+    save_steps: float = field(default=100, metadata={"help": "steps between checkpoints"})
+    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept while running"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping of first-order steps; 0 for none"})
+    report_to: Any = field(default="none", metadata={"help": "trackers, as in transformers"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off: batches are nested"})
+    disable_tqdm: bool | None = field(default=True, metadata={"help": "letgo shows progress itself"})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay off: NaN stops the run"})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "a language model's buffers are the same in all processes"}
+    )
+
+    def __post_init__(self) -> None:
+        if not torch.cuda.is_available():
+            # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
+            self.dataloader_pin_memory = False
+            # Otherwise each of several processes would take itself for the only one.
+            if processes.asked() > 1:
+                self.use_cpu = True
+            # DeepSpeed, where it is installed, else says on stdout that it has found no GPU.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        given = self.output_dir
+        super().__post_init__()
+        # TrainingArguments would write to a folder of its own choosing where none is given.
+        self.output_dir = given
+
+
+def merge_overrides(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Settings with `key=value` assignments laid over; "optimizer_args.mu=1e-3" reaches into a mapping."""
+    merged = dict(settings)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {assignment!r} is not of the form key=value")
+        outer, dot, inner = key.strip().partition(".")
+        value = yaml.safe_load(text) if text.strip()[:1] in ("[", "{") else parse_value(text)
+        if dot:
+            mapping = dict(merged.get(outer) or {})
+            mapping[inner] = value
+            merged[outer] = mapping
+        else:
+            merged[outer] = value
+    return merged
+
+
+def make_config(settings: Mapping[str, Any], *, where: str = "config") -> UnlearnConfig:
+    """A checked `UnlearnConfig` from settings. `where` is the file or call that messages name.
+
+    `objective` and `optimizer` may be "NAME:key=value,…"; their settings then go to `objective_args` and
+    `optimizer_args`.
+    """
+    known = field_types()
+    resolved: dict[str, Any] = {}
+    for given, value in settings.items():
+        key = ALIASES.get(given, given)
+        if key not in known:
+            raise UserError(f"{where}: unknown key {given!r}{did_you_mean(given, [*known, *ALIASES])}")
+        if key in resolved:
+            raise UserError(f"{where}: {given!r} sets {key!r} a second time")
+        resolved[key] = _checked(where, given, value, known[key])
+    for key, choices in _CHOICES.items():
+        if resolved.get(key) is not None and resolved[key] not in choices:
+            raise UserError(
+                f"{where}: {key} is {resolved[key]!r}{did_you_mean(str(resolved[key]), choices)}; "
+                f"known: {', '.join(choices)}"
+            )
+    for key in ("objective", "optimizer"):
+        if isinstance(resolved.get(key), str) and ":" in resolved[key]:
+            name, inline = parse_spec(resolved[key])
+            resolved[key] = name
+            resolved[f"{key}_args"] = inline | (resolved.get(f"{key}_args") or {})
+    _check_sense(where, resolved)
+    try:
+        return UnlearnConfig(**resolved)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+
+
+def read_config(path: Path | None, assignments: Sequence[str] = (), **flags: Any) -> UnlearnConfig:
+    """The config that a file, flags and `--set` make, the later over the earlier. Flags of None are not given."""
+    settings = load_settings(path) if path is not None else {}
+    for alias, key in ALIASES.items():
+        if alias in settings and key not in settings:
+            settings[key] = settings.pop(alias)
+    settings.update({key: value for key, value in flags.items() if value is not None})
+    return make_config(merge_overrides(settings, assignments), where=str(path) if path else "command line")
+
+
+def resolved_settings(config: UnlearnConfig) -> dict[str, Any]:
+    """The settings that make this config again: those that every run has, and others that differ from their defaults.
+    Tokens are never among them."""
+    bare = _bare_config()
+    values = {key: _plain(getattr(config, key)) for key in field_types()}
+    return {key: value for key, value in values.items() if key in _FIRST or value != _plain(getattr(bare, key))}
+
+
+def dump_config(config: UnlearnConfig) -> str:
+    """The resolved config as YAML that `letgo unlearn` reads."""
+    settings = resolved_settings(config)
+    ordered = {k: settings[k] for k in _FIRST if k in settings} | settings
+    return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=110)
+
+
+_FIRST = (
+    "model",
+    "dtype",
+    "benchmark",
+    "forget",
+    "retain",
+    "template",
+    "objective",
+    "objective_args",
+    "retain_loss",
+    "retain_weight",
+    "optimizer",
+    "optimizer_args",
+    "trainable",
+    "learning_rate",
+    "lr_scheduler_type",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "long_rows",
+    "seed",
+    "attacks",
+    "output_dir",
+)
+
+
+@functools.cache
+def field_types() -> dict[str, Any]:
+    """Every key of a run's YAML and its type."""
+    hints = typing.get_type_hints(UnlearnConfig)
+    return {f.name: hints[f.name] for f in dataclasses.fields(UnlearnConfig) if f.init and f.name not in _HIDDEN}
+
+
+@functools.cache
+def _bare_config() -> UnlearnConfig:
+    return UnlearnConfig()
+
+
+def _check_sense(where: str, settings: Mapping[str, Any]) -> None:
+    if settings.get("benchmark") and (settings.get("forget") or settings.get("retain")):
+        raise UserError(f"{where}: give either 'benchmark' (which brings its data) or 'forget' and 'retain', not both")
+    for key in ("learning_rate", "retain_weight"):
+        if isinstance(settings.get(key), float) and settings[key] < 0:
+            raise UserError(f"{where}: {key} must not be negative, but is {settings[key]}")
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "eval_limit", "lora_rank"):
+        if isinstance(settings.get(key), int) and settings[key] < 1:
+            raise UserError(f"{where}: {key} must be at least 1, but is {settings[key]}")
+    if settings.get("lora_rank") is None:
+        for key in ("lora_alpha", "lora_dropout", "lora_targets", "base_quantization", "save_merged"):
+            if settings.get(key):
+                raise UserError(
+                    f"{where}: {key} is for LoRA adapters, which lora_rank turns on; give lora_rank: 8, say"
+                )
+    if isinstance(settings.get("lora_alpha"), float) and settings["lora_alpha"] <= 0:
+        raise UserError(f"{where}: lora_alpha must be above 0, but is {settings['lora_alpha']}")
+    if not 0 <= (settings.get("lora_dropout") or 0.0) < 1:
+        raise UserError(f"{where}: lora_dropout must be at least 0 and below 1, but is {settings['lora_dropout']}")
+
+
+def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
+    if value is None:
+        return None
+    if key == "output_dir":
+        return str(value)
+    adapter = _adapter(kind)
+    if adapter is None:
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {key} is {value!r}, which is not {_kind_name(kind)}") from error
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any] | None:
+    """A validator for the plain types; others (enums, plugins) are left to TrainingArguments."""
+    parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    origins = {typing.get_origin(part) or part for part in parts}
+    return TypeAdapter(kind) if origins <= {int, float, str, bool, dict, list, type(None)} else None
+
+
+def _kind_name(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    return " or ".join(names.get(part, str(part)) for part in parts if part is not type(None))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, int | float | str | bool | None) else str(value)

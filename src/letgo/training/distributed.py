@@ -1,0 +1,240 @@
+"""How the processes of a run train together: which rows each takes, what they exchange, what a checkpoint holds.
+
+Trainer, accelerate and torch do the work (DDP for replicas, FSDP2 for shards, DeepSpeed); what is here is what they do
+not know of: that the ranks of a zeroth-order step need to exchange losses only, and that the loss of a batch must not
+depend on how its rows are shared out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from letgo.core import processes
+from letgo.core.errors import LetgoError, NonFiniteLossError, UserError
+from letgo.core.extras import need
+from letgo.core.ranks_lost import rank_loss_named
+from letgo.models.running import is_sharded
+from letgo.objectives.likelihood import own_share, share_window
+from letgo.optim import OPTIMIZERS
+from letgo.optim.engine.ranks import Ranks
+from letgo.optim.zeroth_order import ZerothOrder
+
+if TYPE_CHECKING:
+    from letgo.training.config import UnlearnConfig
+
+BY_WEIGHT = ("adamw", "sgd", "sign_sgd", "sign_adam", "sophia")
+"""Optimizers that step each weight by itself, from its gradient alone."""
+
+
+class Together:
+    """The processes of one training run.
+
+    Args:
+        args: the run's config.
+        model: as it will be trained; its weights may be shared out already.
+    """
+
+    def __init__(self, args: UnlearnConfig, model: Any) -> None:
+        self.args = args
+        self.number, self.count = processes.number(), processes.count()
+        if args.world_size != self.count:
+            raise LetgoError(f"Trainer knows of {args.world_size} processes, but {self.count} have joined the run")
+        self.sharded = is_sharded(model)
+        self.ranks = Ranks(args.share, args.check_processes_every)  # type: ignore[arg-type]
+        if self.sharded and args.share == "directions":
+            raise UserError(
+                "share: directions is for replicas: where the weights are shared out every process takes part in every "
+                "evaluation; give share: data, or leave strategy away"
+            )
+
+    # -- rows ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def part_of(self) -> tuple[int, int]:
+        """The part of each batch that this process loads."""
+        return (self.number, self.count) if self.args.share == "data" else (0, 1)
+
+    def window(self, batches: list[dict[str, Any]]) -> None:
+        """Tell an accumulation window's micro-batches what they are a part of."""
+        share_window(batches, self.part_of[1])
+
+    def own(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Mapping[str, Tensor]]:
+        """What this process computes a gradient of. Where directions are shared every process holds the whole batch, of
+        which a first-order step needs a part each."""
+        if self.count == 1 or self.args.share == "data" or not torch.is_grad_enabled():
+            return inputs
+        return own_share(inputs, self.number, self.count)
+
+    # -- optimizers ---------------------------------------------------------------------------------------------------
+
+    def exchanges_gradients(self, optimizer: Any) -> bool:
+        """Whether any step needs the mean gradient over replicas. DDP keeps buffers of a gradient's size for that."""
+        leaves = [one for one in every_optimizer(optimizer) if not inner_optimizers(one)]
+        return not all(isinstance(one, ZerothOrder) for one in leaves)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the zeroth-order optimizers, at any depth, share what they evaluate."""
+        if self.count == 1:
+            return
+        for one in every_optimizer(optimizer):
+            if hasattr(one, "ranks"):
+                one.ranks = self.ranks
+
+    def check_finite(self, loss: float) -> None:
+        """Stop all processes where the loss of one is not finite: the others would wait for its gradients."""
+        if self.count > 1:
+            bad = [number for number, one in enumerate(processes.exchange(repr(loss))) if one in ("nan", "inf", "-inf")]
+            if bad:
+                raise NonFiniteLossError(f"the loss is not finite (process {', '.join(map(str, bad))})")
+
+    def mean(self, terms: Mapping[str, float]) -> dict[str, float]:
+        """Loss terms as means over the processes."""
+        if self.count == 1:
+            return dict(terms)
+        told = [one for one in processes.exchange({name: repr(value) for name, value in terms.items()}) if one]
+        names = dict.fromkeys(name for one in told for name in one)
+        return {name: sum(float(one[name]) for one in told if name in one) / len(told) for name in names}
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def window_rows(self) -> int:
+        """Forget rows of an optimizer step."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.part_of[1]
+
+    def fit_window(self, rows: int | None) -> str | None:
+        """Make a step as large as that of a checkpoint that was written on another number of processes, by gradient
+        accumulation; returns what is to be said of it.
+
+        Raises:
+            UserError: there is no such number of micro-batches.
+        """
+        now = self.window_rows()
+        if rows is None or rows == now:
+            return None
+        each = self.args.train_batch_size * self.part_of[1]
+        if rows % each:
+            raise UserError(
+                f"the checkpoint is of {rows} forget rows a step, and {self.count} processes take {each} at a time: "
+                "resume on a number of processes that divides it, or with another per_device_train_batch_size"
+            )
+        self.args.gradient_accumulation_steps = rows // each
+        return (
+            f"resumed with {rows // each} micro-batches of {each} forget rows a step, so that a step has {rows} as "
+            "before"
+        )
+
+    def describe(self, strategy: str | None = None) -> dict[str, Any]:
+        """For the record: who did what, and what crossed the wire. `strategy` where it is another engine's."""
+        return {
+            "strategy": strategy or ("fsdp2" if self.sharded else "replicas"),
+            "backend": str(torch.distributed.get_backend()),
+            **self.ranks.describe(),
+        }
+
+
+def strategy_of(args: UnlearnConfig) -> str:
+    """`replicas` or `fsdp2`: as the config says, or as the launcher's own configuration does.
+
+    Raises:
+        UserError: the launcher asks for a strategy that is not had.
+    """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("the launcher asks for FSDP1; letgo shares weights out by FSDP2: set fsdp_version: 2")
+    if asked:
+        # The weights are shared out while they are read, before Trainer would do it.
+        os.environ["ACCELERATE_USE_FSDP"] = "false"
+        args.strategy = "fsdp2"
+    if args.strategy == "fsdp2" and processes.count() == 1:
+        raise UserError(
+            "strategy: fsdp2 shares the weights out over several processes, but one runs\n"
+            "  start several: torchrun --nproc_per_node 2 -m letgo unlearn …"
+        )
+    if args.strategy == "fsdp2" and args.lora_rank:
+        raise UserError(
+            "strategy: fsdp2 shares out weights that are trained; adapters beside a base in shards are not had\n"
+            "  train them on replicas: base_quantization: nf4 makes a base a quarter as large as in bfloat16"
+        )
+    return "fsdp2" if args.strategy == "fsdp2" else "replicas"
+
+
+def uses_deepspeed(args: UnlearnConfig) -> bool:
+    """Whether the config or the launcher asks for DeepSpeed."""
+    return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def check_deepspeed(args: UnlearnConfig) -> None:
+    """Raise a `UserError` for what DeepSpeed's ZeRO can't train: it steps an optimizer itself, without a closure, on
+    flat pieces of all weights."""
+    if not uses_deepspeed(args):
+        return
+    name = OPTIMIZERS.record(args.optimizer).name
+    hessian = (args.optimizer_args or {}).get("hessian", "empirical_fisher")
+    if name not in BY_WEIGHT or (name == "sophia" and hessian != "empirical_fisher"):
+        raise UserError(
+            f"optimizer {args.optimizer!r} can't be used with DeepSpeed, which steps optimizers without a closure, on "
+            f"flat pieces of the weights; it can step {', '.join(BY_WEIGHT)}\n"
+            "  to share weights out with any optimizer: strategy: fsdp2"
+        )
+    if args.lora_rank:
+        raise UserError("adapters are small: train them on replicas or with strategy: fsdp2, without DeepSpeed")
+    need("deepspeed", "deepspeed", what="ZeRO")
+
+
+def out_of_deepspeed(state: Mapping[str, Any] | None, model: Any) -> Any:
+    """A whole model with the weights that DeepSpeed had in parts, in every process.
+
+    Args:
+        state: what `Accelerator.get_state_dict` gives of the engine: whole in the first process.
+        model: the model as it was loaded, whole.
+    """
+    if processes.is_first():
+        model.load_state_dict(dict(state or {}), strict=False)
+    with rank_loss_named(), torch.no_grad():
+        for parameter in model.parameters():
+            torch.distributed.broadcast(parameter.data, 0)
+    return model
+
+
+def said_of(told: Mapping[str, Any], steps: int) -> str:
+    """One line about how the processes of a run trained."""
+    parts = [f"{told['ranks']} processes ({told['strategy']} over {told['backend']})"]
+    if told["steps"]:
+        parts.append(
+            f"in {told['steps']} zeroth-order steps of {steps}, {told['share']} shared, each gave the others "
+            f"{told['scalars_a_step']:g} losses a step, {told['bytes_exchanged']:,} bytes in all with the checksums"
+        )
+    return "; ".join(parts)
+
+
+def every_optimizer(optimizer: Any) -> Iterator[Any]:
+    """An optimizer and all that it is made of, at any depth."""
+    yield optimizer
+    for one in inner_optimizers(optimizer):
+        yield from every_optimizer(one)
+
+
+def inner_optimizers(optimizer: Any) -> list[Any]:
+    """The optimizers that one hands its steps to: those that take turns, or the one that it wraps."""
+    inner = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
+    base = getattr(optimizer, "base", None)
+    return [*inner, base] if isinstance(base, torch.optim.Optimizer) else inner
+
+
+def load_whole_weights(model: Any, directory: Path) -> None:
+    """Give a model in shards the weights of a checkpoint, which holds them whole."""
+    from safetensors.torch import load_file
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    state: dict[str, Any] = {}
+    for path in sorted(directory.glob("model*.safetensors")):
+        state |= load_file(path)
+    if not state:
+        raise UserError(f"{directory} holds no weights")
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))

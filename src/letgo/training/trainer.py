@@ -1,0 +1,526 @@
+"""`UnlearnTrainer`: transformers' Trainer, driving optimizers of every grade through one closure.
+
+`Trainer` calls `optimizer.step()` without a closure, at one place, and that loop is left alone. When the next step
+needs a closure (`optimizer.needs_closure`: zeroth order, the hybrid's zeroth-order phase), `training_step` does no
+backward pass and only keeps the micro-batches of the accumulation window; a step pre-hook then hands the optimizer a
+closure over them. Checkpoints, resuming, logging, clipping and schedules stay Trainer's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from letgo.core import processes
+from letgo.core.catalog import settings_of
+from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.files import write_text
+from letgo.core.progress import Quiet, Reporter, Task
+from letgo.core.ranks_lost import rank_loss_named
+from letgo.data.pairs import ForgetRetainDataset, collate_pairs
+from letgo.models.forward import through
+from letgo.models.load import in_shards
+from letgo.objectives import Objective, create_objective
+from letgo.optim import OPTIMIZERS, create_optimizer, gnb_loss
+from letgo.optim.engine.shards import cut_state, whole_state
+from letgo.optim.smoothing import GradientSmoothing
+from letgo.training.config import UnlearnConfig
+from letgo.training.distributed import Together, inner_optimizers, load_whole_weights, uses_deepspeed
+
+COMPLETE = "letgo_complete"
+"""A file written last into a checkpoint: one without it was cut off while being saved."""
+
+
+class UnlearnTrainer(Trainer):
+    """Train a model with an objective and an optimizer of the catalog.
+
+    Args:
+        model: a causal LM, as `letgo.training.prepare.prepare_model` leaves it.
+        args: the run's config.
+        dataset: forget rows paired with retain rows, with the reference quantities that the objective needs
+            (`letgo.training.prepare.take_references`).
+        pad_id: token id that pads batches.
+        objective: as `objective_of` makes it of the config, which is the default.
+        reporter: where progress goes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: UnlearnConfig,
+        dataset: ForgetRetainDataset,
+        *,
+        pad_id: int,
+        objective: Objective | None = None,
+        reporter: Reporter | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        if not args.output_dir:
+            raise UserError("no output directory: give output_dir")
+        self.objective: Objective = objective or objective_of(args)
+        self.reporter = reporter or Quiet()
+        self.notes: list[str] = []
+        """What is to be said of the run beside its numbers (steps added so that it ends on a zeroth-order round)."""
+        self._window: list[Mapping[str, Any]] = []
+        self._latest: list[Mapping[str, Any]] = []
+        self._terms: list[dict[str, float]] = []
+        self._phase = ""
+        self._closure_norm: float | None = None
+        self.together = Together(args, model)
+        dataset.part_of = self.together.part_of
+        if args.ddp_find_unused_parameters is None:
+            # Only hidden states of an inner layer leave weights without a gradient; to look for them costs a pass.
+            args.ddp_find_unused_parameters = self.objective.layer is not None
+        saved = args.save_strategy
+        if self.together.sharded:
+            # Trainer knows no checkpoints of a model that was shared out while it was loaded; here they are below.
+            args.save_strategy = "no"
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            data_collator=collate_pairs(pad_id),
+            callbacks=[_Bookkeeping(self), *callbacks],
+        )
+        args.save_strategy = saved
+        self.remove_callback(PrinterCallback)
+        # The objective's loss is a mean over the micro-batch, so the window's mean is Trainer's to take.
+        self.model_accepts_loss_kwargs = False
+
+    # -- the hub: `letgo.report.publish` pushes the finished run; Trainer pushes nothing ---
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        pass
+
+    # -- the optimizer ------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The catalog's optimizer over the trainable parameters; norms and biases are never decayed."""
+        if getattr(self, "optimizer", None) is None:
+            # What a pass has left gathered is no parameter of the optimizer's.
+            trained = in_shards(self.model if model is None else model)
+            decayed = set(self.get_decay_parameter_names(trained))
+            named = [(n, p) for n, p in trained.named_parameters() if p.requires_grad]
+            settings = optimizer_settings(self.args)
+            groups: list[dict[str, Any]] = [{"params": [p for _, p in named]}]
+            if settings.get("weight_decay"):
+                groups = [
+                    {"params": [p for n, p in named if n in decayed]},
+                    {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
+                ]
+            optimizer = create_optimizer(self.args.optimizer, [g for g in groups if g["params"]], **settings)
+            if hasattr(optimizer, "attach"):
+                optimizer.attach(trained)
+            optimizer.register_step_pre_hook(self._hand_closure)
+            for inner in _stepped_by_smoothing(optimizer):
+                inner.register_step_pre_hook(self._clip_before_step)
+            if hasattr(optimizer, "hessian_closure"):
+                optimizer.hessian_closure = self._sampled_labels_loss
+            self.together.attach(optimizer)
+            self.optimizer = optimizer
+        return self.optimizer
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> tuple[Any, ...]:
+        """As Trainer's, with the total lengthened where the optimizer must end on a round of its own."""
+        values = super().set_initial_training_values(args, dataloader)
+        total = values[-1]
+        fitted = fitted_steps(self.args, total)
+        if fitted == total:
+            return values
+        note = f"{total} steps lengthened to {fitted}, so that the run ends on a complete zeroth-order round"
+        self.notes.append(note)
+        self.reporter.say(f"  {note}")
+        args.max_steps = fitted
+        return super().set_initial_training_values(args, dataloader)
+
+    def _hand_closure(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Step pre-hook: give a step that needs one a closure over the window's micro-batches."""
+        self._phase = str(getattr(optimizer, "phase", "") or "")
+        if not _needs_closure(optimizer):
+            self.together.check_finite(sum(terms["loss"] for terms in self._terms))
+            return None
+        window, self._window = self._window, []
+        return (args[0], self._closure(optimizer, window)), {}
+
+    def _closure(self, optimizer: torch.optim.Optimizer, window: Sequence[Mapping[str, Any]]) -> Any:
+        def closure(part: str | None = None) -> Tensor:
+            optimizer.zero_grad()
+            # An evaluation alone needs nothing of the others: the optimizer exchanges the losses.
+            model = self.model_wrapped if torch.is_grad_enabled() or self.together.sharded else self.model
+            # float64: a zeroth-order step lives on the difference of two nearly equal losses.
+            total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+            for place, inputs in enumerate(window):
+                with self._synchronised(model, place + 1 == len(window)):
+                    with self.compute_loss_context_manager():
+                        loss = self.compute_loss(model, dict(inputs), part=part) / len(window)
+                    if loss.requires_grad:
+                        self.accelerator.backward(loss)
+                # Not in place: where several evaluations are batched, the sum has a dimension that it lacks.
+                total = total + loss.detach().double()
+            if not torch.is_grad_enabled():
+                return total
+            if not isinstance(_at_work(optimizer), GradientSmoothing):
+                self._clip([p for group in optimizer.param_groups for p in group["params"]])
+            if self.together.count > 1:
+                self.together.check_finite(float(total))
+                processes.average([total])
+            return total
+
+        return closure
+
+    def _synchronised(self, model: Any, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """The gradients of a window's micro-batches are averaged over the processes once, with the last of them."""
+        if last or self.together.count == 1 or not torch.is_grad_enabled():
+            return contextlib.nullcontext()
+        deferred = self._defer_fsdp_gradient_reduction if self.together.sharded else None
+        return deferred() if deferred is not None else self.accelerator.no_sync(model)
+
+    def _clip_before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Step pre-hook of what a smoothing optimizer steps with: its gradient is put together from several closures,
+        so it is only now what is to be clipped."""
+        self._clip([p for group in optimizer.param_groups for p in group["params"]])
+
+    def _clip(self, parameters: list[Tensor]) -> None:
+        """Trainer clips before `step`, when a step that runs the closure itself has no gradient yet."""
+        if self.args.max_grad_norm and any(p.grad is not None for p in parameters):
+            norm = self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+            self._closure_norm = None if norm is None else float(norm)
+
+    def _sampled_labels_loss(self, generator: torch.Generator) -> tuple[Tensor, int]:
+        """For Sophia's Gauss-Newton-Bartlett estimate: the mean cross-entropy of labels drawn from the model at the
+        label positions of the window's forget and retain rows, and their number."""
+        losses, counts = [], []
+        for inputs in self._latest:
+            for batch in self._prepare_inputs(inputs).values():
+                logits = self.model_wrapped(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+                ).logits
+                loss, count = gnb_loss(logits[:, :-1], batch["labels"][:, 1:], generator)
+                losses.append(loss * count)
+                counts.append(count)
+        return torch.stack(losses).sum() / sum(counts), sum(counts)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's steps that are done: what schedules of the retain weight follow."""
+        return self.state.global_step / max(1, self.state.max_steps)
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Trainer's own, but for a step that needs a closure: then the batch is only kept."""
+        if not _needs_closure(self.optimizer):
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        self._window.append(self._prepare_inputs(inputs))
+        return torch.zeros((), device=self.args.device)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        part: str | None = None,
+    ) -> Any:
+        """The objective's loss on a batch of {"forget": …, "retain": …}, or one term of it as `part` says; the terms
+        are kept for the log.
+
+        Raises:
+            NonFiniteLossError: if it is NaN or infinite in a first-order step (a zeroth-order optimizer decides
+                itself what to do with an evaluation that is).
+        """
+        inputs = self.together.own(inputs)
+
+        def evaluated(inside: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            terms = self.objective.terms(inside, inputs, part)
+            return self.objective.total(terms, self.progress), terms
+
+        loss, terms = through(model, evaluated)
+        if torch._C._functorch.is_batchedtensor(loss):
+            # One of several evaluations in one forward pass: it has no value of its own yet.
+            return (loss, None) if return_outputs else loss
+        values = {name: float(term.detach()) for name, term in terms.items()} | {"loss": float(loss.detach())}
+        if part is None:
+            self._terms.append(values)
+        if self.together.count == 1 and loss.requires_grad and not math.isfinite(values["loss"]):
+            raise NonFiniteLossError("the loss is not finite")
+        return (loss, None) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The window's micro-batches, each told the window's rows and label tokens per micro-batch, so that the
+        window's loss is the same however it is cut into micro-batches."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._latest = batches
+        self.together.window(batches)
+        return batches, None
+
+    def get_train_dataloader(self) -> Any:
+        """As Trainer's in one process. In several, each loads its part of a batch (`ForgetRetainDataset.part_of`), so
+        that the batches are those of one process with the rows of all, the short one at an epoch's end too."""
+        if self.together.count == 1:
+            return super().get_train_dataloader()
+        from accelerate.data_loader import prepare_data_loader
+
+        args, accelerator = self.args, self.accelerator
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size * self.together.part_of[1],
+            sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator,
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return prepare_data_loader(
+            loader,
+            accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            rng_types=accelerator.rng_types.copy(),
+            use_seedable_sampler=True,
+            data_seed=args.data_seed,
+        )
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; replicas of which no gradient is ever taken are not wrapped, for DDP keeps room for one."""
+        if self.together.count == 1 or self.together.sharded or uses_deepspeed(self.args):
+            return super()._prepare_for_training(*args, **kwargs)
+        if self.together.exchanges_gradients(_bare(self.create_optimizer())):
+            return super()._prepare_for_training(*args, **kwargs)
+        prepare = self.accelerator.prepare_model
+        self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)
+        try:
+            return super()._prepare_for_training(*args, **kwargs)
+        finally:
+            self.accelerator.prepare_model = prepare
+
+    # -- checkpoints of a model in shards: as those of a single process, so that any number may go on ------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.together.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_state(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            schedule: Any = self.lr_scheduler
+            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.together.sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(cut_state(state, _bare(self.optimizer)))
+        schedule: Any = self.lr_scheduler
+        schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.together.sharded and not hasattr(self.model, "peft_config"):
+            load_whole_weights(self.model, Path(resume_from_checkpoint))
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As Trainer's; a loss that is not finite stops it with the step, the loss terms and the last checkpoint."""
+        self._terms.clear()
+        self._window.clear()
+        in_shards(self.model)
+        try:
+            with rank_loss_named():
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            finish = getattr(_bare(self.optimizer), "finish", None)
+            if finish is not None:
+                finish()
+            return output
+        except NonFiniteLossError as error:
+            last = last_checkpoint(Path(self.args.output_dir))
+            shown = ", ".join(f"{k} {v:g}" for k, v in (self._terms[-1] if self._terms else {}).items())
+            raise NonFiniteLossError(
+                f"{error}, at step {self.state.global_step + 1} ({shown or 'no terms'}); the run has stopped\n"
+                f"  last good checkpoint: {last or 'none was written (save_steps is too large)'}\n"
+                "  a smaller learning_rate, or a bounded objective such as npo, usually helps"
+            ) from error
+
+    def release(self) -> None:
+        """Let go of what only training needs: gradients, the optimizer and its state."""
+        self.optimizer = self.lr_scheduler = None  # type: ignore[assignment]
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        self.model.zero_grad()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's, with the loss and its terms averaged over all evaluations since the last log, also those that
+        a closure made (Trainer sees only its own)."""
+        evaluated: list[float] = getattr(_bare(self.optimizer), "last_losses", [])
+        if "loss" in logs and (self._terms or evaluated):
+            own = {
+                name: sum(terms[name] for terms in self._terms) / len(self._terms)
+                for name in (self._terms[0] if self._terms else ())
+            }
+            for name, value in self.together.mean(own).items():
+                logs[name if name == "loss" else f"{name}_loss"] = value
+            if "loss" not in logs or not self._terms:
+                # All evaluations ran as one batch, and only the optimizer saw their values.
+                logs["loss"] = sum(evaluated) / len(evaluated)
+            if self._phase:
+                logs["phase"] = self._phase  # type: ignore[assignment]
+            if self._phase == "zeroth_order":
+                logs.pop("grad_norm", None)
+            elif self._closure_norm is not None:
+                logs["grad_norm"] = self._closure_norm
+            self._closure_norm = None
+            self._terms.clear()
+        super().log(logs, start_time)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row a logged step: step, phase, loss and its terms, learning rate. Kept in checkpoints."""
+        keys = ("step", "phase", "loss", "forget_loss", "retain_loss", "learning_rate", "grad_norm")
+        return [{k: row[k] for k in keys if k in row} for row in self.state.log_history if "loss" in row]
+
+
+def objective_of(args: UnlearnConfig) -> Objective:
+    """The objective that a config names."""
+    return create_objective(
+        args.objective,
+        retain_loss=args.retain_loss,
+        retain_weight=args.retain_weight,
+        retain_weight_schedule=args.retain_weight_schedule,
+        forget_weight=args.forget_weight,
+        **(args.objective_args or {}),
+    )
+
+
+def optimizer_settings(args: UnlearnConfig) -> dict[str, Any]:
+    """The settings that the optimizer of a config is made with."""
+    settings: dict[str, Any] = {"lr": args.learning_rate}
+    # Said always, also when it is 0: torch's AdamW decays by 0.01 where it is told nothing.
+    if args.weight_decay or "weight_decay" in settings_of(OPTIMIZERS.load(args.optimizer)):
+        settings["weight_decay"] = args.weight_decay
+    return settings | (args.optimizer_args or {})
+
+
+def fitted_steps(args: UnlearnConfig, total: int) -> int:
+    """The steps of a run that is to have `total`: more where the optimizer must end on a round of its own."""
+    probe = create_optimizer(args.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], **optimizer_settings(args))
+    return probe.fit_total_steps(total) if hasattr(probe, "fit_total_steps") else total
+
+
+def planned_steps(args: UnlearnConfig, rows: int, readers: int | None = None) -> tuple[int, int]:
+    """Optimizer steps of a run on so many forget rows, and the epochs (whole or begun) that they are.
+
+    Args:
+        readers: processes among which the rows are split; by default those of this run.
+    """
+    window = args.train_batch_size * args.gradient_accumulation_steps * (readers or max(1, args.world_size))
+    # As Trainer counts: an epoch's last window may be short, and epochs need not be whole.
+    an_epoch = max(1, math.ceil(rows / window))
+    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)
+    total = fitted_steps(args, total)
+    return total, math.ceil(total / an_epoch)
+
+
+def rows_of_checkpoint(checkpoint: Path) -> int | None:
+    """Forget rows of a step of the run that wrote a checkpoint; None where it does not say (earlier versions)."""
+    text = (checkpoint / COMPLETE).read_text(encoding="utf-8")
+    return int(json.loads(text)["forget_rows_a_step"]) if text.strip() else None
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint in a run directory that was written to its end."""
+    complete = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class _Bookkeeping(TrainerCallback):
+    """Tells the dataset its epoch, marks checkpoints complete, and shows progress."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+        self.task: Task | None = None
+        self.context: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.context = self.trainer.reporter.task("unlearning", state.max_steps)
+        self.task = self.context.__enter__()
+        self.task.advance(state.global_step)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Epoch 1.5 is where a resumed run goes on in epoch 1.
+        self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        together = self.trainer.together
+        # A zeroth-order step compares the weights itself.
+        if together.count > 1 and self.trainer._phase != "zeroth_order":
+            together.ranks.check(list(self.trainer.model.parameters()), state.global_step)
+        if self.task is not None:
+            terms = self.trainer._terms[-1] if self.trainer._terms else {}
+            phase = {"first_order": "FO ", "zeroth_order": "ZO "}.get(self.trainer._phase, "")
+            self.task.describe(phase + " ".join(f"{k} {v:.3g}" for k, v in terms.items()))
+            self.task.advance()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            said = {"forget_rows_a_step": self.trainer.together.window_rows()}
+            write_text(checkpoint / COMPLETE, json.dumps(said) + "\n")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.context is not None:
+            self.context.__exit__(None, None, None)
+            self.context = self.task = None
+
+
+def _needs_closure(optimizer: Any) -> bool:
+    """Whether the next step needs a closure."""
+    return bool(getattr(_bare(optimizer), "needs_closure", False))
+
+
+def _at_work(optimizer: Any) -> Any:
+    """The optimizer inside optimizers that decides what the next step does with the closure."""
+    while not isinstance(optimizer, GradientSmoothing):
+        turn = getattr(optimizer, "turn", None)
+        inner = turn.optimizer if turn is not None else getattr(optimizer, "base", None)
+        if not isinstance(inner, torch.optim.Optimizer):
+            return optimizer
+        optimizer = inner
+    return optimizer
+
+
+def _stepped_by_smoothing(optimizer: Any) -> list[Any]:
+    """The optimizers, at any depth, that one of the smoothing optimizers steps with gradients of its own making."""
+    inner = inner_optimizers(optimizer)
+    found = inner if isinstance(optimizer, GradientSmoothing) else []
+    return found + [deeper for one in inner for deeper in _stepped_by_smoothing(one)]
+
+
+def _bare(optimizer: Any) -> Any:
+    """The optimizer itself, without accelerate's wrapper."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer

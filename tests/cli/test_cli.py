@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from letgo.cli import main
+from tests import tiny
+
+
+@pytest.fixture
+def letgo(monkeypatch, capsys):
+    """Run the command in this process: letgo(*words) -> (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["letgo", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def files(tmp_path):
+    return {
+        "forget": tiny.write_jsonl(tmp_path / "forget.jsonl", tiny.FORGET),
+        "retain": tiny.write_jsonl(tmp_path / "retain.jsonl", tiny.RETAIN),
+    }
+
+
+@pytest.mark.parametrize("command", ["", "demo", "unlearn", "attack", "eval", "report", "list", "show-config"])
+def test_help_is_there_and_quick(command):
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "letgo", *command.split(), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+    # Loose on purpose: a busy machine is slow. That no torch is imported is tested in test_catalog.
+    assert time.perf_counter() - start < 10
+
+
+def test_unlearn_attack_report_and_their_json(letgo, files, model_directory, tmp_path):
+    run = tmp_path / "run"
+    code, out, _ = letgo(
+        *("unlearn", "--model", model_directory, "--forget", files["forget"], "--retain", files["retain"]),
+        *("--objective", "npo_gdr:beta=0.1", "--optimizer", "fozo:zo_lr=1e-3,fo_steps=1,zo_steps=1"),
+        *("--lr", "1e-3", "--steps", "4", "--batch-size", "2", "--output", run, "--json", "--set", "use_cpu=true"),
+    )
+    assert code == 0
+    result = json.loads(out)
+    assert result["schema"] == 1
+    assert result["config"]["objective_args"] == {"beta": 0.1}
+    code, out, err = letgo("attack", run, "--attack", "quantize:bits=4", "--attack", "relearn:steps=2")
+    assert code == 0
+    assert "quantize" in out
+    assert "relearn" in out
+    assert "measuring after" in err, "progress goes to stderr"
+    code, out, _ = letgo("attack", run, "--attack", "quantize:bits=2", "--json", "--quiet")
+    assert [a["settings"] for a in json.loads(out)["attacks"]] == [{"bits": 4}, {"steps": 2}, {"bits": 2}]
+    code, out, _ = letgo("report", run, "--output", tmp_path / "report.html")
+    assert code == 0
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+    code, out, _ = letgo("show-config", run / "config.yaml", "--set", "seed=9", "--json")
+    assert json.loads(out)["seed"] == 9
+
+
+def test_eval(letgo, tmp_path):
+    out_dir = tmp_path / "scores"
+    words = ("eval", "biographies", "--benchmark", "biographies", "--limit", "12")
+    code, out, _ = letgo(*words, "--output", out_dir, "--json")
+    assert code == 0
+    metrics = json.loads(out)["biographies"]["after"]
+    assert metrics["forget_accuracy"]["n"] == 12
+    assert metrics["forget_accuracy"]["value"] > 0.9
+    assert json.loads((out_dir / "result.json").read_text())["after"] == metrics
+    code, _, err = letgo(*words, "--output", out_dir)
+    assert code == 2
+    assert "not empty" in err
+
+
+@pytest.mark.parametrize("kind", ["optimizers", "objectives", "attacks", "benchmarks", "metrics"])
+def test_list(letgo, kind):
+    code, out, _ = letgo("list", kind)
+    assert code == 0
+    code, as_json, _ = letgo("list", kind, "--json")
+    records = json.loads(as_json)
+    assert records
+    for record in records:
+        assert record["name"] in out
+        assert record["source"]
+        assert record["faithfulness"] in ("faithful", "variant", "ours", "library")
+
+
+def test_list_by_pattern(letgo):
+    _, out, _ = letgo("list", "optimizers", "*zo*", "--json")
+    assert {r["name"] for r in json.loads(out)} >= {"zo_sgd", "ada_zo", "fozo"}
+    assert all("zo" in r["name"] for r in json.loads(out))
+
+
+def test_show_config(letgo, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nbenchmark: biographies\noptimizer: fozo:mu=1e-3\n")
+    code, out, _ = letgo("show-config", path)
+    assert code == 0
+    assert "optimizer: fozo" in out
+    assert "mu: 0.001" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["unlearn", "--model", "m"], "nothing to forget|no output directory"),
+        (["unlearn", "nowhere.yaml"], "no such config file"),
+        (["unlearn", "--optimizer", "x:=3", "--output", "o"], "has no key"),
+        (["unlearn", "--set", "learnin_rate=3"], "did you mean 'learning_rate'"),
+        (["unlearn", "--set", "nonsense"], "key=value"),
+        (["unlearn", "--nonsense"], "(?i)no such option"),
+        (["unlearn", "--steps", "many"], "(?i)invalid|not a valid"),
+        (["atack"], "(?i)no such command"),
+        (["attack", ".", "--attack", "quantize"], "is not a run directory"),
+        (["attack", "."], "(?i)missing option"),
+        (["eval", "biographies", "--benchmark", "biographie"], "did you mean 'biographies'"),
+        (["eval", "biographies", "--benchmark", "biographies:sead=1"], "did you mean 'seed'"),
+        (["eval", "biographies", "--benchmark", "biographies", "--limit", "0"], "at least 1"),
+        (["eval", "biographies", "--benchmark", "biographies", "--output", __file__], "is a file; name a directory"),
+        (["list", "optimisers"], "did you mean 'optimizers'"),
+        (["report", "."], "no run"),
+        (["show-config", "nowhere.yaml"], "no such config file"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_exit_2(letgo, words, message, tmp_path, monkeypatch):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    code, out, err = letgo(*words)
+    assert code == 2, err
+    assert re.search(message, " ".join(err.split())), err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+@pytest.mark.parametrize("command", ["unlearn", "plan", "show-config", "sweep"])
+@pytest.mark.parametrize(("text", "message"), [(None, "no such config file"), ("model: [\n", "run.yaml:2: not YAML")])
+def test_an_unreadable_yaml_is_said_before_the_libraries_are_loaded(command, text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "run.yaml").write_text(text)
+    code = f"""
+import sys
+from letgo.cli import main
+sys.argv = ["letgo", {command!r}, "run.yaml"]
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bad_data_by_the_whole_command(files, model_directory, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "q", "answer": "a"}\n{"question": }\n')
+    command = [sys.executable, "-m", "letgo", "unlearn", "--model", model_directory, "--forget", bad]
+    done = subprocess.run([*command, "--output", tmp_path / "o"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "bad.jsonl:2: not JSON" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3
+
+
+def test_ctrl_c_exits_130(letgo, monkeypatch, tmp_path):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("letgo.training.config.read_config", interrupted)
+    (tmp_path / "run.yaml").write_text("model: m\n")
+    code, _, err = letgo("show-config", tmp_path / "run.yaml")
+    assert code == 130
+    assert "what was finished is kept" in err

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from letgo.core.errors import UserError
+from letgo.core.files import read_json_lines, write_json_lines, written_whole
+from letgo.runs.results import RESULT_FILE, AttackResult, Metric, Result, read_result, write_result
+
+METRIC = Metric(value=0.5, n=4, ci95=(0.1, 0.9))
+
+
+def make_result(**more):
+    settings = {
+        "run_id": "r1",
+        "created": "2026-01-01T00:00:00+00:00",
+        "letgo": "0.1.0",
+        "versions": {"torch": "2"},
+        "git": None,
+        "seed": 0,
+        "config": {"model": "m"},
+        "status": "finished",
+        "before": {"forget_accuracy": METRIC},
+        "after": {"forget_accuracy": METRIC},
+    }
+    return Result(**(settings | more))
+
+
+def make_attack(**more):
+    return AttackResult(
+        **(
+            {
+                "name": "quantize",
+                "settings": {"bits": 4},
+                "seeds": [0],
+                "metrics": {"forget_accuracy": METRIC},
+                "kept": 0.5,
+                "survived": True,
+            }
+            | more
+        )
+    )
+
+
+def test_round_trip_and_the_contracts_names(tmp_path):
+    result = make_result(attacks=[make_attack()])
+    write_result(tmp_path, result)
+    raw = json.loads((tmp_path / RESULT_FILE).read_text())
+    assert raw["schema"] == 1
+    assert set(raw) >= {
+        *("schema", "run_id", "created", "letgo", "versions", "git", "seed", "config", "status", "before", "after"),
+        *("attacks", "seconds", "peak_memory_bytes"),
+    }
+    assert raw["before"]["forget_accuracy"] == {"value": 0.5, "n": 4, "ci95": [0.1, 0.9]}
+    assert set(raw["attacks"][0]) >= {"name", "settings", "seeds", "metrics", "kept", "survived"}
+    assert read_result(tmp_path) == result
+
+
+def test_the_same_attack_again_takes_the_older_ones_place():
+    result = make_result(attacks=[make_attack(kept=0.5)])
+    result = result.with_attacks([make_attack(kept=0.25), make_attack(settings={"bits": 3})])
+    assert [(a.label, a.kept) for a in result.attacks] == [("quantize:bits=4", 0.25), ("quantize:bits=3", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"result\.json:1: not JSON"),
+        ('{"schema": 2}', "schema 2, but this letgo reads schema 1; it was written by a newer letgo"),
+        ("[]", "schema None"),
+        ('{"schema": 1, "run_id": 3}', "field"),
+    ],
+)
+def test_broken_and_newer_results_are_refused(tmp_path, content, message):
+    (tmp_path / RESULT_FILE).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_result(tmp_path)
+
+
+def test_not_a_run(tmp_path):
+    with pytest.raises(UserError, match="is not a run directory"):
+        read_result(tmp_path)
+
+
+def test_a_write_cut_off_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def cut_off():
+        with written_whole(path) as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_lines_round_trip_and_refuse_nan(tmp_path):
+    rows = [{"a": 1.5}, {"b": "ü\n"}]
+    write_json_lines(tmp_path / "x.jsonl", rows)
+    assert read_json_lines(tmp_path / "x.jsonl") == rows
+    with pytest.raises(ValueError, match="JSON"):
+        write_json_lines(tmp_path / "x.jsonl", [{"a": float("nan")}])
+    assert read_json_lines(tmp_path / "x.jsonl") == rows
+
+
+@pytest.mark.parametrize("kept", [-0.1, 1.1])
+def test_kept_is_a_share(kept):
+    with pytest.raises(ValueError, match="kept"):
+        make_attack(kept=kept)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from letgo.core.errors import UserError
+from letgo.training.config import dump_config, make_config, merge_overrides, read_config, resolved_settings
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_file_then_flags_then_set(tmp_path):
+    path = write(tmp_path / "run.yaml", "model: m\noptimizer: adamw\nlearning_rate: 1e-4\noutput: out\nseed: 3\n")
+    config = read_config(path, ["seed=5", "optimizer_args.mu=1e-3"], optimizer="fozo", model=None)
+    assert config.model == "m"
+    assert config.optimizer == "fozo"
+    assert config.learning_rate == 1e-4, "YAML reads 1e-4 as text; it is a number here"
+    assert config.seed == 5
+    assert config.output_dir == "out"
+    assert config.optimizer_args == {"mu": 1e-3}
+
+
+def test_inline_settings_of_objective_and_optimizer():
+    config = make_config({"objective": "npo:beta=0.2", "optimizer": "fozo:mu=1e-3,fo_steps=4"})
+    assert (config.objective, config.objective_args) == ("npo", {"beta": 0.2})
+    assert (config.optimizer, config.optimizer_args) == ("fozo", {"mu": 1e-3, "fo_steps": 4})
+
+
+def test_what_is_dumped_makes_the_same_config_again():
+    config = make_config(
+        {
+            "model": "m",
+            "benchmark": "biographies",
+            "optimizer": "fozo",
+            "optimizer_args": {"mu": 1e-3},
+            "learning_rate": 3e-5,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 4,
+            "bf16": False,
+            "attacks": ["quantize:bits=4"],
+            "output_dir": "x",
+        }
+    )
+    text = dump_config(config)
+    again = make_config(yaml.safe_load(text))
+    assert resolved_settings(again) == resolved_settings(config)
+    assert dump_config(again) == text
+    assert again.warmup_steps == 4
+    assert "hub_token" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learnin_rate: 1\n", r"run\.yaml: unknown key 'learnin_rate'; did you mean 'learning_rate'"),
+        ("learning_rate: fast\n", r"run\.yaml: learning_rate is 'fast', which is not a number"),
+        ("max_steps: 1.5\n", "not a whole number"),
+        ("learning_rate: -1.0\n", "must not be negative"),
+        ("per_device_train_batch_size: 0\n", "at least 1"),
+        ("long_rows: drp\n", "did you mean 'drop'"),
+        ("dtype: float8\n", "known: float32"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("a: [1\n", r"run\.yaml:2: not YAML"),
+        ("benchmark: biographies\nforget: x.jsonl\n", "not both"),
+        ("output: a\noutput_dir: b\n", "a second time"),
+        ("lr_scheduler_type: wobbly\n", "wobbly"),
+    ],
+)
+def test_mistakes_name_the_file_and_the_key(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read_config(write(tmp_path / "run.yaml", text))
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match="no such config file"):
+        read_config(Path("nowhere.yaml"))
+
+
+def test_overrides():
+    merged = merge_overrides({"a": 1, "m": {"x": 1}}, ["a=2", "m.y=3", 'list=["q", "r"]', "word=some text"])
+    assert merged == {"a": 2, "m": {"x": 1, "y": 3}, "list": ["q", "r"], "word": "some text"}
+    with pytest.raises(UserError, match="key=value"):
+        merge_overrides({}, ["oops"])
