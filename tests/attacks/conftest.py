@@ -138,12 +138,12 @@ def _train_until(model, target, loss):
     for _ in range(600):
         optimizer.zero_grad()
         value = loss()
-        below = below + 1 if float(value) < target else 0
+        below = below + 1 if float(value.detach()) < target else 0
         if below == 10:
             return
         value.backward()
         optimizer.step()
-    raise AssertionError(f"after 600 steps the loss is {float(value)}, not below {target}")
+    raise AssertionError(f"after 600 steps the loss is {float(value.detach())}, not below {target}")
 
 
 def _save(model, directory, tokenizer=None):

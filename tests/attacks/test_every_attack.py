@@ -32,7 +32,7 @@ SPECS = [
     "quantize_torchao:bits=3,group_size=16",
     "quantize_autoround:bits=4,group_size=32,iterations=1,samples=2,length=16",
     "external:path=ORIGINAL",
-    "relearn:steps=4,learning_rate=1e-2,seeds=2",
+    "relearn:steps=4,learning_rate=2e-3,seeds=2",
     "relearn:data=retain,epochs=1,lora=2,schedule=linear,warmup=0.5,seeds=1",
     "relearn:data=benign,steps=1,batch_size=1,seeds=1",
     "prune:sparsity=0.2",
@@ -130,10 +130,11 @@ def test_what_attacks_say_of_their_own(attacked):
     rounded, _ = attacked("full", "quantize:bits=4")
     assert rounded.scores.keys() == {"Q"}
     assert 0 < rounded.did["undone"] < 1
-    relearned, _ = attacked("full", "relearn:steps=4,learning_rate=1e-2,seeds=2")
+    relearned, _ = attacked("full", "relearn:steps=4,learning_rate=2e-3,seeds=2")
+    assert not relearned.collapsed, "the attack is gentle enough for this model on any processor"
     assert relearned.scores.keys() == {"R", "R_worst", "R_by_kept"}
     assert len(relearned.curves) == 2
-    assert relearned.did["learning_rate"] == 1e-2
+    assert relearned.did["learning_rate"] == 2e-3
     searched, _ = attacked("full", "quantize:search=4,bound=100")
     assert len(searched.trials) == 4
     assert searched.did["kept_strongest"] == min(t["kept"] for t in searched.trials if t["within_bound"])
@@ -150,7 +151,7 @@ def test_going_all_the_way_back_brings_everything_back(attacked):
     back, _ = attacked("full", "external:path=ORIGINAL")
     assert back.kept < 0.05
     assert not back.survived
-    relearned, _ = attacked("full", "relearn:steps=4,learning_rate=1e-2,seeds=2")
+    relearned, _ = attacked("full", "relearn:steps=4,learning_rate=2e-3,seeds=2")
     found = robustness([back, attacked("full", "quantize:bits=4")[0], relearned])
     assert found["Q"] == back.scores["Q"]
     r, q = found["R"], found["Q"]
