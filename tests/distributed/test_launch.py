@@ -77,37 +77,8 @@ def test_accelerate_launch_with_the_ready_configurations(run_file, tmp_path, rec
     assert told["strategy"] == {"ddp": "replicas"}.get(recipe, recipe)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_zero_moves_as_replicas_do(run_file, tmp_path, stage):
-    """(Its first run compiles an operator, which takes a minute.)"""
-    pytest.importorskip("deepspeed", reason="pip install 'letgo[deepspeed]'")
-    words = ["-m", "letgo", "unlearn", str(run_file), "--quiet"]
-    deepspeed = ["--set", f"deepspeed={ROOT / 'recipes' / 'launch' / f'zero{stage}.json'}"]
-    for name, more in (("zero", deepspeed), ("replicas", [])):
-        done = launch([*words, "--output", str(tmp_path / name), *more], timeout=400)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert read_result(tmp_path / "zero").processes["strategy"] == f"zero{stage}"
-    assert distance(tmp_path / "zero", tmp_path / "replicas") < 2e-6
-    assert any("DeepSpeed's are pickles" in note for note in read_result(tmp_path / "zero").notes)
-
-
-@pytest.mark.parametrize("optimizer", ["fozo", "zo_sgd", "sam", "muon", "compressed"])
-def test_zero_refuses_what_it_can_not_step(tmp_path, tiny_directory, optimizer):
+def test_shards_need_several_processes(tmp_path, tiny_directory):
     import letgo
-    from letgo.core.errors import UserError
-    from letgo.training.config import UnlearnConfig
-    from letgo.training.distributed import check_deepspeed
-
-    config = UnlearnConfig(output_dir=str(tmp_path), optimizer=optimizer, use_cpu=True)
-    config.deepspeed = "zero2.json"
-    with pytest.raises(UserError, match="can't be used with DeepSpeed") as caught:
-        check_deepspeed(config)
-    assert "adamw" in str(caught.value)
-    with pytest.raises(UserError, match="strategy: fsdp2 shares the weights out over several processes, but one runs"):
-        letgo.unlearn(**tiny.own_files(tmp_path, tiny_directory, **RUN, strategy="fsdp2"))
-
-
-def test_shards_need_several_processes(tmp_path):
     from letgo.core.errors import UserError
     from letgo.training.config import UnlearnConfig
     from letgo.training.distributed import strategy_of
@@ -115,6 +86,8 @@ def test_shards_need_several_processes(tmp_path):
     config = UnlearnConfig(output_dir=str(tmp_path), strategy="fsdp2", lora_rank=2, use_cpu=True)
     with pytest.raises(UserError, match="several processes, but one runs"):
         strategy_of(config)
+    with pytest.raises(UserError, match="strategy: fsdp2 shares the weights out over several processes, but one runs"):
+        letgo.unlearn(**tiny.own_files(tmp_path, tiny_directory, **RUN, strategy="fsdp2"))
 
 
 def test_accelerate_that_starts_one_process_is_told(run_file):

@@ -123,6 +123,7 @@ def _do_all(folder: Path, model: Path) -> None:
     settings_of |= {f"going on {name}": settings for name, settings in RESUMED.items()}
     settings_of["nan"] = SGD | {"learning_rate": 1e38}
     settings_of["lora"] = SGD | {"strategy": "fsdp2", "lora_rank": 2}
+    settings_of["one shot"] = SGD | {"strategy": "fsdp2", "objective": "task_vector"}
     settings_of["different"] = ZO | {"check_processes_every": 2}
     jobs: dict[str, Any] = {}
     for name, more in settings_of.items():
@@ -213,6 +214,11 @@ def test_processes_whose_weights_differ_stop(told):
 def test_shards_refuse_adapters(told):
     for side in told[:2]:
         assert "adapters beside a base in shards are not had" in side["lora"]["error"]
+
+
+def test_shards_refuse_one_shot_methods(told):
+    for side in told[:2]:
+        assert "task_vector changes whole weights in one shot: take replicas" in side["one shot"]["error"]
 
 
 def test_a_loss_that_is_not_finite_stops_all(told):

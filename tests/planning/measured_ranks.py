@@ -58,7 +58,7 @@ def run_ranks(name: str, folder: Path, count: int = 2) -> tuple[list[int], dict[
         if process.returncode:
             raise RuntimeError(errors)
     peaks = [json.loads(out.splitlines()[-1])["peak"] for out, _ in said]
-    planned = plan_devices(make_config(settings), count, strategy, machine="cpu", flops=1e10)
+    planned = plan_devices(make_config(settings), count, strategy, device="cpu")
     return peaks, planned.as_dict()
 
 

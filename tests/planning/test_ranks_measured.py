@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from letgo.planning.scaling import StepWork, wire_bytes
 from letgo.planning.shards import bytes_of, shard_bytes, trace_sharded, trace_sharded_forward, units_of
 from letgo.planning.tracing import faked, trace_forward, trace_training
 from tests.planning.measured import ROOT
@@ -84,7 +83,6 @@ def test_what_two_processes_send(counted, case):
         # Once in a run, the order of the buckets is told.
         assert sum(found["sent"].values()) - whole < 1000
         assert found["forward sent"] == {}
-        assert wire_bytes(work(model), 2, "ddp") == {"gradients reduced": whole}
         return
     _, _, moved, _ = trace_sharded(model, loss, 2)
     gathered = {name: count for name, count in found["sent"].items() if "gather" in name}
@@ -93,10 +91,8 @@ def test_what_two_processes_send(counted, case):
     assert sum(gathered.values()) / 2 == pytest.approx(moved.gathered, rel=1e-5)
     assert sum(scattered.values()) / 2 == moved.reduced == whole / 2
     if "twice" not in case:
-        told = wire_bytes(work(model), 2, "fsdp2")
-        assert told["weights gathered, forward and backward"] == moved.gathered
-        assert told["gradients scattered"] == moved.reduced
-        assert sum(found["forward sent"].values()) in (whole, whole - work(model).kept), "the output layer may be there"
+        kept = sum(unit.size for unit in units_of(model) if unit.stays)
+        assert sum(found["forward sent"].values()) in (whole, whole - kept), "the output layer may be there"
 
 
 def test_a_checkpointed_pass_is_followed():
@@ -109,13 +105,6 @@ def test_a_checkpointed_pass_is_followed():
     assert less < plain
     assert same == moved
     assert more > 1.2 * flops
-
-
-def work(model):
-    units = units_of(model)
-    size = bytes_of(list(model.parameters()))
-    kept = sum(unit.size for unit in units if unit.stays)
-    return StepWork(0, 0.0, 0, 1, 1.0, 1, size, kept, size, size // 4, 2.0, len(units))
 
 
 @pytest.mark.slow

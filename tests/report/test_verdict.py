@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from letgo.report.numbers import duration, interval, number, percent, size
+from letgo.core.sizes import size
+from letgo.report.numbers import duration, interval, number, percent
 from letgo.report.verdict import overall, verdict
 from tests.report.runs import AFTER, BEFORE, metric, metrics, quantize, relearn, result
 

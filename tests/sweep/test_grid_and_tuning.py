@@ -81,6 +81,22 @@ def test_a_mistake_in_a_grid_is_said_before_anything_runs(tmp_path, document, me
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("memory", "size"), [("80G", 80 * 10**9), ("512 MiB", 2**29), (4 * 10**10, 4 * 10**10)])
+def test_memory_is_read_as_letgo_plan_reads_it(tmp_path, memory, size):
+    grid = read_grid(write(tmp_path, grid={"seed": [0]}, resources={"memory": memory}))
+    assert grid.resources.memory == size
+
+
+def test_a_grid_takes_whatever_a_run_takes(tmp_path):
+    """Methods that change the weights in one shot too, and every setting is tried as the run would try it."""
+    grid = read_grid(write(tmp_path, grid={"objective": ["npo_gdr", "task_vector:alpha=0.5", "tv"]}))
+    assert [cell.settings["objective"] for cell in grid.cells] == ["npo_gdr", "task_vector:alpha=0.5", "tv"]
+    with pytest.raises(UserError, match=r"cell task_vector_alpa_1.*no setting 'alpa'; did you mean 'alpha'"):
+        read_grid(write(tmp_path, grid={"objective": ["task_vector:alpa=1"]}))
+    with pytest.raises(UserError, match="unknown retain weight schedule 'linaer'"):
+        read_grid(write(tmp_path, grid={"retain_weight_schedule": ["linaer"]}))
+
+
 TUNE = read_tune(
     {
         "learning_rate": {"*": [3e-4, 1e-4, 1e-3], "ada_zo": [1e-5]},

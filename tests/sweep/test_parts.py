@@ -153,7 +153,7 @@ def test_cells_side_by_side_share_this_machines_gpus(monkeypatch):
     assert places(Resources(gpus=0), 2) == ["", ""]
     with pytest.raises(UserError, match=r"asks for 4 GPUs \(resources.gpus\), and this machine has 3"):
         places(Resources(gpus=4), 1)
-    with pytest.raises(UserError, match="GB of memory"):
+    with pytest.raises(UserError, match=r"1,000.00 TB of memory"):
         places(Resources(memory=10**15), 1)
 
 

@@ -165,7 +165,7 @@ def test_what_a_cluster_can_not_do_is_said_and_leaves_no_sweep(small, cluster, m
     for resources, wanted in (
         ({"cpus": 640}, "resources.cpus 640"),
         ({"gpus": 3}, "resources.cpus 1, resources.gpus 3"),
-        ({"memory": "900TB"}, "resources.memory 9e\\+05 GB"),
+        ({"memory": "900TB"}, "resources.memory 900.00 TB"),
     ):
         grid = small("out", resources=resources, **RAY)
         with pytest.raises(UserError, match=rf"no node of the Ray cluster has what a cell needs \(.*{wanted}\)"):
@@ -233,7 +233,7 @@ def test_a_cluster_that_grows_is_given_its_time_and_one_that_shrank_a_while(smal
     now[0] += 59.0
     assert workers._check_fit(60.0) == []
     now[0] += 1.0
-    with pytest.raises(UserError, match=r"\(resources.cpus 4\)\n  its nodes: node7 \(cpus 2, gpus 0, memory 8 GB\)"):
+    with pytest.raises(UserError, match=r"\(resources.cpus 4\)\n  its nodes: node7 \(cpus 2, gpus 0, memory 8.00 GB\)"):
         workers._check_fit(60.0)
 
 

@@ -69,11 +69,20 @@ def test_what_is_dumped_makes_the_same_config_again():
         ("benchmark: biographies\nforget: x.jsonl\n", "not both"),
         ("output: a\noutput_dir: b\n", "a second time"),
         ("lr_scheduler_type: wobbly\n", "wobbly"),
+        ("deepspeed: z2.json\n", r"run\.yaml: deepspeed: z2.json asks for DeepSpeed, which(.|\n)*strategy: fsdp2"),
     ],
 )
 def test_mistakes_name_the_file_and_the_key(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read_config(write(tmp_path / "run.yaml", text))
+
+
+def test_a_launcher_that_asks_for_deepspeed_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="the launcher asks for DeepSpeed, which letgo does not use") as refused:
+        make_config({"optimizer": "adamw"})
+    assert "strategy: fsdp2" in str(refused.value)
+    assert "recipes/launch/fsdp2.yaml" in str(refused.value)
 
 
 def test_missing_file():

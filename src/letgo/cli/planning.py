@@ -20,55 +20,32 @@ def plan(
     ] = False,
     devices: Annotated[int | None, typer.Option("--devices", help="Plan for so many devices, a process each.")] = None,
     strategy: Annotated[
-        str | None, typer.Option("--strategy", help="single, ddp, fsdp2, zero2 or zero3; ddp by default.")
+        str | None, typer.Option("--strategy", help="single, ddp or fsdp2; by default as the YAML says.")
     ] = None,
     device_memory: Annotated[
         str | None, typer.Option("--device-memory", help="Of a device, such as 80GB: does it fit?")
     ] = None,
-    per_node: Annotated[
-        int | None, typer.Option("--processes-per-node", help="Devices of a node; the machine's by default.")
-    ] = None,
-    machine: Annotated[
-        str | None, typer.Option("--machine", help="h100, a100 or cpu: rates and bandwidths to plan with.")
-    ] = None,
-    overlap: Annotated[
-        float, typer.Option("--overlap", min=0.0, max=1.0, help="Share of communication hidden where it can be.")
-    ] = 0.0,
-    scale_to: Annotated[
-        int | None, typer.Option("--scale-to", min=1, help="A table of steps on up to so many devices.")
+    device: Annotated[
+        str | None, typer.Option("--device", help="Of which kind they are, cpu or cuda; this machine's by default.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Tell a run's memory, time and disk before it starts, on one device or many; no weights are read."""
     from letgo.core.progress import quiet_libraries
+    from letgo.core.sizes import read_size
+    from letgo.planning import DevicesPlan, Plan, plan_devices
     from letgo.planning import plan as make_plan
-    from letgo.planning import plan_devices
-    from letgo.planning.sizes import read_size
     from letgo.training.config import read_config
 
     quiet_libraries()
     memory = None if device_memory is None else read_size(device_memory, "--device-memory")
-    many = any(value is not None for value in (devices, strategy, device_memory, per_node, machine, scale_to))
     read = read_config(config, assignments or ())
-    if not many:
-        made = make_plan(read, flops=flops, measure=measure)
-        if as_json:
-            print_json(made.as_dict())
-        else:
-            typer.echo(made.text())
-        return
-    spread = plan_devices(
-        read,
-        devices or 1,
-        strategy or ("ddp" if (devices or 1) > 1 or scale_to else "single"),
-        machine=machine,
-        memory=memory,
-        per_node=per_node,
-        flops=flops,
-        measure=measure,
-        overlap=overlap,
-    )
-    if as_json:
-        print_json(spread.as_dict(scale_to))
+    made: Plan | DevicesPlan
+    if any(value is not None for value in (devices, strategy, device_memory, device)):
+        made = plan_devices(read, devices or 1, strategy, device=device, memory=memory, flops=flops, measure=measure)
     else:
-        typer.echo(spread.text(scale_to))
+        made = make_plan(read, flops=flops, measure=measure)
+    if as_json:
+        print_json(made.as_dict())
+    else:
+        typer.echo(made.text())

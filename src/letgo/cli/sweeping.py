@@ -57,7 +57,8 @@ def sweep(
 
 
 def _list_cells(grid: Grid, mine: Collection[str], as_json: bool) -> None:
-    from letgo.report.numbers import duration, size
+    from letgo.core.sizes import size
+    from letgo.report.numbers import duration
     from letgo.sweep.cost import cost
 
     rows = [row for row in cost(grid) if row["cell"] in mine]

@@ -24,7 +24,7 @@ Outcome = TypeVar("Outcome")
 def through(model: Any, work: Callable[[Any], Outcome]) -> Outcome:
     """Do all of some work on a model within one forward call of what is wrapped around it.
 
-    DDP, FSDP2 and DeepSpeed watch over the model's forward method: gradients are averaged, and shards gathered, for
+    DDP and FSDP2 watch over the model's forward method: gradients are averaged, and shards gathered, for
     what runs in it. A loss is made of several passes and of the output layer on its own, so the loss as a whole is what
     they must watch. `work` is given the model inside.
     """

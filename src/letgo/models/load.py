@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,29 +148,13 @@ def _load_plain(name: str, dtype: str, device: torch.device, quantization: str |
         settings = quantization_config(quantization, DTYPES[dtype])
         quantized = {"quantization_config": settings, "device_map": {"": str(device)}}
     try:
-        with _not_in_parts():
-            loaded = AutoModelForCausalLM.from_pretrained(
-                name, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, **quantized
-            )
+        loaded = AutoModelForCausalLM.from_pretrained(
+            name, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, **quantized
+        )
     except (OSError, ValueError) as error:
         hint = "" if os.path.isdir(name) else "\n  if the hub can't be reached, download the model and give its path"
         raise UserError(f"{name}: the model can't be loaded ({first_line(error)}){hint}") from error
     return steady(loaded.eval()) if quantization else loaded.to(device).eval()
-
-
-@contextlib.contextmanager
-def _not_in_parts() -> Iterator[None]:
-    """Within: models are loaded whole where DeepSpeed's ZeRO-3, once it is configured, would have all of them in parts:
-    what is measured is a plain model. ZeRO-3 cuts the one to be trained when training begins."""
-    from transformers.integrations import deepspeed
-
-    known = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if known is not None and known() is not None:
-            deepspeed.set_hf_deepspeed_config(known())
 
 
 def _load_shards(name: str, dtype: str, quantization: str | None, shards: int) -> Any:

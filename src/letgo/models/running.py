@@ -26,15 +26,10 @@ def device_of(model: Any) -> torch.device:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether the model's weights are shared out over processes (FSDP2, ZeRO-3), so that it runs in all of them at
-    once, or not at all."""
+    """Whether the model's weights are shared out over processes (FSDP2), so that it runs in all of them at once, or
+    not at all."""
     # By its modules: a parameter is a plain tensor for as long as it is gathered.
-    return any(hasattr(module, "unshard") for module in model.modules()) or is_sharded_by_zero(model)
-
-
-def is_sharded_by_zero(model: Any) -> bool:
-    """Whether DeepSpeed has them in parts."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    return any(hasattr(module, "unshard") for module in model.modules())
 
 
 def scoring_budget(device: torch.device) -> int:

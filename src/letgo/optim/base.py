@@ -13,7 +13,7 @@ steps without a closure, from `.grad`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
     `last_losses`     the losses that the last step evaluated, in order.
     `fit_total_steps` the number of steps to plan for when about n are wanted.
     `finish`          to be called after the last step; most do nothing.
+    `check_shards`    raises where the optimizer can't step parameters that FSDP2 has sharded.
 
     State dicts hold tensors, numbers, strings, lists and dicts only; what torch's own do not know (counters, seeds,
     inner optimizers) is under the key "letgo".
@@ -56,6 +57,9 @@ class ClosureOptimizer(torch.optim.Optimizer):
 
     def finish(self) -> None:
         """To be called once after the last step: leaves the weights that the run is to end with (averages, say)."""
+
+    def check_shards(self) -> None:
+        """Raise a ValueError if this optimizer can't step parameters in shards; its steps ask too."""
 
     def extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds under "letgo"."""
@@ -97,6 +101,20 @@ def as_float(loss: Any) -> float:
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """All parameters in the order of the groups, frozen ones too."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def every_optimizer(optimizer: Any) -> Iterator[Any]:
+    """An optimizer and the optimizers inside it, at any depth."""
+    yield optimizer
+    for inner in inner_optimizers(optimizer):
+        yield from every_optimizer(inner)
+
+
+def inner_optimizers(optimizer: Any) -> list[Any]:
+    """The optimizers that an optimizer hands its steps to: those that take turns, or the one that it wraps."""
+    inner = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
+    base = getattr(optimizer, "base", None)
+    return [*inner, base] if isinstance(base, torch.optim.Optimizer) else inner
 
 
 def state_like(state: dict[str, Any], key: str, parameter: Tensor) -> Tensor:

@@ -175,6 +175,13 @@ class Sophia(ClosureOptimizer):
         )
         self._coordinates += local(p).numel()
 
+    def check_shards(self) -> None:
+        if self.hessian == "hutchinson":
+            raise ValueError(
+                "hessian='hutchinson' differentiates gradients once more, which FSDP2 does not let be done to shards: "
+                "take hessian='gnb' or 'empirical_fisher', or replicas (DDP)"
+            )
+
     def _hutchinson(self, closure: Closure | None) -> tuple[Any, dict[int, Tensor]]:
         if closure is None:
             raise ValueError(
@@ -182,10 +189,7 @@ class Sophia(ClosureOptimizer):
             )
         parameters = parameters_of(self)
         if has_shards(parameters):
-            raise ValueError(
-                "hessian='hutchinson' differentiates gradients once more, which FSDP2 does not let be done to shards: "
-                "take hessian='gnb' or 'empirical_fisher', or replicas (DDP)"
-            )
+            self.check_shards()
         kind: Literal["rademacher", "gaussian"] = "gaussian" if self.noise == "gaussian" else "rademacher"
         direction = Direction(kind, (self.seed, self.steps_taken), parameters)
         mode = _HessianProducts({p: i for i, p in enumerate(parameters) if p.requires_grad}, direction)

@@ -203,12 +203,11 @@ class ZerothOrder(ClosureOptimizer):
         """
         if closure is None:
             raise ValueError(
-                f"{type(self).__name__} is zeroth order: step(closure) needs a closure that evaluates the loss "
-                "(DeepSpeed steps without one: run it on replicas, DDP, or on shards, FSDP2)"
+                f"{type(self).__name__} is zeroth order: step(closure) needs a closure that evaluates the loss"
             )
         parameters = parameters_of(self)
         if has_shards(parameters):
-            self._check_shards()
+            self.check_shards()
         self._mu = _representable(self.mu, parameters)
         with rank_loss_named():
             directions = self.directions(parameters)
@@ -271,7 +270,7 @@ class ZerothOrder(ClosureOptimizer):
         self.ranks.bytes_exchanged += sum(direction.sent for direction in directions)
         return self.last_losses, like
 
-    def _check_shards(self) -> None:
+    def check_shards(self) -> None:
         if isinstance(self._engine, BatchedEngine):
             raise ValueError(
                 "engine='batched' runs all evaluations as one pass over whole weights, and these are sharded over the "

@@ -1,40 +1,31 @@
-"""The plan of a run on several devices: what each holds, whether it fits, what crosses the wire, how long it takes."""
+"""The plan of a run on several devices: what each holds, and whether it fits."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
+from letgo.core.sizes import size
 from letgo.objectives import Objective
-from letgo.planning import scaling, shards
-from letgo.planning.combinations import (
-    check_combination,
-    check_rows,
-    check_strategy,
-    directions_of,
-    evaluations_of,
-    share_of,
-)
-from letgo.planning.estimate import Planned
-from letgo.planning.machine import resident_bytes
+from letgo.planning import shards
+from letgo.planning.estimate import Planned, check_flops
+from letgo.planning.machine import Speed, resident_bytes
 from letgo.planning.phases import Work
-from letgo.planning.report import Phase
-from letgo.planning.scaling import REACHED, Machine, StepWork, Strategy, machine_named, step_cost
-from letgo.planning.spread import DevicesPlan, Fit, WayOut
+from letgo.planning.report import Phase, Plan
 from letgo.planning.tracing import Traced
 from letgo.training.config import UnlearnConfig
+from letgo.training.trainer import check_shards
 
-LIVE = 10**9
-"""Elements that ZeRO-3 keeps together, and of a bucket in which gradients are sent 5 * 10**8: DeepSpeed's defaults
-(`stage3_max_live_parameters`, `reduce_bucket_size`)."""
-_BUCKET = 5 * 10**8
-_MOST_DEVICES = 1024
+STRATEGIES = ("single", "ddp", "fsdp2")
+DEVICES = ("cpu", "cuda")
+MOST_DEVICES = 1024
+"""As far as a number of devices is looked for on which a run fits."""
 FRAGMENTED_TOGETHER = 1.85
 """Resident bytes for each byte alive among activations and gradients of one of several processes on a CPU, where more
 threads allocate. Calibrated on two gloo processes, see tests/planning/measured_ranks.py."""
@@ -42,80 +33,157 @@ RESERVE = 0.05
 """Of an accelerator's memory: for its driver, its libraries and NCCL, which are not followed."""
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Bytes that a device must have, those that it has, and those of them that a run can use."""
+
+    needed: int
+    memory: int | None
+    usable: int | None
+
+    @property
+    def fits(self) -> bool:
+        """True also where the device's memory is not known."""
+        return self.usable is None or self.needed <= self.usable
+
+    @property
+    def short(self) -> int:
+        return 0 if self.usable is None else max(0, self.needed - self.usable)
+
+
+@dataclass(frozen=True)
+class WayOut:
+    """A strategy and a number of devices that a run fits on, and what it then takes of each."""
+
+    strategy: str
+    devices: int
+    needed: int
+
+
+@dataclass(frozen=True)
+class DevicesPlan:
+    """What a run will take of each of several devices.
+
+    Attributes:
+        plan: of one of them; without times where there are several.
+        devices, strategy, share: as asked for; `share` is what zeroth-order steps share.
+        fit: whether it fits.
+        way_out: where it does not: the fewest devices on which it would; None if there are none.
+        rows: forget rows of a step, of all devices.
+    """
+
+    plan: Plan
+    devices: int
+    strategy: str
+    share: str
+    fit: Fit
+    way_out: WayOut | None
+    rows: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the plan of a device, and `devices`, which says the rest."""
+        several = {
+            "count": self.devices,
+            "strategy": self.strategy,
+            "share": self.share,
+            "needed": self.fit.needed,
+            "memory": self.fit.memory,
+            "usable": self.fit.usable,
+            "fits": self.fit.fits if self.fit.usable is not None else None,
+            "short": self.fit.short,
+            "way_out": asdict(self.way_out) if self.way_out else None,
+            "rows_a_step": self.rows,
+        }
+        return self.plan.as_dict() | {"devices": several}
+
+    def text(self) -> str:
+        """For a terminal."""
+        zeroth = any(phase.name == "train, zeroth" for phase in self.plan.phases)
+        shared = f", {self.share} shared in zeroth-order steps" if zeroth else ""
+        lines = [
+            f"{_count(self.devices, 'device')}, {self.strategy}{shared}; each has the following, steps of "
+            f"{_count(self.rows, 'forget row')}",
+            "",
+            self.plan.text(),
+            "",
+            f"does it fit?  {self._verdict()}",
+        ]
+        return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        fit = self.fit
+        if fit.usable is None or fit.memory is None:
+            return f"a device needs {size(fit.needed)}; give --device-memory to be told"
+        if fit.fits:
+            return f"yes: {size(fit.needed)} of {size(fit.usable)} ({size(fit.memory)} a device, less what it keeps)"
+        said = f"no: {size(fit.short)} short, {size(fit.needed)} of {size(fit.usable)} ({self.plan.peak.name})"
+        if self.way_out is None:
+            return said + "; nor on any number of devices: adapters (lora_rank), zo_sgd or bfloat16 need less"
+        way = self.way_out
+        return f"{said}; {_count(way.devices, 'device')} with {way.strategy} would do ({size(way.needed)} each)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
 def plan_devices(
     config: UnlearnConfig,
     devices: int,
-    strategy: str = "ddp",
+    strategy: str | None = None,
     *,
-    machine: str | None = None,
+    device: str | None = None,
     memory: int | None = None,
-    per_node: int | None = None,
     flops: float | None = None,
     measure: bool = False,
-    overlap: float = 0.0,
 ) -> DevicesPlan:
     """What the run of a config will take of each of several devices. Reads what `letgo.plan` reads.
 
     Args:
         config: as `letgo.read_config` or `letgo.training.config.make_config` gives it.
         devices: N, a process each.
-        strategy: `single`, `ddp`, `fsdp2`, `zero2` or `zero3`.
-        machine: of `letgo.planning.scaling.MACHINES`; by default `cpu` or `h100` as this machine has a GPU.
-        memory: bytes of a device; the machine's by default.
-        per_node: processes of a node; the machine's by default.
-        flops: operations a second of a device; the machine's by default, measured here where it has none.
-        measure: measure them more closely.
-        overlap: the share of what communication can be hidden behind computation that is; see `scaling`.
+        strategy: `single`, `ddp` or `fsdp2`; by default as the config says.
+        device: `cpu` or `cuda`; by default what this machine has.
+        memory: bytes of a device.
+        flops, measure: as in `letgo.plan`; of one device alone, for no times are told of several.
 
     Raises:
         UserError: for settings that can't be used, or not together.
     """
-    check_strategy(devices, strategy)
-    if per_node is not None and per_node < 1:
-        raise UserError(f"letgo plan: processes-per-node must be at least 1, not {per_node}")
-    if memory is not None and memory <= 0:
-        raise UserError(f"letgo plan: device-memory must be above 0, not {memory}")
-    if flops is not None and not flops > 0:
-        raise UserError(f"letgo plan: flops must be above 0, not {flops}")
-    process = resident_bytes()
-    check_combination(config, devices, strategy)
-    there = machine_named(machine or ("cpu" if config.use_cpu or not torch.cuda.is_available() else "h100"))
-    if per_node is not None:
-        there = replace(there, per_node=per_node)
-    if memory is not None:
-        there = replace(there, memory=memory)
-    rated = flops is None and not measure and config.dtype in there.flops
-    if rated:
-        flops = there.flops[config.dtype]
-    run = planned(config, process, devices, strategy, there, overlap)  # type: ignore[arg-type]
-    if run.objective is not None:
-        check_rows(config, devices, strategy, len(run.dataset), run.cost)
+    if strategy is None:
+        several = "fsdp2" if config.strategy == "fsdp2" else "ddp"
+        strategy = several if devices > 1 else "single"
+    check_flops(flops)
+    _check(devices, strategy, device, memory)
+    if devices > 1 and (flops is not None or measure):
+        raise UserError("letgo plan: times are told of one device alone; leave flops and measure away")
+    if devices > 1 and strategy == "fsdp2":
+        check_shards(config)
+    run = planned(config, resident_bytes(), devices, strategy, None if device is None else torch.device(device))
+    run.notes += run.idle()
     made = run.plan(flops, measure)
-    if rated:
-        made = replace(made, how=f"of {there.name}, {REACHED:.0%} of its peak")
-    fit = fit_of(made.peak.total + (process if there.device == "cpu" else 0), there)
-    way_out = None
-    if not fit.fits:
-        way_out = find_way_out(config, process, there, run)
-    # Of all devices at once, on a node.
-    together = min(devices, there.per_node)
-    host = together * (process + (made.peak.total if there.device == "cpu" else 0))
-    work = run.step_work() if run.objective is not None else None
+    fit = fit_of(run.needed(made.peak.total), run.device, memory)
     return DevicesPlan(
         plan=made,
         devices=devices,
         strategy=strategy,
-        share=share_of(config),
-        machine=there,
-        rate=made.speed,
-        overlap=overlap,
+        share=config.share,
         fit=fit,
-        way_out=way_out,
+        way_out=None if fit.fits else find_way_out(run, memory),
         rows=config.train_batch_size * config.gradient_accumulation_steps * run.readers,
-        host=host,
-        work=work,
-        wire=scaling.wire_bytes(work, devices, strategy) if work else {},  # type: ignore[arg-type]
     )
+
+
+def _check(devices: int, strategy: str, device: str | None, memory: int | None) -> None:
+    for what, given, known in (("strategy", strategy, STRATEGIES), ("device", device, DEVICES)):
+        if given is not None and given not in known:
+            raise UserError(f"letgo plan: no {what} {given!r}{did_you_mean(given, known)} ({', '.join(known)})")
+    if devices < 1:
+        raise UserError(f"letgo plan: devices must be at least 1, not {devices}")
+    if strategy == "single" and devices > 1:
+        raise UserError(f"letgo plan: strategy single is one device, not {devices}; give --strategy ddp or fsdp2")
+    if memory is not None and memory <= 0:
+        raise UserError(f"letgo plan: device-memory must be above 0, not {memory}")
 
 
 # -- what a device holds -----------------------------------------------------------------------------------------------
@@ -124,18 +192,32 @@ def plan_devices(
 class OnDevices(Planned):
     """A run on N devices with whole weights on each: DDP, and what the others have in common with it."""
 
-    strategy: Strategy = "ddp"
-
-    def __init__(
-        self, args: UnlearnConfig, process: int, ranks: int, machine: Machine, overlap: float, device: torch.device
-    ) -> None:
-        readers = ranks if share_of(args) == "data" else 1
-        super().__init__(args, process, device=device, readers=readers)
-        self.ranks, self.machine, self.overlap = ranks, machine, overlap
+    def __init__(self, args: UnlearnConfig, process: int, ranks: int, device: torch.device | None) -> None:
+        super().__init__(args, process, device=device, readers=ranks if args.share == "data" else 1)
+        self.ranks = ranks
 
     def use(self, ranks: int) -> None:
         """As many devices; what was traced stays."""
         self.ranks = ranks
+
+    def needed(self, peak: int) -> int:
+        """Bytes of a device at this peak: on a CPU the process itself lies there too."""
+        return peak + (self.process if self.device.type == "cpu" else 0)
+
+    def idle(self) -> list[str]:
+        """What is to be said where not every device has something of its own to do."""
+        if self.ranks == 1:
+            return []
+        if self.objective is None:
+            return [f"every device does the whole of {self.args.objective}: it takes no steps that devices could share"]
+        work, things = len(self.dataset), "rows in the forget set"
+        if self.args.share == "directions":
+            if self.cost.backwards:
+                return []
+            work, things = round(self.cost.forwards), "evaluations in a step"
+        if self.ranks <= work:
+            return []
+        return [f"{self.ranks} devices, but {work} {things}: {self.ranks - work} have nothing of their own to do"]
 
     def training(self, objective: Objective) -> Work:
         work = super().training(objective)
@@ -145,6 +227,11 @@ class OnDevices(Planned):
         alone = super().fragmented()
         return max(alone, FRAGMENTED_TOGETHER) if self.device.type == "cpu" and self.ranks > 1 else alone
 
+    def speed(self, flops: float | None, measure: bool, shape: torch.Size) -> Speed | None:
+        """None, so that no times are told: of several devices, and of a kind that this machine has not to measure."""
+        missing = self.device.type == "cuda" and not torch.cuda.is_available()
+        return None if self.ranks > 1 or (flops is None and missing) else super().speed(flops, measure, shape)
+
     def on_device(self, phase: Phase) -> Phase:
         """A phase of the step, with what the strategy adds."""
         first, _ = self.passes
@@ -153,63 +240,9 @@ class OnDevices(Planned):
             return phase
         return Phase(phase.name, {**phase.items, "buffers of DDP": self.trained_bytes})
 
-    # -- work and time -------------------------------------------------------------------------------------------------
-
-    def step_work(self) -> StepWork:
-        """Of one device alone."""
-        first, zeroth = self.passes
-        cost, windows = self.cost, self.args.gradient_accumulation_steps
-        q, _ = directions_of(self.args)
-        units = shards.units_of(self.model)
-        return StepWork(
-            evaluations=cost.forwards,
-            evaluation_flops=windows * zeroth.flops if zeroth else 0.0,
-            directions=q * cost.forwards / evaluations_of(self.args) if cost.forwards else 0.0,
-            backwards=cost.backwards,
-            backward_flops=windows * first.flops if first else 0.0,
-            windows=windows,
-            weights=self.weights,
-            kept=sum(unit.size for unit in units if unit.stays),
-            trained=self.trained_bytes,
-            elements=sum(p.numel() for p in self.trained),
-            state=cost.state,
-            units=len(units),
-        )
-
-    def seconds(self, flops: Mapping[str, float], rate: float, steps: int) -> dict[str, float]:
-        """Evaluations split their samples over replicas; shards are gathered by all devices, which then do the same.
-        The reference is taken by one device of each node, or by all at once."""
-        found = super().seconds(flops, rate, steps)
-        if self.objective is None or self.ranks == 1:
-            return found
-        if self.strategy in scaling.SHARDED:
-            times = flops["evaluate"] / max(1.0, self.scored.tokens * self.scored.flops)
-            work = self.step_work()
-            passes = times * self.scored.passes
-            found["evaluate"] += scaling.all_gather(
-                passes * work.weights, self.ranks, self.machine, passes * work.units
-            )
-        else:
-            found["evaluate"] /= self.ranks
-        found["train"] = steps * self.step(rate).seconds
-        return found
-
-    def step(self, rate: float) -> scaling.StepCost:
-        return step_cost(
-            self.step_work(),
-            self.ranks,
-            self.strategy,
-            self.machine,
-            rate,
-            share=share_of(self.args),  # type: ignore[arg-type]
-            overlap=self.overlap,
-        )
-
 
 class InShards(OnDevices):
-    """FSDP2: parameters, gradients and state in shards (adapters are trained on replicas: `check_combination`)."""
-
-    strategy = "fsdp2"
+    """FSDP2: parameters, gradients and state in shards (adapters are trained on replicas: `check_shards`)."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -248,86 +281,43 @@ class InShards(OnDevices):
         return Phase(phase.name, {**phase.items, "kept copy of the shards": self.trained_here})
 
 
-class InZero(OnDevices):
-    """DeepSpeed's ZeRO: the optimizer works on a part of the weights in float32, and in stage 3 the weights themselves
-    lie in parts. From DeepSpeed's description and defaults."""
-
-    def __init__(self, *args: Any, stage: int) -> None:
-        super().__init__(*args)
-        self.stage = stage
-        self.strategy = "zero3" if stage == 3 else "zero2"
-        self.use(self.ranks)
-
-    def use(self, ranks: int) -> None:
-        self.ranks = ranks
-        if self.stage == 3:
-            self.held = {"weights": -(-self.weights // ranks)}
-            self.held["gathered layers"] = min(self.weights, LIVE * self.dtype.itemsize)
-
-    def on_device(self, phase: Phase) -> Phase:
-        if phase.name not in ("train", "step"):
-            return phase
-        elements = sum(p.numel() for p in self.trained)
-        size = self.trained[0].element_size()
-        part = 4 * -(-elements // self.ranks)
-        items = dict(phase.items)
-        items["weights in float32, a part"] = part
-        items["optimizer state"] = int(self.cost.state * part)
-        items["gradients"] = -(-elements // self.ranks) * size
-        if phase.name == "train":
-            items["buffer of gradients"] = min(elements, _BUCKET) * size
-        else:
-            items["within the optimizer's step"] = items.get("within the optimizer's step", 0) // self.ranks
-        return Phase(phase.name, items)
-
-
 def planned(
-    config: UnlearnConfig, process: int, devices: int, strategy: Strategy, machine: Machine, overlap: float = 0.0
+    config: UnlearnConfig, process: int, devices: int, strategy: str, device: torch.device | None = None
 ) -> OnDevices:
     """The run on its devices; one device is `Planned` itself, whatever the strategy."""
-    common = (config, process, devices, machine, overlap, torch.device(machine.device))
-    if devices == 1 or strategy in ("single", "ddp"):
-        return OnDevices(*common)
-    if strategy == "fsdp2":
-        return InShards(*common)
-    return InZero(*common, stage=int(strategy[-1]))
+    kind = InShards if devices > 1 and strategy == "fsdp2" else OnDevices
+    return kind(config, process, devices, device)
 
 
 # -- whether it fits ---------------------------------------------------------------------------------------------------
 
 
-def fit_of(needed: int, machine: Machine) -> Fit:
-    reserve = RESERVE if machine.device != "cpu" else 0.0
-    usable = None if machine.memory is None else int((1 - reserve) * machine.memory)
-    return Fit(needed, machine.memory, usable)
+def fit_of(needed: int, device: torch.device, memory: int | None) -> Fit:
+    reserve = RESERVE if device.type != "cpu" else 0.0
+    return Fit(needed, memory, None if memory is None else int((1 - reserve) * memory))
 
 
-def find_way_out(config: UnlearnConfig, process: int, machine: Machine, run: OnDevices) -> WayOut | None:
+def find_way_out(run: OnDevices, memory: int | None) -> WayOut | None:
     """The fewest devices that the run fits on, on replicas where one device would do, else in shards; None if there is
-    no such number up to 1024."""
-    objective = run.objective
+    no such number up to `MOST_DEVICES`."""
+    objective, config = run.objective, run.args
     if objective is None:
         return None
-    tried: list[tuple[Strategy, OnDevices]] = []
-    alone = run if run.strategy == "ddp" else planned(config, process, 1, "single", machine)
-    alone.use(1)
-    tried.append(("single", alone))
+    alone = planned(config, run.process, 1, "single", run.device) if isinstance(run, InShards) else run
+    tried: list[tuple[str, OnDevices, list[int]]] = [("single", alone, [1])]
     try:
-        check_combination(config, 2, "fsdp2")
+        check_shards(config)
     except UserError:
         pass
     else:
-        sharded = run if isinstance(run, InShards) else planned(config, process, 2, "fsdp2", machine)
-        tried.append(("fsdp2", sharded))
-    for strategy, one in tried:
-        counts = [1] if strategy == "single" else [2**power for power in range(1, int(math.log2(_MOST_DEVICES)) + 1)]
-        scored = one.scored if hasattr(one, "scored") else one.scoring()
+        sharded = run if isinstance(run, InShards) else planned(config, run.process, 2, "fsdp2", run.device)
+        tried.append(("fsdp2", sharded, [2**power for power in range(1, MOST_DEVICES.bit_length())]))
+    for strategy, other, counts in tried:
+        scored = other.scored if hasattr(other, "scored") else other.scoring()
         for count in counts:
-            if count > 1 and share_of(config) == "data" and count > len(one.dataset):
-                break
-            one.use(count)
-            phases = (*one.evaluating(scored), *one.training(objective).phases)
-            most = max(phase.total for phase in phases) + (process if machine.device == "cpu" else 0)
-            if fit_of(most, machine).fits:
-                return WayOut(strategy, count, most)
+            other.use(count)
+            phases = (*other.evaluating(scored), *other.training(objective).phases)
+            needed = other.needed(max(phase.total for phase in phases))
+            if fit_of(needed, run.device, memory).fits:
+                return WayOut(strategy, count, needed)
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ from letgo.planning.phases import Work, gathered_item, training_phases
 from letgo.planning.report import Phase, Plan
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
 from letgo.training.config import UnlearnConfig, resolved_settings
-from letgo.training.one_shot import is_one_shot
 from letgo.training.prepare import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
 from letgo.training.trainer import objective_of, optimizer_settings, planned_steps
 
@@ -51,10 +50,14 @@ def plan(config: UnlearnConfig, *, flops: float | None = None, measure: bool = F
     Raises:
         UserError: for settings or data that can't be used.
     """
-    if flops is not None and not flops > 0:
-        raise UserError(f"letgo plan: flops must be above 0, not {flops}")
+    check_flops(flops)
     process = resident_bytes()
     return Planned(config, process).plan(flops, measure)
+
+
+def check_flops(flops: float | None) -> None:
+    if flops is not None and not flops > 0:
+        raise UserError(f"letgo plan: flops must be above 0, not {flops}")
 
 
 class Planned:
@@ -77,7 +80,7 @@ class Planned:
         self.benchmark: Benchmark = benchmark_of(resolved_settings(args))
         self.tokenizer = load_tokenizer(args.model)
         self.config = model_config(args.model)
-        self.objective: Objective | None = None if is_one_shot(args.objective) else objective_of(args)
+        self.objective = objective_of(args)
         model = empty_model(self.config, self.dtype)
         self.linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -155,9 +158,9 @@ class Planned:
             disk=self.disk(work),
             steps=work.steps,
             flops=stages,
-            speed=speed.flops,
-            how=speed.how,
-            seconds=self.seconds(stages, speed.flops, work.steps),
+            speed=speed.flops if speed else None,
+            how=speed.how if speed else "",
+            seconds={name: count / speed.flops for name, count in stages.items()} if speed else {},
             notes=tuple(self.notes),
         )
 
@@ -321,9 +324,7 @@ class Planned:
         traced = self.trace_forward(
             "scoring", lambda: self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
         )
-        drawn = max([a.max_new_tokens for a in work.asks], default=0)
-        passes = -(-scored // ids.numel()) + drawn * -(-asked * per_token // most)
-        return _Scoring(traced, cache, scored + asked, traced.flops / ids.numel(), passes)
+        return _Scoring(traced, cache, scored + asked, traced.flops / ids.numel())
 
     # -- time and disk -------------------------------------------------------------------------------------------------
 
@@ -335,11 +336,8 @@ class Planned:
         )
         return {"evaluate": evaluations * scoring.tokens * scoring.flops}
 
-    def seconds(self, flops: Mapping[str, float], rate: float, steps: int) -> dict[str, float]:
-        """By stage."""
-        return {name: value / rate for name, value in flops.items()}
-
-    def speed(self, flops: float | None, measure: bool, shape: torch.Size) -> Speed:
+    def speed(self, flops: float | None, measure: bool, shape: torch.Size) -> Speed | None:
+        """Args: as in `plan`, and the shape of a micro-batch, (rows, length)."""
         if flops is not None:
             return Speed(flops, "given")
         if measure:
@@ -390,8 +388,6 @@ class _Scoring:
     tokens: int
     flops: float
     """Of one token's forward pass."""
-    passes: int
-    """Forward passes: batches that are scored, and one for every token of a batch that is generated."""
 
 
 def model_config(model: str) -> Any:

@@ -26,9 +26,7 @@ from letgo.planning.tracing import Traced, faking, trace_forward, trace_training
 def one_shot_work(run: PlannedRun) -> Work:
     """The work of the method that the config names, with its settings."""
     name = run.args.objective
-    given = dict(run.args.objective_args or {})
-    ONE_SHOT.check_settings(name, given, skip=("model", "data"))
-    settings = settings_of(ONE_SHOT.load(name), skip=("model", "data")) | given
+    settings = settings_of(ONE_SHOT.load(name), skip=("model", "data")) | (run.args.objective_args or {})
     run.model.eval()
     return _WORK[ONE_SHOT.record(name).name](run, settings)
 

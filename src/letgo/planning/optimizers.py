@@ -13,6 +13,7 @@ from torch import Tensor
 
 from letgo.core.catalog import settings_of
 from letgo.optim import OPTIMIZERS, create_optimizer
+from letgo.optim.base import every_optimizer
 from letgo.planning.tracing import Live
 
 _SIDE = 128
@@ -129,7 +130,7 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     seen: set[int] = set()
     total = 0
     waiting: list[Any] = []
-    for one in (optimizer, *_inner(optimizer)):
+    for one in every_optimizer(optimizer):
         # What torch does not know of (averages, directions) is in the extra state.
         waiting += [one.state, getattr(one, "extra_state", dict)()]
     while waiting:
@@ -143,10 +144,3 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
         elif isinstance(value, list | tuple):
             waiting += list(value)
     return total
-
-
-def _inner(optimizer: Any) -> list[torch.optim.Optimizer]:
-    found = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
-    base = getattr(optimizer, "base", None)
-    found += [base] if isinstance(base, torch.optim.Optimizer) else []
-    return found + [deeper for one in found for deeper in _inner(one)]

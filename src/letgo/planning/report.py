@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from letgo.report.numbers import size
+from letgo.core.sizes import size
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Plan:
         disk: bytes by what they are; `peak` is the most at once in the run directory, references lie in the cache.
         steps: optimizer steps; 0 for a method that makes none.
         flops: floating-point operations by stage.
-        speed: FLOP/s that times are taken with, and `how` it was obtained.
+        speed: FLOP/s that times are taken with, and `how` it was obtained; None where no times are told.
         seconds: by stage.
         notes: what the figures rest on.
     """
@@ -45,7 +45,7 @@ class Plan:
     disk: Mapping[str, int]
     steps: int
     flops: Mapping[str, float]
-    speed: float
+    speed: float | None
     how: str
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = field(default=())
@@ -87,10 +87,11 @@ class Plan:
             lines.append(f"  = {size(self.memory['cpu'])} of main memory")
         lines += ["", "disk"]
         lines += [f"  {name:<40} {size(count):>9}" for name, count in self.disk.items() if count]
-        steps = f", {self.steps} steps" if self.steps else ""
-        lines += ["", f"time{steps}, at {self.speed:.3g} FLOP/s ({self.how})"]
-        lines += [f"  {name:<14} {duration(value):>9}" for name, value in self.seconds.items()]
-        lines.append(f"  {'in all':<14} {duration(sum(self.seconds.values())):>9}")
+        if self.speed is not None:
+            steps = f", {self.steps} steps" if self.steps else ""
+            lines += ["", f"time{steps}, at {self.speed:.3g} FLOP/s ({self.how})"]
+            lines += [f"  {name:<14} {duration(value):>9}" for name, value in self.seconds.items()]
+            lines.append(f"  {'in all':<14} {duration(sum(self.seconds.values())):>9}")
         lines += ["", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from letgo.core.errors import UserError
 from letgo.core.files import written_whole
+from letgo.core.sizes import size
 from letgo.optim import OPTIMIZERS
 from letgo.report import numbers
 from letgo.report.card import markdown
@@ -285,7 +286,7 @@ def _render(found: Brief, template: str) -> str:
         number=numbers.number,
         percent=numbers.percent,
         duration=numbers.duration,
-        size=numbers.size,
+        size=size,
         markdown=markdown,
     )
     style = asset("brief.css")

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from letgo.analysis.records import read_analyses
 from letgo.core.errors import UserError
 from letgo.core.files import written_whole
+from letgo.core.sizes import size
 from letgo.report import analyses, answers, figures, numbers
 from letgo.report.compared import compared, told
 from letgo.report.labels import short_labels
@@ -242,7 +243,7 @@ def _environment() -> Environment:
         interval=numbers.interval,
         percent=numbers.percent,
         duration=numbers.duration,
-        size=numbers.size,
+        size=size,
         plain=plain,
         shown=lambda text: answers.visible(answers.cut(text)),
         stage_title=answers.stage_title,

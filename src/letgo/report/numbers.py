@@ -67,13 +67,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that reads best: powers of 1000, as devices are sold and `read_size` reads "80GB"."""
-    value = float(count)
-    for unit in ("B", "KB", "MB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.2f} GB" if value < 999.995 else f"{value / 1000:,.2f} TB"

@@ -37,11 +37,11 @@ from letgo.core.catalog import did_you_mean, parse_spec
 from letgo.core.errors import UserError
 from letgo.core.files import load_settings
 from letgo.core.fingerprints import digest_of
-from letgo.objectives import create_objective
 from letgo.optim import OPTIMIZERS
 from letgo.sweep.resources import RayCluster, Resources, read_cluster, read_resources
 from letgo.sweep.tuning import Tune, read_tune
 from letgo.training.config import make_config
+from letgo.training.trainer import objective_of
 
 _HOW = ("output_dir", "workers", "backend", "resources", "retries", "ray")
 """Where and how it is run: nothing of what comes out is decided by these."""
@@ -228,12 +228,7 @@ def _try(where: str, cell: Cell, tune: Tune | None, group: Group) -> None:
         name = f"{where}: cell {cell.name}"
         config = make_config(with_setting(cell.settings, changes) | {"output_dir": "."}, where=name)
         try:
-            create_objective(
-                config.objective,
-                retain_loss=config.retain_loss,
-                retain_weight=config.retain_weight,
-                **(config.objective_args or {}),
-            )
+            objective_of(config)
             OPTIMIZERS.check_settings(config.optimizer, config.optimizer_args or {})
         except UserError as error:
             raise UserError(f"{name}: {error}") from error

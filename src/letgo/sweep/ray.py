@@ -23,6 +23,7 @@ from typing import Any
 from letgo.core.errors import LetgoError, UserError, first_line
 from letgo.core.extras import need
 from letgo.core.progress import Reporter
+from letgo.core.sizes import size
 from letgo.sweep.cell import Task
 from letgo.sweep.grid import Grid
 from letgo.sweep.locks import locked
@@ -154,12 +155,12 @@ class RayWorkers:
         if not fitting and now - self.last_fit >= patience:
             have = [
                 f"{node['NodeManagerHostname']} (cpus {node['Resources'].get('CPU', 0):g}, gpus "
-                f"{node['Resources'].get('GPU', 0):g}, memory {node['Resources'].get('memory', 0) / 1e9:.3g} GB)"
+                f"{node['Resources'].get('GPU', 0):g}, memory {size(node['Resources'].get('memory', 0))})"
                 for node in self._nodes()
             ]
             asked = {"CPU": "resources.cpus", "GPU": "resources.gpus", "memory": "resources.memory"}
             wants = [
-                f"{asked[name]} {f'{amount / 1e9:.3g} GB' if name == 'memory' else f'{amount:g}'}"
+                f"{asked[name]} {size(amount) if name == 'memory' else f'{amount:g}'}"
                 for name, amount in self._needs().items()
             ]
             more = f" and {len(have) - 8} more" if len(have) > 8 else ""
@@ -211,7 +212,7 @@ class RayWorkers:
         return look(*arguments)
 
     def _told(self) -> str:
-        memory = f", {self.grid.resources.memory / 1e9:.3g} GB" if self.grid.resources.memory else ""
+        memory = f", {size(self.grid.resources.memory)}" if self.grid.resources.memory else ""
         threads = "1 CPU" if self.cpus == 1 else f"{self.cpus} CPUs"
         return f"{threads}, {self.gpus:g} {'GPU' if self.gpus == 1 else 'GPUs'}{memory}"
 

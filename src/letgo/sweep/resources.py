@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
-
-_UNITS = {"": 1, "b": 1}
-_UNITS |= {f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)}
-_UNITS |= {f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)}
+from letgo.core.sizes import read_size, size
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class Resources:
     def __str__(self) -> str:
         said = [f"cpus {self.cpus}"] if self.cpus is not None else []
         said += [f"gpus {self.gpus:g}"] if self.gpus else []
-        said += [f"memory {self.memory / 1e9:g} GB"] if self.memory else []
+        said += [f"memory {size(self.memory)}"] if self.memory else []
         return ", ".join(said) or "nothing"
 
 
@@ -55,7 +51,7 @@ def read_resources(given: Any, where: str) -> Resources:
         number = isinstance(gpus, int | float) and not isinstance(gpus, bool)
         if not number or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
             raise UserError(f"{where}: resources.gpus must be a whole number or a share below 1, not {gpus!r}")
-    return Resources(cpus, gpus, None if memory is None else _bytes(memory, f"{where}: resources.memory"))
+    return Resources(cpus, gpus, None if memory is None else read_size(memory, f"{where}: resources.memory"))
 
 
 def read_cluster(given: Any, where: str) -> RayCluster:
@@ -81,18 +77,6 @@ def _known(given: Any, kind: type, where: str) -> Mapping[str, Any]:
     return given
 
 
-def _bytes(given: Any, where: str) -> int:
-    """A number of bytes, or one with a unit: "40GB", "512 MiB"."""
-    found = re.fullmatch(r"([\d.]+)\s*([a-z]*)", str(given).strip().lower())
-    try:
-        number = float(found[1]) * _UNITS[found[2]] if found else -1.0
-    except (KeyError, ValueError):
-        number = -1.0
-    if number < 1 or isinstance(given, bool):
-        raise UserError(f"{where} must be a size such as 40GB or 512MiB, not {given!r}")
-    return int(number)
-
-
 def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -112,8 +96,8 @@ def places(resources: Resources, workers: int) -> list[str | None]:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if resources.memory > there:
             raise UserError(
-                f"a cell asks for {resources.memory / 1e9:.3g} GB of memory (resources.memory), and this machine has "
-                f"{there / 1e9:.3g} GB"
+                f"a cell asks for {size(resources.memory)} of memory (resources.memory), and this machine has "
+                f"{size(there)}"
             )
         number = min(number, there // resources.memory)
     if resources.gpus is None:

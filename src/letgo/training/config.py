@@ -122,14 +122,19 @@ class UnlearnConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+            asked = f"deepspeed: {self.deepspeed}" if self.deepspeed else "the launcher"
+            raise UserError(
+                f"{asked} asks for DeepSpeed, which letgo does not use\n"
+                "  to share the weights out over processes, with any optimizer: strategy: fsdp2, or accelerate launch "
+                "--config_file recipes/launch/fsdp2.yaml"
+            )
         if not torch.cuda.is_available():
             # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
             self.dataloader_pin_memory = False
             # Otherwise each of several processes would take itself for the only one.
             if processes.asked() > 1:
                 self.use_cpu = True
-            # DeepSpeed, where it is installed, else says on stdout that it has found no GPU.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         given = self.output_dir
         super().__post_init__()
         # TrainingArguments would write to a folder of its own choosing where none is given.
@@ -183,6 +188,8 @@ def make_config(settings: Mapping[str, Any], *, where: str = "config") -> Unlear
     _check_sense(where, resolved)
     try:
         return UnlearnConfig(**resolved)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
 

@@ -1,14 +1,14 @@
 """How the processes of a run train together: which rows each takes, what they exchange, what a checkpoint holds.
 
-Trainer, accelerate and torch do the work (DDP for replicas, FSDP2 for shards, DeepSpeed); what is here is what they do
-not know of: that the ranks of a zeroth-order step need to exchange losses only, and that the loss of a batch must not
+Trainer, accelerate and torch do the work (DDP for replicas, FSDP2 for shards); what is here is what they do not
+know of: that the ranks of a zeroth-order step need to exchange losses only, and that the loss of a batch must not
 depend on how its rows are shared out.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,14 @@ from torch import Tensor
 
 from letgo.core import processes
 from letgo.core.errors import LetgoError, NonFiniteLossError, UserError
-from letgo.core.extras import need
-from letgo.core.ranks_lost import rank_loss_named
 from letgo.models.running import is_sharded
 from letgo.objectives.likelihood import own_share, share_window
-from letgo.optim import OPTIMIZERS
+from letgo.optim.base import every_optimizer, inner_optimizers
 from letgo.optim.engine.ranks import Ranks
 from letgo.optim.zeroth_order import ZerothOrder
 
 if TYPE_CHECKING:
     from letgo.training.config import UnlearnConfig
-
-BY_WEIGHT = ("adamw", "sgd", "sign_sgd", "sign_adam", "sophia")
-"""Optimizers that step each weight by itself, from its gradient alone."""
 
 
 class Together:
@@ -47,11 +42,6 @@ class Together:
             raise LetgoError(f"Trainer knows of {args.world_size} processes, but {self.count} have joined the run")
         self.sharded = is_sharded(model)
         self.ranks = Ranks(args.share, args.check_processes_every)  # type: ignore[arg-type]
-        if self.sharded and args.share == "directions":
-            raise UserError(
-                "share: directions is for replicas: where the weights are shared out every process takes part in every "
-                "evaluation; give share: data, or leave strategy away"
-            )
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
@@ -129,10 +119,10 @@ class Together:
             "before"
         )
 
-    def describe(self, strategy: str | None = None) -> dict[str, Any]:
-        """For the record: who did what, and what crossed the wire. `strategy` where it is another engine's."""
+    def describe(self) -> dict[str, Any]:
+        """For the record: who did what, and what crossed the wire."""
         return {
-            "strategy": strategy or ("fsdp2" if self.sharded else "replicas"),
+            "strategy": "fsdp2" if self.sharded else "replicas",
             "backend": str(torch.distributed.get_backend()),
             **self.ranks.describe(),
         }
@@ -156,50 +146,7 @@ def strategy_of(args: UnlearnConfig) -> str:
             "strategy: fsdp2 shares the weights out over several processes, but one runs\n"
             "  start several: torchrun --nproc_per_node 2 -m letgo unlearn …"
         )
-    if args.strategy == "fsdp2" and args.lora_rank:
-        raise UserError(
-            "strategy: fsdp2 shares out weights that are trained; adapters beside a base in shards are not had\n"
-            "  train them on replicas: base_quantization: nf4 makes a base a quarter as large as in bfloat16"
-        )
     return "fsdp2" if args.strategy == "fsdp2" else "replicas"
-
-
-def uses_deepspeed(args: UnlearnConfig) -> bool:
-    """Whether the config or the launcher asks for DeepSpeed."""
-    return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-
-
-def check_deepspeed(args: UnlearnConfig) -> None:
-    """Raise a `UserError` for what DeepSpeed's ZeRO can't train: it steps an optimizer itself, without a closure, on
-    flat pieces of all weights."""
-    if not uses_deepspeed(args):
-        return
-    name = OPTIMIZERS.record(args.optimizer).name
-    hessian = (args.optimizer_args or {}).get("hessian", "empirical_fisher")
-    if name not in BY_WEIGHT or (name == "sophia" and hessian != "empirical_fisher"):
-        raise UserError(
-            f"optimizer {args.optimizer!r} can't be used with DeepSpeed, which steps optimizers without a closure, on "
-            f"flat pieces of the weights; it can step {', '.join(BY_WEIGHT)}\n"
-            "  to share weights out with any optimizer: strategy: fsdp2"
-        )
-    if args.lora_rank:
-        raise UserError("adapters are small: train them on replicas or with strategy: fsdp2, without DeepSpeed")
-    need("deepspeed", "deepspeed", what="ZeRO")
-
-
-def out_of_deepspeed(state: Mapping[str, Any] | None, model: Any) -> Any:
-    """A whole model with the weights that DeepSpeed had in parts, in every process.
-
-    Args:
-        state: what `Accelerator.get_state_dict` gives of the engine: whole in the first process.
-        model: the model as it was loaded, whole.
-    """
-    if processes.is_first():
-        model.load_state_dict(dict(state or {}), strict=False)
-    with rank_loss_named(), torch.no_grad():
-        for parameter in model.parameters():
-            torch.distributed.broadcast(parameter.data, 0)
-    return model
 
 
 def said_of(told: Mapping[str, Any], steps: int) -> str:
@@ -211,20 +158,6 @@ def said_of(told: Mapping[str, Any], steps: int) -> str:
             f"{told['scalars_a_step']:g} losses a step, {told['bytes_exchanged']:,} bytes in all with the checksums"
         )
     return "; ".join(parts)
-
-
-def every_optimizer(optimizer: Any) -> Iterator[Any]:
-    """An optimizer and all that it is made of, at any depth."""
-    yield optimizer
-    for one in inner_optimizers(optimizer):
-        yield from every_optimizer(one)
-
-
-def inner_optimizers(optimizer: Any) -> list[Any]:
-    """The optimizers that one hands its steps to: those that take turns, or the one that it wraps."""
-    inner = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
-    base = getattr(optimizer, "base", None)
-    return [*inner, base] if isinstance(base, torch.optim.Optimizer) else inner
 
 
 def load_whole_weights(model: Any, directory: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from letgo.core.progress import Reporter, Task
 from letgo.data import ForgetRetainDataset
-from letgo.objectives import METHODS, ONE_SHOT
+from letgo.objectives import ONE_SHOT
 from letgo.objectives.one_shot import Data
 from letgo.objectives.one_shot.data import batches_of
 
@@ -19,23 +19,16 @@ if TYPE_CHECKING:
     from letgo.training.config import UnlearnConfig
 
 
-def is_one_shot(objective: str) -> bool:
-    """Whether a run's `objective` names such a method; a `UserError` where it names nothing."""
-    return METHODS.record(objective).name in ONE_SHOT
-
-
 class OneShot:
     """A one-shot method, a model and data: what `UnlearnTrainer` is to an objective.
 
     Args:
         model: a causal LM, as `letgo.training.prepare.prepare_model` leaves it; changed in place.
-        args: the run's config; `objective_args` are the method's settings.
+        args: the run's config; `objective_args` are the method's settings, as
+            `letgo.training.trainer.objective_of` checks them.
         dataset: the forget and the retain rows.
         pad_id: token id that pads batches.
         reporter: where progress goes.
-
-    Raises:
-        UserError: a setting that the method has not.
     """
 
     def __init__(
@@ -43,7 +36,6 @@ class OneShot:
     ) -> None:
         self.model, self.args, self.dataset, self.pad_id, self.reporter = model, args, dataset, pad_id, reporter
         self.settings = dict(args.objective_args or {})
-        ONE_SHOT.check_settings(args.objective, self.settings, skip=("model", "data"))
         name = ONE_SHOT.record(args.objective).name
         self.notes = [
             f"{name} changes the weights in one shot: its settings are objective_args alone; no optimizer, no learning "

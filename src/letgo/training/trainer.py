@@ -30,12 +30,13 @@ from letgo.core.ranks_lost import rank_loss_named
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
 from letgo.models.forward import through
 from letgo.models.load import in_shards
-from letgo.objectives import Objective, create_objective
+from letgo.objectives import METHODS, ONE_SHOT, Objective, create_objective
 from letgo.optim import OPTIMIZERS, create_optimizer, gnb_loss
+from letgo.optim.base import ClosureOptimizer, every_optimizer, inner_optimizers
 from letgo.optim.engine.shards import cut_state, whole_state
 from letgo.optim.smoothing import GradientSmoothing
 from letgo.training.config import UnlearnConfig
-from letgo.training.distributed import Together, inner_optimizers, load_whole_weights, uses_deepspeed
+from letgo.training.distributed import Together, load_whole_weights
 
 COMPLETE = "letgo_complete"
 """A file written last into a checkpoint: one without it was cut off while being saved."""
@@ -50,7 +51,7 @@ class UnlearnTrainer(Trainer):
         dataset: forget rows paired with retain rows, with the reference quantities that the objective needs
             (`letgo.training.prepare.take_references`).
         pad_id: token id that pads batches.
-        objective: as `objective_of` makes it of the config, which is the default.
+        objective: as `objective_of` makes it of the config.
         reporter: where progress goes.
     """
 
@@ -61,13 +62,13 @@ class UnlearnTrainer(Trainer):
         dataset: ForgetRetainDataset,
         *,
         pad_id: int,
-        objective: Objective | None = None,
+        objective: Objective,
         reporter: Reporter | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         if not args.output_dir:
             raise UserError("no output directory: give output_dir")
-        self.objective: Objective = objective or objective_of(args)
+        self.objective = objective
         self.reporter = reporter or Quiet()
         self.notes: list[str] = []
         """What is to be said of the run beside its numbers (steps added so that it ends on a zeroth-order round)."""
@@ -305,7 +306,7 @@ class UnlearnTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; replicas of which no gradient is ever taken are not wrapped, for DDP keeps room for one."""
-        if self.together.count == 1 or self.together.sharded or uses_deepspeed(self.args):
+        if self.together.count == 1 or self.together.sharded:
             return super()._prepare_for_training(*args, **kwargs)
         if self.together.exchanges_gradients(_bare(self.create_optimizer())):
             return super()._prepare_for_training(*args, **kwargs)
@@ -403,15 +404,23 @@ class UnlearnTrainer(Trainer):
         return [{k: row[k] for k in keys if k in row} for row in self.state.log_history if "loss" in row]
 
 
-def objective_of(args: UnlearnConfig) -> Objective:
-    """The objective that a config names."""
+def objective_of(args: UnlearnConfig) -> Objective | None:
+    """The objective that a config names; None where it names a one-shot method, which has no loss to train with.
+
+    Raises:
+        UserError: an unknown name, or a setting that it has not.
+    """
+    settings = args.objective_args or {}
+    if METHODS.record(args.objective).name in ONE_SHOT:
+        ONE_SHOT.check_settings(args.objective, settings, skip=("model", "data"))
+        return None
     return create_objective(
         args.objective,
         retain_loss=args.retain_loss,
         retain_weight=args.retain_weight,
         retain_weight_schedule=args.retain_weight_schedule,
         forget_weight=args.forget_weight,
-        **(args.objective_args or {}),
+        **settings,
     )
 
 
@@ -426,8 +435,45 @@ def optimizer_settings(args: UnlearnConfig) -> dict[str, Any]:
 
 def fitted_steps(args: UnlearnConfig, total: int) -> int:
     """The steps of a run that is to have `total`: more where the optimizer must end on a round of its own."""
-    probe = create_optimizer(args.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], **optimizer_settings(args))
+    probe = _trial_optimizer(args)
     return probe.fit_total_steps(total) if hasattr(probe, "fit_total_steps") else total
+
+
+def check_shards(args: UnlearnConfig) -> None:
+    """Check that a run can train a model whose weights are shared out over processes (`strategy: fsdp2`).
+
+    Raises:
+        UserError: it says what can't be, and the way out.
+    """
+    if objective_of(args) is None:
+        raise UserError(
+            f"strategy: fsdp2 shares out weights that are trained in steps; {args.objective} changes whole weights in "
+            "one shot: take replicas, or one process"
+        )
+    if args.lora_rank:
+        raise UserError(
+            "strategy: fsdp2 shares out weights that are trained; adapters beside a base in shards are not had\n"
+            "  train them on replicas: base_quantization: nf4 makes a base a quarter as large as in bfloat16"
+        )
+    if args.share == "directions":
+        raise UserError(
+            "share: directions is for replicas: where the weights are shared out every process takes part in every "
+            "evaluation; give share: data, or leave strategy away"
+        )
+    record = OPTIMIZERS.record(args.optimizer)
+    if record.refuses_shards:
+        raise UserError(f"strategy: fsdp2 with optimizer {record.name!r}: {record.refuses_shards}")
+    for optimizer in every_optimizer(_trial_optimizer(args)):
+        if isinstance(optimizer, ClosureOptimizer):
+            try:
+                optimizer.check_shards()
+            except ValueError as error:
+                raise UserError(f"strategy: fsdp2 with optimizer {record.name!r}: {error}") from error
+
+
+def _trial_optimizer(args: UnlearnConfig) -> Any:
+    """The optimizer of a config on a small tensor: what it will need is asked of it before there is a model."""
+    return create_optimizer(args.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], **optimizer_settings(args))
 
 
 def planned_steps(args: UnlearnConfig, rows: int, readers: int | None = None) -> tuple[int, int]:

@@ -23,7 +23,6 @@ from letgo.data import check_disjoint
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.adapters import MERGED, Base, quick_fingerprint
 from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
-from letgo.models.running import is_sharded_by_zero
 from letgo.models.save import save_model
 from letgo.runs import record_run
 from letgo.runs.results import (
@@ -41,11 +40,18 @@ from letgo.runs.results import (
 )
 from letgo.scoring.resume_log import ScoreLog, content_key
 from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
-from letgo.training.distributed import check_deepspeed, out_of_deepspeed, said_of, strategy_of, uses_deepspeed
-from letgo.training.one_shot import OneShot, is_one_shot
+from letgo.training.distributed import said_of, strategy_of
+from letgo.training.one_shot import OneShot
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
-from letgo.training.trainer import UnlearnTrainer, last_checkpoint, objective_of, planned_steps, rows_of_checkpoint
+from letgo.training.trainer import (
+    UnlearnTrainer,
+    check_shards,
+    last_checkpoint,
+    objective_of,
+    planned_steps,
+    rows_of_checkpoint,
+)
 
 PARTIAL = "scores-{}.partial.jsonl"
 """In an unfinished run: what has been scored of the model whose weights have this fingerprint."""
@@ -152,8 +158,6 @@ class _Job:
         self.run_id = processes.agreed(new_run_id(self.created))
         self.before: Metrics = {}
         self.base: Base | None = None
-        self.zero: Any = None
-        """The whole weights, in the first process, where ZeRO-3 has trained them in parts."""
         self.ranks: dict[str, Any] = {}
         """How several processes trained together, for the record."""
         self.scored: dict[str, Any] = {}
@@ -173,10 +177,6 @@ class _Job:
             from letgo.report.publish import check_repository
 
             check_repository(args.hub_model_id)
-        check_deepspeed(args)
-        if uses_deepspeed(args) and args.save_strategy != "no":
-            args.save_strategy = "no"
-            self.notes.append("no checkpoints: DeepSpeed's are pickles, which letgo does not read; FSDP2 has some")
         benchmark: Benchmark = benchmark_of(self.settings)
         if benchmark.sequence:
             raise UserError(
@@ -200,9 +200,6 @@ class _Job:
             self.unlearned(work, tokenizer, benchmark, resume)
         self.notes += work.notes
         model = work.model
-        if is_sharded_by_zero(model):
-            work.model = None
-            model = out_of_deepspeed(self.zero, self.loaded())
         with self.clock("save"):
             save_model(model, tokenizer, self.directory, base=self.base)
             if self.base is not None:
@@ -231,7 +228,10 @@ class _Job:
     def loaded(self) -> Any:
         """The model to be unlearned; shared out over the processes where the config asks for it."""
         args = self.args
-        shards = processes.count() if strategy_of(args) == "fsdp2" else 1
+        shards = 1
+        if strategy_of(args) == "fsdp2":
+            check_shards(args)
+            shards = processes.count()
         return load_model(args.model, dtype=args.dtype, quantization=args.base_quantization, shards=shards)
 
     def write(self, result: Result, work: UnlearnTrainer | OneShot, stages: Mapping[str, Sequence[Sample]]) -> None:
@@ -305,7 +305,7 @@ class _Job:
     def work(self, model: Any, tokenizer: Any, benchmark: Benchmark) -> UnlearnTrainer | OneShot:
         """What is to be run on the model: a trainer with the objective and the optimizer, or a one-shot method."""
         args = self.args
-        objective = None if is_one_shot(args.objective) else objective_of(args)
+        objective = objective_of(args)
         self.base = self._base(model) if args.lora_rank else None
         context = context_length(model)
         model, about_model = prepare_model(model, args, objective)
@@ -334,11 +334,9 @@ class _Job:
             self.reporter.say(f"  {said}")
         work.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if work.together.count > 1:
-            plugin = getattr(work.accelerator.state, "deepspeed_plugin", None)
-            self.ranks = work.together.describe(None if plugin is None else f"zero{plugin.zero_stage}")
+            self.ranks = work.together.describe()
             self.notes.append(said_of(self.ranks, work.state.global_step))
             self.reporter.say(f"  {self.notes[-1]}")
-        self.zero = work.accelerator.get_state_dict(work.model_wrapped) if is_sharded_by_zero(work.model) else None
         work.release()
         give_back_memory()
 

@@ -25,13 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from letgo.core.catalog import did_you_mean
-from letgo.core.errors import UserError
-
-Strategy = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
-STRATEGIES: tuple[Strategy, ...] = ("single", "ddp", "fsdp2", "zero2", "zero3")
-SHARDED: tuple[Strategy, ...] = ("fsdp2", "zero3")
-"""Those whose weights lie in shards."""
+Strategy = Literal["single", "ddp", "fsdp2"]
 SCALAR = 8
 """Bytes of a loss, as `letgo.optim.engine.ranks` sends it."""
 SHIFT_TRAFFIC = 3.0
@@ -111,15 +105,6 @@ MACHINES: dict[str, Machine] = {
         "a process a server, 25 Gb/s Ethernet at its line rate, 50 us a hop (assumed); the rate measured or given",
     ),
 }  # fmt: skip
-
-
-def machine_named(name: str) -> Machine:
-    """Raises a `UserError` for a name that is none of `MACHINES`."""
-    if name not in MACHINES:
-        raise UserError(
-            f"letgo plan: no machine {name!r}{did_you_mean(name, MACHINES)} (there are {', '.join(MACHINES)})"
-        )
-    return MACHINES[name]
 
 
 @dataclass(frozen=True)
@@ -211,16 +196,12 @@ def wire_bytes(work: StepWork, ranks: int, strategy: Strategy) -> dict[str, floa
     found: dict[str, float] = {}
     if work.evaluations:
         found["losses"] = SCALAR * work.evaluations
-    if strategy in SHARDED:
-        kept = work.kept if strategy == "fsdp2" else 0
+    if strategy == "fsdp2":
         found["weights gathered, evaluations"] = share * work.evaluations * work.windows * work.weights
         found["weights gathered, forward and backward"] = (
-            share * work.backwards * work.windows * (2 * work.weights - kept)
+            share * work.backwards * work.windows * (2 * work.weights - work.kept)
         )
         found["gradients scattered"] = share * work.backwards * work.trained
-    elif strategy == "zero2":
-        found["gradients scattered"] = share * work.backwards * work.trained
-        found["weights gathered"] = share * float(bool(work.backwards)) * work.trained
     else:
         found["gradients reduced"] = 2 * share * work.backwards * work.trained
     return {name: count for name, count in found.items() if count}
@@ -248,7 +229,7 @@ def step_cost(
             the evaluations are split; of a first-order step each takes a part of the rows.
         overlap: the share of what can be hidden that is.
     """
-    sharded = strategy in SHARDED
+    sharded = strategy == "fsdp2"
     mine = work.evaluations
     if share == "directions" and ranks > 1:
         # As whole evaluations as they come; the slowest device has one more than the quickest.
@@ -258,12 +239,11 @@ def step_cost(
     if share == "directions":
         backwards /= ranks
     held = 1 / ranks if sharded else 1.0
-    part = 1 / ranks if strategy == "zero2" else held
     shifts = mine * work.windows * SHIFT_TRAFFIC * held * work.trained
     apply = (work.directions > 0) * 2 * held * work.trained
     if work.directions > 1:
         apply += work.directions * NOISE_TRAFFIC * held * work.elements
-    first = work.backwards * (3 + 2 * work.state) * work.trained * part
+    first = work.backwards * (3 + 2 * work.state) * work.trained * held
     traffic = (shifts + apply + first) / machine.memory_bandwidth
 
     sent = wire_bytes(replace(work, evaluations=mine) if sharded else work, ranks, strategy)
@@ -272,8 +252,7 @@ def step_cost(
     if ranks > 1 and sharded:
         ahead = all_gather(mine * work.windows * work.weights, ranks, machine, mine * work.windows * work.units)
         again = work.backwards * work.windows
-        kept = work.kept if strategy == "fsdp2" else 0
-        behind = all_gather(again * (2 * work.weights - kept), ranks, machine, 2 * again * work.units)
+        behind = all_gather(again * (2 * work.weights - work.kept), ranks, machine, 2 * again * work.units)
         behind += all_gather(work.backwards * work.trained, ranks, machine, work.backwards * work.units)
     elif ranks > 1 and work.backwards:
         behind = work.backwards * all_reduce(work.trained, ranks, machine)

@@ -1,4 +1,4 @@
-"""The tables and the figure of docs/scaling.md, from the cost model: python scripts/scaling_table.py [--figure FILE]
+"""The tables and the figure of this folder's README.md: python -m research.scaling.scaling_table [--figure FILE]
 
 Steps of three shapes of model under zeroth and first order on 1 to 1,000 devices; prints Markdown.
 """
@@ -9,10 +9,10 @@ import argparse
 import math
 from pathlib import Path
 
-from letgo.planning.report import size
-from letgo.planning.scaling import MACHINES, StepWork, Strategy, efficiency, step_cost
-from letgo.planning.spread import short
+from letgo.core.sizes import size
 from letgo.report.svg import Plot, tag
+from research.scaling.run_step import short
+from research.scaling.scaling import MACHINES, StepWork, Strategy, efficiency, step_cost
 
 SHAPES = {
     # hidden, inner, layers, heads, heads of keys and values, vocabulary, tied: SmolLM2-135M, Llama-2-7B, Llama-2-70B
