@@ -133,7 +133,7 @@ def no_optuna(monkeypatch):
     def missing(module, extra, **more):
         raise UserError(f"pip install 'letgo[{extra}]'")
 
-    monkeypatch.setattr("letgo.attacks.engine.search.need", missing)
+    monkeypatch.setattr("letgo.core.search.need", missing)
 
 
 def fake(settings, seed):

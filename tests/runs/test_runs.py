@@ -119,10 +119,7 @@ def test_attack_patterns():
 
 def dump(index):
     with sqlite3.connect(index.file) as connection:
-        return {
-            table: sorted(connection.execute(f"SELECT * FROM {table}").fetchall())
-            for table in ("runs", "metrics", "attacks", "tags")
-        }
+        return dict(connection.execute("SELECT path, record FROM runs").fetchall())
 
 
 def test_rebuilt_from_the_directories_it_is_equal_to_what_was_recorded(folder, tmp_path):
@@ -131,9 +128,10 @@ def test_rebuilt_from_the_directories_it_is_equal_to_what_was_recorded(folder, t
     folder.tag("robust", ["kept-for-paper", "seed:0"])
     folder.tag("robust", remove=["seed:0"])
     before = dump(folder)
-    assert before["tags"]
-    assert before["metrics"]
-    assert len(before["attacks"]) == 3
+    rows = {path: json.loads(record) for path, record in before.items()}
+    assert rows["robust"]["own_tags"] == ["kept-for-paper"]
+    assert rows["robust"]["stages"]["after"]["forget_accuracy"] == 0.5
+    assert sum(len(row["attacks"]) for row in rows.values()) == 3
     (tmp_path / INDEX_FILE).unlink()
     assert folder.rebuild() == (3, [])
     assert dump(folder) == before
@@ -190,17 +188,74 @@ def test_newer_schemas_are_refused_and_older_ones_migrated(folder, tmp_path, mon
         lambda old: {k: v for k, v in old.items() if k != "commit"} | {"git": old["commit"], "schema": 1},
     )
     assert folder.rebuild() == (3, [])
-    assert folder.find("r1").result.git == "abc"
+    assert folder.find("r1").git == "abc"
 
 
 def test_an_index_of_a_newer_version_is_refused_and_an_older_one_made_again(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("letgo.runs.index.INDEX_VERSION", 2)
+    monkeypatch.setattr("letgo.runs.index.INDEX_VERSION", 3)
     before = names(folder.all())
     with sqlite3.connect(folder.file) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
     assert before == ["robust", "fragile", "bare"]
-    monkeypatch.setattr("letgo.runs.index.INDEX_VERSION", 1)
-    with pytest.raises(UserError, match="of version 2, this letgo's is 1"):
+    monkeypatch.setattr("letgo.runs.index.INDEX_VERSION", 2)
+    with pytest.raises(UserError, match="of version 3, this letgo's is 2"):
+        folder.all()
+
+
+_FIRST_TABLES = """
+CREATE TABLE runs (path TEXT PRIMARY KEY, run_id TEXT NOT NULL, kind TEXT NOT NULL, result TEXT NOT NULL);
+CREATE TABLE metrics (path TEXT NOT NULL, stage TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL);
+CREATE TABLE attacks (path TEXT NOT NULL, label TEXT NOT NULL, kept REAL NOT NULL);
+CREATE TABLE tags (path TEXT NOT NULL, tag TEXT NOT NULL, own INTEGER NOT NULL, PRIMARY KEY (path, tag));
+CREATE INDEX runs_by_id ON runs (run_id);
+"""
+"""The tables of version 1, by their names and some of their columns."""
+
+
+@pytest.mark.parametrize("first", ["all", "select", "record", "rebuild"])
+def test_an_index_of_the_first_version_is_made_again_from_the_directories(folder, tmp_path, first):
+    """Runs that lie outside of the index's folder have no other trace there, and are kept."""
+    outside = tmp_path.with_name(f"{tmp_path.name}-outside") / "far"
+    made.write(outside, made.result(run_id="far", created="2026-02-01T00:00:00+00:00"))
+    folder.record(outside)
+    expected = dump(folder)
+    folder.file.unlink()
+    with sqlite3.connect(folder.file) as connection:
+        connection.executescript(_FIRST_TABLES)
+        connection.executemany(
+            "INSERT INTO runs VALUES (?, 'r', 'unlearn', '{}')", [(path,) for path in ("gone", *expected)]
+        )
+        connection.execute("INSERT INTO tags VALUES ('gone', 'x', 1)")
+        connection.execute("PRAGMA user_version=1")
+    connection.close()
+    calls = {
+        "all": folder.all,
+        "select": lambda: folder.select("optimizer=fozo"),
+        "record": lambda: folder.record(tmp_path / "robust"),
+        "rebuild": folder.rebuild,
+    }
+    calls[first]()
+    assert dump(folder) == expected
+    assert names(folder.all()) == ["robust", "fragile", "bare", "far"]
+    with sqlite3.connect(folder.file) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'index')").fetchall()
+    assert {name for (name,) in tables if not name.startswith("sqlite_")} == {"runs"}
+
+
+def test_expressions_and_lists_are_answered_without_opening_a_result(folder, tmp_path, monkeypatch):
+    for name in ("robust", "fragile", "sweep/bare"):
+        (tmp_path / name / RESULT_FILE).write_text("broken")
+    where = "retain_accuracy >= 0.9*before and optimizer_args.rho >= 0 or survived(quantize4) or seed=7"
+    records = folder.select(where, sort="-kept(quantize4)")
+    assert names(records) == ["robust", "fragile"]
+    assert records[0].fields["optimizer"] == "fozo"
+    assert [attack.label for attack in records[1].attacks] == [made.quantize().label, made.relearn().label]
+
+
+def test_a_row_that_is_no_record_says_how_to_mend_it(folder):
+    with sqlite3.connect(folder.file) as connection:
+        connection.execute("UPDATE runs SET record = '{}' WHERE path = 'robust'")
+    with pytest.raises(UserError, match="letgo runs rebuild"):
         folder.all()
 
 
@@ -279,3 +334,28 @@ def test_an_expression_keeps_its_bounds_for_sweeps():
         ("forget_accuracy", "<=", 0.3, None),
         ("retain_accuracy", ">=", 0.95, "before"),
     ]
+
+
+def test_the_command_lists_shows_compares_and_tags(folder, tmp_path):
+    from typer.testing import CliRunner
+
+    from letgo.cli import app
+
+    def command(*arguments):
+        done = CliRunner().invoke(app, ["runs", *arguments, "--root", str(tmp_path)], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.stdout
+
+    listed = json.loads(command("list", "--where", "attacked(*)", "--sort", "-seed", "--show", "max_steps", "--json"))
+    assert [row["path"] for row in listed] == ["fragile", "robust"]
+    assert listed[0]["kept(relearn:groups=10,steps=60,learning_rate=2e-05)"] == 0.31
+    assert listed[0]["max_steps"] == 80
+    assert listed[0]["tags"][:2] == ["robustness-test", f"failed:{made.quantize().label}"]
+    assert command("list", "--csv", "--where", "seed=7").splitlines()[1].startswith("r2,fragile,unlearn,")
+    shown = json.loads(command("show", "r1", "--json"))
+    assert shown["record"] == {key: listed[1][key] for key in shown["record"]}
+    assert shown["result"] == json.loads((tmp_path / "robust" / RESULT_FILE).read_text())
+    compared = {row["field"]: row for row in json.loads(command("diff", "r1", "r2", "--json"))}
+    assert compared["seed"] == {"field": "seed", "robust": 0, "fragile": 7}
+    assert "first-try" in json.loads(command("tag", "r1", "first-try", "--json"))["tags"]
+    assert "r1" in command("list", "--where", "tag(first-try)", "--json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
@@ -80,17 +79,13 @@ def test_an_address_where_nothing_answers_is_said_at_once(small, no_cluster, mon
 
 
 def test_nodes_are_compared_with_where_the_sweep_runs(tmp_path):
-    token = "0123abcd"
-    (tmp_path / f".probe-{token}").write_text(token)
-    here = look(str(tmp_path), token, os.getcwd(), "node1")
-    assert (tmp_path / f".probe-{token}-node1").read_text() == "node1"
-    problem, notes = compare(here, here)
-    assert problem == ""
-    assert len(notes) == 1
-    assert "locks of files do not reach" in notes[0], "nobody holds a lock on the probe here"
+    probe = tmp_path / ".probe-0123abcd"
+    probe.touch()
+    here = look(str(probe), os.getcwd())
+    assert compare(here, here) == ("", [])
 
     def there(**changes):
-        return compare(here, {**here, "host": "node7", "locked": True, **changes})
+        return compare(here, {**here, "host": "node7", **changes})
 
     versions = here["versions"]
     assert there() == ("", [])
@@ -100,15 +95,14 @@ def test_nodes_are_compared_with_where_the_sweep_runs(tmp_path):
     problem, notes = there(versions=versions | {"torch": build, "numpy": "0.1"})
     assert problem == ""
     assert [note.split(", this")[0] for note in notes] == [f"node node7 has torch {build}", "node node7 has numpy 0.1"]
-    assert "other code of letgo" in there(code="0" * 64)[0]
+    assert "other code of letgo" in there(code="0" * 16)[0]
     assert "does not see the sweep's folder" in there(seen=False)[0]
-    assert "paths that are not absolute" in there(cwd=False)[1][0]
-    assert look(str(tmp_path / "nowhere"), token, "/no/such/folder") | {"host": "", "seen": False} == here | {
-        "host": "",
-        "seen": False,
-        "locked": False,
-        "cwd": False,
-    }
+    assert there(writable=False)[0].startswith(f"node node7 can't write to {tmp_path}: check the permissions")
+    assert "paths that are not absolute" in there(inside=False)[1][0]
+    elsewhere = look(str(tmp_path / "nowhere" / probe.name), "/no/such/folder")
+    assert [elsewhere[key] == here[key] for key in ("versions", "code")] == [True, True]
+    assert not elsewhere["seen"]
+    assert not elsewhere["inside"]
 
 
 @pytest.mark.slow
@@ -159,8 +153,6 @@ def test_a_cell_that_fails_on_ray_is_told_as_a_local_one(small, cluster):
 
 @pytest.mark.slow
 def test_what_a_cluster_can_not_do_is_said_and_leaves_no_sweep(small, cluster, monkeypatch, heard):
-    from letgo.sweep.ray import RayWorkers
-
     start = time.monotonic()
     for resources, wanted in (
         ({"cpus": 640}, "resources.cpus 640"),
@@ -174,15 +166,15 @@ def test_what_a_cluster_can_not_do_is_said_and_leaves_no_sweep(small, cluster, m
     with pytest.raises(UserError, match=r"its nodes: .*cpus 2, gpus 0"):
         sweep(grid)
 
-    def other(self, *arguments):
-        found = look(*arguments)
-        return found | {"versions": found["versions"] | {"torch": "1.0.0"}}
+    def other(here, there):
+        return compare(here | {"versions": here["versions"] | {"torch": "1.0.0"}}, there)
 
-    monkeypatch.setattr(RayWorkers, "_look_here", other)
+    monkeypatch.setattr("letgo.sweep.ray.compare", other)
     with pytest.raises(UserError, match=r"node .* has torch .*, and this machine 1\.0\.0"):
         sweep(small("out", **RAY))
     monkeypatch.undo()
-    monkeypatch.setattr(RayWorkers, "_probe", lambda self: contextlib.nullcontext())
+    # The file that nodes look for is never made.
+    monkeypatch.setattr(Path, "touch", lambda self: None)
     with pytest.raises(UserError, match="does not see the sweep's folder as this machine does"):
         sweep(small("out", **RAY))
     monkeypatch.undo()
@@ -238,21 +230,25 @@ def test_a_cluster_that_grows_is_given_its_time_and_one_that_shrank_a_while(smal
 
 
 @pytest.mark.slow
+def test_variables_of_letgo_reach_the_cells(small, cluster, monkeypatch, heard):
+    from letgo.sweep.ray import RayWorkers
+
+    monkeypatch.setenv("LETGO_REFERENCES", "/shared/references")
+    monkeypatch.setenv("UNRELATED", "1")
+    workers = RayWorkers(small("out", **RAY), heard)
+    ask = cluster.remote(os.getenv).options(runtime_env=workers.environment)
+    assert cluster.get([ask.remote("LETGO_REFERENCES"), ask.remote("UNRELATED")]) == ["/shared/references", None]
+
+
+@pytest.mark.slow
 def test_a_node_that_joins_later_is_looked_at_by_its_first_cell(small, cluster, monkeypatch):
     from letgo.sweep.ray import RayWorkers
 
-    check = RayWorkers._check_nodes
-
-    def unseen(self):
-        check(self)
-        self.passed.clear()
-
-    monkeypatch.setattr(RayWorkers, "_check_nodes", unseen)
+    monkeypatch.setattr(RayWorkers, "_check_nodes", lambda self: None)
     assert len(sweep(small("same", **RAY), part=parse_part("1/2")).cells("finished")) == 1
 
     def other(self):
-        unseen(self)
-        self.here = self.here | {"code": "0" * 64}
+        self.here = self.here | {"code": "0" * 16}
 
     monkeypatch.setattr(RayWorkers, "_check_nodes", other)
     grid = small("other", **RAY)

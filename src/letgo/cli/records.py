@@ -46,7 +46,7 @@ def list_runs(
         {str(field): None if (value := field.of(record)) is MISSING else value for field in extra} for record in found
     ]
     if as_json or as_csv:
-        rows = [record.flat() | _kept(record) | more for record, more in zip(found, values, strict=True)]
+        rows = [record.fields | _kept(record) | more for record, more in zip(found, values, strict=True)]
         _print_csv(rows) if as_csv else print_json(rows)
         return
     _print_table(found, [str(field) for field in extra], values)
@@ -63,17 +63,18 @@ def show_run(
 ) -> None:
     """Show one run: its settings, cost, results and what it survived."""
     from letgo.cli.common import print_run
+    from letgo.runs.results import read_result
 
     index = _index(root)
     record = index.find(run)
+    result = read_result(index.root / record.path)
     if as_json:
-        document = {"record": record.flat(), "result": record.result.model_dump(mode="json", by_alias=True)}
-        print_json(document)
+        print_json({"record": record.fields, "result": result.model_dump(mode="json", by_alias=True)})
         return
-    for key, value in record.flat().items():
+    for key, value in record.fields.items():
         if value not in (None, [], ""):
             typer.echo(f"{key:<14} {', '.join(value) if isinstance(value, list) else value}")
-    print_run(record.result, index.root / record.path)
+    print_run(result, index.root / record.path)
 
 
 @runs.command("tag")
@@ -87,7 +88,7 @@ def tag_run(
     """Add words to a run, or take them away. They lie in the run's own directory."""
     record = _index(root).tag(run, () if remove else tags, tags if remove else ())
     if as_json:
-        print_json(record.flat())
+        print_json(record.fields)
     else:
         typer.echo(f"{record.name}: {', '.join(record.tags) or 'no tags'}")
 
@@ -156,7 +157,7 @@ def _index(root: Path | None) -> Index:
 
 
 def _kept(record: RunRecord) -> dict[str, float]:
-    return {f"kept({attack.label})": attack.kept for attack in record.result.attacks}
+    return {f"kept({attack.label})": attack.kept for attack in record.attacks}
 
 
 def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[str, Any]]) -> None:
@@ -171,8 +172,8 @@ def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[s
     for name in (*_SHOWN, *extra):
         table.add_column(name.replace("_", " "), overflow="fold")
     for record, more in zip(records, values, strict=True):
-        flat = record.flat() | {"name": record.path}
-        attacks = [f"{'✓' if a.survived else '✗'} {a.label} {a.kept:.0%}" for a in record.result.attacks]
+        flat = record.fields | {"name": record.path}
+        attacks = [f"{'✓' if a.survived else '✗'} {a.label} {a.kept:.0%}" for a in record.attacks]
         flat["attacks"] = "\n".join(attacks)
         table.add_row(*(Text(_shown(flat[name])) for name in _SHOWN), *(Text(_shown(more[name])) for name in extra))
     Console().print(table)

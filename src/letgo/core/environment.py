@@ -10,8 +10,6 @@ import resource
 import subprocess
 from typing import Any
 
-import torch
-
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
@@ -38,6 +36,9 @@ def git_revision() -> str | None:
 
 def peak_memory() -> dict[str, int]:
     """Peak resident memory of this process, and allocated memory of each GPU, in bytes."""
+    # Not at the top: a node of a cluster says which versions it has before anything heavy is loaded.
+    import torch
+
     # Linux counts kilobytes, macOS bytes.
     unit = 1 if platform.system() == "Darwin" else 1024
     peaks = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from letgo.runs.query import stages_of
 from letgo.runs.record import RunRecord
 
 _UNLIKE_ANYWAY = ("id", "path", "created", "seconds", "peak_memory", "tags", "letgo")
@@ -15,16 +14,14 @@ _UNLIKE_ANYWAY = ("id", "path", "created", "seconds", "peak_memory", "tags", "le
 def difference(one: RunRecord, two: RunRecord) -> list[tuple[str, Any, Any]]:
     """Field, its value in the first run and in the second, wherever these differ: first the settings, then versions,
     then metrics, then what was kept after each attack. None where a run has no such field."""
-    rows = _differing(one.flat(), two.flat(), skip=_UNLIKE_ANYWAY)
+    rows = _differing(one.fields, two.fields, skip=_UNLIKE_ANYWAY)
     seen = {name for name, _, _ in rows}
-    settings = _differing(_flattened(one.result.config), _flattened(two.result.config), skip=("output_dir", *seen))
-    rows += settings
-    rows += _differing(one.result.versions, two.result.versions, prefix="version of ")
-    rows += _differing({"git": one.result.git}, {"git": two.result.git})
-    first, second = stages_of(one), stages_of(two)
-    for stage in dict.fromkeys([*first, *second]):
-        rows += _differing(first.get(stage, {}), second.get(stage, {}), prefix=f"{stage}.")
-    kept = [{f"kept({a.label})": a.kept for a in record.result.attacks} for record in (one, two)]
+    rows += _differing(_flattened(one.config), _flattened(two.config), skip=("output_dir", *seen))
+    rows += _differing(one.versions, two.versions, prefix="version of ")
+    rows += _differing({"git": one.git}, {"git": two.git})
+    for stage in dict.fromkeys([*one.stages, *two.stages]):
+        rows += _differing(one.stages.get(stage, {}), two.stages.get(stage, {}), prefix=f"{stage}.")
+    kept = [{f"kept({attack.label})": attack.kept for attack in record.attacks} for record in (one, two)]
     return rows + _differing(*kept)
 
 

@@ -8,7 +8,6 @@ run is recorded in one transaction after its own files are whole, so a writer th
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,35 +15,20 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from letgo.core.errors import UserError
+from pydantic import ValidationError
+
+from letgo.core.errors import UserError, first_line
 from letgo.runs.query import MISSING, Query, check_field, parse_field, parse_query
 from letgo.runs.record import RunRecord, read_tags, relative, write_tags
-from letgo.runs.results import RESULT_FILE, Result, is_run
+from letgo.runs.results import is_run
 
 INDEX_FILE = "runs.sqlite"
-INDEX_VERSION = 1
-"""Version of the tables, in SQLite's `user_version`. An older index is made again; a newer one is refused."""
+INDEX_VERSION = 2
+"""Version of the table, in SQLite's `user_version`. An older index is made again; a newer one is refused."""
+_TABLE = "CREATE TABLE runs (path TEXT PRIMARY KEY, record TEXT NOT NULL)"
+"""A `RunRecord` as JSON under its path: queries and lists are answered from these, and no `result.json` is opened."""
 ENVIRONMENT = "LETGO_RUNS"
 """The folder whose index takes all runs, wherever they are written."""
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS runs (
-    path TEXT PRIMARY KEY, run_id TEXT NOT NULL, kind TEXT NOT NULL, created TEXT NOT NULL, status TEXT NOT NULL,
-    model TEXT, data TEXT, objective TEXT, optimizer TEXT, grade TEXT, learning_rate REAL, zo_lr REAL,
-    batch_size INTEGER, seed INTEGER, seconds REAL, peak_memory INTEGER, letgo TEXT, result TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS metrics (
-    path TEXT NOT NULL, stage TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL, n INTEGER NOT NULL,
-    low REAL NOT NULL, high REAL NOT NULL, PRIMARY KEY (path, stage, name));
-CREATE TABLE IF NOT EXISTS attacks (
-    path TEXT NOT NULL, label TEXT NOT NULL, name TEXT NOT NULL, kept REAL NOT NULL, survived INTEGER NOT NULL,
-    PRIMARY KEY (path, label));
-CREATE TABLE IF NOT EXISTS tags (path TEXT NOT NULL, tag TEXT NOT NULL, own INTEGER NOT NULL, PRIMARY KEY (path, tag));
-CREATE INDEX IF NOT EXISTS runs_by_id ON runs (run_id);
-"""
-_COLUMNS = (
-    "id", "kind", "created", "status", "model", "data", "objective", "optimizer", "grade", "learning_rate", "zo_lr",
-    "batch_size", "seed", "seconds", "peak_memory", "letgo",
-)  # fmt: skip
 
 
 class Index:
@@ -62,19 +46,16 @@ class Index:
 
     def record(self, directory: Path) -> RunRecord:
         """Record a run directory as it is now, in place of what was known of it."""
-        self._renew()
         record = RunRecord.read(directory, self.root)
         with self._connection() as connection:
-            _insert(connection, record)
+            _insert(connection, [record])
         return record
 
     def record_all(self, directories: Sequence[Path]) -> list[str]:
-        """Record many run directories in one transaction; returns what is to be said of any that could not be read."""
-        self._renew()
+        """Record many run directories in one transaction; returns a message for each that could not be read."""
         records, problems = _read_all(directories, self.root)
         with self._connection() as connection:
-            for record in records:
-                _insert(connection, record)
+            _insert(connection, records)
         return problems
 
     def tag(self, run: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> RunRecord:
@@ -92,32 +73,22 @@ class Index:
         """Make the index again from the run directories below the root, in one transaction.
 
         Returns:
-            How many runs it has now, and what is to be said of directories that could not be read.
+            How many runs it has now, and a message for each directory that could not be read.
         """
         if not self.root.is_dir():
             raise UserError(f"no such folder: {self.root}")
-        records, problems = _read_all(run_directories(self.root), self.root)
         with self._connection() as connection:
-            # Runs recorded from outside the root (LETGO_RUNS) have no other trace here: kept while they exist.
-            outside = [path for (path,) in connection.execute("SELECT path FROM runs WHERE path LIKE '..%'")]
-            for table in ("runs", "metrics", "attacks", "tags"):
-                connection.execute(f"DELETE FROM {table}")
-            for path in outside:
-                if is_run(self.root / path):
-                    records.append(RunRecord.read(self.root / path, self.root))
-            for record in records:
-                _insert(connection, record)
-        return len(records), problems
+            return self._fill(connection)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def all(self) -> list[RunRecord]:
         """Every run that is recorded and still there, oldest first."""
-        return [record for record in self._rows() if (self.root / record.path / RESULT_FILE).is_file()]
+        return [record for record in self._records() if is_run(self.root / record.path)]
 
     def gone(self) -> list[str]:
         """Paths of recorded runs whose directories are no longer there."""
-        return [record.path for record in self._rows() if not (self.root / record.path / RESULT_FILE).is_file()]
+        return [record.path for record in self._records() if not is_run(self.root / record.path)]
 
     def select(self, where: str | Query | None = None, sort: str | None = None) -> list[RunRecord]:
         """Runs that match an expression (`letgo.runs.query`), sorted by comma-separated fields, "-" for descending.
@@ -154,29 +125,12 @@ class Index:
             f"no run {run!r} in {self.root}; `letgo runs list` names them, `letgo runs rebuild` finds new ones"
         )
 
-    def _rows(self) -> list[RunRecord]:
+    def _records(self) -> list[RunRecord]:
         if not self.file.is_file():
             return []
-        self._renew()
         with self._connection() as connection:
-            own: dict[str, list[str]] = {}
-            for path, tag in connection.execute("SELECT path, tag FROM tags WHERE own ORDER BY rowid"):
-                own.setdefault(path, []).append(tag)
-            rows = connection.execute("SELECT path, result FROM runs ORDER BY created, run_id, path").fetchall()
-        return [RunRecord(path, Result.model_validate_json(text), tuple(own.get(path, ()))) for path, text in rows]
-
-    def _renew(self) -> None:
-        """Make an index of an older version again from the directories."""
-        if not self.file.is_file():
-            return
-        with contextlib.closing(sqlite3.connect(self.file, timeout=60)) as connection:
-            try:
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-            except sqlite3.DatabaseError:
-                # No database at all: opening it the usual way says so.
-                return
-        if 0 < version < INDEX_VERSION:
-            self.rebuild()
+            records = [RunRecord.model_validate_json(text) for (text,) in connection.execute("SELECT record FROM runs")]
+        return sorted(records, key=lambda record: (record.created, record.run_id, record.path))
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -188,32 +142,40 @@ class Index:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("BEGIN IMMEDIATE")
-            self._make_tables(connection)
+            self._check_version(connection)
             yield connection
             connection.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, ValidationError) as error:
             raise UserError(
-                f"the index {self.file} can't be used ({error})\n"
+                f"the index {self.file} can't be used ({first_line(error)})\n"
                 "  nothing is lost with it: remove it, and make it again with `letgo runs rebuild`"
             ) from error
         finally:
             # Without a COMMIT, closing takes everything in the block back.
             connection.close()
 
-    def _make_tables(self, connection: sqlite3.Connection) -> None:
+    def _check_version(self, connection: sqlite3.Connection) -> None:
+        """Make the table where there is none, and make an older version's again from the directories."""
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > INDEX_VERSION:
             raise UserError(
                 f"the index {self.file} is of version {version}, this letgo's is {INDEX_VERSION}; upgrade letgo"
             )
-        if 0 < version < INDEX_VERSION:
-            for table in ("runs", "metrics", "attacks", "tags"):
-                connection.execute(f"DROP TABLE IF EXISTS {table}")
-        for statement in _TABLES.split(";"):
-            if statement.strip():
-                connection.execute(statement)
         if version < INDEX_VERSION:
+            connection.execute(_TABLE) if version == 0 else self._fill(connection)
             connection.execute(f"PRAGMA user_version={INDEX_VERSION}")
+
+    def _fill(self, connection: sqlite3.Connection) -> tuple[int, list[str]]:
+        """Make the table, of this version or an older one, again from the run directories."""
+        # Runs recorded from outside the root (LETGO_RUNS) have no other trace here: kept while they exist.
+        outside = [self.root / path for (path,) in connection.execute("SELECT path FROM runs WHERE path LIKE '..%'")]
+        directories = [*run_directories(self.root), *filter(is_run, outside)]
+        records, problems = _read_all(directories, self.root)
+        for table in ("runs", "metrics", "attacks", "tags"):
+            connection.execute(f"DROP TABLE IF EXISTS {table}")
+        connection.execute(_TABLE)
+        _insert(connection, records)
+        return len(records), problems
 
 
 def _read_all(directories: Iterable[Path], root: Path) -> tuple[list[RunRecord], list[str]]:
@@ -226,35 +188,13 @@ def _read_all(directories: Iterable[Path], root: Path) -> tuple[list[RunRecord],
     return records, problems
 
 
-def _insert(connection: sqlite3.Connection, record: RunRecord) -> None:
-    result, flat = record.result, record.flat()
-    for table in ("runs", "metrics", "attacks", "tags"):
-        connection.execute(f"DELETE FROM {table} WHERE path = ?", (record.path,))
-    text = json.dumps(result.model_dump(mode="json", by_alias=True), ensure_ascii=False)
-    values = (record.path, *(flat[name] for name in _COLUMNS), text)
-    connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(values))})", values)
-    stages = {"before": result.before, "after": result.after}
-    stages |= {f"reference:{name}": metrics for name, metrics in result.references.items()}
-    stages |= {f"attack:{attack.label}": attack.metrics for attack in result.attacks}
-    connection.executemany(
-        "INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [
-            (record.path, stage, name, metric.value, metric.n, *metric.ci95)
-            for stage, metrics in stages.items()
-            for name, metric in metrics.items()
-        ],
-    )
-    connection.executemany(
-        "INSERT INTO attacks VALUES (?, ?, ?, ?, ?)",
-        [(record.path, a.label, a.name, a.kept, int(a.survived)) for a in result.attacks],
-    )
-    connection.executemany(
-        "INSERT INTO tags VALUES (?, ?, ?)", [(record.path, tag, int(tag in record.own_tags)) for tag in record.tags]
-    )
+def _insert(connection: sqlite3.Connection, records: Iterable[RunRecord]) -> None:
+    rows = [(record.path, record.model_dump_json()) for record in records]
+    connection.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?)", rows)
 
 
 def _sort_key(value: Any) -> tuple[int, Any]:
-    return (0, float(value)) if isinstance(value, int | float) else (1, str(value))
+    return (0, value) if isinstance(value, int | float) else (1, str(value))
 
 
 def run_directories(root: Path) -> Iterator[Path]:

@@ -4,29 +4,38 @@
     FIELD        a run's field (id, path, status, model, data, objective, optimizer, grade, seed, learning_rate, …),
                  a key of its config (max_steps, optimizer_args.mu), a metric after unlearning (forget_accuracy) or
                  at a stage (before.forget_accuracy, after.…, retrained.…), or kept(ATTACK), the least share kept
-    OP           = != < <= > >= ~ (a shell pattern)
+    OP           = (or ==) != < <= > >= ~ (a shell pattern)
     VALUE        a number, a word, 'quoted text', or NUMBER*STAGE: the same metric at that stage, times the number
-    ATTACK       as in `RunRecord.attacks`: relearn · quantize:bits=4 · quantize4
+    ATTACK       as in `RunRecord.attacks_named`: relearn · quantize:bits=4 · quantize4
 
-A run that has no such field is not picked. A field that no run has is a mistake, and said.
+A run that has no such field is not picked. A field that no run has is a mistake, and the message says so.
 """
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from letgo.core.catalog import did_you_mean, parse_value
+from letgo.core.catalog import did_you_mean, parse_spec, parse_value
 from letgo.core.errors import UserError
 from letgo.runs.record import RunRecord
 
+_WORD = r"""[^\s()<>=!~*'"]+"""
+_QUOTED = r"""'[^']*'|"[^"]*\""""
+_FIELD = rf"""(?P<field>{_WORD}) (?:\s*\((?P<argument>(?:{_QUOTED}|[^)'"])*)\))?"""
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<quoted>'[^']*'|"[^"]*")|(?P<op><=|>=|!=|==|[=<>~()*])|(?P<word>[^\s()<>=!~*'"]+))""", re.VERBOSE
+    rf"""\s*(?: (?P<joint>[()]|(?i:and|or|not)(?!{_WORD})) | {_FIELD} (?:
+        \s*(?P<op><=|>=|!=|==|[=<>])\s* (?: (?P<quoted>{_QUOTED}) | (?P<value>{_WORD}) (?:\s*\*\s*(?P<stage>{_WORD}))? )
+        | \s*~\s*(?P<pattern>{_QUOTED}|[^\s()'"][^\s()]*)
+    )? )""",
+    re.VERBOSE,
 )
+"""A bracket, `and`, `or` or `not`; or a condition, as far as there is one."""
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
     "==": operator.eq,
@@ -37,6 +46,8 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 _CALLS = ("survived", "attacked", "kept", "tag")
+_DEEPEST = 100
+"""How many `not`s and groups may lie inside each other."""
 MISSING = object()
 """What a field is in a run that has it not."""
 
@@ -55,16 +66,15 @@ class Field:
         """Its value in a run, or MISSING."""
         if self.argument is not None:
             return self._call(record, self.argument)
-        flat = record.flat()
-        if self.name in flat:
-            return MISSING if flat[self.name] is None else flat[self.name]
-        stage, dot, rest = self.name.partition(".")
-        stages = stages_of(record)
-        if dot and stage in stages:
-            return stages[stage].get(rest, MISSING)
-        if self.name in stages["after"]:
-            return stages["after"][self.name]
-        value: Any = record.result.config
+        if self.name in record.fields:
+            value = record.fields[self.name]
+            return MISSING if value is None else value
+        stage, dot, metric = self.name.partition(".")
+        if dot and stage in record.stages:
+            return record.stages[stage].get(metric, MISSING)
+        if self.name in record.stages["after"]:
+            return record.stages["after"][self.name]
+        value = record.config
         for part in self.name.split("."):
             value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
         return MISSING if value is None else value
@@ -72,12 +82,12 @@ class Field:
     def _call(self, record: RunRecord, argument: str) -> Any:
         if self.name == "tag":
             return any(fnmatch.fnmatchcase(tag, argument) for tag in record.tags)
-        found = record.attacks(argument)
+        attacks = record.attacks_named(argument)
         if self.name == "attacked":
-            return bool(found)
-        if not found:
+            return bool(attacks)
+        if not attacks:
             return MISSING
-        return all(a.survived for a in found) if self.name == "survived" else min(a.kept for a in found)
+        return all(a.survived for a in attacks) if self.name == "survived" else min(a.kept for a in attacks)
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class Comparison:
         if self.stage is None:
             return self.value
         base = Field(f"{self.stage}.{self.field.name.rpartition('.')[2]}").of(record)
-        return MISSING if base is MISSING else self.value * base
+        return self.value * base if _is_number(base) else MISSING
 
     def holds(self, record: RunRecord) -> bool:
         left, right = self.field.of(record), self.bound(record)
@@ -104,7 +114,7 @@ class Comparison:
         if self.op == "~":
             return fnmatch.fnmatchcase(str(left), str(right))
         if _is_number(left) and _is_number(right):
-            return _COMPARE[self.op](float(left), float(right))
+            return _COMPARE[self.op](left, right)
         if isinstance(left, bool) or isinstance(right, bool):
             return _COMPARE[self.op](left, right) if self.op in ("=", "==", "!=") else False
         return _COMPARE[self.op](str(left), str(right))
@@ -112,7 +122,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Query:
-    """A parsed expression: `matches(record)`, and the fields that it speaks of."""
+    """A parsed expression: `matches(record)`, and the fields and comparisons that it names."""
 
     text: str
     matches: Callable[[RunRecord], bool]
@@ -126,186 +136,128 @@ class Query:
         return [record for record in records if self.matches(record)]
 
 
-def stages_of(record: RunRecord) -> dict[str, dict[str, float]]:
-    """Metric values by stage: before, after, and each reference by its name."""
-    result = record.result
-    stages = {"before": result.before, "after": result.after, **result.references}
-    return {name: {key: metric.value for key, metric in metrics.items()} for name, metrics in stages.items()}
-
-
-def known_fields(records: Sequence[RunRecord]) -> list[str]:
-    """Every plain field name that some run has."""
-    names: dict[str, None] = {}
-    for record in records:
-        names.update(dict.fromkeys(record.flat()))
-        names.update(dict.fromkeys(key for metrics in stages_of(record).values() for key in metrics))
-        names.update(dict.fromkeys(record.result.config))
-    return list(names)
-
-
 def check_field(field: Field, records: Sequence[RunRecord]) -> None:
     """Raise a `UserError` if there are runs and none has the field."""
     if not records or field.argument is not None or any(field.of(record) is not MISSING for record in records):
         return
-    known = known_fields(records)
-    if field.name in known:
-        return
-    raise UserError(f"no run has a field {field.name!r}{did_you_mean(field.name, known)}\n  fields: {', '.join(known)}")
+    known: dict[str, None] = {}
+    for record in records:
+        known |= dict.fromkeys(record.fields)
+        known |= dict.fromkeys(metric for stage in record.stages.values() for metric in stage)
+        known |= dict.fromkeys(record.config)
+    if field.name not in known:
+        near = did_you_mean(field.name, known)
+        raise UserError(f"no run has a field {field.name!r}{near}\n  fields: {', '.join(known)}")
 
 
 def parse_query(text: str) -> Query:
-    """Parse an expression; a mistake in it is a `UserError` that says where."""
-    return _Parser(text).query()
+    """Parse an expression; a mistake in it is a `UserError` that says where.
+
+    The conditions are read here. Python's parser is given their skeleton alone, brackets and `and`, `or`, `not` with a
+    `_` where each condition begins, so nothing that a user writes is ever Python.
+    """
+    text = text.strip()
+    if not text:
+        raise UserError("an empty expression picks nothing; leave it out to have all runs")
+    skeleton, conditions = [" "] * len(text), {}
+    fields, comparisons = [], []
+    end, brackets, wants_condition = 0, 0, True
+    while end < len(text):
+        match = _TOKEN.match(text, end)
+        joint = (match["joint"] or "").lower() if match else ""
+        if match is None or (joint in ("and", "or", ")")) == wants_condition or (joint == ")" and not brackets):
+            raise _error(text, end, "a field's name" if wants_condition else "end of the expression, 'and' or 'or'")
+        start, end = match.start("joint" if joint else "field"), match.end()
+        if not joint:
+            conditions[start] = comparison = _condition(text, match)
+            fields.append(comparison.field)
+            comparisons += [comparison] if match["op"] or match["pattern"] else []
+        skeleton[start : start + len(joint or "_")] = joint or "_"
+        brackets += (joint == "(") - (joint == ")")
+        wants_condition = joint in ("and", "or", "not", "(")
+    if wants_condition or brackets:
+        raise _error(text, end, "a field's name" if wants_condition else "')'")
+    try:
+        matches = _test(ast.parse("".join(skeleton), mode="eval").body, conditions)
+    except (SyntaxError, MemoryError, RecursionError):
+        raise UserError(f"{_short(text)}: too many brackets and 'not's inside each other; write it flatter") from None
+    return Query(text, matches, tuple(fields), tuple(comparisons))
 
 
 def parse_field(text: str) -> Field:
     """Parse a field alone, such as a sort key: `kept(quantize4)`."""
-    parser = _Parser(text)
-    field = parser.field()
-    parser.end()
-    return field
+    match = re.compile(_FIELD, re.VERBOSE).match(text.strip())
+    if match is None or match.end() < len(text.strip()):
+        raise _error(text.strip(), match.end() if match else 0, "a field alone, such as created or kept(quantize4),")
+    return _field(text, match)
 
 
-class _Parser:
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.tokens: list[tuple[str, str, int]] = []
-        self.place = 0
-        self.fields: list[Field] = []
-        self.comparisons: list[Comparison] = []
-        position = 0
-        while position < len(text.rstrip()):
-            match = _TOKEN.match(text, position)
-            if match is None or match.lastgroup is None:
-                raise UserError(f"{text!r}: can't read {text[position:].strip()[:20]!r} at character {position + 1}")
-            self.tokens.append((match.lastgroup, match[match.lastgroup], match.start(match.lastgroup)))
-            position = match.end()
-
-    def query(self) -> Query:
-        if not self.tokens:
-            raise UserError("an empty expression picks nothing; leave it out to have all runs")
-        matches = self.disjunction()
-        self.end()
-        return Query(self.text, matches, tuple(self.fields), tuple(self.comparisons))
-
-    def peek(self) -> tuple[str, str]:
-        return self.tokens[self.place][:2] if self.place < len(self.tokens) else ("end", "")
-
-    def take(self) -> tuple[str, str]:
-        token = self.peek()
-        self.place += 1
-        return token
-
-    def end(self) -> None:
-        if self.peek()[0] != "end":
-            raise self.error("end of the expression, 'and' or 'or'")
-
-    def error(self, wanted: str) -> UserError:
-        kind, value = self.peek()
-        where = "at its end" if kind == "end" else f"at {value!r} (character {self.tokens[self.place][2] + 1})"
-        return UserError(f"{self.text!r}: expected {wanted} {where}")
-
-    def _is_word(self, word: str) -> bool:
-        kind, value = self.peek()
-        return kind == "word" and value.lower() == word
-
-    def disjunction(self) -> Callable[[RunRecord], bool]:
-        parts = [self.conjunction()]
-        while self._is_word("or"):
-            self.take()
-            parts.append(self.conjunction())
-        return parts[0] if len(parts) == 1 else lambda record: any(part(record) for part in parts)
-
-    def conjunction(self) -> Callable[[RunRecord], bool]:
-        parts = [self.negation()]
-        while self._is_word("and"):
-            self.take()
-            parts.append(self.negation())
-        return parts[0] if len(parts) == 1 else lambda record: all(part(record) for part in parts)
-
-    def negation(self) -> Callable[[RunRecord], bool]:
-        if self._is_word("not"):
-            self.take()
-            inner = self.negation()
+def _test(node: ast.expr, conditions: Mapping[int, Comparison], depth: int = 0) -> Callable[[RunRecord], bool]:
+    """What a node of the skeleton asks of a run."""
+    if depth > _DEEPEST:
+        raise RecursionError
+    match node:
+        case ast.Name():
+            return conditions[node.col_offset].holds
+        case ast.UnaryOp(op=ast.Not()):
+            inner = _test(node.operand, conditions, depth + 1)
             return lambda record: not inner(record)
-        if self.peek() == ("op", "("):
-            self.take()
-            inner = self.disjunction()
-            self._close()
-            return inner
-        return self.condition()
+        case ast.BoolOp():
+            parts = [_test(value, conditions, depth + 1) for value in node.values]
+            combine = all if isinstance(node.op, ast.And) else any
+            return lambda record: combine(part(record) for part in parts)
+    raise SyntaxError
 
-    def _close(self) -> None:
-        if self.take() != ("op", ")"):
-            self.place -= 1
-            raise self.error("')'")
 
-    def field(self) -> Field:
-        kind, name = self.peek()
-        if kind != "word":
-            raise self.error("a field's name")
-        self.take()
-        if self.peek() != ("op", "("):
-            return Field(name)
-        if name.lower() not in _CALLS:
-            raise UserError(f"{self.text!r}: unknown {name}(…){did_you_mean(name, _CALLS)}; known: {', '.join(_CALLS)}")
-        start = self.tokens[self.place][2] + 1
-        while self.peek() != ("op", ")"):
-            if self.take()[0] == "end":
-                self.place -= 1
-                raise self.error("')'")
-        argument = self.text[start : self.tokens[self.place][2]].strip().strip("'\"")
-        self.take()
-        if not argument:
-            raise UserError(f"{self.text!r}: {name}() needs an argument, such as {name}(quantize4)")
-        return Field(name.lower(), argument)
+def _condition(text: str, match: re.Match[str]) -> Comparison:
+    field, op, word = _field(text, match), match["op"], match["value"]
+    if match["pattern"]:
+        return Comparison(field, "~", _unquoted(match["pattern"]))
+    if match["quoted"]:
+        return Comparison(field, op, _unquoted(match["quoted"]))
+    if op is None:
+        begun = re.compile(r"\s*([<>=!]=|[=<>~])").match(text, match.end())
+        if begun:
+            raise _error(text, begun.end(), "a value")
+        if field.argument is None or field.name == "kept":
+            raise _error(text, match.end(), "one of = != < <= > >= ~")
+        return Comparison(field, "=", True)
+    value = parse_value(word)
+    if match["stage"] is None:
+        return Comparison(field, op, 1.0, word) if word in ("before", "after") else Comparison(field, op, value)
+    if not _is_number(value):
+        raise UserError(f"{_short(text)}: only a number can be multiplied, not {word!r}")
+    return Comparison(field, op, float(word), match["stage"])
 
-    def condition(self) -> Callable[[RunRecord], bool]:
-        field = self.field()
-        self.fields.append(field)
-        kind, op = self.peek()
-        if kind != "op" or (op not in _COMPARE and op != "~"):
-            if field.name in ("survived", "attacked", "tag") and field.argument is not None:
-                return lambda record: field.of(record) is True
-            raise self.error("one of = != < <= > >= ~")
-        self.take()
-        comparison = self._value(field, op)
-        self.comparisons.append(comparison)
-        return comparison.holds
 
-    def _pattern(self) -> str:
-        """A shell pattern as it stands: to the next blank or bracket, stars and all."""
-        start = self.tokens[self.place][2]
-        match = re.compile(r"[^\s()]+").match(self.text, start)
-        if match is None:
-            raise self.error("a pattern")
-        while self.place < len(self.tokens) and self.tokens[self.place][2] < match.end():
-            self.take()
-        return match[0]
+def _field(text: str, match: re.Match[str]) -> Field:
+    name, argument = match["field"], match["argument"]
+    if argument is None:
+        if text[match.end("field") :].lstrip().startswith("("):
+            raise _error(text, len(text), "')'")
+        return Field(name)
+    argument = _unquoted(argument.strip())
+    if name.lower() not in _CALLS:
+        raise UserError(f"{_short(text)}: unknown {name}(…){did_you_mean(name, _CALLS)}; known: {', '.join(_CALLS)}")
+    if not argument:
+        raise UserError(f"{_short(text)}: {name}() needs an argument, such as {name}(quantize4)")
+    if name.lower() != "tag":
+        parse_spec(argument)
+    return Field(name.lower(), argument)
 
-    def _value(self, field: Field, op: str) -> Comparison:
-        kind, text = self.peek()
-        if kind == "quoted":
-            self.take()
-            return Comparison(field, op, text[1:-1])
-        if op == "~" and kind != "end":
-            return Comparison(field, op, self._pattern())
-        if kind != "word":
-            raise self.error("a value")
-        self.take()
-        value = parse_value(text)
-        if self.peek() == ("op", "*"):
-            if not _is_number(value):
-                raise UserError(f"{self.text!r}: only a number can be multiplied, not {text!r}")
-            self.take()
-            kind, stage = self.take()
-            if kind != "word":
-                self.place -= 1
-                raise self.error("a stage, such as before")
-            return Comparison(field, op, float(value), stage)
-        if text in ("before", "after"):
-            return Comparison(field, op, 1.0, text)
-        return Comparison(field, op, value)
+
+def _error(text: str, position: int, wanted: str) -> UserError:
+    rest = text[position:].lstrip()
+    where = f"at {rest.split()[0][:20]!r} (character {len(text) - len(rest) + 1})" if rest else "at its end"
+    return UserError(f"{_short(text)}: expected {wanted} {where}")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:199]}…")
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if text[:1] in ("'", '"') and text[-1:] == text[:1] else text
 
 
 def _is_number(value: Any) -> bool:

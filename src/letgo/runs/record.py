@@ -1,16 +1,19 @@
-"""One run as the index knows it: its result, and what follows from it."""
+"""One run as the index knows it."""
 
 from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from letgo.core.catalog import parse_spec
+from pydantic import BaseModel, ConfigDict
+
+from letgo.core.catalog import format_spec, parse_spec
 from letgo.core.errors import UserError
 from letgo.core.files import write_text
 from letgo.optim import OPTIMIZERS
@@ -23,104 +26,136 @@ ROBUSTNESS_TAG = "robustness-test"
 _TAG = re.compile(r"[\w][\w.:@/+-]*")
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """A run directory, its path below the index's root, its result, and the tags that a user gave it."""
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class AttackSummary(_Model):
+    """What the index holds of an attack on a run."""
+
+    name: str
+    settings: dict[str, Any]
+    kept: float
+    survived: bool
+
+    @property
+    def label(self) -> str:
+        return format_spec(self.name, self.settings)
+
+
+class RunRecord(_Model):
+    """What the index holds of a run: all that queries, lists and comparisons of runs read, without its `result.json`.
+
+    `path` is the run's directory as seen from the index's root; `stages` has the metrics' values before and after
+    unlearning and of each reference, by its name.
+    """
 
     path: str
-    result: Result
-    own_tags: tuple[str, ...] = ()
+    run_id: str
+    created: str
+    status: str
+    seed: int
+    letgo: str
+    git: str | None
+    versions: dict[str, str]
+    config: dict[str, Any]
+    stages: dict[str, dict[str, float]]
+    attacks: tuple[AttackSummary, ...]
+    seconds: float
+    peak_memory: int | None
+    evaluation: bool
+    own_tags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: str, result: Result, own_tags: tuple[str, ...] = ()) -> RunRecord:
+        """What a run's result says. `own_tags` are those that a user gave it."""
+        stages = {"before": result.before, "after": result.after, **result.references}
+        return cls(
+            path=path,
+            run_id=result.run_id,
+            created=result.created,
+            status=result.status,
+            seed=result.seed,
+            letgo=result.letgo,
+            git=result.git,
+            versions=result.versions,
+            config=result.config,
+            stages={stage: {name: metric.value for name, metric in values.items()} for stage, values in stages.items()},
+            attacks=tuple(
+                AttackSummary(name=a.name, settings=a.settings, kept=a.kept, survived=a.survived)
+                for a in result.attacks
+            ),
+            seconds=float(result.seconds.get("total", sum(result.seconds.values()))),
+            peak_memory=max(result.peak_memory_bytes.values(), default=None),
+            evaluation=result.evaluation,
+            own_tags=own_tags,
+        )
 
     @classmethod
     def read(cls, directory: Path, root: Path) -> RunRecord:
         """Read a run directory; a broken one, or one of a newer schema, is a `UserError`."""
-        return cls(relative(directory, root), read_result(directory), read_tags(directory))
-
-    @property
-    def run_id(self) -> str:
-        return self.result.run_id
+        return cls.of(relative(directory, root), read_result(directory), read_tags(directory))
 
     @property
     def name(self) -> str:
         return Path(self.path).name
 
     @property
-    def kind(self) -> str:
-        """ "eval" for a model that was only scored, else "unlearn"."""
-        return "eval" if self.result.evaluation else "unlearn"
-
-    @property
     def tags(self) -> tuple[str, ...]:
         """The user's tags and those that follow from the result: `robustness-test` where it was attacked, and for
         each attack `survived:LABEL` or `failed:LABEL`."""
-        attacks = self.result.attacks
-        derived = [ROBUSTNESS_TAG] if attacks else []
-        derived += [f"{'survived' if attack.survived else 'failed'}:{attack.label}" for attack in attacks]
-        if self.result.status != "finished":
-            derived.append(self.result.status)
+        derived = [ROBUSTNESS_TAG] if self.attacks else []
+        derived += [f"{'survived' if attack.survived else 'failed'}:{attack.label}" for attack in self.attacks]
+        if self.status != "finished":
+            derived.append(self.status)
         return tuple(dict.fromkeys([*self.own_tags, *derived]))
 
     @property
     def grade(self) -> str | None:
         """The optimizer's grade; None where there was none, or one that this letgo does not know."""
-        name = self.result.config.get("optimizer")
-        if self.kind == "eval" or not name or name not in OPTIMIZERS:
+        name = self.config.get("optimizer")
+        if self.evaluation or not name or name not in OPTIMIZERS:
             return None
         return str(OPTIMIZERS.record(name).grade)
 
     @property
     def batch_size(self) -> int | None:
         """Forget rows an optimizer step takes on one device."""
-        size = self.result.config.get("per_device_train_batch_size")
-        return None if size is None else int(size) * int(self.result.config.get("gradient_accumulation_steps") or 1)
+        size = self.config.get("per_device_train_batch_size")
+        return None if size is None else int(size) * int(self.config.get("gradient_accumulation_steps") or 1)
 
-    @property
-    def data(self) -> str | None:
-        """What was to be forgotten: a benchmark's spec or a file."""
-        return self.result.config.get("benchmark") or self.result.config.get("forget")
-
-    @property
-    def seconds(self) -> float:
-        taken = self.result.seconds
-        return float(taken.get("total", sum(taken.values())))
-
-    @property
-    def peak_memory(self) -> int | None:
-        return max(self.result.peak_memory_bytes.values(), default=None)
-
-    def attacks(self, pattern: str) -> list[AttackResult]:
+    def attacks_named(self, pattern: str) -> list[AttackSummary]:
         """The attacks that a pattern names: "relearn", "quantize:bits=4" (these settings, whatever the others),
         "quantize4" (a number that one of its settings has) or "*"."""
-        return [attack for attack in self.result.attacks if attack_matches(attack, pattern)]
+        return [attack for attack in self.attacks if attack_matches(attack, pattern)]
 
-    def flat(self) -> dict[str, Any]:
+    @cached_property
+    def fields(self) -> dict[str, Any]:
         """What is shown of a run in a line: the fields that every run has."""
-        config = self.result.config
-        zo_lr = (config.get("optimizer_args") or {}).get("zo_lr")
         return {
             "id": self.run_id,
             "path": self.path,
-            "kind": self.kind,
-            "created": self.result.created,
-            "status": self.result.status,
-            "model": config.get("model"),
-            "data": self.data,
-            "objective": None if self.kind == "eval" else config.get("objective"),
-            "optimizer": None if self.kind == "eval" else config.get("optimizer"),
+            "kind": "eval" if self.evaluation else "unlearn",
+            "created": self.created,
+            "status": self.status,
+            "model": self.config.get("model"),
+            "data": self.config.get("benchmark") or self.config.get("forget"),
+            "objective": None if self.evaluation else self.config.get("objective"),
+            "optimizer": None if self.evaluation else self.config.get("optimizer"),
             "grade": self.grade,
-            "learning_rate": config.get("learning_rate"),
-            "zo_lr": zo_lr,
+            "learning_rate": self.config.get("learning_rate"),
+            "zo_lr": (self.config.get("optimizer_args") or {}).get("zo_lr"),
             "batch_size": self.batch_size,
-            "seed": self.result.seed,
+            "seed": self.seed,
             "seconds": round(self.seconds, 3),
             "peak_memory": self.peak_memory,
-            "letgo": self.result.letgo,
+            "letgo": self.letgo,
             "tags": list(self.tags),
         }
 
 
-def attack_matches(attack: AttackResult, pattern: str) -> bool:
-    """Whether a pattern as in `RunRecord.attacks` names an attack."""
+def attack_matches(attack: AttackSummary | AttackResult, pattern: str) -> bool:
+    """Whether a pattern as in `RunRecord.attacks_named` names an attack."""
     name, settings = parse_spec(pattern)
     if settings:
         return fnmatch.fnmatchcase(attack.name, name) and all(
@@ -140,8 +175,6 @@ def _numbers(settings: Mapping[str, Any]) -> Iterator[float]:
 
 def relative(directory: Path, root: Path) -> str:
     """A run's path as the index keeps it: below the root where it lies there, so that the whole folder can be moved."""
-    import os
-
     return Path(os.path.relpath(directory.resolve(), root.resolve())).as_posix()
 
 

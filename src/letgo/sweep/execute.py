@@ -14,6 +14,7 @@ from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import write_text
 from letgo.core.fingerprints import digest_of
 from letgo.core.progress import Quiet, Reporter
+from letgo.core.search import Range
 from letgo.runs import index_for, record_run
 from letgo.runs.results import RESULT_FILE, is_run, read_result
 from letgo.runs.sweeps import (
@@ -33,7 +34,7 @@ from letgo.sweep.grid import Cell, Grid, Group, with_setting
 from letgo.sweep.locks import CLAIMS, STATE_LOCK, SWEEP_LOCK, has_locks, holder, locked
 from letgo.sweep.part import Part
 from letgo.sweep.table import TABLE_FILE, as_csv
-from letgo.sweep.tuning import BROKEN, MEETS, Range, Trial, Tune, choose, judge
+from letgo.sweep.tuning import BROKEN, MEETS, Trial, Tune, choose, judge
 from letgo.sweep.workers import Ending, Workers
 
 PAUSE_SECONDS = 1.0

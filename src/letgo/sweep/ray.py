@@ -1,23 +1,20 @@
 """A sweep's tasks on a Ray cluster: one that runs already, or one of the sweep's own on this machine.
 
-Ray places the tasks and tells when a process is lost; what is run and what is tried again stays with `execute.py`, so a
-task is given to Ray with no retries of Ray's own.
+Ray places the tasks, sets their environment and reports a process that is lost. What is run and what is tried again is
+decided in `execute.py`, for every backend alike and with a count that outlives the cluster, so Ray retries nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
-import shutil
 import socket
 import sys
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from letgo.core.errors import LetgoError, UserError, first_line
@@ -26,9 +23,8 @@ from letgo.core.progress import Reporter
 from letgo.core.sizes import size
 from letgo.sweep.cell import Task
 from letgo.sweep.grid import Grid
-from letgo.sweep.locks import locked
 from letgo.sweep.resources import processors
-from letgo.sweep.worker import PROBE, compare, look, run_on_node
+from letgo.sweep.worker import compare, look, run_on_node
 from letgo.sweep.workers import Ending
 
 ADDRESS = "RAY_ADDRESS"
@@ -62,22 +58,28 @@ class RayWorkers:
         if not self.ray.is_initialized():
             _answers(self.address)
         self.folder = grid.output.resolve()
+        self.probe = self.folder / f".probe-{uuid.uuid4().hex}"
         self.running: dict[Any, Task] = {}
-        self.passed: list[str] = []
-        self.token = uuid.uuid4().hex
         self.here: dict[str, Any] = {}
         self.cpus, self.gpus = grid.resources.cpus or 1, grid.resources.gpus or 0
         self.last_fit = self.last_look = 0.0
+        variables = {
+            name: value for name, value in os.environ.items() if name.startswith("LETGO_") or name in _PASSED_ON
+        }
+        self.environment = {"env_vars": variables}
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> RayWorkers:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_silent_stdout())
+            # Ray prints what it says of lost workers, and standard output is for results.
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             if not self.ray.is_initialized():
-                stack.enter_context(self._connected())
+                self._connect(stack)
             # Before the cluster is left: what still runs is ended.
             stack.callback(self._cancel)
-            stack.enter_context(self._probe())
+            self.probe.touch()
+            stack.callback(self.probe.unlink, missing_ok=True)
+            self.here = look(str(self.probe), os.getcwd())
             self._choose_gpus()
             self._check_nodes()
             self.stack = stack.pop_all()
@@ -88,42 +90,26 @@ class RayWorkers:
 
     # -- the cluster --------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[None]:
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    def _connect(self, stack: contextlib.ExitStack) -> None:
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address == "local":
             # Its sockets' names must be short, and all it writes is removed with it.
             base = tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp"
-            folder = tempfile.mkdtemp(prefix="letgo-ray-", dir=base)
-            try:
-                with _variable("RAY_USAGE_STATS_ENABLED", "0"):
-                    self.ray.init(
-                        address="local",
-                        num_cpus=max(processors(), self.grid.workers or 1),
-                        include_dashboard=False,
-                        object_store_memory=_STORE_BYTES,
-                        _temp_dir=folder,
-                        **quiet,
-                    )
-                yield
-            finally:
-                self._leave()
-                shutil.rmtree(folder, ignore_errors=True)
-            return
+            folder = tempfile.TemporaryDirectory(prefix="letgo-ray-", dir=base, ignore_cleanup_errors=True)
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            settings |= {
+                "num_cpus": max(processors(), self.grid.workers or 1),
+                "include_dashboard": False,
+                "object_store_memory": _STORE_BYTES,
+                "_temp_dir": stack.enter_context(folder),
+            }
+        stack.callback(self.ray.shutdown)
         try:
-            self.ray.init(address=self.address, **quiet)
+            self.ray.init(address=self.address, **settings)
         except (OSError, RuntimeError, ValueError, ImportError, AssertionError) as error:
-            self._leave()
+            if self.address == "local":
+                raise
             raise UserError(_unreachable(self.address, first_line(error))) from error
-        try:
-            yield
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        # On leaving, Ray prints what its threads had held back.
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.ray.shutdown()
 
     def _nodes(self) -> list[Mapping[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]
@@ -138,34 +124,21 @@ class RayWorkers:
         needs = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.grid.resources.memory or 0}
         return {name: amount for name, amount in needs.items() if amount}
 
-    def _fitting(self) -> list[Mapping[str, Any]]:
-        """The nodes that have what a cell needs, free or not."""
-        needs = self._needs()
-        return [
-            node
-            for node in self._nodes()
-            if all(node["Resources"].get(name, 0.0) >= amount for name, amount in needs.items())
-        ]
-
     def _check_fit(self, patience: float) -> list[Mapping[str, Any]]:
-        """The nodes that have what a cell needs; raises where there has been none for so many seconds."""
-        fitting, now = self._fitting(), time.monotonic()
+        """The nodes that have what a cell needs, free or not; raises where there has been none for so many seconds: Ray
+        itself would wait for ever."""
+        needs, nodes, now = self._needs(), self._nodes(), time.monotonic()
+        fitting = [
+            node for node in nodes if all(node["Resources"].get(name, 0.0) >= least for name, least in needs.items())
+        ]
         if fitting or not self.last_fit:
             self.last_fit = now
         if not fitting and now - self.last_fit >= patience:
-            have = [
-                f"{node['NodeManagerHostname']} (cpus {node['Resources'].get('CPU', 0):g}, gpus "
-                f"{node['Resources'].get('GPU', 0):g}, memory {size(node['Resources'].get('memory', 0))})"
-                for node in self._nodes()
-            ]
-            asked = {"CPU": "resources.cpus", "GPU": "resources.gpus", "memory": "resources.memory"}
-            wants = [
-                f"{asked[name]} {size(amount) if name == 'memory' else f'{amount:g}'}"
-                for name, amount in self._needs().items()
-            ]
+            nothing = {"CPU": 0.0, "GPU": 0.0, "memory": 0.0}
+            have = [f"{node['NodeManagerHostname']} ({_amounts(nothing | node['Resources'])})" for node in nodes]
             more = f" and {len(have) - 8} more" if len(have) > 8 else ""
             raise UserError(
-                f"no node of the Ray cluster has what a cell needs ({', '.join(wants)})\n"
+                f"no node of the Ray cluster has what a cell needs ({_amounts(needs, 'resources.')})\n"
                 f"  its nodes: {'; '.join(have[:8]) or 'none'}{more}\n"
                 "  ask for less in the grid's `resources`, start a node that has it, or let a cluster that grows take "
                 "its time by `ray: {wait: SECONDS}`"
@@ -176,57 +149,30 @@ class RayWorkers:
         """Look at every node that could run a cell: same versions, same code, same folder."""
         fitting = self._check_fit(self.grid.ray.wait)
         strategy = need("ray.util.scheduling_strategies", "ray").NodeAffinitySchedulingStrategy
-        probe = self.ray.remote(look)
-        self.here = self._look_here(str(self.folder), self.token, os.getcwd())
-        asked = {}
+        asked = []
         for node in fitting:
             where = strategy(node_id=node["NodeID"], soft=False)
-            options = probe.options(num_cpus=0, max_retries=1, scheduling_strategy=where)
-            asked[node["NodeID"]] = options.remote(str(self.folder), self.token, os.getcwd(), node["NodeID"])
+            remote = self.ray.remote(look).options(
+                num_cpus=0, max_retries=1, scheduling_strategy=where, runtime_env=self.environment
+            )
+            asked.append((node["NodeManagerHostname"], remote.remote(self.here["probe"], self.here["cwd"])))
         notes: dict[str, None] = {}
-        for node in fitting:
-            name, host = node["NodeID"], node["NodeManagerHostname"]
+        for host, reference in asked:
             try:
-                there = self.ray.get(asked[name], timeout=ANSWER_SECONDS)
+                there = self.ray.get(reference, timeout=ANSWER_SECONDS)
             except self.ray.exceptions.GetTimeoutError as error:
                 raise UserError(f"node {host} of the Ray cluster does not answer in {ANSWER_SECONDS:.0f} s") from error
             except self.ray.exceptions.RayError as error:
-                raise UserError(f"node {host} of the Ray cluster can't run letgo: {_said(error)}") from error
-            problem, told = compare(self.here, there)
-            answer = self.folder / f"{PROBE.format(self.token)}-{name}"
-            if not problem and not answer.is_file():
-                problem = f"node {host} can't write to {self.folder}: check the permissions of whoever runs Ray there"
-            answer.unlink(missing_ok=True)
+                raise UserError(f"node {host} of the Ray cluster can't run letgo: {_cause(error)}") from error
+            problem, differences = compare(self.here, there)
             if problem:
                 raise UserError(problem)
-            notes |= dict.fromkeys(told)
-            self.passed.append(name)
+            notes |= dict.fromkeys(differences)
         where = "of its own on this machine" if self.address == "local" else f"at {self.address}"
         count = f"{len(fitting)} {'node' if len(fitting) == 1 else 'nodes'}"
-        self.reporter.say(f"  Ray cluster {where}: {count} for cells of {self._told()} each")
+        self.reporter.say(f"  Ray cluster {where}: {count} for cells of {_amounts(self._needs())} each")
         for note in notes:
             self.reporter.say(f"  {note}")
-
-    def _look_here(self, *arguments: str) -> dict[str, Any]:
-        """What the nodes are compared with."""
-        return look(*arguments)
-
-    def _told(self) -> str:
-        memory = f", {size(self.grid.resources.memory)}" if self.grid.resources.memory else ""
-        threads = "1 CPU" if self.cpus == 1 else f"{self.cpus} CPUs"
-        return f"{threads}, {self.gpus:g} {'GPU' if self.gpus == 1 else 'GPUs'}{memory}"
-
-    @contextlib.contextmanager
-    def _probe(self) -> Iterator[None]:
-        """A file in the sweep's folder that nodes read, and whose lock they must see."""
-        path = self.folder / PROBE.format(self.token)
-        try:
-            with locked(path):
-                path.write_text(self.token, encoding="utf-8")
-                yield
-        finally:
-            for file in self.folder.glob(f"{path.name}*"):
-                file.unlink(missing_ok=True)
 
     # -- tasks --------------------------------------------------------------------------------------------------------
 
@@ -234,26 +180,15 @@ class RayWorkers:
         return (self.grid.workers or UNLIMITED) - len(self.running)
 
     def start(self, task: Task) -> None:
-        order = {
-            "task": task.order(),
-            "folder": str(self.folder),
-            "cwd": os.getcwd(),
-            "threads": self.cpus,
-            "variables": {
-                name: value for name, value in os.environ.items() if name.startswith("LETGO_") or name in _PASSED_ON
-            },
-            "token": self.token,
-            "here": self.here,
-            "passed": self.passed,
-        }
         remote = self.ray.remote(run_on_node).options(
             name=f"letgo {task.directory.name}",
             num_cpus=self.cpus,
             num_gpus=self.gpus,
             memory=self.grid.resources.memory,
             max_retries=0,
+            runtime_env=self.environment,
         )
-        self.running[remote.remote(order)] = task
+        self.running[remote.remote(task.order(), str(self.folder), self.cpus, self.here)] = task
 
     def ended(self, timeout: float | None) -> Sequence[Ending]:
         until = time.monotonic() + (timeout if timeout is not None else float("inf"))
@@ -273,19 +208,19 @@ class RayWorkers:
         task = self.running.pop(reference)
         errors = self.ray.exceptions
         try:
-            answer = self.ray.get(reference)
+            how, why = self.ray.get(reference)
         except errors.OutOfMemoryError:
             return Ending(task, "died", "its node ran out of memory")
         except errors.NodeDiedError:
             return Ending(task, "died", "its node is gone")
         except errors.RayTaskError as error:
             # Of a task nothing is raised but what keeps letgo from starting at all.
-            raise LetgoError(f"{task.directory.name} could not be started: {_said(error)}") from error
+            raise LetgoError(f"{task.directory.name} could not be started: {_cause(error)}") from error
         except errors.RayError as error:
-            return Ending(task, "died", _said(error))
-        if answer["how"] == "refused":
-            raise UserError(answer["why"])
-        return Ending(task, answer["how"])
+            return Ending(task, "died", _cause(error))
+        if how == "refused":
+            raise UserError(why)
+        return Ending(task, how)
 
     def _cancel(self) -> None:
         for reference in self.running:
@@ -294,8 +229,18 @@ class RayWorkers:
         self.running.clear()
 
 
-def _said(error: BaseException) -> str:
-    """What lies behind an error of Ray's, in a line."""
+def _amounts(resources: Mapping[str, float], prefix: str = "") -> str:
+    """Ray's amounts of resources, by the names that a grid has for them."""
+    names = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}
+    return ", ".join(
+        f"{prefix}{name} " + (size(resources[key]) if key == "memory" else f"{resources[key]:g}")
+        for key, name in names.items()
+        if key in resources
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """What is behind an error of Ray's, in a line."""
     cause = getattr(error, "cause", None)
     return f"{type(cause).__name__}: {first_line(cause)}" if isinstance(cause, Exception) else first_line(error)
 
@@ -319,40 +264,3 @@ def _answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
         raise UserError(_unreachable(address, error.strerror or first_line(error))) from error
-
-
-@contextlib.contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable for the block; one that the user has set is left."""
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-
-
-class _Filtered:
-    """A stream without what Ray's own threads write to it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.current_thread().name.startswith("ray_") else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """Keep Ray's messages from standard output, which is for results: a lost worker is told by the sweep itself."""
-    before = sys.stdout
-    sys.stdout = _Filtered(before)
-    try:
-        yield
-    finally:
-        sys.stdout = before

@@ -9,29 +9,19 @@ and the group is said never to have reached the target.
 from __future__ import annotations
 
 import fnmatch
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
-from letgo.core.extras import need
+from letgo.core.search import Range, TreeSearch, combinations
 from letgo.runs import RunRecord
 from letgo.runs.query import MISSING, Comparison, Query, parse_query
 from letgo.runs.results import Result
 
 _OWN = ("target", "bound", "sampler", "trials", "seed")
 MEETS, MISSES, BROKEN = "reached", "missed", "collapsed"
-
-
-@dataclass(frozen=True)
-class Range:
-    """An interval to draw from, by Optuna."""
-
-    low: float
-    high: float
-    log: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,32 +57,17 @@ class Tune:
         """
         values = self.of(optimizer)
         if any(isinstance(one, Range) for one in values.values()):
-            return self._drawn(values, done)
+            if len(done) >= self.trials:
+                return None
+            # Made anew from what is done, with a seed of its own for each draw: a resumed sweep draws the same.
+            seed = self.seed * 10_007 + len(done)
+            history = [(trial.changes, trial.distance) for trial in done]
+            return TreeSearch(values, seed, self.trials, history=history, what="tuning over a range").ask()
         tried = [trial.changes for trial in done]
-        for combination in itertools.product(*(_ascending(one) for one in values.values())):
-            candidate = dict(zip(values, combination, strict=True))
+        for candidate in combinations({key: _ascending(one) for key, one in values.items()}):
             if candidate not in tried and not _hopeless(candidate, done):
                 return candidate
         return None
-
-    def _drawn(self, values: Mapping[str, Any], done: Sequence[Trial]) -> dict[str, Any] | None:
-        if len(done) >= self.trials:
-            return None
-        optuna: Any = need("optuna", "search", what="tuning over a range")
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        distributions = {
-            key: optuna.distributions.FloatDistribution(one.low, one.high, log=one.log)
-            if isinstance(one, Range)
-            else optuna.distributions.CategoricalDistribution(list(one))
-            for key, one in values.items()
-        }
-        # Made anew from what is done, with a seed of its own for each draw: a resumed sweep draws the same.
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed * 10_007 + len(done)))
-        for trial in done:
-            study.add_trial(
-                optuna.trial.create_trial(params=dict(trial.changes), distributions=distributions, value=trial.distance)
-            )
-        return dict(study.ask(distributions).params)
 
 
 @dataclass(frozen=True)
@@ -108,7 +83,7 @@ class Trial:
 
 def judge(tune: Tune, changes: Mapping[str, Any], run: str, result: Result) -> Trial:
     """How a candidate's run stands to target and bound."""
-    record = RunRecord(run, result)
+    record = RunRecord.of(run, result)
     if result.status != "finished":
         return Trial(changes, BROKEN, 1e6, run)
     bound_missed = sum(_missed(c, record) for c in tune.bound.comparisons) if tune.bound else 0.0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,11 +12,8 @@ from letgo.attacks.engine.judge import Judged
 from letgo.attacks.engine.spec import Plan
 from letgo.core.catalog import format_spec
 from letgo.core.errors import NonFiniteLossError, UserError
-from letgo.core.extras import need
 from letgo.core.progress import Reporter
-
-_STEPS_OF_A_RANGE = 6
-"""Values that a grid takes of a logarithmic range."""
+from letgo.core.search import GridSearch, Range, Search, Space, TreeSearch, combinations, rounded
 
 
 def search(
@@ -35,14 +31,20 @@ def search(
         plan: with `search` trials.
         run: runs the attack with settings and a seed, and judges it.
     """
-    space = {key: values for key, values in ATTACKS.record(plan.name).space.items() if key not in plan.settings}
+    space: dict[str, Any] = {
+        key: Range(*values[1:]) if values[0] == "log" else values
+        for key, values in ATTACKS.record(plan.name).space.items()
+        if key not in plan.settings
+    }
     if plan.settings.get("epochs") is not None:
         space.pop("steps", None)
     if not space:
         raise UserError(f"attack {plan.name!r}: every setting that search goes over is given; leave some open")
     seed, trials = plan.seeds[0], []
-    for number, (settings, tell) in enumerate(_proposals(space, plan.search, seed), start=1):
-        trial: dict[str, Any] = {"settings": dict(settings)}
+    source = _source(space, plan.search, seed)
+    while (drawn := source.ask()) is not None:
+        settings = {key: rounded(value) if isinstance(space[key], Range) else value for key, value in drawn.items()}
+        trial: dict[str, Any] = {"settings": settings}
         try:
             judged = run({**plan.settings, **settings}, seed)
         except NonFiniteLossError as error:
@@ -53,11 +55,12 @@ def search(
             trial |= {"kept": judged.kept, "utility_loss": judged.loss, "within_bound": within}
             if judged.reasons:
                 trial["why"] = "; ".join(judged.reasons)
-        tell(trial)
+        # Outside of the bound: worse than anything within, and the worse the farther.
+        source.tell(trial["kept"] if trial["within_bound"] else 1.0 + min(trial.get("utility_loss") or 10.0, 10.0))
         trials.append(trial)
         kept = f"kept {trial['kept']:.2f}" if "kept" in trial else "failed"
         outside = "" if trial["within_bound"] else ", outside the bound"
-        reporter.say(f"  trial {number}: {format_spec(plan.name, settings)}: {kept}{outside}")
+        reporter.say(f"  trial {len(trials)}: {format_spec(plan.name, settings)}: {kept}{outside}")
     counted = [trial for trial in trials if trial["within_bound"]]
     best = min(counted, key=lambda trial: trial["kept"])["settings"] if counted else {}
     return dict(best), trials
@@ -72,52 +75,13 @@ def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
     return said
 
 
-Proposal = tuple[dict[str, Any], Callable[[Mapping[str, Any]], None]]
-
-
-def _proposals(space: Mapping[str, tuple[Any, ...]], count: int, seed: int) -> Iterator[Proposal]:
-    grid = list(_grid(space))
-    ranged = any(values[0] == "log" for values in space.values())
-    if count < len(grid) or ranged:
+def _source(space: Space, count: int, seed: int) -> Search:
+    grid = combinations(space)
+    if count < len(grid) or any(isinstance(values, Range) for values in space.values()):
         try:
-            yield from _optuna(space, count, seed)
-            return
+            return TreeSearch(space, seed, count)
         except UserError:
             pass  # not installed: the grid serves
     order = torch.randperm(len(grid), generator=torch.Generator().manual_seed(seed)).tolist()
-    for place in sorted(order[:count]) if count >= len(grid) else order[:count]:
-        yield grid[place], lambda trial: None
-
-
-def _grid(space: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    values = {key: _spread(*one[1:]) if one[0] == "log" else one for key, one in space.items()}
-    for combination in itertools.product(*values.values()):
-        yield dict(zip(values, combination, strict=True))
-
-
-def _spread(low: float, high: float) -> tuple[float, ...]:
-    ratio = (high / low) ** (1 / (_STEPS_OF_A_RANGE - 1))
-    return tuple(float(f"{low * ratio**step:.3g}") for step in range(_STEPS_OF_A_RANGE))
-
-
-def _optuna(space: Mapping[str, tuple[Any, ...]], count: int, seed: int) -> Iterator[Proposal]:
-    optuna = need("optuna", "search")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    for _ in range(count):
-        asked = study.ask()
-        settings = {
-            key: float(f"{asked.suggest_float(key, *one[1:], log=True):.3g}")
-            if one[0] == "log"
-            else asked.suggest_categorical(key, one)
-            for key, one in space.items()
-        }
-
-        def tell(trial: Mapping[str, Any], asked: Any = asked) -> None:
-            # Outside of the bound: worse than anything within, and the worse the farther.
-            if trial["within_bound"]:
-                study.tell(asked, trial["kept"])
-            else:
-                study.tell(asked, 1.0 + min(trial.get("utility_loss") or 10.0, 10.0))
-
-        yield settings, tell
+    chosen = sorted(order[:count]) if count >= len(grid) else order[:count]
+    return GridSearch(grid[number] for number in chosen)
