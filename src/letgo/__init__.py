@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from letgo.analysis.certificate import certificate as certificate
     from letgo.analysis.connectivity import connectivity as connectivity
     from letgo.analysis.landscape import landscape as landscape
+    from letgo.analysis.records import read_analyses as read_analyses
     from letgo.analysis.sharpness import sharpness as sharpness
+    from letgo.attacks.engine.robustness_scores import robustness as robustness
     from letgo.attacks.engine.run import attack as attack
+    from letgo.attacks.engine.spec import plan_attack as plan_attack
     from letgo.benchmarks import create_benchmark as create_benchmark
     from letgo.benchmarks.engine.evaluate import evaluate as evaluate
     from letgo.core.errors import EmptyScoreError as EmptyScoreError
@@ -30,10 +33,14 @@ if TYPE_CHECKING:
     from letgo.optim import create_optimizer as create_optimizer
     from letgo.planning import Plan as Plan
     from letgo.planning import plan as plan
+    from letgo.planning.optimizers import optimizer_cost as optimizer_cost
     from letgo.report import write_report as write_report
+    from letgo.report.numbers import number as number
     from letgo.report.publish import push_to_hub as push_to_hub
     from letgo.runs.results import Result as Result
     from letgo.runs.results import read_result as read_result
+    from letgo.runs.sweeps import read_sweep as read_sweep
+    from letgo.sweep import read_grid as read_grid
     from letgo.training.config import UnlearnConfig as UnlearnConfig
     from letgo.training.config import read_config as read_config
     from letgo.training.requests import unlearn_sequence as unlearn_sequence
@@ -61,11 +68,18 @@ _PUBLIC = {
     "create_optimizer": "letgo.optim",
     "evaluate": "letgo.benchmarks.engine.evaluate",
     "landscape": "letgo.analysis.landscape",
+    "number": "letgo.report.numbers",
+    "optimizer_cost": "letgo.planning.optimizers",
     "plan": "letgo.planning",
+    "plan_attack": "letgo.attacks.engine.spec",
     "push_to_hub": "letgo.report.publish",
+    "read_analyses": "letgo.analysis.records",
     "read_config": "letgo.training.config",
+    "read_grid": "letgo.sweep",
     "read_result": "letgo.runs.results",
     "sharpness": "letgo.analysis.sharpness",
+    "read_sweep": "letgo.runs.sweeps",
+    "robustness": "letgo.attacks.engine.robustness_scores",
     "unlearn": "letgo.training.unlearn",
     "unlearn_sequence": "letgo.training.requests",
     "write_report": "letgo.report",
