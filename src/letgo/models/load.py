@@ -1,4 +1,4 @@
-"""From what a user calls a model to the model: a built-in name, a directory, or an id of the hub."""
+"""From what a user calls a model to the model: a built-in name, a directory, a GGUF file, or an id of the hub."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from letgo.models.adapters import (
     read_base,
     steady,
 )
+from letgo.models.gguf import gguf_directory, is_gguf
 
 ASSETS = Path(__file__).parent / "assets"
 """The models that come with letgo."""
@@ -48,7 +49,7 @@ BUILTIN: Mapping[str, Callable[[], Path]] = {
 
 
 def resolve_model(model: str | Path) -> str:
-    """The directory or hub id behind a model's name.
+    """The directory or hub id behind a model's name; a GGUF file's is made in the cache when it is first named.
 
     Raises `UserError` for a path that doesn't exist or is no model, and for a bare word that is neither built in nor
     of a hub id's form.
@@ -61,13 +62,15 @@ def resolve_model(model: str | Path) -> str:
         if not (path / "config.json").is_file() and not is_adapter(path):
             raise UserError(f"{name} is not a model directory: it has neither config.json nor {ADAPTER_CONFIG}")
         return name
+    if is_gguf(path) and path.is_file():
+        return str(gguf_directory(path))
     if path.exists():
-        raise UserError(f"{name} is a file; name the model's directory")
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+        raise UserError(f"{name} is a file; name the model's directory, or a .gguf file")
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or is_gguf(path)
     if looks_local or "/" not in name:
         raise UserError(
             f"no such model: {name!r}{did_you_mean(name, BUILTIN)}\n"
-            f"  give a directory, a hub id (OWNER/NAME), or a built-in one: {', '.join(BUILTIN)}"
+            f"  give a directory, a .gguf file, a hub id (OWNER/NAME), or a built-in one: {', '.join(BUILTIN)}"
         )
     return name
 

@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 from letgo.core.errors import LetgoError, UserError
-from letgo.core.files import written_whole
+from letgo.core.files import cache_directory, written_whole
 from letgo.models.load import in_shards, whole
-from letgo.models.smollm2 import cache_directory
 
 PLACE_VARIABLE = "LETGO_REFERENCES"
 LIMIT_VARIABLE = "LETGO_REFERENCES_GB"
