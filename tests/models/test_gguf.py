@@ -168,5 +168,5 @@ def test_without_the_package(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["nowhere.gguf", "folder/nowhere.gguf"])
 def test_a_file_that_is_not_there(name: str):
-    with pytest.raises(UserError, match="no such model: .*nowhere.gguf"):
+    with pytest.raises(UserError, match=r"no such model: .*nowhere\.gguf"):
         resolve_model(name)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from letgo.benchmarks.engine.base import Headline, checked_limit
-from letgo.benchmarks.engine.choices import CHANCE, read_choices
 from letgo.benchmarks.engine.corpora import LazyRows, encode_chunks, named_corpus, opened, texts_of, wikitext
-from letgo.benchmarks.engine.four_way import Engine, FourWay, Question
 from letgo.benchmarks.engine.general_text import general_paragraphs
+from letgo.benchmarks.engine.multiple_choice import CHANCE, Engine, MultipleChoice, Question, read_choices
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.data.encode import Encoded, LongRows, Template
@@ -105,7 +104,7 @@ def mmlu(
     engine: Engine = "letgo",
     data: str | Path | None = None,
     limit: int | None = None,
-) -> FourWay:
+) -> MultipleChoice:
     """MMLU alone (57 subjects, zero-shot): only to score a model, there is nothing in it to unlearn.
 
     Args:
@@ -115,7 +114,7 @@ def mmlu(
         limit: at most so many questions of each subject.
     """
     questions, provenance = _mmlu_questions(subjects, data, limit)
-    return FourWay(
+    return MultipleChoice(
         name="mmlu",
         settings=_settings(subjects=subjects, engine=engine, data=data, limit=limit),
         forget=LazyRows(lambda: nothing_to_unlearn("mmlu")),
@@ -131,7 +130,7 @@ def mmlu(
 
 
 @dataclass(frozen=True)
-class WMDP(FourWay):
+class WMDP(MultipleChoice):
     """`documents`: whether long texts are trained on whole (or cut, as `long_rows` says) or in pieces."""
 
     documents: Literal["whole", "chunks"] = "whole"

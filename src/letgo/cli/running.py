@@ -36,7 +36,9 @@ def demo(
 @app.command()
 def unlearn(
     config: Annotated[Path | None, yaml_argument("A run's YAML; flags go over it.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model directory, .gguf file, hub id, or built-in name.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model directory, .gguf file, hub id, or built-in name.")
+    ] = None,
     benchmark: Annotated[str | None, typer.Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
     forget: Annotated[str | None, typer.Option("--forget", help="Forget set: file or hub:ID:CONFIG:SPLIT.")] = None,
     retain: Annotated[str | None, typer.Option("--retain", help="Retain set: likewise.")] = None,

@@ -236,7 +236,8 @@ def _read_csv(path: Path) -> list[tuple[str, Any]]:
 
 
 def _read_parquet(path: Path) -> list[tuple[str, Any]]:
-    datasets = _datasets(f"{path} (Parquet)")
+    import datasets
+
     try:
         table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
     except Exception as error:  # pyarrow raises many kinds for a file that is not Parquet
@@ -251,7 +252,8 @@ def _read_hub(spec: str) -> list[tuple[str, Any]]:
         raise UserError(f"{spec!r} is not of the form hub:ID[@REVISION]:CONFIG:SPLIT (CONFIG may be empty)")
     repository, config, split = parts
     identifier, _, revision = repository.partition("@")
-    datasets = _datasets(spec)
+    import datasets
+
     try:
         table = datasets.load_dataset(identifier, config or None, split=split, revision=revision or None)
     except Exception as error:  # many kinds: unreachable, gated, unknown config or split
@@ -260,11 +262,3 @@ def _read_hub(spec: str) -> list[tuple[str, Any]]:
             "  if the hub can't be reached or the data set is gated, download it once and give the file's path"
         ) from error
     return [(f"{spec}, row {index + 1}", row) for index, row in enumerate(table)]
-
-
-def _datasets(what: str) -> Any:
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise UserError(f"{what} needs the package 'datasets': pip install 'letgo[data]'") from error
-    return datasets

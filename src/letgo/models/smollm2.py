@@ -79,7 +79,7 @@ def _find_gguf() -> Path:
     digest = file_digest(path)
     if digest != GGUF_SHA256:
         raise UserError(
-            f"{path} is not the expected file (sha256 {digest[:12]}…, expected {GGUF_SHA256[:12]}…): another version of "
-            f"the package, or a broken download. Add --force-reinstall to the first command.\n{_WAYS_OUT}"
+            f"{path} is not the expected file (sha256 {digest[:12]}…, expected {GGUF_SHA256[:12]}…): another version "
+            f"of the package, or a broken download. Add --force-reinstall to the first command.\n{_WAYS_OUT}"
         )
     return path
