@@ -14,7 +14,7 @@ from letgo.benchmarks.engine.items import Sample, limited
 from letgo.benchmarks.engine.lm_eval_tasks import Answered, load_tasks, run_task
 from letgo.benchmarks.engine.questions import Part, general_metrics, joined, means, texts_part
 from letgo.benchmarks.engine.requests import Work
-from letgo.core.errors import EmptyScoreError, LetgoError, UserError
+from letgo.core.errors import LetgoError, UserError
 from letgo.core.extras import need
 from letgo.core.fingerprints import digest_of
 from letgo.data.encode import Template
@@ -116,6 +116,14 @@ class Question:
     choice: Choice
 
 
+def read_questions(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], set_name: str, name: str, task: str, topic: str
+) -> list[Question]:
+    """Questions of one topic or subject, `name`, from rows as in `read_choices`; each is a group of its own."""
+    identified = ((f"{name}/{number}", choice) for number, choice in enumerate(read_choices(rows, topic)))
+    return [Question(set_name, identifier, identifier, task, choice) for identifier, choice in identified]
+
+
 @dataclass(frozen=True)
 class MultipleChoice(Benchmark):
     """Questions of four choices, next to what every benchmark has.
@@ -188,10 +196,7 @@ class MultipleChoice(Benchmark):
                     metrics |= means(chosen, f"forget_{part.rpartition('-')[2]}", ("accuracy",))
             if any(s.scores.get("cut") for s in own):
                 metrics |= means(own, name, ("cut",))
-        metrics |= general_metrics(every)
-        if not metrics:
-            raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
-        return metrics
+        return self.checked(metrics | general_metrics(every))
 
 
 def _part(model: Any, tokenizer: Any, questions: Sequence[Question]) -> Part:
