@@ -10,7 +10,6 @@ import pytest
 
 from letgo.core.errors import UserError
 from letgo.data import check_disjoint, read_rows
-from letgo.data.rows import fingerprint
 from tests.tiny import FORGET, RETAIN, write_jsonl
 
 FORMS = [
@@ -115,11 +114,6 @@ def test_rows_in_both_sets_are_refused_with_both_places():
     with pytest.raises(UserError, match=r"share 1 row\(s\).*forget set, row 2.*retain set, row 5"):
         check_disjoint(read_rows(FORGET, name="forget set"), read_rows([*RETAIN, FORGET[1]], name="retain set"))
     check_disjoint(read_rows(FORGET), read_rows(RETAIN))
-
-
-def test_fingerprint_sees_content_and_order():
-    assert fingerprint(read_rows(FORGET)) == fingerprint(read_rows(list(FORGET)))
-    assert fingerprint(read_rows(FORGET)) != fingerprint(read_rows(FORGET[::-1]))
 
 
 @pytest.mark.parametrize(("name", "opened"), [("rows.jsonl.gz", gzip.open), ("rows.json.xz", lzma.open)])

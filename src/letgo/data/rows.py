@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import json
 import lzma
 import zlib
@@ -84,14 +83,6 @@ def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
             f"the forget set and the retain set share {len(shared)} row(s); the first stands at {first_forget.where} "
             f"and at {first_retain.where}\n  remove them from one of the two"
         )
-
-
-def fingerprint(rows: Sequence[Row]) -> str:
-    """A short hash of the rows' content in their order: the key of everything cached about them."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps([row.form, row.context, row.target, row.ends], ensure_ascii=False).encode())
-    return digest.hexdigest()[:16]
 
 
 def _row(where: str, record: Mapping[str, Any]) -> Row:
