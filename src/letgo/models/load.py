@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError, first_line
+from letgo.core.fingerprints import Fingerprint
 from letgo.models.adapters import (
     ADAPTER_CONFIG,
     BASE_FILE,
@@ -227,11 +227,11 @@ def context_length(model: Any) -> int:
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
     """A hash of all parameters' names, types and bytes: equal exactly when the weights are."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = Fingerprint()
     for name, parameter in in_shards(model).named_parameters():
         data = whole(parameter.detach()).cpu().contiguous()
-        digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
-        digest.update(data.view(torch.uint8).numpy().data)
+        digest.add(f"{name} {tuple(data.shape)} {data.dtype}\n")
+        digest.add(data.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -19,6 +18,8 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from letgo.core.fingerprints import Fingerprint
 
 PROBE = ".probe-{}"
 """In a sweep's folder: what a node must be able to read; its answer has the node's name behind it."""
@@ -197,8 +198,8 @@ def _code() -> str:
     """A digest of letgo's own files: two commits may have one version."""
     found = importlib.util.find_spec("letgo")
     root = Path(found.origin).parent if found and found.origin else Path()
-    digest = hashlib.sha256()
+    digest = Fingerprint()
     for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        digest.update(path.read_bytes())
+        digest.add(f"{path.relative_to(root).as_posix()}\0")
+        digest.add(path.read_bytes())
     return digest.hexdigest()
