@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import tiny
 
+import letgo
 from letgo.core import extras
 from letgo.core.errors import UserError
 from letgo.models import gguf
 from letgo.models.load import ASSETS, load_model, load_tokenizer, resolve_model
 from letgo.planning.estimate import model_config
+from letgo.runs.results import read_result
 
 ORIGINAL = ASSETS / "biographies" / "full"
 TEXTS = ["Where was she born?", "in  1984\n\n12 of 345", " two  spaces", "<s>word</s>"]
@@ -170,3 +173,17 @@ def test_without_the_package(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_file_that_is_not_there(name: str):
     with pytest.raises(UserError, match=r"no such model: .*nowhere\.gguf"):
         resolve_model(name)
+
+
+@needs_gguf
+def test_a_file_is_unlearned_scored_and_attacked_as_any_model(cache: Path, tmp_path: Path):
+    path = write_gguf(tmp_path / "people.gguf")
+    settings = tiny.own_files(tmp_path, path, max_steps=1, learning_rate=1e-4, objective="graddiff")
+    run = letgo.unlearn(**settings)
+    assert read_result(run.directory).status == "finished"
+    assert read_result(run.directory).config["model"] == str(path)
+    benchmark = f"rows:forget={settings['forget']}"
+    ours, theirs = (letgo.evaluate(model, [benchmark])[benchmark].after for model in (path, ORIGINAL))
+    assert ours == theirs
+    where = {"benchmark": benchmark, "original": "biographies", "output": tmp_path / "attacked"}
+    assert letgo.attack(str(path), ["quantize:bits=4"], **where).attacks[0].metrics
