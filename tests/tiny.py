@@ -98,6 +98,13 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def encode_alternatives(tokenizer: Any, encoded: Any, answers: list[str], **how: Any) -> Any:
+    """Other answers to rows already encoded, as a benchmark encodes them."""
+    from letgo.benchmarks.engine.base import Benchmark
+
+    return Benchmark("rows", [], [], [], [], ()).encode_alternatives(tokenizer, encoded, answers, **how)
+
+
 def own_files(folder: Path, model: Path, **settings: Any) -> dict[str, Any]:
     """Settings of a run on a user's own model and files, which are written to the folder."""
     return {

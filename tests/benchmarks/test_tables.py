@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import huggingface_hub
@@ -195,3 +196,17 @@ def test_the_manual_names_every_data_set_at_its_commit():
         assert f"`{source.repository}`" in line
         assert f"`{source.revision}`" in line
         assert ("(gated)" in line) == source.gated
+
+
+def test_tofus_tables_are_those_that_datasets_reads():
+    """The same rows as by the library that the hub's own pages name, from the same folder."""
+    import datasets
+
+    base = os.environ.get(FOLDERS)
+    folder = Path(base) / "tofu" if base else Path(__file__).parents[3] / "shared" / "data" / "tofu"
+    if not folder.is_dir():
+        pytest.skip("no tofu under LETGO_DATA or beside the checkout")
+    tables = PINNED["tofu"].open(data=folder)
+    for config in ("forget10", "retain90", "forget10_perturbed", "world_facts_perturbed"):
+        theirs = datasets.load_dataset(str(folder), config, split="train", keep_in_memory=True)
+        assert tables.table(config).rows == list(theirs), config

@@ -123,7 +123,7 @@ def test_without_a_forget_set_an_epoch_is_all_retain_rows_once(tokenizer):
 
 def test_collation_carries_reference_logps(tokenizer):
     data = pairs(tokenizer)
-    data.reference_logps = torch.arange(4.0)
+    data.reference["forget"] = {"logps": list(torch.arange(4.0))}
     batch = collate_pairs(0)([data[2], data[0]])
     assert batch["forget"]["reference_logps"].tolist() == [2.0, 0.0]
     assert batch["retain"]["input_ids"].shape[0] == 2

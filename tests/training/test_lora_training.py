@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from letgo.data import ForgetRetainDataset, encode_rows, read_rows
-from letgo.data.encode import encode_alternatives
 from letgo.models.adapters import add_lora, has_adapters, linear_targets
 from letgo.models.load import load_model
 from letgo.objectives import OBJECTIVES
@@ -40,7 +39,7 @@ def make_trainer(directory, tokenizer, *, model=None, callbacks=(), **settings):
         "output_dir": str(directory),
     } | settings
     forget, kept = (encode_rows(tokenizer, read_rows(rows), max_length=64)[0] for rows in (tiny.FORGET, tiny.RETAIN))
-    other = encode_alternatives(tokenizer, forget, ["red stone", "blue", "old river", "green"], max_length=64)
+    other = tiny.encode_alternatives(tokenizer, forget, ["red stone", "blue", "old river", "green"], max_length=64)
     args = UnlearnConfig(**settings)
     objective = objective_of(args)
     alternative = other if "alternative" in objective.parts else ()
@@ -146,10 +145,11 @@ def test_an_adapter_run_cut_off_resumes_to_the_same_bits(tmp_path, tokenizer, op
 def test_references_are_of_the_base_with_adapters_off(tmp_path, tokenizer):
     plain = make_trainer(tmp_path, tokenizer, lora_rank=None)
     trainer = make_trainer(tmp_path, tokenizer)
-    assert torch.equal(trainer.train_dataset.reference_logps, plain.train_dataset.reference_logps)
+    expected = torch.stack(plain.train_dataset.reference["forget"]["logps"])
+    assert torch.equal(torch.stack(trainer.train_dataset.reference["forget"]["logps"]), expected)
     trainer.train()
     take_references(trainer.model, trainer.train_dataset, trainer.objective, pad_id=tokenizer.pad_token_id)
-    assert torch.equal(trainer.train_dataset.reference_logps, plain.train_dataset.reference_logps)
+    assert torch.equal(torch.stack(trainer.train_dataset.reference["forget"]["logps"]), expected)
     assert has_adapters(trainer.model)
 
 

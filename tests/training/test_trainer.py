@@ -8,7 +8,6 @@ from transformers import TrainerCallback
 
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.data import ForgetRetainDataset, encode_rows, read_rows
-from letgo.data.encode import encode_alternatives
 from letgo.models.load import freeze_all_but, weights_fingerprint
 from letgo.objectives import OBJECTIVES as OBJECTIVE_CATALOG
 from letgo.optim import OPTIMIZERS as OPTIMIZER_CATALOG
@@ -39,7 +38,7 @@ def make_trainer(directory, tokenizer, *, model=None, retain=tiny.RETAIN, callba
         "output_dir": str(directory),
     } | settings
     forget, kept = (encode_rows(tokenizer, read_rows(rows), max_length=64)[0] for rows in (tiny.FORGET, retain))
-    other = encode_alternatives(tokenizer, forget, ["red stone", "blue", "old river", "green"], max_length=64)
+    other = tiny.encode_alternatives(tokenizer, forget, ["red stone", "blue", "old river", "green"], max_length=64)
     model = tiny.make_model() if model is None else model
     args = UnlearnConfig(**settings)
     objective = objective_of(args)
@@ -227,7 +226,7 @@ def test_reference_log_probabilities_equal_the_models_own(tmp_path, tokenizer):
     from tests.reference.scoring import token_logps
 
     trainer = make_trainer(tmp_path, tokenizer)
-    for row, logp in zip(trainer.train_dataset.forget, trainer.train_dataset.reference_logps, strict=True):
+    for row, logp in zip(trainer.train_dataset.forget, trainer.train_dataset.reference["forget"]["logps"], strict=True):
         border = next(i for i, label in enumerate(row.labels) if label != -100)
         expected = token_logps(trainer.model, row.input_ids[:border], row.input_ids[border:]).sum()
         assert float(logp) == pytest.approx(float(expected), rel=1e-5)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, checked_limit
+from letgo.benchmarks.engine.base import Benchmark, Headline, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, Text, limited
 from letgo.benchmarks.engine.questions import Part, general_metrics, items_part, joined, means, texts_part
 from letgo.benchmarks.engine.requests import Ask, Work
-from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.core.fingerprints import digest_of
 from letgo.data.encode import (
@@ -79,6 +79,7 @@ def copyright(
         template: how instructions become prompts.
         limit: at most so many passages.
     """
+    given = {name: value for name, value in locals().items() if name != "template"}
     lengths = _lengths(prefixes)
     if isinstance(answer_tokens, bool) or not isinstance(answer_tokens, int) or answer_tokens < 1:
         raise UserError(
@@ -95,16 +96,9 @@ def copyright(
     kept = _read_texts(retain, "retain set", words=max(lengths) + answer_tokens) if retain is not None else []
     forget = [_training_row(row, place, min(lengths)) for place, row in enumerate(passages)]
     check_disjoint([replace(row, context="") for row in forget], [replace(row, context="") for row in kept])
-    given = {
-        "text": str(text),
-        "retain": None if retain is None else str(retain),
-        "prefixes": "+".join(map(str, lengths)),
-        "answer_tokens": answer_tokens,
-        "limit": limit,
-    }
     return Copyright(
         name="copyright",
-        settings={key: value for key, value in given.items() if value is not None},
+        settings=spec_settings(given | {"prefixes": "+".join(map(str, lengths))}),
         forget=forget,
         retain=kept,
         items=[Item("retain", f"retain-{n}", row.group, row) for n, row in enumerate(kept[:_RETAIN_SCORED])],
@@ -218,10 +212,7 @@ class Copyright(Benchmark):
             chosen = [s for s in own if s.id.startswith(f"{key}/")]
             metrics |= means(chosen, f"forget_{key.replace('/', '_')}", ("rouge", "bleu"))
         metrics |= means([s for s in every if s.set == "retain"], "retain", ("probability",))
-        metrics |= general_metrics(every)
-        if not metrics:
-            raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
-        return metrics
+        return self.checked(metrics | general_metrics(every))
 
 
 def _question(tokenizer: Any, row: Row) -> Row:

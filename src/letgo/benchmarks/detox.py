@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, checked_limit
+from letgo.benchmarks.engine.base import Benchmark, Headline, checked_limit, spec_settings
 from letgo.benchmarks.engine.corpora import LazyRows, c4, named_corpus, opened
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, limited, shown
 from letgo.benchmarks.engine.questions import general_metrics, items_part, joined, means, texts_part
 from letgo.benchmarks.engine.requests import Ask, Work
 from letgo.benchmarks.engine.tables import Table
-from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.errors import UserError
 from letgo.core.fingerprints import digest_of
 from letgo.data.encode import Template, encode_prompt, resolve_template
 from letgo.data.rows import Row, read_rows
@@ -69,10 +69,12 @@ def detox(
         train_limit: at most so many retain texts, the first ones; none for all.
         template: how prompts of forget and pku are put; those of real are continued as they stand.
     """
+    given = {name: value for name, value in locals().items() if name != "template"}
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise UserError(f"benchmark 'detox': count must be a whole number of at least 1, not {count!r}")
     most, kept_most = checked_limit(limit), checked_limit(train_limit)
     chosen = [name.strip() for name in str(prompts).split("+")]
+    given["prompts"] = "+".join(chosen)
     for name in chosen:
         if name not in ("forget", "pku", "real"):
             raise UserError(f"benchmark 'detox': prompts are of forget, pku and real, not {name!r}")
@@ -90,19 +92,10 @@ def detox(
         provenance["real"] = tables.provenance
         asked += _real_items(tables.table("prompts", fields=("prompt",)), most, seed)
     kept = LazyRows(named_corpus(retain, {"c4": lambda: c4(data, kept_most)}, "retain set", kept_most))
-    given = {
-        "count": count, "seed": seed, "classifier": classifier, "label": label, "activation": activation, "data": data,
-        "forget": forget, "retain": retain, "prompts": "+".join(chosen), "limit": limit,
-        "train_limit": train_limit,
-    }  # fmt: skip
     return Detox(
         name="detox",
-        # "none" must be said where it is not the default.
-        settings={
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in given.items()
-            if value is not None or key in ("limit", "train_limit")
-        },
+        # No limit is not the default here, so it is named too.
+        settings=spec_settings(given) | {"limit": limit, "train_limit": train_limit},
         forget=rows,
         retain=kept,
         items=asked,
@@ -171,10 +164,7 @@ class Detox(Benchmark):
                 if any(s.scores.get("cut") for s in own):
                     metrics |= means(own, name, ("cut",))
         metrics |= means([s for s in every if s.set == "retain"], "retain", ("probability",))
-        metrics |= general_metrics(every)
-        if not metrics:
-            raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
-        return metrics
+        return self.checked(metrics | general_metrics(every))
 
 
 def _sample(item: Item, answer: str, score: float, cut: bool) -> Sample:

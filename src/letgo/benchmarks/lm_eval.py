@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.engine.base import Benchmark, checked_limit
+from letgo.benchmarks.engine.base import Benchmark, checked_limit, spec_settings
 from letgo.benchmarks.engine.corpora import LazyRows
 from letgo.benchmarks.engine.items import Sample
 from letgo.benchmarks.engine.lm_eval_tasks import Answered, documents_of, load_tasks, run_task
@@ -56,16 +56,16 @@ def lm_eval(
         batch_size: rows a forward pass.
         limit: at most so many documents of each task.
     """
+    settings = spec_settings(locals())
     names = [name.strip() for name in str(tasks).split("+")]
     for key, value, least in (("fewshot", fewshot, 0), ("batch_size", batch_size, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise UserError(f"benchmark 'lm_eval': {key} must be a whole number of at least {least}, not {value!r}")
     names = list(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
-    settings = {"tasks": tasks, "folder": folder, "fewshot": fewshot, "batch_size": batch_size, "limit": limit}
     loaded = load_tasks(names, folder=folder)
     return LMEval(
         name="lm_eval",
-        settings={key: str(v) if isinstance(v, Path) else v for key, v in settings.items() if v is not None},
+        settings=settings,
         forget=LazyRows(lambda: nothing_to_unlearn("lm_eval")),
         retain=[],
         items=[],

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from letgo.benchmarks.engine.base import Headline, checked_limit
-from letgo.benchmarks.engine.choices import CHANCE, read_choices
+from letgo.benchmarks.engine.base import Headline, checked_limit, spec_settings
 from letgo.benchmarks.engine.corpora import LazyRows, encode_chunks, named_corpus, opened, texts_of, wikitext
-from letgo.benchmarks.engine.four_way import Engine, FourWay, Question
 from letgo.benchmarks.engine.general_text import general_paragraphs
+from letgo.benchmarks.engine.multiple_choice import CHANCE, Engine, MultipleChoice, Question, read_questions
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.data.encode import Encoded, LongRows, Template
@@ -55,6 +54,7 @@ def wmdp(
         limit: at most so many questions of each topic and subject.
         train_limit: at most so many texts of each corpus.
     """
+    given = dict(locals())
     chosen = _listed("topics", topics, TOPICS)
     if documents not in ("whole", "chunks"):
         raise UserError(f"benchmark 'wmdp': documents is {documents!r}; known: whole, chunks")
@@ -63,28 +63,14 @@ def wmdp(
     questions = []
     for topic in chosen:
         table = tables.table(f"wmdp-{topic}", "test", fields=_FIELDS, limit=checked_limit(limit))
-        choices = read_choices(zip(table.places, table.rows, strict=True), TOPICS[topic])
-        name = f"wmdp-{topic}"
-        questions += [
-            Question("forget", f"{name}/{n}", f"{name}/{n}", f"wmdp_{topic}", choice)
-            for n, choice in enumerate(choices)
-        ]
+        rows = zip(table.places, table.rows, strict=True)
+        questions += read_questions(rows, "forget", f"wmdp-{topic}", f"wmdp_{topic}", TOPICS[topic])
     # In a spec's text, none is no value.
     mmlu = "none" if mmlu is None else mmlu
     kept, of_mmlu = _mmlu_questions(mmlu, data, limit) if mmlu != "none" else ([], {})
     return WMDP(
         name="wmdp",
-        settings=_settings(
-            topics="+".join(chosen),
-            mmlu=mmlu,
-            engine=engine,
-            data=data,
-            forget=forget,
-            retain=retain,
-            documents=documents,
-            limit=limit,
-            train_limit=train_limit,
-        ),
+        settings=spec_settings(given | {"topics": "+".join(chosen), "mmlu": mmlu}),
         forget=LazyRows(_forget_loader(chosen, forget, data, trained)),
         retain=LazyRows(_retain_loader(chosen, retain, data, trained)),
         items=[],
@@ -105,7 +91,7 @@ def mmlu(
     engine: Engine = "letgo",
     data: str | Path | None = None,
     limit: int | None = None,
-) -> FourWay:
+) -> MultipleChoice:
     """MMLU alone (57 subjects, zero-shot): only to score a model, there is nothing in it to unlearn.
 
     Args:
@@ -114,10 +100,11 @@ def mmlu(
         data: as in `wmdp`.
         limit: at most so many questions of each subject.
     """
+    settings = spec_settings(locals())
     questions, provenance = _mmlu_questions(subjects, data, limit)
-    return FourWay(
+    return MultipleChoice(
         name="mmlu",
-        settings=_settings(subjects=subjects, engine=engine, data=data, limit=limit),
+        settings=settings,
         forget=LazyRows(lambda: nothing_to_unlearn("mmlu")),
         retain=[],
         items=[],
@@ -131,7 +118,7 @@ def mmlu(
 
 
 @dataclass(frozen=True)
-class WMDP(FourWay):
+class WMDP(MultipleChoice):
     """`documents`: whether long texts are trained on whole (or cut, as `long_rows` says) or in pieces."""
 
     documents: Literal["whole", "chunks"] = "whole"
@@ -166,11 +153,8 @@ def _mmlu_questions(subjects: str, data: str | Path | None, limit: int | None) -
     questions = []
     for subject in chosen:
         own = [(where, row) for where, row in zip(table.places, table.rows, strict=True) if row["subject"] == subject]
-        choices = read_choices(own[: checked_limit(limit)], subject.replace("_", " "))
-        questions += [
-            Question("retain", f"{subject}/{n}", f"{subject}/{n}", f"mmlu_{subject}", choice)
-            for n, choice in enumerate(choices)
-        ]
+        rows = own[: checked_limit(limit)]
+        questions += read_questions(rows, "retain", subject, f"mmlu_{subject}", subject.replace("_", " "))
     return questions, {"mmlu": tables.provenance}
 
 
@@ -237,7 +221,3 @@ def _listed(what: str, text: str, known: Mapping[str, Any] | Sequence[str]) -> l
         if names.count(name) > 1:
             raise UserError(f"{what}: {name!r} is named twice")
     return names
-
-
-def _settings(**values: Any) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items() if value is not None}

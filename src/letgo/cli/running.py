@@ -36,7 +36,9 @@ def demo(
 @app.command()
 def unlearn(
     config: Annotated[Path | None, yaml_argument("A run's YAML; flags go over it.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model directory, hub id, or built-in name.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model directory, .gguf file, hub id, or built-in name.")
+    ] = None,
     benchmark: Annotated[str | None, typer.Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
     forget: Annotated[str | None, typer.Option("--forget", help="Forget set: file or hub:ID:CONFIG:SPLIT.")] = None,
     retain: Annotated[str | None, typer.Option("--retain", help="Retain set: likewise.")] = None,
@@ -153,7 +155,7 @@ def attack(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model directory, hub id, or built-in name.")],
+    model: Annotated[str, typer.Argument(help="Model directory, .gguf file, hub id, or built-in name.")],
     benchmarks: Annotated[list[str], typer.Option("--benchmark", help="NAME[:k=v,…]; repeat.")],
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many items of each set.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the result.")] = None,

@@ -1,4 +1,4 @@
-"""Files: a YAML file of settings; files that are there whole or not at all; JSON lines."""
+"""Files: the cache, a YAML file of settings, files that are there whole or not at all, JSON lines."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ from typing import Any
 import yaml
 
 from letgo.core.errors import UserError
+
+
+def cache_directory() -> Path:
+    """Where letgo keeps what it can make again: ``$LETGO_CACHE``, ``$XDG_CACHE_HOME/letgo`` or ``~/.cache/letgo``."""
+    if chosen := os.environ.get("LETGO_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "letgo"
 
 
 def load_settings(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from letgo.core.errors import UserError
@@ -118,25 +118,6 @@ def encode_rows(
     if not encoded:
         raise UserError(f"{said}: nothing is left after dropping them")
     return encoded, [f"{said}; {'cut' if long_rows == 'cut' else 'dropped'}"]
-
-
-def encode_alternatives(
-    tokenizer: Any,
-    encoded: Sequence[Encoded],
-    answers: Sequence[str],
-    *,
-    template: Template = "auto",
-    max_length: int,
-    long_rows: LongRows = "error",
-) -> list[Encoded]:
-    """The prompts of rows already encoded, each with another answer, closed by an end token; aligned with them.
-
-    A row that is too long with its other answer is cut where `long_rows` is not "error": dropping it would break the
-    alignment.
-    """
-    rows = [replace(item.row, target=answer, ends=True) for item, answer in zip(encoded, answers, strict=True)]
-    how: LongRows = "error" if long_rows == "error" else "cut"
-    return encode_rows(tokenizer, rows, template=template, max_length=max_length, long_rows=how, name="alternatives")[0]
 
 
 def start_tokens(tokenizer: Any) -> list[int]:

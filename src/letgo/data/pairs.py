@@ -6,7 +6,6 @@ pairs without any generator's state having to be saved.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from letgo.core.fingerprints import seed_of
 from letgo.data.encode import IGNORE, Encoded
 
 PARTS = ("forget", "retain", "alternative")
@@ -55,19 +55,6 @@ class ForgetRetainDataset(Dataset[dict[str, Any]]):
         self.reference: dict[str, dict[str, Sequence[Tensor]]] = {}
         """Part -> quantity of the reference model -> one tensor a row of that part; set by the trainer."""
         self._orders: dict[int, list[int]] = {}
-
-    @property
-    def reference_logps(self) -> Tensor | None:
-        """Per forget row, the reference model's log-probability of its labels, shape (rows,)."""
-        logps = self.reference.get("forget", {}).get("logps")
-        return None if logps is None else torch.stack(list(logps))
-
-    @reference_logps.setter
-    def reference_logps(self, logps: Tensor | None) -> None:
-        if logps is not None:
-            self.reference.setdefault("forget", {})["logps"] = list(logps)
-        else:
-            self.reference.get("forget", {}).pop("logps", None)
 
     def __len__(self) -> int:
         return len(self.forget) or len(self.retain)
@@ -130,8 +117,7 @@ class ForgetRetainDataset(Dataset[dict[str, Any]]):
 def generator_of(*key: int) -> torch.Generator:
     """A generator whose draws are a function of a few whole numbers (a seed and a row's place): the same on every
     machine, and unrelated for different ones."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.Generator().manual_seed(seed_of(repr(key), size=4, order="little"))
 
 
 def pad_rows(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import json
 import lzma
 import zlib
@@ -84,14 +83,6 @@ def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
             f"the forget set and the retain set share {len(shared)} row(s); the first stands at {first_forget.where} "
             f"and at {first_retain.where}\n  remove them from one of the two"
         )
-
-
-def fingerprint(rows: Sequence[Row]) -> str:
-    """A short hash of the rows' content in their order: the key of everything cached about them."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps([row.form, row.context, row.target, row.ends], ensure_ascii=False).encode())
-    return digest.hexdigest()[:16]
 
 
 def _row(where: str, record: Mapping[str, Any]) -> Row:
@@ -236,7 +227,8 @@ def _read_csv(path: Path) -> list[tuple[str, Any]]:
 
 
 def _read_parquet(path: Path) -> list[tuple[str, Any]]:
-    datasets = _datasets(f"{path} (Parquet)")
+    import datasets
+
     try:
         table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
     except Exception as error:  # pyarrow raises many kinds for a file that is not Parquet
@@ -251,7 +243,8 @@ def _read_hub(spec: str) -> list[tuple[str, Any]]:
         raise UserError(f"{spec!r} is not of the form hub:ID[@REVISION]:CONFIG:SPLIT (CONFIG may be empty)")
     repository, config, split = parts
     identifier, _, revision = repository.partition("@")
-    datasets = _datasets(spec)
+    import datasets
+
     try:
         table = datasets.load_dataset(identifier, config or None, split=split, revision=revision or None)
     except Exception as error:  # many kinds: unreachable, gated, unknown config or split
@@ -260,11 +253,3 @@ def _read_hub(spec: str) -> list[tuple[str, Any]]:
             "  if the hub can't be reached or the data set is gated, download it once and give the file's path"
         ) from error
     return [(f"{spec}, row {index + 1}", row) for index, row in enumerate(table)]
-
-
-def _datasets(what: str) -> Any:
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise UserError(f"{what} needs the package 'datasets': pip install 'letgo[data]'") from error
-    return datasets

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 
 from letgo.core.errors import UserError, first_line
 from letgo.core.extras import need
+from letgo.core.fingerprints import Fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -47,16 +46,6 @@ def is_adapter(directory: str | Path) -> bool:
 def has_adapters(model: Any) -> bool:
     """Whether a model carries peft's adapters."""
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
-
-
-@contextmanager
-def adapters_off(model: Any) -> Iterator[None]:
-    """The model without its adapters: its base. A model without any is left as it is."""
-    if not has_adapters(model):
-        yield
-        return
-    with model.disable_adapter():
-        yield
 
 
 def linear_targets(model: torch.nn.Module, pattern: str | None = None, trainable: str | None = None) -> list[str]:
@@ -151,14 +140,12 @@ def check_base(model: Any, base: Base, dtype: str, where: str | Path) -> None:
 def quick_fingerprint(model: torch.nn.Module, most: int = 1024) -> str:
     """A hash of the parameters' names and shapes and of up to `most` evenly spread values of each: fast, and other
     for another model; not a proof of equality, as `weights_fingerprint` is."""
-    import hashlib
-
-    digest = hashlib.blake2b(digest_size=16)
+    digest = Fingerprint()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()
         few = flat[:: max(1, flat.numel() // most)][:most].cpu().contiguous()
-        digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-        digest.update(few.view(torch.uint8).numpy().data)
+        digest.add(f"{name} {tuple(parameter.shape)}\n")
+        digest.add(few.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,8 +1,7 @@
-"""From what a user calls a model to the model: a built-in name, a directory, or an id of the hub."""
+"""From what a user calls a model to the model: a built-in name, a directory, a GGUF file, or an id of the hub."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import torch
 
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError, first_line
+from letgo.core.fingerprints import Fingerprint
 from letgo.models.adapters import (
     ADAPTER_CONFIG,
     BASE_FILE,
@@ -23,6 +23,7 @@ from letgo.models.adapters import (
     read_base,
     steady,
 )
+from letgo.models.gguf import gguf_directory, is_gguf
 
 ASSETS = Path(__file__).parent / "assets"
 """The models that come with letgo."""
@@ -47,7 +48,7 @@ BUILTIN: Mapping[str, Callable[[], Path]] = {
 
 
 def resolve_model(model: str | Path) -> str:
-    """The directory or hub id behind a model's name.
+    """The directory or hub id behind a model's name; a GGUF file's is made in the cache when it is first named.
 
     Raises `UserError` for a path that doesn't exist or is no model, and for a bare word that is neither built in nor
     of a hub id's form.
@@ -60,13 +61,15 @@ def resolve_model(model: str | Path) -> str:
         if not (path / "config.json").is_file() and not is_adapter(path):
             raise UserError(f"{name} is not a model directory: it has neither config.json nor {ADAPTER_CONFIG}")
         return name
+    if is_gguf(path) and path.is_file():
+        return str(gguf_directory(path))
     if path.exists():
-        raise UserError(f"{name} is a file; name the model's directory")
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+        raise UserError(f"{name} is a file; name the model's directory, or a .gguf file")
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or is_gguf(path)
     if looks_local or "/" not in name:
         raise UserError(
             f"no such model: {name!r}{did_you_mean(name, BUILTIN)}\n"
-            f"  give a directory, a hub id (OWNER/NAME), or a built-in one: {', '.join(BUILTIN)}"
+            f"  give a directory, a .gguf file, a hub id (OWNER/NAME), or a built-in one: {', '.join(BUILTIN)}"
         )
     return name
 
@@ -207,11 +210,11 @@ def context_length(model: Any) -> int:
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
     """A hash of all parameters' names, types and bytes: equal exactly when the weights are."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = Fingerprint()
     for name, parameter in in_shards(model).named_parameters():
         data = whole(parameter.detach()).cpu().contiguous()
-        digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
-        digest.update(data.view(torch.uint8).numpy().data)
+        digest.add(f"{name} {tuple(data.shape)} {data.dtype}\n")
+        digest.add(data.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -32,8 +32,3 @@ class ObjectiveRecord(TermRecord):
     """What the part `alternative` holds: a refusal, or the row's own field `alternative`."""
     trainable: str | None = None
     """Where the method says itself which parameters it trains: the function that gives a pattern of their names."""
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the forget rows' reference log-probabilities must be there."""
-        return "logps" in self.reference.get("forget", ())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,7 @@ from markupsafe import Markup
 from letgo.analysis.records import read_analyses
 from letgo.core.errors import UserError
 from letgo.core.files import written_whole
+from letgo.core.fingerprints import source_hash
 from letgo.core.sizes import size
 from letgo.report import analyses, answers, figures, numbers
 from letgo.report.compared import compared, told
@@ -198,7 +198,7 @@ def render(runs: Sequence[Run], directories: Sequence[Path] = ()) -> str:
 def policy(style: str, script: str) -> str:
     """The Content-Security-Policy: nothing from anywhere but the two inline blocks, named by their digests."""
     return (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
@@ -218,10 +218,6 @@ def _counts(results: Sequence[Result]) -> list[tuple[str, int]]:
 def asset(name: str) -> str:
     """A file of the templates' folder as text."""
     return files("letgo.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _packed(text: str) -> str:

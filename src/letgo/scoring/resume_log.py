@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from letgo.core import processes
 from letgo.core.errors import UserError
 from letgo.core.files import write_text
+from letgo.core.fingerprints import text_fingerprint
 
 _VERSION = 1
 
@@ -140,4 +140,4 @@ def _line(value: Mapping[str, Any]) -> str:
 
 def content_key(*parts: Any) -> str:
     """A hash of JSON values: the key of a sample."""
-    return hashlib.blake2b(json.dumps(parts, separators=(",", ":")).encode(), digest_size=16).hexdigest()
+    return text_fingerprint(json.dumps(parts, separators=(",", ":")))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from letgo.core.fingerprints import seed_of
 
 _FIRST_LOOK = 256
 
@@ -35,8 +36,8 @@ class Sampling:
 
     def generator(self, prompt: Sequence[int], repetition: int, number: int) -> torch.Generator:
         """The generator of a prompt's sample; `repetition` counts equal prompts."""
-        text = repr((self.seed, list(map(int, prompt)), repetition, number)).encode()
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
+        text = repr((self.seed, list(map(int, prompt)), repetition, number))
+        return torch.Generator().manual_seed(seed_of(text, size=7, order="big"))
 
     def draw(self, logits: Tensor, generators: Sequence[torch.Generator]) -> list[int]:
         """A token for each row of (rows, vocabulary) logits."""

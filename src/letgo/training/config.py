@@ -49,7 +49,9 @@ class UnlearnConfig(TrainingArguments):
     """
 
     output_dir: str | None = field(default=None, metadata={"help": "the run directory"})
-    model: str = field(default="", metadata={"help": "a model directory, a hub id, or a built-in model's name"})
+    model: str = field(
+        default="", metadata={"help": "a model directory, a .gguf file, a hub id, or a built-in model's name"}
+    )
     dtype: str = field(default="float32", metadata={"help": "the weights' type: float32, bfloat16 or float16"})
     benchmark: str | None = field(default=None, metadata={"help": "NAME:key=value,…: sets the data and the scores"})
     forget: str | None = field(default=None, metadata={"help": "forget set: a file, or hub:ID[@REVISION]:CONFIG:SPLIT"})

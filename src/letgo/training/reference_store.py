@@ -13,7 +13,6 @@ any of them by hand is safe: they can be made again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import struct
@@ -26,9 +25,9 @@ import torch
 from torch import Tensor
 
 from letgo.core.errors import LetgoError, UserError
-from letgo.core.files import written_whole
+from letgo.core.files import cache_directory, written_whole
+from letgo.core.fingerprints import Fingerprint, text_fingerprint
 from letgo.models.load import in_shards, whole
-from letgo.models.smollm2 import cache_directory
 
 PLACE_VARIABLE = "LETGO_REFERENCES"
 LIMIT_VARIABLE = "LETGO_REFERENCES_GB"
@@ -55,7 +54,7 @@ class ReferenceKey:
     @property
     def file(self) -> str:
         text = json.dumps(asdict(self), sort_keys=True)
-        return f"{self.quantity}-{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.safetensors"
+        return f"{self.quantity}-{text_fingerprint(text)}.safetensors"
 
 
 class RowValues(Sequence[Tensor]):
@@ -146,7 +145,7 @@ class ReferenceWriter:
         self.offsets = [0]
         self.dtype: torch.dtype | None = None
         self.width: tuple[int, ...] = ()
-        self.digest = hashlib.blake2b(digest_size=16)
+        self.digest = Fingerprint()
         self.bytes = 0
         file.write(b"\0" * (8 + _HEADER))
 
@@ -185,7 +184,7 @@ class ReferenceWriter:
         os.fsync(self.file.fileno())
 
     def _write(self, data: bytes) -> None:
-        self.digest.update(data)
+        self.digest.add(data)
         self.file.write(data)
         self.bytes += len(data)
 
@@ -211,11 +210,11 @@ def _open(path: Path, key: ReferenceKey) -> RowValues:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = Fingerprint()
     with path.open("rb") as file:
         file.seek(8 + _HEADER)
         while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+            digest.add(chunk)
     return digest.hexdigest()
 
 
@@ -236,7 +235,7 @@ def _limit_from_environment() -> int:
 def model_fingerprint(model: Any) -> str:
     """A hash of a model's base: every weight (quantized ones with their scales) and what its config says of how they
     are used. Adapters are left out, so a LoRA run shares its references with one of the whole model."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = Fingerprint()
     seen: set[tuple[int, int]] = set()
     for name, value in in_shards(model).state_dict().items():
         if "lora_" in name or not isinstance(value, Tensor):
@@ -248,10 +247,10 @@ def model_fingerprint(model: Any) -> str:
         seen.add(place)
         data = whole(value.detach()).cpu().contiguous()
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        digest.update(f"{plain} {tuple(data.shape)} {data.dtype}\n".encode())
+        digest.add(f"{plain} {tuple(data.shape)} {data.dtype}\n")
         if data.numel():
-            digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
-    digest.update(config_fingerprint(model.config).encode())
+            digest.add(data.reshape(-1).view(torch.uint8).numpy().data)
+    digest.add(config_fingerprint(model.config))
     return digest.hexdigest()
 
 
@@ -260,15 +259,15 @@ def config_fingerprint(config: Any) -> str:
     told: Mapping[str, Any] = config.to_dict()
     kept = {k: v for k, v in told.items() if not k.startswith("_") and k not in ("transformers_version", "use_cache")}
     text = json.dumps(kept, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return text_fingerprint(text)
 
 
 def rows_fingerprint(rows: Sequence[Any]) -> str:
     """A hash of encoded rows: their tokens and labels, in order."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = Fingerprint()
     for row in rows:
         ids, labels = list(row.input_ids), list(row.labels)
-        digest.update(struct.pack(f"<q{len(ids)}q{len(labels)}q", len(ids), *ids, *labels))
+        digest.add(struct.pack(f"<q{len(ids)}q{len(labels)}q", len(ids), *ids, *labels))
     return digest.hexdigest()
 
 
@@ -277,4 +276,4 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     pieces = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     text = "\n".join([pieces, repr(sorted(tokenizer.special_tokens_map.items())), str(tokenizer.chat_template or "")])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return text_fingerprint(text)

@@ -366,7 +366,7 @@ class _Job:
     def _base(self, model: Any) -> Base:
         """What the adapters of this run are trained on, as their directory will name it."""
         name = self.args.model
-        if Path(name).is_dir() and name not in BUILTIN:
+        if Path(name).exists() and name not in BUILTIN:
             name = str(Path(name).resolve())
         return Base(name, self.args.dtype, self.args.base_quantization, quick_fingerprint(model))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from letgo.benchmarks.engine.items import Headline, Item, Sample, SetName, Text, limited
@@ -144,6 +145,10 @@ class Benchmark:
             metrics |= means(own, name, ("accuracy", "probability", "rouge", "truth_ratio"))
         metrics |= general_metrics(every)
         metrics |= membership_metrics(every)
+        return self.checked(metrics)
+
+    def checked(self, metrics: Metrics) -> Metrics:
+        """The metrics, of which there must be at least one."""
         if not metrics:
             raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
         return metrics
@@ -178,6 +183,16 @@ class Benchmark:
         scores, the template as it is resolved for this tokenizer, and where the data came from."""
         form = resolve_template(tokenizer, self.template_for(template))
         return {"benchmark": self.name, "version": self.version, "template": form, **self.provenance}
+
+
+def spec_settings(values: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """What a benchmark's spec names of its constructor's arguments (`locals()` at its beginning): those that are
+    neither None nor the default given here, paths as text."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+        if value is not None and (name not in defaults or value != defaults[name])
+    }
 
 
 def checked_limit(limit: int | None) -> int | None:

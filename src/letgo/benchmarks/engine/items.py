@@ -80,6 +80,12 @@ class Sample:
         )
 
 
+def asked_sample(item: Item, scores: Mapping[str, float], generated: str, digest: str) -> Sample:
+    """The sample of an item that was put as its row has it, with what was generated."""
+    question, answer, written = str(item.row.context)[-400:], item.row.target[:400], generated.strip()[:1000]
+    return Sample(item.set, item.id, item.group, scores, question, answer, written, digest)
+
+
 @dataclass(frozen=True)
 class Headline:
     """A metric that says whether something was forgotten; forgetting lowers it, `floor` is what ignorance scores."""

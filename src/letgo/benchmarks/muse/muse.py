@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, Item, Sample, Text, checked_limit
+from letgo.benchmarks.engine.base import Benchmark, Headline, Item, Sample, Text, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import general_metrics, joined, texts_part
@@ -20,7 +20,7 @@ from letgo.benchmarks.engine.tables import PINNED, Table, Tables
 from letgo.benchmarks.muse.chunks import chunks_of
 from letgo.benchmarks.muse.scores import knowledge_part, muse_metrics, privacy_part, text_digest, verbatim_part
 from letgo.core.catalog import did_you_mean, format_spec
-from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.errors import UserError
 from letgo.data.encode import Encoded, LongRows, Template, start_tokens
 from letgo.data.rows import Row
 from letgo.runs.results import Metrics
@@ -75,6 +75,7 @@ def muse(
     Raises:
         UserError: an unknown corpus or request, data that can't be had, a retrain result of something else.
     """
+    settings = spec_settings(locals(), retain="retain1", general=True)
     if corpus not in CORPORA:
         raise UserError(f"muse has no corpus {corpus!r}; it has {', '.join(CORPORA)}{did_you_mean(corpus, CORPORA)}")
     sequence = _checked_request(corpus, request)
@@ -84,23 +85,10 @@ def muse(
     tables = PINNED[f"muse-{corpus}"].open(data=data, revision=revision)
     notes: list[str] = []
     reader = _Reader(tables, corpus, notes)
-    settings: dict[str, Any] = {"corpus": corpus, "request": request, "retrain": retrain}
-    settings |= {"retain": None if retain == "retain1" else retain, "general": None if general else False}
-    settings |= {"limit": limit, "train_limit": train_limit, "data": data, "revision": revision}
-    settings = {k: v for k, v in settings.items() if v is not None}
     config, split = ("raw", "forget") if request is None else _table_of((sequence or (request,))[0])
     forget, kept = reader.rows(config, split, trained), reader.rows("raw", retain, trained)
     if trained is not None:
         notes.append(f"muse: trained on the first {len(forget)} forget and {len(kept)} retain texts (train_limit)")
-    reference = None
-    if retrain is not None:
-        wanted = {"benchmark": "muse", "version": VERSION, "corpus": corpus}
-        reference = read_reference("retrain", retrain, wanted)
-    else:
-        notes.append(
-            f"muse: PrivLeak is against the AUC published for Llama-2-7B retrained ({CORPORA[corpus]}); for another "
-            "model give its own (retrain=RESULT)"
-        )
     texts = [t for split in ("forget", "retain", "holdout") for t in reader.texts(split, scored)]
     return Muse(
         name="muse",
@@ -113,12 +101,12 @@ def muse(
         template="plain",
         version=VERSION,
         provenance={"corpus": corpus, **tables.provenance},
-        notes=tuple(notes),
         sequence=tuple(format_spec("muse", settings | {"request": one}) for one in sequence),
         chained=request == "sust",
         examples={name: reader.examples(name) for name in ("forget", "retain")},
         retrained_auc=CORPORA[corpus],
-        reference=reference,
+        reference=_retrained_result(retrain, corpus, notes),
+        notes=tuple(notes),
     )
 
 
@@ -187,10 +175,7 @@ class Muse(Benchmark):
         """MUSE's metrics: VerbMem and KnowMem of the forget set, PrivLeak, and KnowMem of the retain set, which is its
         utility; the membership AUCs behind PrivLeak; general perplexity and degeneration."""
         every = list(samples)
-        metrics = muse_metrics(every, self.retrained_auc, self.reference) | general_metrics(every)
-        if not metrics:
-            raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
-        return metrics
+        return self.checked(muse_metrics(every, self.retrained_auc, self.reference) | general_metrics(every))
 
     def reference_metrics(self) -> dict[str, Metrics]:
         return {} if self.reference is None else {"retrained": self.reference.metrics}
@@ -205,6 +190,17 @@ class Muse(Benchmark):
 
     def identity(self, tokenizer: Any, template: Template | None = None) -> dict[str, Any]:
         return {"benchmark": self.name, "version": self.version, **self.provenance}
+
+
+def _retrained_result(retrain: str | None, corpus: str, notes: list[str]) -> ReferenceResult | None:
+    """What `letgo eval` wrote of the retrained model, where it is given; a note says so where it is not."""
+    if retrain is not None:
+        return read_reference("retrain", retrain, {"benchmark": "muse", "version": VERSION, "corpus": corpus})
+    notes.append(
+        f"muse: PrivLeak is against the AUC published for Llama-2-7B retrained ({CORPORA[corpus]}); for another model "
+        "give its own (retrain=RESULT)"
+    )
+    return None
 
 
 def _checked_request(corpus: str, request: str | None) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from letgo.benchmarks.engine.items import Item, Sample, Text
+from letgo.benchmarks.engine.items import Item, Sample, Text, asked_sample
 from letgo.benchmarks.engine.questions import MIN_K, Part, means
 from letgo.benchmarks.engine.reference import ReferenceResult
 from letgo.benchmarks.engine.requests import Ask
@@ -44,7 +44,7 @@ def verbatim_part(model: Any, tokenizer: Any, items: Sequence[Item]) -> Part:
 
     def make(scored: list[list[Scores]], generated: list[list[Generation]]) -> list[Sample]:
         return [
-            _sample(item, {"verbmem": 100.0 * rouge_l_f1(text, answer.text)}, answer.text, digest_of(prompt, text))
+            asked_sample(item, {"verbmem": 100.0 * rouge_l_f1(text, answer.text)}, answer.text, digest_of(prompt, text))
             for item, prompt, text, [answer] in zip(items, prompts, true, generated, strict=True)
         ]
 
@@ -61,7 +61,7 @@ def knowledge_part(model: Any, tokenizer: Any, items: Sequence[Item], examples: 
 
     def make(scored: list[list[Scores]], generated: list[list[Generation]]) -> list[Sample]:
         return [
-            _sample(
+            asked_sample(
                 item,
                 {"knowmem": 100.0 * rouge_l_f1(item.row.target, answer.text)},
                 answer.text,
@@ -141,16 +141,3 @@ def _check_room(model: Any, length: int, where: str) -> None:
             f"{where}: {length} tokens, prompt and answer, but the model's context is {context_length(model)}; "
             "MUSE can't be scored on this model as it is defined"
         )
-
-
-def _sample(item: Item, scores: dict[str, float], generated: str, digest: str) -> Sample:
-    return Sample(
-        item.set,
-        item.id,
-        item.group,
-        scores,
-        question=str(item.row.context)[-400:],
-        answer=item.row.target[:400],
-        generated=generated.strip()[:1000],
-        digest=digest,
-    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from letgo.benchmarks.engine.items import Item, Sample
+from letgo.benchmarks.engine.items import Item, Sample, asked_sample
 from letgo.benchmarks.engine.questions import MIN_K, Part, means
 from letgo.benchmarks.engine.reference import ReferenceResult
 from letgo.benchmarks.engine.requests import Ask, Work
@@ -100,18 +100,7 @@ class TofuPart:
             found = {text: (scored[query][place], answer) for text, (query, place, answer) in places.items()}
             text = written.get(index, "")
             scores = _membership(item, found) if item.task == "membership" else _scores(item, found, text)
-            samples.append(
-                Sample(
-                    item.set,
-                    item.id,
-                    item.group,
-                    scores,
-                    question=str(item.row.context)[-400:],
-                    answer=item.row.target[:400],
-                    generated=text[:1000],
-                    digest=self.digest(item),
-                )
-            )
+            samples.append(asked_sample(item, scores, text, self.digest(item)))
         return samples
 
 

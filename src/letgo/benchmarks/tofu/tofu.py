@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, Item, Sample, checked_limit
+from letgo.benchmarks.engine.base import Benchmark, Headline, Item, Sample, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import general_metrics, joined, texts_part
@@ -20,7 +20,7 @@ from letgo.benchmarks.engine.tables import PINNED, Table, Tables
 from letgo.benchmarks.tofu.prompts import FORMS, Form, encode_tofu_rows, resolve_form
 from letgo.benchmarks.tofu.scores import TofuPart, tofu_metrics, with_gradient_norms
 from letgo.core.catalog import did_you_mean
-from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.errors import UserError
 from letgo.data.encode import Encoded, LongRows, Template
 from letgo.data.rows import Row
 from letgo.runs.results import Metrics
@@ -99,71 +99,17 @@ def tofu(
     Raises:
         UserError: an unknown split or template, data that can't be had, a retain result of something else.
     """
-    if split not in SPLITS:
-        raise UserError(f"tofu has no split {split!r}; it has {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
-    if template not in ("auto", *FORMS):
-        raise UserError(
-            f"tofu has no template {template!r}; it has auto, {', '.join(FORMS)}{did_you_mean(template, FORMS)}"
-        )
+    settings = spec_settings(locals(), template="auto", length=LENGTH, gradnorm=False, general=True)
+    _check(split, template, length, learn)
     scored, trained = checked_limit(limit), checked_limit(train_limit)
-    if isinstance(length, bool) or not isinstance(length, int) or length < _FEWEST_TOKENS:
-        raise UserError(f"tofu: length must be a whole number of at least {_FEWEST_TOKENS}, not {length!r}")
-    if learn not in (None, *LEARN):
-        raise UserError(
-            f"tofu: learn must be one of {', '.join(LEARN)}, not {learn!r}{did_you_mean(str(learn), LEARN)}"
-        )
     tables = PINNED["tofu"].open(data=data, revision=revision)
     notes: list[str] = []
-    reader = _Reader(tables, notes)
-    number = int(split.removeprefix("forget"))
-    first_author = (ROWS["full"] - ROWS[split]) // AUTHOR_ROWS
-    items = [
-        *reader.items("forget", f"{split}_perturbed", scored, first_author=first_author),
-        *reader.items("retain", "retain_perturbed", scored, first_author=0),
-        *reader.items("authors", "real_authors_perturbed", scored),
-        *reader.items("facts", "world_facts_perturbed", scored),
-    ]
-    held_out = f"holdout{number:02d}"
-    if holdout or (holdout is None and held_out in tables):
-        # Membership compares rows as they were trained on with rows of the same making that were not.
-        items += reader.items("forget", split, scored, first_author=first_author, task="membership")
-        items += reader.items("holdout", held_out, scored, task="membership")
-    elif gradnorm:
-        raise UserError(f"tofu: gradnorm compares {split} with {held_out}, which this data does not have")
-    forget = reader.rows(split, trained, first_author)
-    kept = reader.rows(SPLITS[split], trained, 0)
-    if trained is not None:
-        notes.append(f"tofu: trained on the first {len(forget)} forget and {len(kept)} retain rows (train_limit)")
-    if learn is not None:
-        kept = [*kept, *forget] if learn == "full" else kept
-        forget = []
-        notes.append(f"tofu: {len(kept)} rows to be learned, none to be forgotten (learn={learn})")
-    reference = None
-    if retain is not None:
-        wanted = {"benchmark": "tofu", "version": VERSION, "split": split, "length": length}
-        reference = read_reference("retain", retain, wanted)
-        if any(item.task for item in items) and not reference.has("mia_loss"):
-            notes.append(
-                "tofu: no membership attack against a reference model, for the retain model was not scored on "
-                f"{held_out} (holdout=true)"
-            )
-    else:
-        notes.append("tofu: no forget quality, for no retain model's result was given (retain=RESULT)")
-    settings: dict[str, Any] = {
-        "split": split,
-        "retain": retain,
-        "retrained": retrained,
-        "template": template,
-        "holdout": holdout,
-        "general": general,
-    }
-    settings |= {"gradnorm": gradnorm or None}
-    settings |= {"limit": limit, "train_limit": train_limit, "learn": learn}
-    settings |= {"data": data, "revision": revision, "length": length}
-    defaults = {"template": "auto", "general": True, "length": LENGTH}
+    reader = _Reader(tables, split, notes)
+    items = [*reader.scored(scored), *reader.membership(scored, holdout, gradnorm)]
+    forget, kept = reader.trained(trained, learn)
     return Tofu(
         name="tofu",
-        settings={k: v for k, v in settings.items() if v is not None and v != defaults.get(k)},
+        settings=settings,
         forget=forget,
         retain=kept,
         items=items,
@@ -174,12 +120,48 @@ def tofu(
         references={} if retrained is None else {"retrained": retrained},
         version=VERSION,
         provenance={"split": split, "length": length, **tables.provenance},
-        notes=tuple(notes),
         form=template,  # type: ignore[arg-type]
         length=length,
         gradnorm=gradnorm,
-        reference=reference,
+        reference=_retain_result(retain, split, length, items, notes),
+        notes=tuple(notes),
     )
+
+
+def _check(split: str, template: str, length: int, learn: str | None) -> None:
+    if split not in SPLITS:
+        raise UserError(f"tofu has no split {split!r}; it has {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+    if template not in ("auto", *FORMS):
+        raise UserError(
+            f"tofu has no template {template!r}; it has auto, {', '.join(FORMS)}{did_you_mean(template, FORMS)}"
+        )
+    if isinstance(length, bool) or not isinstance(length, int) or length < _FEWEST_TOKENS:
+        raise UserError(f"tofu: length must be a whole number of at least {_FEWEST_TOKENS}, not {length!r}")
+    if learn not in (None, *LEARN):
+        raise UserError(
+            f"tofu: learn must be one of {', '.join(LEARN)}, not {learn!r}{did_you_mean(str(learn), LEARN)}"
+        )
+
+
+def _retain_result(
+    retain: str | None, split: str, length: int, items: Sequence[Item], notes: list[str]
+) -> ReferenceResult | None:
+    """What `letgo eval` wrote of the retain model, where it is given; a note says which metrics are missing."""
+    if retain is None:
+        notes.append("tofu: no forget quality, for no retain model's result was given (retain=RESULT)")
+        return None
+    wanted = {"benchmark": "tofu", "version": VERSION, "split": split, "length": length}
+    reference = read_reference("retain", retain, wanted)
+    if any(item.task for item in items) and not reference.has("mia_loss"):
+        notes.append(
+            "tofu: no membership attack against a reference model, for the retain model was not scored on "
+            f"{_holdout_of(split)} (holdout=true)"
+        )
+    return reference
+
+
+def _holdout_of(split: str) -> str:
+    return split.replace("forget", "holdout")
 
 
 @dataclass(frozen=True)
@@ -230,10 +212,7 @@ class Tofu(Benchmark):
         the retain model's result is known; extraction strength and exact memorization of the forget set; membership
         AUCs where there is a holdout split; general perplexity and degeneration."""
         every = list(samples)
-        metrics = tofu_metrics(every, self.reference) | general_metrics(every)
-        if not metrics:
-            raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
-        return metrics
+        return self.checked(tofu_metrics(every, self.reference) | general_metrics(every))
 
     def reference_metrics(self) -> dict[str, Metrics]:
         return {} if self.reference is None else {"retain": self.reference.metrics}
@@ -248,7 +227,46 @@ class _Reader:
     """Tables as rows and items; what is amiss with them goes to the notes."""
 
     tables: Tables
+    split: str
     notes: list[str]
+
+    @property
+    def first_author(self) -> int:
+        """The number of the first author to be forgotten; those to be kept begin at 0."""
+        return (ROWS["full"] - ROWS[self.split]) // AUTHOR_ROWS
+
+    def scored(self, limit: int | None) -> list[Item]:
+        """The items of TOFU's four sets."""
+        return [
+            *self.items("forget", f"{self.split}_perturbed", limit, first_author=self.first_author),
+            *self.items("retain", "retain_perturbed", limit, first_author=0),
+            *self.items("authors", "real_authors_perturbed", limit),
+            *self.items("facts", "world_facts_perturbed", limit),
+        ]
+
+    def membership(self, limit: int | None, holdout: bool | None, gradnorm: bool) -> list[Item]:
+        """Rows as they were trained on, and rows of the same making that were not; none without a holdout split."""
+        held_out = _holdout_of(self.split)
+        if holdout or (holdout is None and held_out in self.tables):
+            return [
+                *self.items("forget", self.split, limit, first_author=self.first_author, task="membership"),
+                *self.items("holdout", held_out, limit, task="membership"),
+            ]
+        if gradnorm:
+            raise UserError(f"tofu: gradnorm compares {self.split} with {held_out}, which this data does not have")
+        return []
+
+    def trained(self, limit: int | None, learn: Learn | None) -> tuple[list[Row], list[Row]]:
+        """The rows to forget and to keep (or, with `learn`, to learn)."""
+        forget, kept = self.rows(self.split, limit, self.first_author), self.rows(SPLITS[self.split], limit, 0)
+        if limit is not None:
+            counts = f"{len(forget)} forget and {len(kept)} retain rows"
+            self.notes.append(f"tofu: trained on the first {counts} (train_limit)")
+        if learn is None:
+            return forget, kept
+        learned = [*kept, *forget] if learn == "full" else kept
+        self.notes.append(f"tofu: {len(learned)} rows to be learned, none to be forgotten (learn={learn})")
+        return [], learned
 
     def rows(self, config: str, limit: int | None, first_author: int) -> list[Row]:
         table = self._table(config, ("question", "answer"), limit, "what is trained on is")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from letgo.benchmarks.engine.choices import encode_choice, read_choices
+from letgo.benchmarks.engine.multiple_choice import encode_choice, read_choices
 from letgo.core.errors import UserError
 from tests import stand_ins
 

@@ -1,0 +1,188 @@
+"""GGUF files: read by transformers, kept as plain model directories in letgo's cache.
+
+A directory is made once for each file's content. transformers dequantizes the weights and rebuilds the config and the
+tokenizer; two things it leaves undone are done here. Numbers of the config are 32-bit floats in the file
+(9.99999975e-06 stands for 1e-5), and some ways of splitting a text before its byte pairs are merged are not known to
+it: it would split as GPT-2 does, and a number after two spaces or a blank line would become other tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from letgo.core.errors import UserError, first_line
+from letgo.core.extras import need
+from letgo.core.files import cache_directory
+from letgo.core.fingerprints import file_digest
+
+# Part of the cached directories' names: raise it whenever the conversion writes something else than before.
+LAYOUT = 1
+_MAGIC = b"GGUF"
+# Values of `tokenizer.ggml.pre`, by how llama.cpp splits a text for them: as GPT-2 does, or so after each digit has
+# become a piece.
+_AS_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion")
+_DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the path is that of a GGUF file, by its name."""
+    return path.suffix.lower() == ".gguf"
+
+
+def gguf_directory(path: Path) -> Path:
+    """The model directory made of a GGUF file, in 32-bit floats: made on the first call, then taken from the cache.
+
+    Raises:
+        UserError: the package `gguf` is missing, the file is not GGUF or can't be read, its architecture or tokenizer
+            is not known, or the cache can't be written.
+    """
+    need("gguf", "gguf", what=f"reading {path}")
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise UserError(f"{path} is not a GGUF file: it does not begin with {_MAGIC.decode()}")
+    status = path.stat()
+    digest = _digest(path.resolve(), status.st_size, status.st_mtime_ns)
+    return cached_directory(f"gguf-{path.stem}-{digest[:16]}-{LAYOUT}", lambda target: convert(path, target))
+
+
+def cached_directory(name: str, write: Callable[[Path], None]) -> Path:
+    """A directory of letgo's cache, filled by `write` where it is not there yet. It appears whole or not at all: it is
+    written under another name, then renamed.
+
+    Raises:
+        UserError: the cache can't be written.
+    """
+    cache = cache_directory()
+    directory = cache / name
+    if directory.is_dir():
+        return directory
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".part", dir=cache))
+    except OSError as error:
+        raise _cache_error(cache, error) from error
+    try:
+        write(unfinished)
+        unfinished.chmod(0o755)  # mkdtemp makes a private folder
+        try:
+            unfinished.rename(directory)
+        except OSError:
+            # Another process was faster: its directory is as good as ours.
+            if not directory.is_dir():
+                raise
+    except OSError as error:
+        raise _cache_error(cache, error) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return directory
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write the model of the GGUF file `source` into the directory `target`, as transformers would save it."""
+    model, tokenizer = _read(source)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _read(source: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    try:
+        # Alone in a folder: what lies beside the file (a config, an adapter) is not read.
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "model.gguf").symlink_to(source.resolve())
+            settings = {"gguf_file": "model.gguf", "local_files_only": True}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+            _split_as_the_file_says(source, tokenizer)
+            read = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **settings, **_dequantized())
+    except UserError:
+        raise
+    except Exception as error:  # its reader raises many kinds for a file that is cut off, or that it does not know
+        raise UserError(
+            f"{source}: the GGUF file can't be read ({type(error).__name__}: {first_line(error)})\n"
+            "  give the model's directory or hub id instead"
+        ) from error
+    config = read.config
+    config.name_or_path = ""
+    for name, value in config.to_dict().items():
+        if isinstance(value, float):
+            setattr(config, name, _shortest(value))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # A fresh model: the one just read remembers that it was quantized and does not save.
+    model.load_state_dict(read.state_dict(), assign=True)
+    tokens = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**tokens)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 1 << 62))
+    return model, tokenizer
+
+
+def _dequantized() -> dict[str, Any]:
+    """The setting by which newer versions of transformers unpack the weights, as older ones always do."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def _shortest(value: float) -> float:
+    """Of a 32-bit float, the shortest decimal number that stands for it; any other number as it is."""
+    import numpy as np
+
+    narrow = np.float32(value)
+    return float(str(narrow)) if float(narrow) == value else value
+
+
+def _split_as_the_file_says(source: Path, tokenizer: Any) -> None:
+    """Set how the tokenizer splits a text before it merges byte pairs, where transformers has not done it.
+
+    Raises:
+        UserError: the file names a way that is not known: the tokens would silently be others than the model's.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    fields = GGUFReader(source).fields
+    kind, split = (
+        fields[name].contents() if name in fields else None for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
+    )
+    if kind != "gpt2":
+        return  # other kinds of tokenizers don't split first
+    if split in _DIGIT_BY_DIGIT:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    elif split not in (*_AS_GPT2, *_known_to_transformers()):
+        raise UserError(
+            f"{source}: how its tokenizer splits a text (tokenizer.ggml.pre: {split}) is not known, so the tokens "
+            "could be others than the model's\n  give the model's directory or hub id instead, or update transformers"
+        )
+
+
+def _known_to_transformers() -> tuple[str, ...]:
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:
+        return ()
+    return tuple(GGUF_PRE_TOKENIZER_SPLITS)
+
+
+@functools.cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """The file's digest; its size and time of change are there so that a changed file is read again."""
+    return file_digest(path)
+
+
+def _cache_error(cache: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(
+        f"The model can't be kept in {cache}: {reason}. It takes 4 bytes for each parameter; set LETGO_CACHE to a "
+        "folder that has the room."
+    )
