@@ -8,7 +8,7 @@ depend on how its rows are shared out.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from letgo.core.ranks_lost import rank_loss_named
 from letgo.models.running import is_sharded
 from letgo.objectives.likelihood import own_share, share_window
 from letgo.optim import OPTIMIZERS
+from letgo.optim.base import every_optimizer, inner_optimizers
 from letgo.optim.engine.ranks import Ranks
 from letgo.optim.zeroth_order import ZerothOrder
 
@@ -83,7 +84,7 @@ class Together:
         if self.count == 1:
             return
         for one in every_optimizer(optimizer):
-            if hasattr(one, "ranks"):
+            if isinstance(one, ZerothOrder):
                 one.ranks = self.ranks
 
     def check_finite(self, loss: float) -> None:
@@ -211,20 +212,6 @@ def said_of(told: Mapping[str, Any], steps: int) -> str:
             f"{told['scalars_a_step']:g} losses a step, {told['bytes_exchanged']:,} bytes in all with the checksums"
         )
     return "; ".join(parts)
-
-
-def every_optimizer(optimizer: Any) -> Iterator[Any]:
-    """An optimizer and all that it is made of, at any depth."""
-    yield optimizer
-    for one in inner_optimizers(optimizer):
-        yield from every_optimizer(one)
-
-
-def inner_optimizers(optimizer: Any) -> list[Any]:
-    """The optimizers that one hands its steps to: those that take turns, or the one that it wraps."""
-    inner = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
-    base = getattr(optimizer, "base", None)
-    return [*inner, base] if isinstance(base, torch.optim.Optimizer) else inner
 
 
 def load_whole_weights(model: Any, directory: Path) -> None:
