@@ -151,18 +151,18 @@ def strategy_of(args: UnlearnConfig) -> str:
     if asked:
         # The weights are shared out while they are read, before Trainer would do it.
         os.environ["ACCELERATE_USE_FSDP"] = "false"
-        args.strategy = "fsdp2"
-    if args.strategy == "fsdp2" and processes.count() == 1:
+    strategy = "fsdp2" if asked or args.strategy == "fsdp2" else "replicas"
+    if strategy == "fsdp2" and processes.count() == 1:
         raise UserError(
             "strategy: fsdp2 shares the weights out over several processes, but one runs\n"
             "  start several: torchrun --nproc_per_node 2 -m letgo unlearn …"
         )
-    if args.strategy == "fsdp2" and args.lora_rank:
+    if strategy == "fsdp2" and args.lora_rank:
         raise UserError(
             "strategy: fsdp2 shares out weights that are trained; adapters beside a base in shards are not had\n"
             "  train them on replicas: base_quantization: nf4 makes a base a quarter as large as in bfloat16"
         )
-    return "fsdp2" if args.strategy == "fsdp2" else "replicas"
+    return strategy
 
 
 def uses_deepspeed(args: UnlearnConfig) -> bool:

@@ -9,6 +9,7 @@ closure over them. Checkpoints, resuming, logging, clipping and schedules stay T
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import math
@@ -47,7 +48,7 @@ class UnlearnTrainer(Trainer):
 
     Args:
         model: a causal LM, as `letgo.training.prepare.prepare_model` leaves it.
-        args: the run's config.
+        args: the run's config; the trainer's own `args` are a copy, which takes what Trainer is to be told beside.
         dataset: forget rows paired with retain rows, with the reference quantities that the objective needs
             (`letgo.training.prepare.take_references`).
         pad_id: token id that pads batches.
@@ -68,6 +69,7 @@ class UnlearnTrainer(Trainer):
     ) -> None:
         if not args.output_dir:
             raise UserError("no output directory: give output_dir")
+        args = copy.copy(args)
         self.objective: Objective = objective or objective_of(args)
         self.reporter = reporter or Quiet()
         self.notes: list[str] = []
@@ -82,7 +84,7 @@ class UnlearnTrainer(Trainer):
         if args.ddp_find_unused_parameters is None:
             # Only hidden states of an inner layer leave weights without a gradient; to look for them costs a pass.
             args.ddp_find_unused_parameters = self.objective.layer is not None
-        saved = args.save_strategy
+        save_strategy = args.save_strategy
         if self.together.sharded:
             # Trainer knows no checkpoints of a model that was shared out while it was loaded; here they are below.
             args.save_strategy = "no"
@@ -93,7 +95,7 @@ class UnlearnTrainer(Trainer):
             data_collator=collate_pairs(pad_id),
             callbacks=[_Bookkeeping(self), *callbacks],
         )
-        args.save_strategy = saved
+        args.save_strategy = save_strategy
         self.remove_callback(PrinterCallback)
         # The objective's loss is a mean over the micro-batch, so the window's mean is Trainer's to take.
         self.model_accepts_loss_kwargs = False
