@@ -41,6 +41,7 @@ SHARED = {
     "optim": {
         "base",  # what every optimizer is built on
         "registry",  # the list of them
+        "drive",  # how a trainer or an attack gives any member its closure
         "replay_log",  # a run of a zeroth-order member, to be run again
     },
     "attacks": {

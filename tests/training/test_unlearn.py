@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from letgo.core.files import read_json_lines
 from letgo.models.load import load_model, weights_fingerprint
 from letgo.models.save import save_model
 from letgo.runs.results import read_result
+from letgo.training.config import dump_config, make_config
 from tests import tiny
 
 
@@ -219,3 +221,19 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(job, tmp_path, optim
     assert read_json_lines(run / "history.jsonl") == read_json_lines(tmp_path / "whole" / "history.jsonl")
     assert json.loads((run / "result.json").read_text())["status"] == whole.result.status
     assert os.listdir(run)
+
+
+@pytest.mark.parametrize("objective", ["npo_gdr", "task_vector"])
+def test_the_config_is_as_it_was_given_after_the_run(job, objective):
+    """What a run derives (steps lengthened to a whole zeroth-order round, say) is not written into it."""
+    settings = {"objective": objective, "optimizer": "fozo:fo_steps=2,zo_steps=2", "max_steps": 5, "eval_limit": 2}
+    config = make_config(job | settings)
+    given = copy.deepcopy(config)
+    text = dump_config(config)
+    run = letgo.unlearn(config)
+    assert config == given
+    assert config.max_steps == 5
+    assert (run.directory / "config.yaml").read_text(encoding="utf-8") == text
+    assert run.result.config["max_steps"] == 5
+    if objective == "npo_gdr":
+        assert any("5 steps lengthened to 8" in note for note in run.result.notes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -23,7 +22,8 @@ from letgo.models.adapters import add_lora, linear_targets
 from letgo.models.load import context_length, disable_dropout
 from letgo.objectives.likelihood import own_share
 from letgo.objectives.retain import cross_entropy
-from letgo.optim import create_optimizer, gnb_loss
+from letgo.optim import create_optimizer
+from letgo.optim.drive import Drive, sampled_labels_loss
 
 Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES: tuple[str, ...] = ("constant", "linear", "cosine")
@@ -93,7 +93,7 @@ def relearn(
     if lora:
         model = add_lora(model, rank=lora, targets=linear_targets(model), seed=seed)
     model.train()
-    stepper = make_stepper(model, optimizer, rate, max_grad_norm)
+    stepper = Stepper(model, optimizer, rate, max_grad_norm)
     total = stepper.fitted(total)
     batches = _Batches(encoded, batch_size, tokenizer.pad_token_id, generator, next(model.parameters()).device)
     losses: list[float] = []
@@ -169,77 +169,71 @@ def rate_at(step: int, total: int, schedule: str, warmup: float) -> float:
     return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[schedule]
 
 
-@dataclass
 class Stepper:
-    """An optimizer of any grade and how it is given a batch: through one closure."""
+    """The attacker's optimizer, of any grade, and how it is given a batch.
 
-    model: Any
-    optimizer: Any
-    max_grad_norm: float
+    Args:
+        model: its trainable parameters are stepped.
+        spec: the optimizer, named as in the catalog; a colon and settings may follow, separated by semicolons.
+        learning_rate: of the first step.
+        max_grad_norm: gradient clipping; 0 for none.
+    """
+
+    def __init__(self, model: Any, spec: str, learning_rate: float, max_grad_norm: float) -> None:
+        name, settings = parse_spec(spec.replace(";", ","))
+        if "lr" in settings:
+            # The schedule sets it at every step.
+            raise UserError(f"relearn: give learning_rate={settings['lr']} beside the optimizer, not lr within it")
+        self.model, self.max_grad_norm = model, max_grad_norm
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = create_optimizer(name, self.trained, lr=learning_rate, **settings)
+        self.batch: dict[str, Tensor] = {}
+        self.drive = Drive(
+            self.optimizer,
+            model,
+            self._clip,
+            lambda generator: sampled_labels_loss(model, self.batch, generator),
+            clip_parts=True,
+        )
 
     def fitted(self, steps: int) -> int:
-        return int(self.optimizer.fit_total_steps(steps)) if hasattr(self.optimizer, "fit_total_steps") else steps
+        return self.drive.protocol.fit_total_steps(steps)
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
     def finish(self) -> None:
-        if hasattr(self.optimizer, "finish"):
-            self.optimizer.finish()
+        self.drive.protocol.finish()
 
     def step(self, batch: dict[str, Tensor]) -> float:
-        """One step; returns the loss before it (of the last evaluation, where there were several)."""
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        last: list[Tensor] = []
+        """One step; returns the loss before it (of the first evaluation, where there were several)."""
         several = processes.count() > 1
-        if several:
-            # Each process takes a part of the rows; a zeroth-order optimizer averages the losses itself.
-            batch = own_share({"rows": batch}, processes.number(), processes.count())["rows"]
-        zeroth = getattr(self.optimizer, "phase", "") == "zeroth_order"
+        # Each process takes a part of the rows; a zeroth-order optimizer averages the losses itself.
+        self.batch = own_share({"rows": batch}, processes.number(), processes.count())["rows"] if several else batch
+        zeroth = self.drive.protocol.phase == "zeroth_order"
         dtype = torch.float64 if zeroth else torch.float32
+        losses: list[Tensor] = []
 
-        def closure(part: str | None = None) -> Tensor:
-            self.optimizer.zero_grad()
-            loss = cross_entropy(self.model, batch)
+        def evaluate(part: str | None) -> Tensor:
+            loss = cross_entropy(self.model, self.batch)
             if loss.requires_grad:
                 loss.backward()
                 if several:
-                    processes.average([p.grad for p in trained if p.grad is not None])
-                if self.max_grad_norm:
-                    torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
-            last.append(loss.detach().to(dtype))
-            return last[-1]
+                    processes.average([p.grad for p in self.trained if p.grad is not None])
+            losses.append(loss.detach().to(dtype))
+            return losses[-1]
 
-        if hasattr(self.optimizer, "hessian_closure"):
-
-            def sampled(generator: torch.Generator) -> tuple[Tensor, int]:
-                logits = self.model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-                ).logits
-                return gnb_loss(logits[:, :-1], batch["labels"][:, 1:], generator)
-
-            self.optimizer.hessian_closure = sampled
-        self.optimizer.step(closure)
-        known = getattr(self.optimizer, "last_losses", None)
-        loss = torch.tensor(float(known[0]) if known else float(last[0]), dtype=torch.float64)
+        self.optimizer.step(self.drive.closure(evaluate))
+        evaluated = self.drive.protocol.last_losses
+        before = torch.tensor(evaluated[0] if evaluated else float(losses[0]), dtype=torch.float64)
         if several and not zeroth:
-            processes.average([loss])
-        return float(loss)
+            processes.average([before])
+        return float(before)
 
-
-def make_stepper(model: Any, spec: str, learning_rate: float, max_grad_norm: float) -> Stepper:
-    """An optimizer over the trainable parameters, named as in the catalog; a colon and settings may follow,
-    separated by semicolons."""
-    name, settings = parse_spec(spec.replace(";", ","))
-    if "lr" in settings:
-        # The schedule sets it at every step.
-        raise UserError(f"relearn: give learning_rate={settings['lr']} beside the optimizer, not lr within it")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = create_optimizer(name, trained, lr=learning_rate, **settings)
-    if hasattr(optimizer, "attach"):
-        optimizer.attach(model)
-    return Stepper(model, optimizer, max_grad_norm)
+    def _clip(self, parameters: list[Tensor]) -> None:
+        if self.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
 
 
 class _Batches:

@@ -9,7 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from letgo.optim.base import Closure, ParamsT, as_float, check_choice, check_number, parameters_of
+from letgo.optim.base import (
+    Closure,
+    OptimizerProtocol,
+    ParamsT,
+    adapt,
+    as_float,
+    check_choice,
+    check_number,
+    parameters_of,
+)
 from letgo.optim.engine.inner import Wrapper
 from letgo.optim.engine.shards import cut_like, forget_gathered, is_distributed, local
 from letgo.optim.smoothing import weights_at
@@ -72,20 +81,23 @@ class WeightAveraging(Wrapper):
 
     @property
     def needs_closure(self) -> bool:
-        return bool(getattr(self.base, "needs_closure", False))
+        return adapt(self.base).needs_closure
 
     @property
     def phase(self) -> str:
-        return getattr(self.base, "phase", "first_order")
+        return adapt(self.base).phase
+
+    @property
+    def at_work(self) -> OptimizerProtocol:
+        return adapt(self.base).at_work
 
     def fit_total_steps(self, n: int) -> int:
-        fit = getattr(self.base, "fit_total_steps", None)
-        return n if fit is None else int(fit(n))
+        return adapt(self.base).fit_total_steps(n)
 
     def step(self, closure: Closure | None = None) -> Any:
         """One step of the base, whose `step` says what it needs and returns; then the average, if it is time."""
         loss = self.step_base() if closure is None else self.step_base(closure)
-        self.last_losses = getattr(self.base, "last_losses", None) or ([] if loss is None else [as_float(loss)])
+        self.last_losses = adapt(self.base).last_losses or ([] if loss is None else [as_float(loss)])
         self.steps_taken += 1
         if self.steps_taken >= self.start and (self.steps_taken - self.start) % self.every == 0:
             self._average()

@@ -20,28 +20,32 @@ import torch
 from torch import Tensor
 
 Closure = Callable[[], Any]
+HessianClosure = Callable[[torch.Generator], tuple[Tensor, int]]
 ParamsT = Iterable[Any]
 
 
-class ClosureOptimizer(torch.optim.Optimizer):
-    """Base of the optimizers here. Beside torch's interface:
+class OptimizerProtocol:
+    """What a training loop, an attack, the planner or a hybrid may ask of any optimizer, beside torch's interface.
 
     `needs_closure`   whether the next step must be given a closure.
     `phase`           "first_order" or "zeroth_order": how the next step runs it.
+    `at_work`         the optimizer that runs the closure of the next step: this one, or one inside it.
+    `combines`        whether a step makes its gradient from the gradients of several closures.
+    `children`        the optimizers that it hands its steps to.
     `last_losses`     the losses that the last step evaluated, in order.
+    `costly_every`    every so many steps one costs more than the others.
     `fit_total_steps` the number of steps to plan for when about n are wanted.
+    `attach`          to be called before the first step, with the model.
+    `use_labels`      to be called before the first step, with the loss of labels drawn from the model.
     `finish`          to be called after the last step; most do nothing.
     `check_shards`    raises where the optimizer can't step parameters that FSDP2 has sharded.
 
-    State dicts hold tensors, numbers, strings, lists and dicts only; what torch's own do not know (counters, seeds,
-    inner optimizers) is under the key "letgo".
+    The defaults are those of an optimizer that takes one gradient a step, as torch's own do: `adapt` answers with them
+    for an optimizer that does not know the protocol.
     """
 
     last_losses: list[float]
-
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        super().__init__(params, defaults)
-        self.last_losses = []
+    combines = False
 
     @property
     def needs_closure(self) -> bool:
@@ -51,9 +55,29 @@ class ClosureOptimizer(torch.optim.Optimizer):
     def phase(self) -> str:
         return "first_order"
 
+    @property
+    def at_work(self) -> OptimizerProtocol:
+        return self
+
+    @property
+    def costly_every(self) -> int:
+        return 1
+
+    def children(self) -> list[torch.optim.Optimizer]:
+        return []
+
     def fit_total_steps(self, n: int) -> int:
         """The smallest number of steps >= n at which a run may end."""
         return n
+
+    def attach(self, model: Any) -> None:
+        """Take the model whose parameters are stepped; the optimizers here need the parameters alone."""
+
+    def use_labels(self, hessian_closure: HessianClosure) -> None:
+        """Take a function of a generator that returns the mean cross-entropy of labels drawn from the model, and their
+        number, for an estimate that needs it, here or inside."""
+        for inner in self.children():
+            adapt(inner).use_labels(hessian_closure)
 
     def finish(self) -> None:
         """To be called once after the last step: leaves the weights that the run is to end with (averages, say)."""
@@ -64,6 +88,18 @@ class ClosureOptimizer(torch.optim.Optimizer):
     def extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds under "letgo"."""
         return {}
+
+
+class ClosureOptimizer(OptimizerProtocol, torch.optim.Optimizer):
+    """Base of the optimizers here: a torch optimizer that knows the protocol.
+
+    State dicts hold tensors, numbers, strings, lists and dicts only; what torch's own do not know (counters, seeds,
+    inner optimizers) is under the key "letgo".
+    """
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        self.last_losses = []
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         """Restore what `extra_state` returned."""
@@ -93,6 +129,39 @@ class ClosureOptimizer(torch.optim.Optimizer):
         return loss
 
 
+class _Adapted(OptimizerProtocol):
+    """The protocol for an optimizer of torch's or another library's."""
+
+    def __init__(self) -> None:
+        self.last_losses = []
+
+
+def adapt(optimizer: torch.optim.Optimizer) -> OptimizerProtocol:
+    """The protocol of any optimizer, also of one that accelerate has wrapped."""
+    inside = unwrapped(optimizer)
+    return inside if isinstance(inside, OptimizerProtocol) else _Adapted()
+
+
+def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer itself, without accelerate's wrapper, which keeps it as `optimizer`."""
+    if isinstance(optimizer, OptimizerProtocol):
+        return optimizer
+    inside = getattr(optimizer, "optimizer", None)
+    return inside if isinstance(inside, torch.optim.Optimizer) else optimizer
+
+
+def inner_optimizers(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that an optimizer hands its steps to: those that take turns, or the one that it wraps."""
+    return adapt(optimizer).children()
+
+
+def every_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimizer]:
+    """An optimizer and the optimizers inside it, at any depth."""
+    yield optimizer
+    for inner in inner_optimizers(optimizer):
+        yield from every_optimizer(inner)
+
+
 def as_float(loss: Any) -> float:
     """A closure's loss, tensor or number, as a float."""
     return float(loss.detach() if isinstance(loss, Tensor) else loss)
@@ -101,20 +170,6 @@ def as_float(loss: Any) -> float:
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """All parameters in the order of the groups, frozen ones too."""
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def every_optimizer(optimizer: Any) -> Iterator[Any]:
-    """An optimizer and the optimizers inside it, at any depth."""
-    yield optimizer
-    for inner in inner_optimizers(optimizer):
-        yield from every_optimizer(inner)
-
-
-def inner_optimizers(optimizer: Any) -> list[Any]:
-    """The optimizers that an optimizer hands its steps to: those that take turns, or the one that it wraps."""
-    inner = [turn.optimizer for turn in getattr(optimizer, "turns", [])]
-    base = getattr(optimizer, "base", None)
-    return [*inner, base] if isinstance(base, torch.optim.Optimizer) else inner
 
 
 def state_like(state: dict[str, Any], key: str, parameter: Tensor) -> Tensor:

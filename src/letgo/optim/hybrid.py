@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 import torch
 
-from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, as_float, check_choice, check_number
+from letgo.optim.base import (
+    Closure,
+    ClosureOptimizer,
+    OptimizerProtocol,
+    ParamsT,
+    adapt,
+    as_float,
+    check_choice,
+    check_number,
+)
 from letgo.optim.engine.inner import follow, inner_optimizer
 
 
@@ -22,7 +31,7 @@ class Turn:
 
     @property
     def phase(self) -> str:
-        return getattr(self.optimizer, "phase", "first_order")
+        return adapt(self.optimizer).phase
 
 
 class Phases(ClosureOptimizer):
@@ -95,7 +104,14 @@ class Phases(ClosureOptimizer):
 
     @property
     def needs_closure(self) -> bool:
-        return bool(getattr(self.turn.optimizer, "needs_closure", False))
+        return adapt(self.turn.optimizer).needs_closure
+
+    @property
+    def at_work(self) -> OptimizerProtocol:
+        return adapt(self.turn.optimizer).at_work
+
+    def children(self) -> list[torch.optim.Optimizer]:
+        return [turn.optimizer for turn in self.turns]
 
     def fit_total_steps(self, n: int) -> int:
         """The smallest number of steps >= n after which the last optimizer has just had a whole turn."""
@@ -111,8 +127,7 @@ class Phases(ClosureOptimizer):
             start = float(outer["start_lr"])
             inner["lr"] = turn.rate * (float(outer["lr"]) / start if start else 1.0)
         loss = turn.optimizer.step() if closure is None else turn.optimizer.step(closure)
-        inner_losses = getattr(turn.optimizer, "last_losses", None)
-        self.last_losses = inner_losses or ([] if loss is None else [as_float(loss)])
+        self.last_losses = adapt(turn.optimizer).last_losses or ([] if loss is None else [as_float(loss)])
         self.steps_taken += 1
         return loss
 
@@ -122,7 +137,7 @@ class Phases(ClosureOptimizer):
         return place in starts
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if hasattr(self, "turns"):
+        if "turns" in vars(self):
             raise ValueError("a hybrid's parameters are fixed when it is made: give all groups to the constructor")
         super().add_param_group(param_group)
 

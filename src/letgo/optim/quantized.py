@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from letgo.core.catalog import settings_of
-from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_number, state_like
+from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, adapt, check_number, state_like
 from letgo.optim.engine.shards import gathered, is_distributed, local, piece_of
 from letgo.optim.registry import OPTIMIZERS, refuse_shards
 
@@ -75,6 +75,9 @@ class Compressed(ClosureOptimizer):
         self.error_feedback = error_feedback
         self.base = self._make_base(base, dict(base_options or {}))
 
+    def children(self) -> list[torch.optim.Optimizer]:
+        return [self.base]
+
     def _make_base(self, name: str, options: dict[str, Any]) -> torch.optim.Optimizer:
         if OPTIMIZERS.record(name).grade not in ("first", "compressed", "second"):
             raise ValueError(f"base must be an optimizer that steps from gradients, {name!r} is not")
@@ -89,7 +92,7 @@ class Compressed(ClosureOptimizer):
             groups.append({**own, "params": _stand_ins(group["params"])})
         optimizer: torch.optim.Optimizer = make(groups, lr=1.0, **options)
         refuse_shards(name, optimizer)
-        if getattr(optimizer, "needs_closure", False):
+        if adapt(optimizer).needs_closure:
             raise ValueError(f"base must be an optimizer that steps from gradients, {name!r} needs a closure")
         return optimizer
 

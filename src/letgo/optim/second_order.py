@@ -11,12 +11,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_choice, check_number, parameters_of, state_like
+from letgo.optim.base import (
+    Closure,
+    ClosureOptimizer,
+    HessianClosure,
+    ParamsT,
+    check_choice,
+    check_number,
+    parameters_of,
+    state_like,
+)
 from letgo.optim.engine.noise import Direction, mix
 from letgo.optim.engine.shards import has_shards, local
 
 HessianKind = Literal["empirical_fisher", "hutchinson", "gnb"]
-HessianClosure = Callable[[torch.Generator], tuple[Tensor, int]]
 
 SOUL_BATCH = 5120
 """The batch size that SOUL's code puts in Sophia's denominator whatever the batch is."""
@@ -114,6 +122,13 @@ class Sophia(ClosureOptimizer):
     @property
     def needs_closure(self) -> bool:
         return self.hessian == "hutchinson" and self._due
+
+    @property
+    def costly_every(self) -> int:
+        return self.hessian_every
+
+    def use_labels(self, hessian_closure: HessianClosure) -> None:
+        self.hessian_closure = hessian_closure
 
     @property
     def _due(self) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from letgo.optim.base import Closure, ParamsT, as_float, check_choice, check_number, parameters_of
+from letgo.optim.base import Closure, ParamsT, adapt, as_float, check_choice, check_number, parameters_of
 from letgo.optim.engine.inner import Wrapper
 from letgo.optim.engine.noise import Direction, noise_dtype
 from letgo.optim.engine.shards import gathering_anew, local, piece_of, summed
@@ -33,6 +33,8 @@ Term = Literal["loss", "forget"]
 
 class GradientSmoothing(Wrapper):
     """Base of SAM and randomized smoothing: replaces the gradient that the base optimizer steps from."""
+
+    combines = True
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class GradientSmoothing(Wrapper):
     ) -> None:
         check_choice("on", on, ("loss", "forget"))
         super().__init__(params, lr, base, base_options, weight_decay)
-        if getattr(self.base, "needs_closure", False) or getattr(self.base, "phase", "") == "zeroth_order":
+        if adapt(self.base).needs_closure or adapt(self.base).phase == "zeroth_order":
             raise ValueError(f"base must be an optimizer that steps from gradients, {base!r} needs a closure")
         self.on = on
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from letgo.core.catalog import settings_of
 from letgo.optim import OPTIMIZERS, create_optimizer
-from letgo.optim.base import every_optimizer
+from letgo.optim.base import adapt, every_optimizer
 from letgo.planning.tracing import Live
 
 _SIDE = 128
@@ -69,8 +69,8 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
     parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for _ in range(count)]
     one = parameters[0].numel() * parameters[0].element_size()
     optimizer = create_optimizer(name, parameters, **settings)
-    if hasattr(optimizer, "hessian_closure"):
-        optimizer.hessian_closure = lambda generator: (_loss(parameters), 8)
+    asked = adapt(optimizer)
+    asked.use_labels(lambda generator: (_loss(parameters), 8))
     live = Live(parameters)
     found = {"state": 0.0, "held": 0.0, "step": 0.0, "closures": 0.0, "at_once": 1.0}
     calls = {True: 0, False: 0}
@@ -88,19 +88,18 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
         live.peak = max(before, live.now)
         return loss.detach()
 
-    fitted = getattr(optimizer, "fit_total_steps", lambda n: n)(1)
-    total = min(_MOST_STEPS, max(4, int(fitted), 2 * int(getattr(optimizer, "hessian_every", 1))))
-    total = int(getattr(optimizer, "fit_total_steps", lambda n: n)(total))
+    total = min(_MOST_STEPS, max(4, asked.fit_total_steps(1), 2 * asked.costly_every))
+    total = asked.fit_total_steps(total)
     batched = 0
     with live:
         for _ in range(total):
             base = live.now
-            if getattr(optimizer, "needs_closure", False):
+            if asked.needs_closure:
                 found["closures"] = 1.0
                 live.peak = live.now
                 before = calls[False]
                 optimizer.step(closure)  # type: ignore[arg-type]
-                losses = len(getattr(optimizer, "last_losses", []))
+                losses = len(asked.last_losses)
                 if calls[False] - before and losses > calls[False] - before:
                     # One pass over a batch of evaluations.
                     batched += losses - (calls[False] - before)
@@ -130,9 +129,9 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     seen: set[int] = set()
     total = 0
     waiting: list[Any] = []
-    for one in every_optimizer(optimizer):
+    for inner in every_optimizer(optimizer):
         # What torch does not know of (averages, directions) is in the extra state.
-        waiting += [one.state, getattr(one, "extra_state", dict)()]
+        waiting += [inner.state, adapt(inner).extra_state()]
     while waiting:
         value = waiting.pop()
         if isinstance(value, Tensor):

@@ -73,7 +73,7 @@ class Together:
         if self.count == 1:
             return
         for one in every_optimizer(optimizer):
-            if hasattr(one, "ranks"):
+            if isinstance(one, ZerothOrder):
                 one.ranks = self.ranks
 
     def check_finite(self, loss: float) -> None:
@@ -140,13 +140,13 @@ def strategy_of(args: UnlearnConfig) -> str:
     if asked:
         # The weights are shared out while they are read, before Trainer would do it.
         os.environ["ACCELERATE_USE_FSDP"] = "false"
-        args.strategy = "fsdp2"
-    if args.strategy == "fsdp2" and processes.count() == 1:
+    strategy = "fsdp2" if asked or args.strategy == "fsdp2" else "replicas"
+    if strategy == "fsdp2" and processes.count() == 1:
         raise UserError(
             "strategy: fsdp2 shares the weights out over several processes, but one runs\n"
             "  start several: torchrun --nproc_per_node 2 -m letgo unlearn …"
         )
-    return "fsdp2" if args.strategy == "fsdp2" else "replicas"
+    return strategy
 
 
 def said_of(told: Mapping[str, Any], steps: int) -> str:

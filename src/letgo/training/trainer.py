@@ -9,6 +9,7 @@ closure over them. Checkpoints, resuming, logging, clipping and schedules stay T
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import math
@@ -31,10 +32,10 @@ from letgo.data.pairs import ForgetRetainDataset, collate_pairs
 from letgo.models.forward import through
 from letgo.models.load import in_shards
 from letgo.objectives import METHODS, ONE_SHOT, Objective, create_objective
-from letgo.optim import OPTIMIZERS, create_optimizer, gnb_loss
-from letgo.optim.base import ClosureOptimizer, every_optimizer, inner_optimizers
+from letgo.optim import OPTIMIZERS, create_optimizer
+from letgo.optim.base import ClosureOptimizer, adapt, every_optimizer, unwrapped
+from letgo.optim.drive import Drive, sampled_labels_loss
 from letgo.optim.engine.shards import cut_state, whole_state
-from letgo.optim.smoothing import GradientSmoothing
 from letgo.training.config import UnlearnConfig
 from letgo.training.distributed import Together, load_whole_weights
 
@@ -47,7 +48,7 @@ class UnlearnTrainer(Trainer):
 
     Args:
         model: a causal LM, as `letgo.training.prepare.prepare_model` leaves it.
-        args: the run's config.
+        args: the run's config; the trainer's own `args` are a copy, which takes what Trainer is to be told beside.
         dataset: forget rows paired with retain rows, with the reference quantities that the objective needs
             (`letgo.training.prepare.take_references`).
         pad_id: token id that pads batches.
@@ -68,6 +69,7 @@ class UnlearnTrainer(Trainer):
     ) -> None:
         if not args.output_dir:
             raise UserError("no output directory: give output_dir")
+        args = copy.copy(args)
         self.objective = objective
         self.reporter = reporter or Quiet()
         self.notes: list[str] = []
@@ -82,7 +84,7 @@ class UnlearnTrainer(Trainer):
         if args.ddp_find_unused_parameters is None:
             # Only hidden states of an inner layer leave weights without a gradient; to look for them costs a pass.
             args.ddp_find_unused_parameters = self.objective.layer is not None
-        saved = args.save_strategy
+        save_strategy = args.save_strategy
         if self.together.sharded:
             # Trainer knows no checkpoints of a model that was shared out while it was loaded; here they are below.
             args.save_strategy = "no"
@@ -93,7 +95,7 @@ class UnlearnTrainer(Trainer):
             data_collator=collate_pairs(pad_id),
             callbacks=[_Bookkeeping(self), *callbacks],
         )
-        args.save_strategy = saved
+        args.save_strategy = save_strategy
         self.remove_callback(PrinterCallback)
         # The objective's loss is a mean over the micro-batch, so the window's mean is Trainer's to take.
         self.model_accepts_loss_kwargs = False
@@ -126,13 +128,8 @@ class UnlearnTrainer(Trainer):
                     {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
                 ]
             optimizer = create_optimizer(self.args.optimizer, [g for g in groups if g["params"]], **settings)
-            if hasattr(optimizer, "attach"):
-                optimizer.attach(trained)
+            self.drive = Drive(optimizer, trained, self._clip, self._sampled_labels_loss)
             optimizer.register_step_pre_hook(self._hand_closure)
-            for inner in _stepped_by_smoothing(optimizer):
-                inner.register_step_pre_hook(self._clip_before_step)
-            if hasattr(optimizer, "hessian_closure"):
-                optimizer.hessian_closure = self._sampled_labels_loss
             self.together.attach(optimizer)
             self.optimizer = optimizer
         return self.optimizer
@@ -154,38 +151,32 @@ class UnlearnTrainer(Trainer):
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Step pre-hook: give a step that needs one a closure over the window's micro-batches."""
-        self._phase = str(getattr(optimizer, "phase", "") or "")
-        if not _needs_closure(optimizer):
+        # A plain optimizer has no phases to tell apart.
+        self._phase = optimizer.phase if isinstance(optimizer, ClosureOptimizer) else ""
+        if not self.drive.protocol.needs_closure:
             self.together.check_finite(sum(terms["loss"] for terms in self._terms))
             return None
         window, self._window = self._window, []
-        return (args[0], self._closure(optimizer, window)), {}
+        return (args[0], self.drive.closure(functools.partial(self._evaluate, window))), {}
 
-    def _closure(self, optimizer: torch.optim.Optimizer, window: Sequence[Mapping[str, Any]]) -> Any:
-        def closure(part: str | None = None) -> Tensor:
-            optimizer.zero_grad()
-            # An evaluation alone needs nothing of the others: the optimizer exchanges the losses.
-            model = self.model_wrapped if torch.is_grad_enabled() or self.together.sharded else self.model
-            # float64: a zeroth-order step lives on the difference of two nearly equal losses.
-            total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-            for place, inputs in enumerate(window):
-                with self._synchronised(model, place + 1 == len(window)):
-                    with self.compute_loss_context_manager():
-                        loss = self.compute_loss(model, dict(inputs), part=part) / len(window)
-                    if loss.requires_grad:
-                        self.accelerator.backward(loss)
-                # Not in place: where several evaluations are batched, the sum has a dimension that it lacks.
-                total = total + loss.detach().double()
-            if not torch.is_grad_enabled():
-                return total
-            if not isinstance(_at_work(optimizer), GradientSmoothing):
-                self._clip([p for group in optimizer.param_groups for p in group["params"]])
-            if self.together.count > 1:
-                self.together.check_finite(float(total))
-                processes.average([total])
-            return total
-
-        return closure
+    def _evaluate(self, window: Sequence[Mapping[str, Any]], part: str | None) -> Tensor:
+        """The loss of a window's micro-batches, or a term of it, and where gradients are enabled its gradient."""
+        # An evaluation alone needs nothing of the others: the optimizer exchanges the losses.
+        model = self.model_wrapped if torch.is_grad_enabled() or self.together.sharded else self.model
+        # float64: a zeroth-order step lives on the difference of two nearly equal losses.
+        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        for place, inputs in enumerate(window):
+            with self._synchronised(model, place + 1 == len(window)):
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, dict(inputs), part=part) / len(window)
+                if loss.requires_grad:
+                    self.accelerator.backward(loss)
+            # Not in place: where several evaluations are batched, the sum has a dimension that it lacks.
+            total = total + loss.detach().double()
+        if torch.is_grad_enabled() and self.together.count > 1:
+            self.together.check_finite(float(total))
+            processes.average([total])
+        return total
 
     def _synchronised(self, model: Any, last: bool) -> contextlib.AbstractContextManager[Any]:
         """The gradients of a window's micro-batches are averaged over the processes once, with the last of them."""
@@ -194,13 +185,8 @@ class UnlearnTrainer(Trainer):
         deferred = self._defer_fsdp_gradient_reduction if self.together.sharded else None
         return deferred() if deferred is not None else self.accelerator.no_sync(model)
 
-    def _clip_before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Step pre-hook of what a smoothing optimizer steps with: its gradient is put together from several closures,
-        so it is only now what is to be clipped."""
-        self._clip([p for group in optimizer.param_groups for p in group["params"]])
-
     def _clip(self, parameters: list[Tensor]) -> None:
-        """Trainer clips before `step`, when a step that runs the closure itself has no gradient yet."""
+        """Clip the gradients of a step that runs the closure itself: it has none yet when Trainer clips."""
         if self.args.max_grad_norm and any(p.grad is not None for p in parameters):
             norm = self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
             self._closure_norm = None if norm is None else float(norm)
@@ -211,10 +197,7 @@ class UnlearnTrainer(Trainer):
         losses, counts = [], []
         for inputs in self._latest:
             for batch in self._prepare_inputs(inputs).values():
-                logits = self.model_wrapped(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-                ).logits
-                loss, count = gnb_loss(logits[:, :-1], batch["labels"][:, 1:], generator)
+                loss, count = sampled_labels_loss(self.model_wrapped, batch, generator)
                 losses.append(loss * count)
                 counts.append(count)
         return torch.stack(losses).sum() / sum(counts), sum(counts)
@@ -228,7 +211,7 @@ class UnlearnTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Trainer's own, but for a step that needs a closure: then the batch is only kept."""
-        if not _needs_closure(self.optimizer):
+        if not self.drive.protocol.needs_closure:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         self._window.append(self._prepare_inputs(inputs))
@@ -308,7 +291,7 @@ class UnlearnTrainer(Trainer):
         """As Trainer's; replicas of which no gradient is ever taken are not wrapped, for DDP keeps room for one."""
         if self.together.count == 1 or self.together.sharded:
             return super()._prepare_for_training(*args, **kwargs)
-        if self.together.exchanges_gradients(_bare(self.create_optimizer())):
+        if self.together.exchanges_gradients(unwrapped(self.create_optimizer())):
             return super()._prepare_for_training(*args, **kwargs)
         prepare = self.accelerator.prepare_model
         self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)
@@ -334,7 +317,7 @@ class UnlearnTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(cut_state(state, _bare(self.optimizer)))
+        self.optimizer.load_state_dict(cut_state(state, unwrapped(self.optimizer)))
         schedule: Any = self.lr_scheduler
         schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
@@ -352,9 +335,7 @@ class UnlearnTrainer(Trainer):
         try:
             with rank_loss_named():
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-            finish = getattr(_bare(self.optimizer), "finish", None)
-            if finish is not None:
-                finish()
+            self.drive.protocol.finish()
             return output
         except NonFiniteLossError as error:
             last = last_checkpoint(Path(self.args.output_dir))
@@ -367,6 +348,7 @@ class UnlearnTrainer(Trainer):
 
     def release(self) -> None:
         """Let go of what only training needs: gradients, the optimizer and its state."""
+        del self.drive
         self.optimizer = self.lr_scheduler = None  # type: ignore[assignment]
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.model_wrapped = self.model
@@ -376,7 +358,7 @@ class UnlearnTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with the loss and its terms averaged over all evaluations since the last log, also those that
         a closure made (Trainer sees only its own)."""
-        evaluated: list[float] = getattr(_bare(self.optimizer), "last_losses", [])
+        evaluated = self.drive.protocol.last_losses
         if "loss" in logs and (self._terms or evaluated):
             own = {
                 name: sum(terms[name] for terms in self._terms) / len(self._terms)
@@ -435,8 +417,7 @@ def optimizer_settings(args: UnlearnConfig) -> dict[str, Any]:
 
 def fitted_steps(args: UnlearnConfig, total: int) -> int:
     """The steps of a run that is to have `total`: more where the optimizer must end on a round of its own."""
-    probe = _trial_optimizer(args)
-    return probe.fit_total_steps(total) if hasattr(probe, "fit_total_steps") else total
+    return adapt(_trial_optimizer(args)).fit_total_steps(total)
 
 
 def check_shards(args: UnlearnConfig) -> None:
@@ -540,33 +521,3 @@ class _Bookkeeping(TrainerCallback):
         if self.context is not None:
             self.context.__exit__(None, None, None)
             self.context = self.task = None
-
-
-def _needs_closure(optimizer: Any) -> bool:
-    """Whether the next step needs a closure."""
-    return bool(getattr(_bare(optimizer), "needs_closure", False))
-
-
-def _at_work(optimizer: Any) -> Any:
-    """The optimizer inside optimizers that decides what the next step does with the closure."""
-    while not isinstance(optimizer, GradientSmoothing):
-        turn = getattr(optimizer, "turn", None)
-        inner = turn.optimizer if turn is not None else getattr(optimizer, "base", None)
-        if not isinstance(inner, torch.optim.Optimizer):
-            return optimizer
-        optimizer = inner
-    return optimizer
-
-
-def _stepped_by_smoothing(optimizer: Any) -> list[Any]:
-    """The optimizers, at any depth, that one of the smoothing optimizers steps with gradients of its own making."""
-    inner = inner_optimizers(optimizer)
-    found = inner if isinstance(optimizer, GradientSmoothing) else []
-    return found + [deeper for one in inner for deeper in _stepped_by_smoothing(one)]
-
-
-def _bare(optimizer: Any) -> Any:
-    """The optimizer itself, without accelerate's wrapper."""
-    from accelerate.optimizer import AcceleratedOptimizer
-
-    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer

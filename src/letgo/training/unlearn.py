@@ -103,17 +103,368 @@ def unlearn(
     """
     if config is not None and settings:
         raise UserError("give unlearn() either a config or settings, not both")
-    args = config if config is not None else make_config(settings, where="unlearn()")
-    processes.start(args.processes)
-    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
-    processes.first_does(lambda: prepare_directory(args.output_dir, resume=resume))
-    job = _Job(args, Path(str(args.output_dir)), reporter, None if shared_scores is None else Path(shared_scores))
+    config = config if config is not None else make_config(settings, where="unlearn()")
+    processes.start(config.processes)
+    processes.first_does(lambda: prepare_directory(config.output_dir, resume=resume))
+    opened = open_run(config, resume, reporter, shared_scores)
+    with failure_recorded(opened):
+        prepared = prepare(opened)
+        with opened.log.clock("evaluate"):
+            before = measure(prepared, prepared.model, "measuring before", common=True)
+            opened.log.before = prepared.benchmark.summarise(before)
+            give_back_memory()
+        with opened.log.clock("unlearn"):
+            model = train(prepared)
+        with opened.log.clock("save"):
+            model = save(prepared, model)
+        with opened.log.clock("evaluate"):
+            after = measure(prepared, model, "measuring after")
+            references = measure_references(prepared)
+        result = judge_run(prepared, after, references)
+        stages = {"before": before, "after": after} | {f"reference:{name}": r for name, r in references.items()}
+        processes.first_does(lambda: record(prepared, result, stages))
+        result = attack(opened, result)
+        processes.first_does(lambda: publish(opened, result))
+        return Run(opened.directory, result, model, prepared.tokenizer)
+
+
+@dataclass
+class Log:
+    """What is known of a run so far: a run that fails records it too."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    scored: dict[str, Any] = field(default_factory=dict)
+    """What the scores are of, and by which rules (`Benchmark.identity`)."""
+    before: Metrics = field(default_factory=dict)
+    processes: dict[str, Any] = field(default_factory=dict)
+    """How several processes trained together."""
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that has begun: its config, which stays as it is, and where it goes."""
+
+    config: UnlearnConfig
+    settings: dict[str, Any]
+    """The config's settings, as the record has them."""
+    yaml: str
+    directory: Path
+    created: str
+    run_id: str
+    resume: bool
+    shared_scores: Path | None
+    reporter: Reporter
+    log: Log
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run derives from its config and its launcher."""
+
+    strategy: str
+    """`replicas` or `fsdp2`."""
+
+    @property
+    def shards(self) -> int:
+        """The processes over which the weights are shared out."""
+        return processes.count() if self.strategy == "fsdp2" else 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run with all that its training needs."""
+
+    opened: Opened
+    plan: RunPlan
+    benchmark: Benchmark
+    tokenizer: Any
+    model: Any
+    base: Base | None
+    """What adapters are trained on."""
+    work: UnlearnTrainer | OneShot
+    """A trainer with the objective and the optimizer, or a one-shot method."""
+
+
+def open_run(
+    config: UnlearnConfig, resume: bool, reporter: Reporter | None, shared_scores: str | Path | None
+) -> Opened:
+    """Give the run its name and its time, in all processes: a failure is recorded by the first one alone."""
+    created = processes.agreed(now())
+    return Opened(
+        config=config,
+        # Before a Trainer exists: making the default config to compare with resets accelerate's state.
+        settings=resolved_settings(config),
+        yaml=dump_config(config),
+        directory=Path(str(config.output_dir)),
+        created=created,
+        run_id=processes.agreed(new_run_id(created)),
+        resume=resume,
+        shared_scores=None if shared_scores is None else Path(shared_scores),
+        reporter=(reporter or Quiet()) if processes.is_first() else Quiet(),
+        log=Log(),
+    )
+
+
+@contextmanager
+def failure_recorded(opened: Opened) -> Iterator[None]:
+    """Within: an error that is not the user's mistake is recorded in the directory before it goes on."""
     try:
-        return job.run(resume)
+        yield
     except LetgoError as error:
         if not isinstance(error, UserError) and processes.is_first():
-            job.write_failure(error)
+            write_result(opened.directory, result_of(opened, "failed", reasons=[str(error)]))
+            record_run(opened.directory, opened.reporter.say)
         raise
+
+
+def prepare(opened: Opened) -> Prepared:
+    """Check the config, load the model and the data, and make what changes the model."""
+    config, log = opened.config, opened.log
+    if config.push_to_hub:
+        from letgo.report.publish import check_repository
+
+        check_repository(config.hub_model_id)
+    plan = plan_run(opened)
+    benchmark = benchmark_of(opened.settings)
+    if benchmark.sequence:
+        raise UserError(
+            f"benchmark {config.benchmark!r} stands for {len(benchmark.sequence)} requests: `letgo unlearn` and "
+            "letgo.unlearn_sequence run them, a directory each"
+        )
+    check_disjoint(benchmark.forget, benchmark.retain)
+    with log.clock("load"):
+        tokenizer = load_tokenizer(config.model)
+        model = load_model(config.model, dtype=config.dtype, quantization=config.base_quantization, shards=plan.shards)
+    log.notes += [*benchmark.notes_for(tokenizer), *benchmark.limit_notes(config.eval_limit)]
+    log.scored = benchmark.identity(tokenizer, config.template)
+    base = adapter_base(config, model) if config.lora_rank else None
+    work = make_work(opened, benchmark, tokenizer, model)
+    processes.first_does(lambda: write_text(opened.directory / CONFIG_FILE, opened.yaml))
+    return Prepared(opened, plan, benchmark, tokenizer, model, base, work)
+
+
+def plan_run(opened: Opened) -> RunPlan:
+    """Decide what the config leaves to the launcher.
+
+    Raises:
+        UserError: what is asked for is not had.
+    """
+    plan = RunPlan(strategy_of(opened.config))
+    if plan.strategy == "fsdp2":
+        check_shards(opened.config)
+    return plan
+
+
+def adapter_base(config: UnlearnConfig, model: Any) -> Base:
+    """What the adapters of this run are trained on, as their directory will name it."""
+    name = config.model
+    if Path(name).exists() and name not in BUILTIN:
+        name = str(Path(name).resolve())
+    return Base(name, config.dtype, config.base_quantization, quick_fingerprint(model))
+
+
+def make_work(opened: Opened, benchmark: Benchmark, tokenizer: Any, model: Any) -> UnlearnTrainer | OneShot:
+    config, log = opened.config, opened.log
+    objective = objective_of(config)
+    context = context_length(model)
+    model, about_model = prepare_model(model, config, objective)
+    dataset, about_data = prepare_data(benchmark, tokenizer, config, objective, context=context)
+    log.notes += about_model + about_data
+    for note in log.notes:
+        opened.reporter.say(f"  {note}")
+    common: dict[str, Any] = {"pad_id": tokenizer.pad_token_id, "reporter": opened.reporter}
+    if objective is None:
+        return OneShot(model, config, dataset, **common)
+    trainer = UnlearnTrainer(model, config, dataset, objective=objective, **common)
+    # A setting that the optimizer has not is refused before anything is measured.
+    trainer.create_optimizer()
+    return trainer
+
+
+def measure(prepared: Prepared, model: Any, name: str, *, common: bool = False) -> list[Sample]:
+    """The benchmark's samples. What is scored is kept in the directory till the run is finished, so that a killed
+    one that is resumed scores nothing twice; under the weights' name, for before and after have other ones.
+
+    Args:
+        common: the model is not of this run's making: other runs that share their scores measure it too.
+    """
+    opened, config = prepared.opened, prepared.opened.config
+    weights = weights_fingerprint(model)
+    identity = {"weights": weights, "dtype": config.dtype}
+    path, shared = opened.directory / PARTIAL.format(weights), None
+    # Several processes score a part each.
+    if common and opened.shared_scores is not None and processes.count() == 1:
+        shared = opened.shared_scores / f"{content_key(identity, arithmetic_of(model))}.jsonl"
+        ScoreLog.begin_with(path, shared)
+    with ScoreLog(path, identity) as log:
+        samples = prepared.benchmark.samples(
+            model,
+            prepared.tokenizer,
+            log=log,
+            name=name,
+            limit=config.eval_limit,
+            template=config.template,  # type: ignore[arg-type]
+            reporter=opened.reporter,
+        )
+    if shared is not None:
+        ScoreLog.leave_at(path, shared)
+    return samples
+
+
+def measure_references(prepared: Prepared) -> dict[str, list[Sample]]:
+    """The samples of the benchmark's reference models, by their names."""
+    samples = {}
+    for name, reference in prepared.benchmark.references.items():
+        model = load_model(reference, dtype=prepared.opened.config.dtype)
+        samples[name] = measure(prepared, model, f"measuring {name}", common=True)
+    return samples
+
+
+def train(prepared: Prepared) -> Any:
+    """Unlearn; returns the model as it is then, and lets go of what only training needs."""
+    opened, work = prepared.opened, prepared.work
+    if isinstance(work, OneShot):
+        work.run()
+        opened.log.notes += work.notes
+        return work.model
+    reporter, log = opened.reporter, opened.log
+    take_references_once(prepared, work)
+    checkpoint = last_checkpoint(opened.directory) if opened.resume else None
+    if opened.resume and checkpoint is None:
+        reporter.say("  no whole checkpoint to resume from: starting anew")
+    if checkpoint is not None and (note := work.together.fit_window(rows_of_checkpoint(checkpoint))):
+        work.notes.append(note)
+        reporter.say(f"  {note}")
+    work.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if work.together.count > 1:
+        log.processes = work.together.describe()
+        log.notes.append(said_of(log.processes, work.state.global_step))
+        reporter.say(f"  {log.notes[-1]}")
+    work.release()
+    give_back_memory()
+    log.notes += work.notes
+    return work.model
+
+
+def take_references_once(prepared: Prepared, trainer: UnlearnTrainer) -> None:
+    """Give the dataset what the objective needs of the model before training, from letgo's cache or into it."""
+    config, tokenizer = prepared.opened.config, prepared.tokenizer
+    template = prepared.benchmark.template_for(config.template)  # type: ignore[arg-type]
+    # One process of a machine computes, the others read; a model that is shared out runs in all at once.
+    alone = contextlib.nullcontext() if trainer.together.sharded else config.main_process_first(desc="reference")
+    with alone:
+        take_references(
+            trainer.model,
+            trainer.train_dataset,
+            trainer.objective,
+            pad_id=tokenizer.pad_token_id,
+            epochs=planned_steps(config, len(trainer.train_dataset))[1],
+            store=ReferenceStore(),
+            circumstances=Circumstances.of(tokenizer, template, config.max_length, trainer.model),
+            reporter=prepared.opened.reporter,
+        )
+
+
+def save(prepared: Prepared, model: Any) -> Any:
+    """Save what was trained; returns the model that it stands for, which is what is scored and attacked."""
+    config, directory, tokenizer = prepared.opened.config, prepared.opened.directory, prepared.tokenizer
+    save_model(model, tokenizer, directory, base=prepared.base)
+    if prepared.base is None:
+        return model
+    if config.base_quantization is None:
+        model = model.merge_and_unload(safe_merge=True).eval()
+    else:
+        # Merged into what the quantized base stands for, which is read anew: the layers trained on are packed.
+        model = load_model(directory, dtype=config.dtype)
+    if config.save_merged:
+        save_model(model, tokenizer, directory / MERGED)
+    return model
+
+
+def judge_run(prepared: Prepared, after: Sequence[Sample], references: Mapping[str, Sequence[Sample]]) -> Result:
+    """The run's result: collapsed where the model is broken rather than forgetful."""
+    summarise = prepared.benchmark.summarise
+    metrics = summarise(after)
+    reasons = collapse_reasons(prepared.opened.log.before, metrics)
+    measured = {name: summarise(samples) for name, samples in references.items()}
+    return result_of(
+        prepared.opened,
+        "collapsed" if reasons else "finished",
+        reasons=reasons,
+        after=metrics,
+        references=prepared.benchmark.reference_metrics() | measured,
+    )
+
+
+def result_of(opened: Opened, status: Status, **values: Any) -> Result:
+    """The record of what is known of a run by now."""
+    log = opened.log
+    return Result(
+        run_id=opened.run_id,
+        created=opened.created,
+        seed=opened.config.seed,
+        config=opened.settings | ({"scored": log.scored} if log.scored else {}),
+        status=status,
+        before=log.before,
+        notes=log.notes,
+        seconds={name: round(seconds, 3) for name, seconds in log.seconds.items()},
+        processes=log.processes,
+        **circumstances(),
+        **values,
+    )
+
+
+def record(prepared: Prepared, result: Result, stages: Mapping[str, Sequence[Sample]]) -> None:
+    """Write the record of the run, `result.json` last; what only an unfinished one needs is then removed."""
+    directory = prepared.opened.directory
+    write_json_lines(directory / HISTORY_FILE, prepared.work.history)
+    write_samples(directory, stages, result.seed)
+    write_result(directory, result)
+    record_run(directory, prepared.opened.reporter.say)
+    for path in directory.glob("checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(PARTIAL.format("*")):
+        ScoreLog.remove(path)
+
+
+def attack(opened: Opened, result: Result) -> Result:
+    """Run the config's attacks on what was saved; returns the result with theirs."""
+    from letgo.attacks.engine.run import attack as attack_directory
+
+    if not opened.config.attacks:
+        return result
+    return attack_directory(
+        opened.directory, opened.config.attacks, reporter=opened.reporter, shared_scores=opened.shared_scores
+    )
+
+
+def publish(opened: Opened, result: Result) -> None:
+    """Write the model's card and, where the config asks for it, push the model: at the very end, so that its card
+    tells of the attacks."""
+    from letgo.report.card import write_model_card
+
+    config, say = opened.config, opened.reporter.say
+    write_model_card(opened.directory, result)
+    if not config.push_to_hub:
+        return
+    if result.status != "finished":
+        say(f"  not pushed to {config.hub_model_id}: the run is {result.status}")
+        return
+    from letgo.report.publish import push_to_hub
+
+    # What the settings leave open is answered the careful way.
+    private = config.hub_private_repo is not False
+    address = push_to_hub(opened.directory, str(config.hub_model_id), private=private, reporter=opened.reporter)
+    say(f"  pushed to {address}")
 
 
 def prepare_directory(output: str | None, *, resume: bool = False) -> Path:
@@ -139,255 +490,6 @@ def prepare_directory(output: str | None, *, resume: bool = False) -> Path:
     except OSError as error:
         raise UserError(f"output directory {directory} can't be written to ({error.strerror})") from error
     return directory
-
-
-class _Job:
-    """One call of `unlearn`, with its clock."""
-
-    def __init__(
-        self, args: UnlearnConfig, directory: Path, reporter: Reporter, shared_scores: Path | None = None
-    ) -> None:
-        self.args, self.directory, self.reporter = args, directory, reporter
-        self.shared_scores = shared_scores
-        # Before a Trainer exists: making the default config to compare with resets accelerate's state.
-        self.settings, self.yaml = resolved_settings(args), dump_config(args)
-        self.seconds: dict[str, float] = {}
-        self.notes: list[str] = []
-        # Here, where all processes are: a failure is written by the first one alone.
-        self.created = processes.agreed(now())
-        self.run_id = processes.agreed(new_run_id(self.created))
-        self.before: Metrics = {}
-        self.base: Base | None = None
-        self.ranks: dict[str, Any] = {}
-        """How several processes trained together, for the record."""
-        self.scored: dict[str, Any] = {}
-        """What the scores are of, and by which rules (`Benchmark.identity`)."""
-
-    @contextmanager
-    def clock(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def run(self, resume: bool) -> Run:
-        args, reporter = self.args, self.reporter
-        if args.push_to_hub:
-            from letgo.report.publish import check_repository
-
-            check_repository(args.hub_model_id)
-        benchmark: Benchmark = benchmark_of(self.settings)
-        if benchmark.sequence:
-            raise UserError(
-                f"benchmark {args.benchmark!r} stands for {len(benchmark.sequence)} requests: `letgo unlearn` and "
-                "letgo.unlearn_sequence run them, a directory each"
-            )
-        check_disjoint(benchmark.forget, benchmark.retain)
-        with self.clock("load"):
-            tokenizer = load_tokenizer(args.model)
-            model = self.loaded()
-        self.notes += [*benchmark.notes_for(tokenizer), *benchmark.limit_notes(args.eval_limit)]
-        self.scored = benchmark.identity(tokenizer, args.template)  # type: ignore[arg-type]
-        work = self.work(model, tokenizer, benchmark)
-        processes.first_does(lambda: write_text(self.directory / CONFIG_FILE, self.yaml))
-        limits: dict[str, Any] = {"limit": args.eval_limit, "template": args.template, "reporter": reporter}
-        with self.clock("evaluate"):
-            before = self.measured(benchmark, model, tokenizer, common=True, name="measuring before", **limits)
-            self.before = benchmark.summarise(before)
-            give_back_memory()
-        with self.clock("unlearn"):
-            self.unlearned(work, tokenizer, benchmark, resume)
-        self.notes += work.notes
-        model = work.model
-        with self.clock("save"):
-            save_model(model, tokenizer, self.directory, base=self.base)
-            if self.base is not None:
-                model = self.merged(model)
-                if args.save_merged:
-                    save_model(model, tokenizer, self.directory / MERGED)
-        with self.clock("evaluate"):
-            after = self.measured(benchmark, model, tokenizer, name="measuring after", **limits)
-            stages = {"before": before, "after": after}
-            references = benchmark.reference_metrics()
-            for name, reference in benchmark.references.items():
-                other = load_model(reference, dtype=args.dtype)
-                stages[f"reference:{name}"] = self.measured(
-                    benchmark, other, tokenizer, common=True, name=f"measuring {name}", **limits
-                )
-                references[name] = benchmark.summarise(stages[f"reference:{name}"])
-        metrics = benchmark.summarise(after)
-        reasons = collapse_reasons(self.before, metrics)
-        result = self.result(
-            "collapsed" if reasons else "finished", reasons=reasons, after=metrics, references=references
-        )
-        processes.first_does(lambda: self.write(result, work, stages))
-        result = self.attacked(result)
-        return Run(self.directory, result, model, tokenizer)
-
-    def loaded(self) -> Any:
-        """The model to be unlearned; shared out over the processes where the config asks for it."""
-        args = self.args
-        shards = 1
-        if strategy_of(args) == "fsdp2":
-            check_shards(args)
-            shards = processes.count()
-        return load_model(args.model, dtype=args.dtype, quantization=args.base_quantization, shards=shards)
-
-    def write(self, result: Result, work: UnlearnTrainer | OneShot, stages: Mapping[str, Sequence[Sample]]) -> None:
-        """The record of the run, `result.json` last; what only an unfinished one needs is then removed."""
-        write_json_lines(self.directory / HISTORY_FILE, work.history)
-        write_samples(self.directory, stages, self.args.seed)
-        write_result(self.directory, result)
-        record_run(self.directory, self.reporter.say)
-        for path in self.directory.glob("checkpoint-*"):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in self.directory.glob(PARTIAL.format("*")):
-            ScoreLog.remove(path)
-
-    def measured(
-        self, benchmark: Benchmark, model: Any, tokenizer: Any, *, common: bool = False, **how: Any
-    ) -> list[Sample]:
-        """The benchmark's samples. What is scored is kept in the directory till the run is finished, so that a killed
-        one that is resumed scores nothing twice; under the weights' name, for before and after have other ones.
-
-        Args:
-            common: the model is not of this run's making: other runs that share their scores measure it too.
-        """
-        weights = weights_fingerprint(model)
-        identity = {"weights": weights, "dtype": self.args.dtype}
-        path, shared = self.directory / PARTIAL.format(weights), None
-        # Several processes score a part each.
-        if common and self.shared_scores is not None and processes.count() == 1:
-            shared = self.shared_scores / f"{content_key(identity, arithmetic_of(model))}.jsonl"
-            ScoreLog.begin_with(path, shared)
-        with ScoreLog(path, identity) as log:
-            samples = benchmark.samples(model, tokenizer, log=log, **how)
-        if shared is not None:
-            ScoreLog.leave_at(path, shared)
-        return samples
-
-    def merged(self, model: Any) -> Any:
-        """The model that the saved adapter stands for, which is what is scored and attacked."""
-        if self.args.base_quantization is None:
-            return model.merge_and_unload(safe_merge=True).eval()
-        # Merged into what the quantized base stands for, which is read anew: the layers trained on are packed.
-        return load_model(self.directory, dtype=self.args.dtype)
-
-    def attacked(self, result: Result) -> Result:
-        from letgo.attacks.engine.run import attack
-        from letgo.report.card import write_model_card
-
-        if self.args.attacks:
-            result = attack(self.directory, self.args.attacks, reporter=self.reporter, shared_scores=self.shared_scores)
-        processes.first_does(lambda: write_model_card(self.directory, result))
-        if self.args.push_to_hub:
-            processes.first_does(lambda: self.published(result))
-        return result
-
-    def published(self, result: Result) -> None:
-        """Push the model where the config asks for it: at the very end, so that its card tells of the attacks."""
-        from letgo.report.publish import push_to_hub
-
-        if result.status != "finished":
-            self.reporter.say(f"  not pushed to {self.args.hub_model_id}: the run is {result.status}")
-            return
-        # What the settings leave open is answered the careful way.
-        private = self.args.hub_private_repo is not False
-        address = push_to_hub(
-            self.directory,
-            str(self.args.hub_model_id),
-            private=private,
-            reporter=self.reporter,
-        )
-        self.reporter.say(f"  pushed to {address}")
-
-    def work(self, model: Any, tokenizer: Any, benchmark: Benchmark) -> UnlearnTrainer | OneShot:
-        """What is to be run on the model: a trainer with the objective and the optimizer, or a one-shot method."""
-        args = self.args
-        objective = objective_of(args)
-        self.base = self._base(model) if args.lora_rank else None
-        context = context_length(model)
-        model, about_model = prepare_model(model, args, objective)
-        dataset, about_data = prepare_data(benchmark, tokenizer, args, objective, context=context)
-        self.notes += about_model + about_data
-        for note in self.notes:
-            self.reporter.say(f"  {note}")
-        common: dict[str, Any] = {"pad_id": tokenizer.pad_token_id, "reporter": self.reporter}
-        if objective is None:
-            return OneShot(model, args, dataset, **common)
-        trainer = UnlearnTrainer(model, args, dataset, objective=objective, **common)
-        # Found out before anything is measured: a setting that the optimizer has not.
-        trainer.create_optimizer()
-        return trainer
-
-    def unlearned(self, work: UnlearnTrainer | OneShot, tokenizer: Any, benchmark: Benchmark, resume: bool) -> None:
-        if isinstance(work, OneShot):
-            work.run()
-            return
-        self.references(work, tokenizer, benchmark)
-        checkpoint = last_checkpoint(self.directory) if resume else None
-        if resume and checkpoint is None:
-            self.reporter.say("  no whole checkpoint to resume from: starting anew")
-        if checkpoint is not None and (said := work.together.fit_window(rows_of_checkpoint(checkpoint))):
-            work.notes.append(said)
-            self.reporter.say(f"  {said}")
-        work.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if work.together.count > 1:
-            self.ranks = work.together.describe()
-            self.notes.append(said_of(self.ranks, work.state.global_step))
-            self.reporter.say(f"  {self.notes[-1]}")
-        work.release()
-        give_back_memory()
-
-    def references(self, trainer: UnlearnTrainer, tokenizer: Any, benchmark: Benchmark) -> None:
-        """What the objective needs of the model as it is now, from letgo's cache or into it."""
-        args = self.args
-        circumstances = Circumstances.of(
-            tokenizer,
-            benchmark.template_for(args.template),  # type: ignore[arg-type]
-            args.max_length,
-            trainer.model,
-        )
-        # One process of a machine computes, the others read; a model that is shared out runs in all at once.
-        alone = contextlib.nullcontext() if trainer.together.sharded else args.main_process_first(desc="reference")
-        with alone:
-            take_references(
-                trainer.model,
-                trainer.train_dataset,
-                trainer.objective,
-                pad_id=tokenizer.pad_token_id,
-                epochs=planned_steps(args, len(trainer.train_dataset))[1],
-                store=ReferenceStore(),
-                circumstances=circumstances,
-                reporter=self.reporter,
-            )
-
-    def _base(self, model: Any) -> Base:
-        """What the adapters of this run are trained on, as their directory will name it."""
-        name = self.args.model
-        if Path(name).exists() and name not in BUILTIN:
-            name = str(Path(name).resolve())
-        return Base(name, self.args.dtype, self.args.base_quantization, quick_fingerprint(model))
-
-    def result(self, status: Status, **values: Any) -> Result:
-        return Result(
-            run_id=self.run_id,
-            created=self.created,
-            seed=self.args.seed,
-            config=self.settings | ({"scored": self.scored} if self.scored else {}),
-            status=status,
-            before=self.before,
-            notes=self.notes,
-            seconds={k: round(v, 3) for k, v in self.seconds.items()},
-            processes=self.ranks,
-            **circumstances(),
-            **values,
-        )
-
-    def write_failure(self, error: LetgoError) -> None:
-        write_result(self.directory, self.result("failed", reasons=[str(error)]))
-        record_run(self.directory, self.reporter.say)
 
 
 def write_samples(directory: Path, stages: Mapping[str, Sequence[Sample]], seed: int) -> None:

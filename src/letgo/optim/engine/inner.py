@@ -69,6 +69,9 @@ class Wrapper(ClosureOptimizer):
             base, self.param_groups, {"weight_decay": weight_decay, **(base_options or {}), "lr": lr}
         )
 
+    def children(self) -> list[torch.optim.Optimizer]:
+        return [self.base]
+
     def step_base(self, *arguments: Any) -> Any:
         """One step of the base at the rates that the groups have now."""
         follow(self.base, self)
@@ -77,7 +80,7 @@ class Wrapper(ClosureOptimizer):
         return self.base.step(*arguments)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if hasattr(self, "base"):
+        if "base" in vars(self):
             raise ValueError("the parameters are fixed when a wrapper is made: give all groups to the constructor")
         super().add_param_group(param_group)
 
