@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.judge import Judged
-from letgo.attacks.engine.robustness import Scored, interval, utility_loss
 from letgo.attacks.engine.robustness_scores import robustness, scores_of
 from letgo.attacks.engine.run import _said_of_halves, _steps_to_half
 from letgo.attacks.engine.search import search, summary
 from letgo.attacks.engine.spec import plan_attack
 from letgo.attacks.relearn import rate_at
 from letgo.attacks.sample import best_of_k
-from letgo.benchmarks.engine.base import Headline
 from letgo.core.catalog import settings_of
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.progress import Quiet
-from letgo.metrics.robustness import kept_share
+from letgo.metrics.robustness import Headline, Scored, kept_interval, kept_share, utility_loss
 from letgo.runs.results import AttackResult, Metric
 
 
@@ -37,7 +34,7 @@ def judged(kept, *, gain=None, reasons=(), loss=0.0):
 def test_interval_of_scores_that_are_all_alike_is_a_point():
     ones = np.ones(6)
     scored = Scored(list("aabbcc"), ones, 0.2 * ones, np.array([0.4 * ones, 0.4 * ones]))
-    low, high = interval([scored])
+    low, high = kept_interval([scored])
     assert low == high == pytest.approx(kept_share(1.0, 0.2, 0.4))
 
 
@@ -46,7 +43,7 @@ def test_interval_agrees_with_a_plain_bootstrap_over_groups():
     groups = [f"g{i // 2}" for i in range(40)]
     before, after = np.ones(40), generator.uniform(0, 0.2, 40)
     attacked = generator.uniform(0, 1, 40)
-    low, high = interval([Scored(groups, before, after, attacked[None])])
+    low, high = kept_interval([Scored(groups, before, after, attacked[None])])
     names = sorted(set(groups))
     draws = []
     for _ in range(3000):
@@ -61,9 +58,9 @@ def test_interval_takes_the_smallest_headline_and_only_judged_items():
     ones = np.ones(4)
     weak = Scored(list("abcd"), ones, 0 * ones, np.array([[0.9, 0.9, np.nan, np.nan], [np.nan, np.nan, 0.9, 0.9]]))
     strong = Scored(list("abcd"), ones, 0 * ones, np.array([[0.1, 0.1, np.nan, np.nan], [np.nan, np.nan, 0.1, 0.1]]))
-    assert interval([strong, weak]) == pytest.approx((0.1, 0.1))
+    assert kept_interval([strong, weak]) == pytest.approx((0.1, 0.1))
     nothing = Scored(list("abcd"), ones, 0.95 * ones, np.array([ones]))
-    assert interval([nothing]) == (0.0, 0.0), "who forgot hardly anything keeps nothing"
+    assert kept_interval([nothing]) == (0.0, 0.0), "who forgot hardly anything keeps nothing"
 
 
 @pytest.mark.parametrize("scores", [[0.0, 1.0, 0.0, 0.0, 1.0], [0.1, 0.9, 0.4, 0.4, 0.7]])
@@ -120,12 +117,12 @@ def test_r_and_q_and_their_harmonic_mean():
 
 
 def test_utility_loss_is_the_largest_relative_one():
-    benchmark = SimpleNamespace(headlines=(Headline("forget_accuracy", 0.25),))
+    headlines = (Headline("forget_accuracy", 0.25),)
     before = {"retain_accuracy": metric(0.8), "general_perplexity": metric(10.0), "retain_rouge": metric(1.0)}
     now = {"retain_accuracy": metric(0.6), "general_perplexity": metric(11.0), "retain_rouge": metric(0.0)}
-    assert utility_loss(benchmark, before, now) == pytest.approx(0.25)
-    assert utility_loss(benchmark, before, before) == 0.0
-    assert utility_loss(benchmark, {"forget_accuracy": metric(1.0)}, {}) is None
+    assert utility_loss(headlines, before, now) == pytest.approx(0.25)
+    assert utility_loss(headlines, before, before) == 0.0
+    assert utility_loss(headlines, {"forget_accuracy": metric(1.0)}, {}) is None
 
 
 @pytest.fixture

@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from letgo.attacks.engine.base import Attacked
-from letgo.attacks.engine.robustness import headline_scores, interval, interval_of_metrics, utility_loss
 from letgo.attacks.engine.target import RETRAINED, Subject
-from letgo.benchmarks.engine.base import Headline, Sample
+from letgo.benchmarks.engine.base import Sample
 from letgo.core.errors import EmptyScoreError, UserError
-from letgo.metrics.robustness import LEAST_FORGETTING, collapse_reasons, kept_share
+from letgo.metrics.robustness import (
+    LEAST_FORGETTING,
+    Headline,
+    collapse_reasons,
+    headline_scores,
+    kept_interval_of_metrics,
+    kept_share,
+    shared_headlines,
+    utility_loss,
+)
+from letgo.metrics.robustness import kept_interval as interval_of_scores
 from letgo.runs.results import SAMPLES_FILE, Metrics
 
 
@@ -123,7 +132,7 @@ def judge_samples(
         part=not whole,
         kept=min(shares),
         reasons=collapse_reasons(baseline["before"], metrics) if weights_changed else [],
-        loss=utility_loss(subject.benchmark, baseline["after"], metrics) if weights_changed else 0.0,
+        loss=utility_loss(subject.benchmark.headlines, baseline["after"], metrics) if weights_changed else 0.0,
         samples=samples,
         judged=judged,
         seen=seen,
@@ -133,7 +142,7 @@ def judge_samples(
 
 def headlines(subject: Subject, *measured: Mapping[str, object]) -> list[Headline]:
     """The benchmark's headlines that all of these metrics have."""
-    return [h for h in subject.benchmark.headlines if all(h.metric in metrics for metrics in measured)]
+    return shared_headlines(subject.benchmark.headlines, *measured)
 
 
 def kept_interval(subject: Subject, seeds: Sequence[Judged]) -> tuple[float, float]:
@@ -154,8 +163,10 @@ def kept_interval(subject: Subject, seeds: Sequence[Judged]) -> tuple[float, flo
         found.append(headline_scores(head, before, after, [one.judged for one in seeds], values))
     known_heads = [one for one in found if one is not None]
     if len(known_heads) == len(heads):
-        return interval(known_heads)
-    ends = [interval_of_metrics(heads, one.baseline["before"], one.baseline["after"], one.metrics) for one in seeds]
+        return interval_of_scores(known_heads)
+    ends = [
+        kept_interval_of_metrics(heads, one.baseline["before"], one.baseline["after"], one.metrics) for one in seeds
+    ]
     return sum(low for low, _ in ends) / len(ends), sum(high for _, high in ends) / len(ends)
 
 

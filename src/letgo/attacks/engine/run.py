@@ -12,7 +12,6 @@ from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Probe, Victim
 from letgo.attacks.engine.judge import Judged, judge, judge_samples, kept_interval, pooled, relearning_score
 from letgo.attacks.engine.references import attacked_reference
-from letgo.attacks.engine.robustness import utility_names
 from letgo.attacks.engine.robustness_scores import family_of, robustness, scores_of
 from letgo.attacks.engine.search import search, summary
 from letgo.attacks.engine.spec import THRESHOLD, Plan, plan_attack
@@ -23,6 +22,7 @@ from letgo.core import processes
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import write_json_lines
 from letgo.core.progress import Quiet, Reporter
+from letgo.metrics.robustness import utility_names
 from letgo.runs import record_run
 from letgo.runs.results import SAMPLES_FILE, AttackResult, Result, check_unused, write_result
 
@@ -221,7 +221,7 @@ def _result(
     losses = [one.loss for one in judged if one.loss is not None]
     stages = {stage: pooled([one.baseline[stage] for one in judged]) for stage in first.judged.baseline}
     before = stages.get("after", {})
-    names = utility_names(subject.benchmark, metrics)
+    names = utility_names(subject.benchmark.headlines, metrics)
     return AttackResult(
         name=plan.name,
         settings={**plan.settings, **plan.said},

@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from letgo.benchmarks.engine.items import Headline, Item, Sample, SetName, Text, limited
+from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, limited
 from letgo.benchmarks.engine.questions import general_metrics, items_part, joined, means, membership_metrics, texts_part
 from letgo.benchmarks.engine.requests import Work, run_works
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Encoded, LongRows, Template, encode_rows, resolve_template
 from letgo.data.rows import Row
+from letgo.metrics.robustness import Headline
 from letgo.runs.results import Metrics
 from letgo.scoring.scoring import ScoreLog
 
