@@ -10,8 +10,8 @@ import pytest
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.judge import Judged
+from letgo.attacks.engine.outcome import _mean_of_halves, _steps_to_half
 from letgo.attacks.engine.robustness_scores import robustness, scores_of
-from letgo.attacks.engine.run import _said_of_halves, _steps_to_half
 from letgo.attacks.engine.search import search, summary
 from letgo.attacks.engine.spec import plan_attack
 from letgo.attacks.relearn import rate_at
@@ -81,7 +81,7 @@ def test_steps_to_half_are_interpolated_and_censored():
     assert _steps_to_half(curve) == pytest.approx(17.5)
     assert _steps_to_half(curve[:3]) is None
     assert _steps_to_half([{"step": 0.0, "kept": 0.0}]) == 0.0, "nothing was forgotten to begin with"
-    assert _said_of_halves([10.0, None], 40) == {"steps_to_half": 25.0, "steps_to_half_censored": 1}
+    assert _mean_of_halves([10.0, None], 40) == {"steps_to_half": 25.0, "steps_to_half_censored": 1}
 
 
 def test_rates_of_the_schedules():
