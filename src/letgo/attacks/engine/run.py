@@ -120,11 +120,12 @@ def run_attack(
 def _run_seed(target: Target, plan: Plan, settings: Mapping[str, Any], number: int) -> Seed:
     label = f"{plan.label}, seed {number}"
     victim = target.victim(_probe(target, label))
-    attacked = _attacked(ATTACKS.load(plan.name), victim, plan, settings, number)
+    attacked = apply_attack(ATTACKS.load(plan.name), victim, plan, settings, number)
     return Seed(number, attacked, _score_and_judge(target, attacked, label, plan.name))
 
 
-def _attacked(function: Any, victim: Victim, plan: Plan, settings: Mapping[str, Any], seed: int) -> Attacked:
+def apply_attack(function: Any, victim: Victim, plan: Plan, settings: Mapping[str, Any], seed: int) -> Attacked:
+    """What an attack's function leaves; settings that it does not take are a `UserError`."""
     try:
         attacked: Attacked = function(victim, seed=seed, **settings)
         return attacked
@@ -162,7 +163,7 @@ def _gain(
 
     def make() -> list[Sample]:
         target.reporter.say("  the same on the retrained model, for R")
-        other = _attacked(ATTACKS.load(plan.name), victim, plan, settings, seed.seed)
+        other = apply_attack(ATTACKS.load(plan.name), victim, plan, settings, seed.seed)
         return target.samples(other.model, victim.tokenizer(), "measuring the retrained model")
 
     scored = (target.benchmark.name, target.benchmark.settings, target.template, target.dtype, target.limit)
