@@ -8,8 +8,8 @@ import torch
 from letgo.analysis import read_analyses
 from letgo.analysis.connectivity import barrier, connectivity, mixture
 from letgo.analysis.losses import RowLosses
-from letgo.analysis.subject import data_of, subjects_of
 from letgo.analysis.weights import Weights
+from letgo.attacks.engine.target import open_targets
 from letgo.core.errors import UserError
 from letgo.models.load import load_model
 from tests import tiny
@@ -39,11 +39,12 @@ def test_barrier_of_a_quadratic_in_closed_form():
 def test_ends_are_the_models_themselves(run, other):
     found = connectivity([run, other], points=3, metrics=False)
     [path] = found.paths
-    subjects = subjects_of([run, other])
-    data, form, _ = data_of(subjects, None, None)
+    subjects = open_targets([run, other])
     for point, subject in zip((path.points[0], path.points[-1]), subjects, strict=True):
         model = subject.load("float32")
-        losses = RowLosses(model, subject.tokenizer(), data, template=form, limit=32).metrics(model)
+        losses = RowLosses(model, subject.tokenizer(), subject.benchmark, template=subject.template, limit=32).metrics(
+            model
+        )
         assert point.values == losses
     assert path.distance > 0
     assert path.barriers["forget_loss"].rise >= 0
@@ -51,10 +52,9 @@ def test_ends_are_the_models_themselves(run, other):
 
 def test_row_losses_are_the_models_own_cross_entropy(run):
     """Against transformers' own loss, a row at a time."""
-    [subject] = subjects_of([run])
-    data, form, _ = data_of([subject], None, None)
+    [subject] = open_targets([run])
     model, tokenizer = subject.load("float32"), subject.tokenizer()
-    losses = RowLosses(model, tokenizer, data, template=form, limit=None, token_budget=30)
+    losses = RowLosses(model, tokenizer, subject.benchmark, template=subject.template, limit=None, token_budget=30)
     total, tokens = 0.0, 0
     for row in losses.sets["forget_loss"].rows:
         labels = torch.tensor([row.labels])

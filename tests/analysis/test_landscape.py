@@ -5,9 +5,10 @@ import torch
 
 from letgo.analysis.landscape import _coordinates, filter_normalised, landscape, random_direction, shifted
 from letgo.analysis.losses import RowLosses
-from letgo.analysis.subject import data_of, subjects_of
 from letgo.analysis.weights import Weights
+from letgo.attacks.engine.target import open_targets
 from letgo.core.errors import UserError
+from letgo.models.load import load_model
 from tests import tiny
 from tests.analysis.problems import Quadratic, symmetric
 
@@ -74,10 +75,9 @@ def test_default_coordinates_hold_the_ends_of_directions_exactly():
 
 
 def losses_of(place, run):
-    [subject] = subjects_of([run])
-    data, form, _ = data_of([subject], None, None)
-    model = subjects_of([place])[0].load("float32")
-    return RowLosses(model, subject.tokenizer(), data, template=form, limit=32).values(model)
+    [subject] = open_targets([run])
+    model = load_model(place)
+    return RowLosses(model, subject.tokenizer(), subject.benchmark, template=subject.template, limit=32).values(model)
 
 
 def test_a_line_toward_the_original_ends_at_the_original(run, original):

@@ -7,8 +7,8 @@ import torch
 
 from letgo.analysis.losses import RowLosses, gradient
 from letgo.analysis.sharpness import average_case, curvature_along_signs, estimate, sharpness, worst_case
-from letgo.analysis.subject import data_of, subjects_of
 from letgo.analysis.weights import Normals, Weights
+from letgo.attacks.engine.target import open_targets
 from letgo.core.errors import UserError
 from tests.analysis.problems import Quadratic, symmetric
 
@@ -77,11 +77,12 @@ def test_a_linear_loss_has_no_curvature():
 
 
 def test_curvature_and_gradient_of_a_language_model_agree_with_differences(run):
-    [subject] = subjects_of([run])
-    data, form, _ = data_of([subject], None, None)
+    [subject] = open_targets([run])
     model = subject.load("float32").double()
     model.set_attn_implementation("eager")
-    losses = RowLosses(model, subject.tokenizer(), data, template=form, limit=4, token_budget=24)
+    losses = RowLosses(
+        model, subject.tokenizer(), subject.benchmark, template=subject.template, limit=4, token_budget=24
+    )
     weights, terms = Weights(model), losses.terms(model, "forget_loss")
     assert len(terms) > 1
     noise, step = Normals(0, 0), 1e-3

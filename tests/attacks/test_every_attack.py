@@ -13,7 +13,7 @@ from letgo.attacks import ATTACKS
 from letgo.attacks.engine.robustness_scores import robustness
 from letgo.attacks.engine.run import run_attack
 from letgo.attacks.engine.spec import plan_attack
-from letgo.attacks.engine.target import open_subject
+from letgo.attacks.engine.target import open_target
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.items import Text
 from letgo.core.files import read_json_lines
@@ -74,7 +74,7 @@ def attacked(saved):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("letgo.attacks.engine.target.create_benchmark", with_holdout)
             if form not in subjects:
-                subjects[form] = open_subject(
+                subjects[form] = open_target(
                     saved.forms[form],
                     benchmark=saved.benchmark,
                     original=str(saved.original),

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from letgo.attacks import ATTACKS
-from letgo.attacks.engine.judge import Judged
-from letgo.attacks.engine.robustness import Scored, interval, utility_loss
+from letgo.attacks.engine.judge import Judged, Recorded, interval_of, judge_samples, judge_ways, relearning_score
+from letgo.attacks.engine.outcome import _mean_of_halves, _steps_to_half
 from letgo.attacks.engine.robustness_scores import robustness, scores_of
-from letgo.attacks.engine.run import _said_of_halves, _steps_to_half
 from letgo.attacks.engine.search import search, summary
 from letgo.attacks.engine.spec import plan_attack
 from letgo.attacks.relearn import rate_at
 from letgo.attacks.sample import best_of_k
-from letgo.benchmarks.engine.base import Headline
+from letgo.benchmarks.engine.base import Sample
 from letgo.core.catalog import settings_of
-from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
 from letgo.core.progress import Quiet
-from letgo.metrics.robustness import kept_share
+from letgo.metrics.robustness import Headline, Scored, kept_interval, kept_share, utility_loss
 from letgo.runs.results import AttackResult, Metric
 
 
@@ -34,10 +32,80 @@ def judged(kept, *, gain=None, reasons=(), loss=0.0):
     return Judged({}, {}, part=False, kept=kept, reasons=list(reasons), loss=loss, gain=gain)
 
 
+def answers(**probabilities):
+    """A sample for each question, named by its group and a number: a1=0.5."""
+    return [Sample("forget", name, name[0], {"probability": p}) for name, p in probabilities.items()]
+
+
+def mean_probability(samples):
+    values = [sample.scores["probability"] for sample in samples]
+    return (
+        {"forget_probability": Metric(value=statistics.mean(values), n=len(values), ci95=(0.0, 1.0))} if values else {}
+    )
+
+
+@pytest.fixture
+def recorded():
+    stages = {
+        "before": answers(a1=1.0, a2=1.0, b1=1.0, b2=0.8),
+        "after": answers(a1=0.0, a2=0.0, b1=0.0, b2=0.0),
+        "reference:retrained": answers(a1=0.0, a2=0.0, b1=0.0, b2=0.0),
+    }
+    before, after = (mean_probability(stages[stage]) for stage in ("before", "after"))
+    return Recorded(before, after, stages, (Headline("forget_probability"),), mean_probability)
+
+
+def test_the_judge_needs_samples_alone(recorded):
+    attacked = answers(a1=0.5, a2=0.5, b1=0.3, b2=0.15)
+    whole = judge_samples(recorded, attacked, frozenset(), "x")
+    assert whole.kept == pytest.approx(1 - 1.45 / 3.8)
+    assert not whole.part
+    held_out = judge_samples(recorded, attacked, frozenset("a"), "x")
+    assert held_out.kept == pytest.approx(1 - 0.45 / 1.8), "of the groups that the attacker did not train on"
+    assert held_out.part
+    assert held_out.metrics["seen_probability"].value == pytest.approx(0.5)
+    assert held_out.baseline["before"]["forget_probability"].value == pytest.approx(0.9)
+    everything = judge_samples(recorded, attacked, frozenset("ab"), "x")
+    assert everything.everything_seen
+    assert everything.kept == whole.kept
+    low, high = interval_of(recorded, [held_out])
+    assert low <= held_out.kept <= high
+
+
+def test_rows_that_were_not_scored_before_are_not_judged(recorded):
+    more = judge_samples(recorded, answers(a1=0.5, c1=1.0), frozenset(), "x")
+    assert more.kept == pytest.approx(0.5)
+    assert [sample.id for sample in more.judged] == ["a1"]
+    with pytest.raises(EmptyScoreError, match="no sample of the forget set is left"):
+        judge_samples(recorded, answers(c1=1.0), frozenset(), "x")
+
+
+def test_without_samples_of_before_and_after_only_the_whole_is_judged(recorded):
+    bare = Recorded(recorded.before, recorded.after, {}, recorded.headlines, recorded.summarise)
+    attacked = answers(a1=0.5, b1=0.4)
+    assert judge_samples(bare, attacked, frozenset(), "x").kept == pytest.approx(1 - 0.45 / 0.95)
+    with pytest.raises(UserError, match="a part can't be judged"):
+        judge_samples(bare, attacked, frozenset("a"), "x")
+
+
+def test_of_several_ways_to_ask_the_one_that_brings_most_back(recorded):
+    ways = [("plain", answers(a1=0.1, a2=0.1, b1=0.1, b2=0.1)), ("begun", answers(a1=0.9, a2=0.9, b1=0.9, b2=0.7))]
+    strongest = judge_ways(recorded, ways, frozenset(), "x")
+    assert strongest.kept == pytest.approx(1 - 3.4 / 3.8)
+    assert [way["way"] for way in strongest.ways] == ["plain", "begun"]
+    assert strongest.loss == 0.0
+
+
+def test_r_holds_the_gain_against_the_retrained_models(recorded):
+    attacked, retrained = answers(a1=0.8, a2=0.8), answers(a1=0.4, a2=0.4)
+    assert relearning_score(recorded, attacked, retrained, frozenset("a")) == pytest.approx(0.5)
+    assert relearning_score(recorded, answers(a1=0.05, a2=0.05), retrained, frozenset("a")) == 1.0
+
+
 def test_interval_of_scores_that_are_all_alike_is_a_point():
     ones = np.ones(6)
     scored = Scored(list("aabbcc"), ones, 0.2 * ones, np.array([0.4 * ones, 0.4 * ones]))
-    low, high = interval([scored])
+    low, high = kept_interval([scored])
     assert low == high == pytest.approx(kept_share(1.0, 0.2, 0.4))
 
 
@@ -46,7 +114,7 @@ def test_interval_agrees_with_a_plain_bootstrap_over_groups():
     groups = [f"g{i // 2}" for i in range(40)]
     before, after = np.ones(40), generator.uniform(0, 0.2, 40)
     attacked = generator.uniform(0, 1, 40)
-    low, high = interval([Scored(groups, before, after, attacked[None])])
+    low, high = kept_interval([Scored(groups, before, after, attacked[None])])
     names = sorted(set(groups))
     draws = []
     for _ in range(3000):
@@ -61,9 +129,9 @@ def test_interval_takes_the_smallest_headline_and_only_judged_items():
     ones = np.ones(4)
     weak = Scored(list("abcd"), ones, 0 * ones, np.array([[0.9, 0.9, np.nan, np.nan], [np.nan, np.nan, 0.9, 0.9]]))
     strong = Scored(list("abcd"), ones, 0 * ones, np.array([[0.1, 0.1, np.nan, np.nan], [np.nan, np.nan, 0.1, 0.1]]))
-    assert interval([strong, weak]) == pytest.approx((0.1, 0.1))
+    assert kept_interval([strong, weak]) == pytest.approx((0.1, 0.1))
     nothing = Scored(list("abcd"), ones, 0.95 * ones, np.array([ones]))
-    assert interval([nothing]) == (0.0, 0.0), "who forgot hardly anything keeps nothing"
+    assert kept_interval([nothing]) == (0.0, 0.0), "who forgot hardly anything keeps nothing"
 
 
 @pytest.mark.parametrize("scores", [[0.0, 1.0, 0.0, 0.0, 1.0], [0.1, 0.9, 0.4, 0.4, 0.7]])
@@ -84,7 +152,7 @@ def test_steps_to_half_are_interpolated_and_censored():
     assert _steps_to_half(curve) == pytest.approx(17.5)
     assert _steps_to_half(curve[:3]) is None
     assert _steps_to_half([{"step": 0.0, "kept": 0.0}]) == 0.0, "nothing was forgotten to begin with"
-    assert _said_of_halves([10.0, None], 40) == {"steps_to_half": 25.0, "steps_to_half_censored": 1}
+    assert _mean_of_halves([10.0, None], 40) == {"steps_to_half": 25.0, "steps_to_half_censored": 1}
 
 
 def test_rates_of_the_schedules():
@@ -120,12 +188,12 @@ def test_r_and_q_and_their_harmonic_mean():
 
 
 def test_utility_loss_is_the_largest_relative_one():
-    benchmark = SimpleNamespace(headlines=(Headline("forget_accuracy", 0.25),))
+    headlines = (Headline("forget_accuracy", 0.25),)
     before = {"retain_accuracy": metric(0.8), "general_perplexity": metric(10.0), "retain_rouge": metric(1.0)}
     now = {"retain_accuracy": metric(0.6), "general_perplexity": metric(11.0), "retain_rouge": metric(0.0)}
-    assert utility_loss(benchmark, before, now) == pytest.approx(0.25)
-    assert utility_loss(benchmark, before, before) == 0.0
-    assert utility_loss(benchmark, {"forget_accuracy": metric(1.0)}, {}) is None
+    assert utility_loss(headlines, before, now) == pytest.approx(0.25)
+    assert utility_loss(headlines, before, before) == 0.0
+    assert utility_loss(headlines, {"forget_accuracy": metric(1.0)}, {}) is None
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ HOW = {"benchmark": "biographies", "original": "biographies", "limit": 40}
 def attacked(monkeypatch):
     """(model, seed) of every attack that is made, in a process that remembers none."""
     made = []
-    real = attacking._attacked
+    real = attacking.apply_attack
 
     def counted(function, victim, plan, settings, seed):
         made.append((str(victim.directory), seed))
         return real(function, victim, plan, settings, seed)
 
     monkeypatch.setattr(references, "_REMEMBERED", {})
-    monkeypatch.setattr(attacking, "_attacked", counted)
+    monkeypatch.setattr(attacking, "apply_attack", counted)
     return made
 
 

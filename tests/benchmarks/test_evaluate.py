@@ -19,7 +19,7 @@ from letgo.core.files import read_json_lines
 from letgo.core.progress import Quiet
 from letgo.models.load import load_model
 from letgo.runs.results import read_result
-from letgo.scoring.scoring import Query, ScoreLog
+from letgo.scoring.scoring import Query, ResumeLog
 from tests import shaped, tiny
 
 LENGTH = 40
@@ -248,14 +248,14 @@ def test_a_run_killed_while_it_measures_scores_nothing_twice(directory, specs, t
     [partial] = (tmp_path / "cut").glob("scores-*.partial.jsonl")
     keys = {json.loads(line).get("key") for line in partial.read_text().splitlines()}
     assert len(keys) > 5
-    put = ScoreLog.put
+    put = ResumeLog.put
     fresh: list[str] = []
 
     def keeping(log, found):
         fresh.extend(key for key in found if log.path.name == partial.name)
         put(log, found)
 
-    monkeypatch.setattr(ScoreLog, "put", keeping)
+    monkeypatch.setattr(ResumeLog, "put", keeping)
     again = letgo.unlearn(**settings, output_dir=str(tmp_path / "cut"), resume=True)
     assert fresh
     assert not keys & set(fresh)
@@ -278,13 +278,13 @@ def test_runs_that_share_scores_measure_what_they_have_in_common_once(directory,
     letgo.unlearn(**settings, learning_rate=1e-3, output_dir=str(tmp_path / "first"), shared_scores=shared)
     [left] = shared.iterdir()
     fresh: dict[str, int] = {}
-    put = ScoreLog.put
+    put = ResumeLog.put
 
     def counting(log, found):
         fresh[log.path.name] = fresh.get(log.path.name, 0) + sum(key not in log for key in found)
         put(log, found)
 
-    monkeypatch.setattr(ScoreLog, "put", counting)
+    monkeypatch.setattr(ResumeLog, "put", counting)
     second = letgo.unlearn(**settings, learning_rate=2e-3, output_dir=str(tmp_path / "second"), shared_scores=shared)
     # What was unlearned is measured, what both began with is not.
     assert len(fresh) == 1

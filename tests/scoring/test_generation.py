@@ -9,7 +9,7 @@ import torch
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.scoring import generation
 from letgo.scoring.generation import end_tokens, generate, greedy
-from letgo.scoring.resume_log import ScoreLog
+from letgo.scoring.resume_log import ResumeLog
 from letgo.scoring.sampling import Sampling
 from tests import tiny
 from tests.reference import scoring as reference
@@ -191,10 +191,10 @@ def test_a_killed_generation_goes_on(tokenizer, tmp_path):
         if next(stops) == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), ScoreLog(tmp_path / "log", {}) as log:
+    with pytest.raises(KeyboardInterrupt), ResumeLog(tmp_path / "log", {}) as log:
         generate(model, tokenizer, prompts, advance=killer, log=log, **settings)
     done: list[int] = []
-    with ScoreLog(tmp_path / "log", {}) as log:
+    with ResumeLog(tmp_path / "log", {}) as log:
         before = len(log)
         assert 0 < before < 20
         assert generate(model, tokenizer, prompts, advance=done.append, log=log, **settings) == whole

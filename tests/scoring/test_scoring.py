@@ -8,7 +8,7 @@ import torch
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.scoring import head
 from letgo.scoring.abilities import abilities
-from letgo.scoring.resume_log import ScoreLog
+from letgo.scoring.resume_log import ResumeLog
 from letgo.scoring.scoring import Query, continuation_logps, score, text_query
 from tests import tiny
 from tests.reference import scoring as reference
@@ -193,10 +193,10 @@ def test_a_killed_scoring_goes_on_to_the_same_bits(model, tmp_path, monkeypatch)
         if next(stops) == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), ScoreLog(path, {"model": "a"}) as log:
+    with pytest.raises(KeyboardInterrupt), ResumeLog(path, {"model": "a"}) as log:
         score(model, queries, token_budget=60, matches=True, advance=killer, log=log)
     done: list[int] = []
-    with ScoreLog(path, {"model": "a"}) as log:
+    with ResumeLog(path, {"model": "a"}) as log:
         before = len(log)
         assert 0 < before < 20
         ran = count_tokens(model, monkeypatch)
@@ -210,7 +210,7 @@ def test_a_killed_scoring_goes_on_to_the_same_bits(model, tmp_path, monkeypatch)
         assert torch.equal(first.matches, second.matches)
         assert second.means is None
     ran.clear()
-    with ScoreLog(path, {"model": "a"}) as log:
+    with ResumeLog(path, {"model": "a"}) as log:
         score(model, queries, token_budget=60, matches=True, log=log)
         assert not ran, "all is in the log"
         score(model, queries, token_budget=60, log=log)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from letgo.analysis.bounds import check_smoothing, draws_needed, reveals_at_most
 from letgo.analysis.displacements import displacements_of, scales_of, unlearning_displacement
-from letgo.analysis.ledger import Ledger
+from letgo.analysis.frame import Analysis, check_seed
 from letgo.analysis.losses import smaller_benchmark
-from letgo.analysis.records import Bound, Certificate, Displacement, QuestionBound, Reach, Smoothed, write_analysis
+from letgo.analysis.records import Bound, Certificate, Displacement, QuestionBound, Reach, Smoothed
 from letgo.analysis.reveal import Criterion, criterion_of, utility_of
 from letgo.analysis.smoothing import Scale, bound, noisy, noisy_outcomes
-from letgo.analysis.subject import check_seed, data_of, made, subject_of, target_of
-from letgo.analysis.weights import Weights
 from letgo.analysis.wording import certified_sentences, not_certified_sentences
-from letgo.benchmarks.engine.base import Benchmark, Sample
+from letgo.benchmarks.engine.base import Sample
 from letgo.core.errors import NonFiniteLossError, UserError
-from letgo.core.progress import Quiet, Reporter, Task
+from letgo.core.progress import Reporter, Task
 from letgo.data.encode import Template
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.load import weights_fingerprint
@@ -87,14 +83,69 @@ def certificate(
     Raises:
         UserError: sigma or alpha out of range, or draws too few to certify anything (how many are needed is said).
     """
-    start, reporter = time.perf_counter(), reporter or Quiet()
+    sigmas = _checked_sigmas(sigma, alpha, draws, utility_draws)
+    check_seed(seed)
+    settings = {
+        "sigma": sigmas,
+        "draws": draws,
+        "alpha": alpha,
+        "reveals": reveals,
+        "share": share,
+        "relative": relative,
+        "utility_draws": utility_draws,
+        "seed": seed,
+    }
+    analysis = Analysis(
+        Certificate,
+        run,
+        settings=settings,
+        dtype=dtype,
+        limit=limit,
+        benchmark=benchmark,
+        template=template,
+        output=output,
+        reporter=reporter,
+    )
+    target, weights = analysis.target, analysis.weights
+    criterion = criterion_of(reveals, target.benchmark, limit=limit, share=share)
+    analysis.settings["reveals"] = criterion.text
+    scale = scales_of(weights) if relative else None
+    unlearned = unlearning_displacement(target, weights, scale, dtype)
+    if sigmas is None:
+        if unlearned is None or not unlearned.value:
+            raise UserError("there is no unlearning to take the noise's size from: give a sigma")
+        sigmas = [unlearned.value / math.sqrt(weights.dimension)]
+    attacks = displacements_of(target, weights, scale, rerun=rerun)
+    known = [*([unlearned] if unlearned is not None else []), *attacks]
+    job = _Smoothing(analysis, criterion, seed, scale, alpha / len(sigmas))
+    smoothed = [job.smoothed(each, draws, min(utility_draws, draws), known) for each in sigmas]
+    count, revealed = len(job.questions), sum(job.plain)
+    return analysis.finish(
+        parameters=weights.dimension,
+        criterion=criterion.in_words(),
+        event=criterion.event(count),
+        asked=count,
+        plain_revealed=revealed,
+        alpha=alpha,
+        relative=relative,
+        plain_utility=job.plain_utility,
+        smoothed=smoothed,
+        displacements=known,
+        certified=certified_sentences(criterion, count, smoothed, alpha, relative),
+        not_certified=not_certified_sentences(criterion, count, smoothed, known, relative),
+        notes=_notes(job, draws, alpha, len(sigmas)),
+    )
+
+
+def _checked_sigmas(
+    sigma: float | Sequence[float] | None, alpha: float, draws: int, utility_draws: int
+) -> list[float] | None:
+    """The sigmas given, None where there are none; a `UserError` where they, alpha or the draws can certify nothing."""
     sigmas = [sigma] if isinstance(sigma, int | float) else list(sigma) if sigma is not None else None
     if sigmas is not None and (not sigmas or len(set(sigmas)) < len(sigmas)):
         raise UserError("name one sigma, or several different ones")
-    for one in sigmas or ():
-        check_smoothing(one, alpha)
-    check_smoothing(1.0, alpha)
-    check_seed(seed)
+    for each in (*(sigmas or ()), 1.0):
+        check_smoothing(each, alpha)
     if utility_draws < 1:
         raise UserError(f"utility_draws must be at least 1, not {utility_draws}: a certificate is nothing without")
     families = len(sigmas) if sigmas is not None else 1
@@ -105,173 +156,110 @@ def certificate(
             f"the bound is {(alpha / families) ** (1 / max(draws, 1)):.3f}, not above 1/2\n"
             f"  at least {needed} draws are needed, and many more for a radius of more than a little"
         )
-    subject = subject_of(run, benchmark=benchmark)
-    target = target_of([subject], output)
-    data, form, name = data_of([subject], benchmark, template)
-    criterion = criterion_of(reveals, data, limit=limit, share=share)
-    tokenizer, model = subject.tokenizer(), subject.load(dtype)
-    weights = Weights(model)
-    scale = scales_of(weights) if relative else None
-    unlearned = unlearning_displacement(subject, weights, scale, dtype)
-    if sigmas is None:
-        if unlearned is None or not unlearned.value:
-            raise UserError("there is no unlearning to take the noise's size from: give a sigma")
-        sigmas = [unlearned.value / math.sqrt(weights.dimension)]
-    attacks = displacements_of(subject, weights, scale, data, form, rerun=rerun, reporter=reporter)
-    known = [*([unlearned] if unlearned is not None else []), *attacks]
-    trimmed = smaller_benchmark(data, limit, ("retain",))
-    # A benchmark whose questions are its own to choose has no items to be trimmed: its limit does that.
-    kept = trimmed if trimmed.items or trimmed.texts or not data.items else None
-    questions = criterion.samples(model, tokenizer, form)
-    plain = criterion.of(questions)
-    settings = {
-        "benchmark": name,
-        "template": form,
-        "sigma": sigmas if sigma is not None else None,
-        "draws": draws,
-        "alpha": alpha,
-        "reveals": criterion.text,
-        "share": share,
-        "relative": relative,
-        "utility_draws": utility_draws,
-        "seed": seed,
-        "limit": limit,
-        "dtype": dtype,
-    }
-    job = _Smoothing(weights, criterion, kept, limit, tokenizer, form, seed, scale, reporter)
-    plain_utility = job.measured()[0]
-    depends = {k: settings[k] for k in ("benchmark", "template", "reveals", "relative", "seed", "limit", "dtype")}
-    found, ledgers = [], []
-    for one in sigmas:
-        ledgers.append(Ledger(target, "certificate", depends | {"sigma": one, "weights": weights_fingerprint(model)}))
-        outcomes = job.outcomes(one, draws, ledgers[-1])
-        utility, measured = job.utility(one, min(utility_draws, draws))
-        found.append(
-            Smoothed(
-                sigma=one,
-                noise_norm=one * math.sqrt(weights.dimension),
-                together=(together := job.together(outcomes, one, alpha / families)),
-                questions=job.each(questions, plain, outcomes, one, alpha / families),
-                reach=_reach(known, one, together),
-                utility=utility,
-                utility_draws=measured,
-                broken=sum(outcome is None for outcome in outcomes),
-                collapsed=_collapsed(plain_utility, utility),
-            )
-        )
+    return sigmas
+
+
+def _notes(job: _Smoothing, draws: int, alpha: float, families: int) -> list[str]:
     notes = []
-    if not plain_utility:
+    if not job.plain_utility:
         notes.append("the benchmark has nothing to measure utility on: of what use the smoothed model is, is not known")
-    least = draws_needed(alpha / (families * len(plain)))
-    if criterion.single and draws < least:
+    least = draws_needed(alpha / (families * len(job.plain)))
+    if job.criterion.single and draws < least:
         notes.append(
-            f"{draws} draws are too few for single questions: with {len(plain)} of them{_among(families)}, at least "
-            f"{least} are needed for each to have a radius"
+            f"{draws} draws are too few for single questions: with {len(job.plain)} of them{_among(families)}, at "
+            f"least {least} are needed for each to have a radius"
         )
-    entry = Certificate(
-        subject=subject.name,
-        settings=settings,
-        parameters=weights.dimension,
-        criterion=criterion.in_words(),
-        event=criterion.event(len(questions)),
-        asked=len(questions),
-        plain_revealed=sum(plain),
-        alpha=alpha,
-        relative=relative,
-        plain_utility=plain_utility,
-        smoothed=found,
-        displacements=known,
-        certified=certified_sentences(criterion, len(questions), found, alpha, relative),
-        not_certified=not_certified_sentences(criterion, len(questions), found, known, relative),
-        notes=notes,
-        **made(start),
-    )
-    if target is not None:
-        write_analysis(target, entry)
-    for ledger in ledgers:
-        ledger.remove()
-    return entry
+    return notes
 
 
 class _Smoothing:
-    """One model, its questions, and the noise that it is put under."""
+    """One model, its questions, and the noise that it is put under; statements at confidence 1 − alpha for each sigma.
+
+    Attributes:
+        questions: asked of the model without noise; `plain` says which of them it reveals.
+        plain_utility: its utility.
+    """
 
     def __init__(
-        self,
-        weights: Weights,
-        criterion: Criterion,
-        kept: Benchmark | None,
-        limit: int | None,
-        tokenizer: Any,
-        template: Template,
-        seed: int,
-        scale: Scale | None,
-        reporter: Reporter,
+        self, analysis: Analysis[Certificate], criterion: Criterion, seed: int, scale: Scale | None, alpha: float
     ) -> None:
-        self.weights, self.model = weights, weights.model
-        self.criterion, self.kept, self.limit = criterion, kept, limit
-        self.tokenizer, self.template = tokenizer, template
-        self.seed, self.scale, self.reporter = seed, scale, reporter
+        self.analysis, self.criterion, self.seed, self.scale, self.alpha = analysis, criterion, seed, scale, alpha
+        self.weights, self.model = analysis.weights, analysis.weights.model
+        benchmark = analysis.target.benchmark
+        trimmed = smaller_benchmark(benchmark, analysis.limit, ("retain",))
+        # A benchmark whose questions are its own to choose has no items to be trimmed: its limit does that.
+        self.kept = trimmed if trimmed.items or trimmed.texts or not benchmark.items else None
+        self.fingerprint = weights_fingerprint(self.model)
+        self.questions = criterion.samples(self.model, analysis.tokenizer, analysis.target.template)
+        self.plain = criterion.of(self.questions)
+        self.plain_utility = self.measured()[0]
 
-    def outcomes(self, sigma: float, draws: int, ledger: Ledger) -> list[list[bool] | None]:
-        with self.reporter.task(f"noise of {sigma:.3g}", draws) as task:
+    def smoothed(self, sigma: float, draws: int, utility_draws: int, known: Sequence[Displacement]) -> Smoothed:
+        """All that is certified under one sigma, and what the smoothed model still can."""
+        outcomes = self.outcomes(sigma, draws)
+        with self.analysis.reporter.task("utility under noise", utility_draws) as task:
+            utility, measured = self.measured((sigma, utility_draws), task)
+        together = bound(sum(o is not None and self.criterion.together(o) for o in outcomes), draws, sigma, self.alpha)
+        return Smoothed(
+            sigma=sigma,
+            noise_norm=sigma * math.sqrt(self.weights.dimension),
+            together=together,
+            questions=self.each(outcomes, sigma),
+            reach=_reach(known, sigma, together),
+            utility=utility,
+            utility_draws=measured,
+            broken=sum(outcome is None for outcome in outcomes),
+            collapsed=_collapsed(self.plain_utility, utility),
+        )
+
+    def outcomes(self, sigma: float, draws: int) -> list[list[bool] | None]:
+        """Which questions are revealed under each draw; those of a killed analysis, whatever its number of draws, are
+        taken over."""
+        settings, target = self.analysis.settings, self.analysis.target
+        names = ("benchmark", "template", "reveals", "relative", "seed", "limit", "dtype")
+        depends = {name: settings[name] for name in names} | {"sigma": sigma, "weights": self.fingerprint}
+        with self.analysis.log(depends) as log, self.analysis.reporter.task(f"noise of {sigma:.3g}", draws) as task:
             return noisy_outcomes(
                 self.weights,
-                lambda: self.criterion.outcomes(self.model, self.tokenizer, self.template),
+                lambda: self.criterion.outcomes(self.model, self.analysis.tokenizer, target.template),
                 sigma=sigma,
                 draws=draws,
                 seed=self.seed,
                 scale=self.scale,
-                ledger=ledger,
+                log=log,
                 task=task,
             )
 
-    def utility(self, sigma: float, draws: int) -> tuple[Metrics, int]:
-        """What the first draws' models still can, over all their samples together, and of how many draws it is."""
-        with self.reporter.task("utility under noise", draws) as task:
-            return self.measured((sigma, draws), task)
-
     def measured(self, noise: tuple[float, int] | None = None, task: Task | None = None) -> tuple[Metrics, int]:
-        """The same without noise, by default."""
+        """What the first draws' models still can, over all their samples together, and of how many draws it is;
+        without noise, by default."""
         if self.kept is None:
             return {}, 0
         samples: list[Sample] = []
         sigma, draws = noise or (0.0, 1)
-        measured = 0
+        measured, limit, template = 0, self.analysis.limit, self.analysis.target.template
         for number in range(draws):
             moved = self.weights.at(noisy(sigma, self.seed, number, self.scale)) if sigma else contextlib.nullcontext()
             with moved, contextlib.suppress(NonFiniteLossError):
-                samples += self.kept.samples(self.model, self.tokenizer, limit=self.limit, template=self.template)
+                samples += self.kept.samples(self.model, self.analysis.tokenizer, limit=limit, template=template)
                 measured += 1
             if task is not None:
                 task.advance()
         return (utility_of(samples, self.kept) if samples else {}), measured
 
-    def together(self, outcomes: Sequence[list[bool] | None], sigma: float, alpha: float) -> Bound:
-        revealed = sum(o is not None and self.criterion.together(o) for o in outcomes)
-        return bound(revealed, len(outcomes), sigma, alpha)
-
-    def each(
-        self,
-        asked: Sequence[Sample],
-        plain: Sequence[bool],
-        outcomes: Sequence[list[bool] | None],
-        sigma: float,
-        alpha: float,
-    ) -> list[QuestionBound]:
+    def each(self, outcomes: Sequence[list[bool] | None], sigma: float) -> list[QuestionBound]:
         """Each question by itself, at its share of alpha."""
         if not self.criterion.single:
             return []
+        alpha = self.alpha / len(self.questions)
         return [
             QuestionBound(
                 id=sample.id,
                 question=sample.question or sample.id,
-                plain=plain[place],
-                bound=bound(
-                    sum(o is not None and o[place] for o in outcomes), len(outcomes), sigma, alpha / len(asked)
-                ),
+                plain=self.plain[place],
+                bound=bound(sum(o is not None and o[place] for o in outcomes), len(outcomes), sigma, alpha),
             )
-            for place, sample in enumerate(asked)
+            for place, sample in enumerate(self.questions)
         ]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from letgo.analysis.ledger import Ledger
+from letgo.analysis.frame import Analysis
 from letgo.analysis.losses import RowLosses, smaller_benchmark
-from letgo.analysis.records import Barrier, Connectivity, LinearPath, PathPoint, write_analysis
-from letgo.analysis.subject import Subject, data_of, made, subjects_of, target_of
+from letgo.analysis.records import Barrier, Connectivity, LinearPath, PathPoint
 from letgo.analysis.weights import Weights, check_same_shape, distance
+from letgo.attacks.engine.target import Target
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.core.errors import NonFiniteLossError, UserError
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter
 from letgo.data.encode import Template
 from letgo.models.load import weights_fingerprint
 from letgo.runs.results import Metric, Metrics
@@ -66,76 +67,56 @@ def connectivity(
     Raises:
         UserError: fewer than two models, other architectures or tokenizers, nothing to measure on, points < 3.
     """
-    start, reporter = time.perf_counter(), reporter or Quiet()
     if len(models) < 2:
         raise UserError("connectivity needs two models or more")
     if points < 3:
         raise UserError(f"points must be at least 3 (both ends and what lies between), not {points}")
-    subjects = subjects_of(models)
-    target = target_of(subjects, output)
-    data, form, name = data_of(subjects, benchmark, template)
-    tokenizer = _one_tokenizer(subjects)
-    settings = {
-        "benchmark": name,
-        "template": form,
-        "points": points,
-        "metrics": metrics,
-        "limit": limit,
-        "dtype": dtype,
-    }
-    smaller = smaller_benchmark(data, limit) if metrics else None
+    analysis = Analysis(
+        Connectivity,
+        list(models),
+        settings={"points": points, "metrics": metrics},
+        dtype=dtype,
+        limit=limit,
+        benchmark=benchmark,
+        template=template,
+        output=output,
+        reporter=reporter,
+    )
+    targets = analysis.targets
+    _check_tokenizers(targets)
+    smaller = smaller_benchmark(analysis.target.benchmark, limit) if metrics else None
     paths: list[LinearPath] = []
-    ledgers: list[Ledger] = []
     ends: dict[int, Metrics | None] = {}
     losses: RowLosses | None = None
-    dimension = 0
-    for first, second in combinations(range(len(subjects)), 2):
-        model = subjects[first].load(dtype)
+    for first, second in combinations(range(len(targets)), 2):
+        model, other = targets[first].load(dtype), targets[second].load(dtype)
         weights = Weights(model)
-        other = subjects[second].load(dtype)
         theirs = {n: p.detach() for n, p in other.named_parameters()}
-        check_same_shape(weights.originals, theirs, (subjects[first].name, subjects[second].name))
-        losses = losses or RowLosses(model, tokenizer, data, template=form, limit=limit)
-        dimension = weights.dimension
-        ledger = Ledger(
-            target, "connectivity", settings | {"weights": [weights_fingerprint(m) for m in (model, other)]}
-        )
-
+        check_same_shape(weights.originals, theirs, (targets[first].name, targets[second].name))
+        losses = losses or analysis.losses(model)
+        measure = partial(_mixture_measured, analysis, weights, theirs, losses, smaller)
+        depends = {"weights": [weights_fingerprint(m) for m in (model, other)]}
         values: list[Metrics | None] = []
-        names = f"{subjects[first].name} → {subjects[second].name}"
-        with reporter.task(names, points) as task:
+        names = f"{targets[first].name} → {targets[second].name}"
+        with analysis.log(analysis.settings | depends) as log, analysis.reporter.task(names, points) as task:
             for number in range(points):
                 alpha = number / (points - 1)
                 end = {0: first, points - 1: second}.get(number)
-                found = ends.get(end) if end is not None and end in ends else _recalled(ledger.get([alpha]))
-                if found is None:
-                    with weights.at(mixture(theirs, alpha)):
-                        found = _measured(model, tokenizer, losses, smaller, form, limit)
-                    ledger.put([alpha], None if found is None else {k: m.model_dump() for k, m in found.items()})
+                if end is not None and end in ends:
+                    values.append(ends[end])
+                else:
+                    values.append(_recalled(log.value(json.dumps(alpha), partial(measure, alpha))))
                 if end is not None:
-                    ends[end] = found
-                    if found is None:
-                        raise NonFiniteLossError(f"{subjects[end].name} gives no finite scores; its weights are broken")
-                values.append(found)
+                    ends[end] = values[-1]
+                    if values[-1] is None:
+                        raise NonFiniteLossError(f"{targets[end].name} gives no finite scores; its weights are broken")
                 task.advance()
-        size = weights.norm()
-        apart = distance(theirs, weights.originals)
-        paths.append(_path(subjects[first].name, subjects[second].name, values, apart, apart / size if size else 0.0))
-        ledgers.append(ledger)
-    entry = Connectivity(
-        subject=" ".join(subject.name for subject in subjects),
-        models=[subject.name for subject in subjects],
-        settings=settings,
-        parameters=dimension,
-        rows=losses.rows if losses is not None else {},
-        paths=paths,
-        **made(start),
+        size, apart = weights.norm(), distance(theirs, weights.originals)
+        paths.append(_path(targets[first].name, targets[second].name, values, apart, apart / size if size else 0.0))
+    assert losses is not None  # there is at least one pair
+    return analysis.finish(
+        models=[target.name for target in targets], parameters=weights.dimension, rows=losses.rows, paths=paths
     )
-    if target is not None:
-        write_analysis(target, entry)
-    for ledger in ledgers:
-        ledger.remove()
-    return entry
 
 
 def mixture(theirs: Mapping[str, Tensor], alpha: float) -> Any:
@@ -164,24 +145,26 @@ def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
     return Barrier(rise=top, rise_at=alphas[above.index(top)], fall=0.0 - bottom, fall_at=alphas[above.index(bottom)])
 
 
-def _measured(
-    model: Any,
-    tokenizer: Any,
+def _mixture_measured(
+    analysis: Analysis[Connectivity],
+    weights: Weights,
+    theirs: Mapping[str, Tensor],
     losses: RowLosses,
     smaller: Benchmark | None,
-    template: Template,
-    limit: int | None,
-) -> Metrics | None:
-    """Losses and metrics of a model, None where they are not finite."""
-    try:
-        found = losses.metrics(model)
-        if smaller is not None:
-            # The limit once more, for a benchmark whose questions are its own to choose.
-            samples = smaller.samples(model, tokenizer, limit=limit, template=template)
-            found |= smaller.summarise(samples)
-    except NonFiniteLossError:
-        return None
-    return found
+    alpha: float,
+) -> dict[str, Any] | None:
+    """Losses and metrics at one place of the line, as JSON values; None where they are not finite."""
+    model, template = weights.model, analysis.target.template
+    with weights.at(mixture(theirs, alpha)):
+        try:
+            metrics = losses.metrics(model)
+            if smaller is not None:
+                # The limit once more, for a benchmark whose questions are its own to choose.
+                samples = smaller.samples(model, analysis.tokenizer, limit=analysis.limit, template=template)
+                metrics |= smaller.summarise(samples)
+        except NonFiniteLossError:
+            return None
+    return {key: metric.model_dump() for key, metric in metrics.items()}
 
 
 def _path(first: str, second: str, values: Sequence[Metrics | None], apart: float, relative: float) -> LinearPath:
@@ -202,15 +185,14 @@ def _path(first: str, second: str, values: Sequence[Metrics | None], apart: floa
     )
 
 
-def _one_tokenizer(subjects: Sequence[Subject]) -> Any:
-    first = subjects[0].tokenizer()
-    for other in subjects[1:]:
+def _check_tokenizers(targets: Sequence[Target]) -> None:
+    first = targets[0].tokenizer()
+    for other in targets[1:]:
         if other.tokenizer().get_vocab() != first.get_vocab():
             raise UserError(
-                f"{subjects[0].name} and {other.name} have different tokenizers: the same numbers mean other tokens, "
+                f"{targets[0].name} and {other.name} have different tokenizers: the same numbers mean other tokens, "
                 "so nothing can be measured between them"
             )
-    return first
 
 
 def _recalled(value: Any) -> Metrics | None:

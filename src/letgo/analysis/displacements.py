@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from letgo.analysis.records import Displacement
-from letgo.analysis.subject import (
+from letgo.analysis.neighbours import (
     LEAVES_WEIGHTS,
-    Subject,
     attacked_weights,
     changes_weights,
     original_of,
     other_weights,
     planned,
 )
+from letgo.analysis.records import Displacement
 from letgo.analysis.weights import Weights, distance, vector_norm
-from letgo.benchmarks.engine.base import Benchmark
+from letgo.attacks.engine.target import Target
 from letgo.core.errors import LetgoError, UserError
-from letgo.core.progress import Reporter
-from letgo.data.encode import Template
 
 Scale = Mapping[str, float]
 
@@ -33,12 +30,12 @@ def scales_of(weights: Weights) -> dict[str, float]:
     }
 
 
-def unlearning_displacement(subject: Subject, weights: Weights, scale: Scale | None, dtype: str) -> Displacement | None:
+def unlearning_displacement(target: Target, weights: Weights, scale: Scale | None, dtype: str) -> Displacement | None:
     """‖θ_u − θ_o‖ of a run; None of a model that is no run."""
-    if subject.result is None:
+    if not target.run:
         return None
     try:
-        theirs = other_weights("the model it began with", original_of(subject), weights, subject.name, dtype)
+        theirs = other_weights("the model it began with", original_of(target), weights, target, dtype)
     except UserError as error:
         return Displacement(name="unlearning", what="unlearning", value=None, note=_first_line(error))
     return Displacement(
@@ -46,22 +43,13 @@ def unlearning_displacement(subject: Subject, weights: Weights, scale: Scale | N
     )
 
 
-def displacements_of(
-    subject: Subject,
-    weights: Weights,
-    scale: Scale | None,
-    benchmark: Benchmark,
-    template: Template,
-    *,
-    rerun: bool,
-    reporter: Reporter,
-) -> list[Displacement]:
+def displacements_of(target: Target, weights: Weights, scale: Scale | None, *, rerun: bool) -> list[Displacement]:
     """‖θ_attacked − θ_u‖ of each recorded attack: as recorded, else of the attack run again.
 
     A recorded one is of the plain l2 norm, so with a scale every attack is run again.
     """
     found = []
-    for attack in subject.result.attacks if subject.result is not None else ():
+    for attack in target.result.attacks:
         if not changes_weights(attack.name):
             note = f"{LEAVES_WEIGHTS}: no radius speaks of it"
             found.append(Displacement(name=attack.label, what="attack", value=None, note=note))
@@ -75,8 +63,8 @@ def displacements_of(
             found.append(Displacement(name=attack.label, what="attack", value=None, note=note))
             continue
         try:
-            plan, _ = planned(subject, attack.label)
-            left = attacked_weights(subject, weights, plan, benchmark, template, reporter)
+            plan, _ = planned(target, attack.label)
+            left = attacked_weights(target, weights, plan)
         except LetgoError as error:
             found.append(Displacement(name=attack.label, what="attack", value=None, note=_first_line(error)))
             continue

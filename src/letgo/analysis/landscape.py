@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -12,26 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from letgo.analysis.ledger import Ledger
-from letgo.analysis.losses import RowLosses
-from letgo.analysis.records import Axis, GridPoint, Landscape, Mark, write_analysis
-from letgo.analysis.subject import (
-    Subject,
-    attacked_weights,
-    check_seed,
-    data_of,
-    made,
-    original_of,
-    other_weights,
-    planned,
-    subject_of,
-    subjects_of,
-    target_of,
-)
+from letgo.analysis.frame import Analysis, check_seed
+from letgo.analysis.neighbours import attacked_weights, original_of, other_weights, planned
+from letgo.analysis.records import Axis, GridPoint, Landscape, Mark
 from letgo.analysis.weights import Normals, Weights, difference, inner, vector_norm
-from letgo.benchmarks.engine.base import Benchmark
+from letgo.attacks.engine.target import name_of
 from letgo.core.errors import UserError
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter
 from letgo.data.encode import Template
 from letgo.models.load import weights_fingerprint
 
@@ -83,7 +71,6 @@ def landscape(
     Raises:
         UserError: for a direction that is not known, leads nowhere or fits another architecture; fewer than 3 points.
     """
-    start, reporter = time.perf_counter(), reporter or Quiet()
     if not 1 <= len(directions) <= 2:
         raise UserError(f"a landscape has one direction or two, not {len(directions)}")
     if len(set(directions)) < len(directions) and directions[0] != "random":
@@ -94,61 +81,61 @@ def landscape(
     if span is not None and not (all(map(math.isfinite, span)) and span[0] < span[1]):
         raise UserError(f"span must go from a lower to a higher number, not from {span[0]} to {span[1]}")
     check_seed(seed)
-    subject = subject_of(run, benchmark=benchmark)
-    target = target_of([subject], output)
-    data, form, name = data_of([subject], benchmark, template)
-    tokenizer, model = subject.tokenizer(), subject.load(dtype)
-    weights = Weights(model)
-    losses = RowLosses(model, tokenizer, data, template=form, limit=limit)
-    context = _Context(subject, weights, data, form, dtype, seed, reporter)
-    made_of = [context.direction(text, number) for number, text in enumerate(directions)]
+    settings = {"directions": list(directions), "points": count, "span": list(span) if span else None, "seed": seed}
+    analysis = Analysis(
+        Landscape,
+        run,
+        settings=settings,
+        dtype=dtype,
+        limit=limit,
+        benchmark=benchmark,
+        template=template,
+        output=output,
+        reporter=reporter,
+    )
+    weights = analysis.weights
+    losses = analysis.losses(weights.model)
+    made_of = [_direction(analysis, text, number, seed) for number, text in enumerate(directions)]
     axes = [
         Axis(name=label, toward=toward, norm=vector_norm(d), coordinates=_coordinates(span or SPANS[toward], count))
         for label, toward, d in made_of
     ]
     vectors = [d for _, _, d in made_of]
-    cosine = None
-    if len(vectors) == 2:
-        cosine = max(-1.0, min(1.0, inner(*vectors) / (axes[0].norm * axes[1].norm)))
-        if 1.0 - abs(cosine) < 1e-9:
-            raise UserError(f"{axes[0].name} and {axes[1].name} are the same direction: a plane needs two")
-    settings = {
-        "benchmark": name,
-        "template": form,
-        "directions": list(directions),
-        "points": count,
-        "span": list(span) if span else None,
-        "seed": seed,
-        "limit": limit,
-        "dtype": dtype,
+    cosine = _cosine(axes, vectors) if len(vectors) == 2 else None
+
+    def measured(at: Sequence[float]) -> dict[str, float | None]:
+        with weights.at(shifted(vectors, at)):
+            return losses.values(weights.model)
+
+    depends = {
+        "weights": weights_fingerprint(weights.model),
+        "norms": [axis.norm for axis in axes],
+        "cosine": cosine,
     }
-    depends = {"weights": weights_fingerprint(model), "norms": [axis.norm for axis in axes], "cosine": cosine}
-    ledger = Ledger(target, "landscape", settings | depends)
     grid = []
-    with reporter.task("landscape", count ** len(axes)) as task:
+    with (
+        analysis.log(analysis.settings | depends) as log,
+        analysis.reporter.task("landscape", count ** len(axes)) as task,
+    ):
         for at in product(*(axis.coordinates for axis in axes)):
-            found = ledger.get(at)
-            if found is None:
-                with weights.at(shifted(vectors, at)):
-                    found = losses.values(model)
-                ledger.put(at, found)
-            grid.append(GridPoint(at=list(at), losses=found))
+            grid.append(GridPoint(at=list(at), losses=log.value(json.dumps(at), partial(measured, at))))
             task.advance()
-    entry = Landscape(
-        subject=subject.name,
-        settings=settings,
+    return analysis.finish(
         parameters=weights.dimension,
         rows=losses.rows,
         axes=axes,
         cosine=cosine,
         points=grid,
-        marks=_marks(subject.name, axes),
-        **made(start),
+        marks=_marks(analysis.target.name, axes),
     )
-    if target is not None:
-        write_analysis(target, entry)
-        ledger.remove()
-    return entry
+
+
+def _cosine(axes: Sequence[Axis], directions: Sequence[Mapping[str, Tensor]]) -> float:
+    """Of the angle between two directions, which must not be one and the same."""
+    cosine = max(-1.0, min(1.0, inner(*directions) / (axes[0].norm * axes[1].norm)))
+    if 1.0 - abs(cosine) < 1e-9:
+        raise UserError(f"{axes[0].name} and {axes[1].name} are the same direction: a plane needs two")
+    return cosine
 
 
 def shifted(directions: Sequence[Mapping[str, Tensor]], at: Sequence[float]) -> Any:
@@ -190,43 +177,31 @@ def random_direction(weights: Weights, seed: int, number: int) -> dict[str, Tens
     return filter_normalised({name: noise.like(own) for name, own in weights.originals.items()}, weights)
 
 
-class _Context:
-    """What directions are made from."""
+def _direction(
+    analysis: Analysis[Landscape], text: str, number: int, seed: int
+) -> tuple[str, Literal["random", "attack", "model"], dict[str, Tensor]]:
+    """A direction's name, what it leads to, and itself."""
+    target, weights = analysis.target, analysis.weights
+    kind, _, rest = text.strip().partition(":")
+    if kind == "random" and not rest:
+        return f"random {number + 1}", "random", random_direction(weights, seed, number)
+    if kind == "attack":
+        plan, recorded = planned(target, rest)
+        label = recorded.label if recorded is not None else plan.label
+        analysis.reporter.say(f"  running {plan.label} again, seed {plan.seeds[0]}")
+        left = attacked_weights(target, weights, plan)
+        return label, "attack", _toward(left, weights, f"the attack {label}", target.name)
+    place = original_of(target) if text == "original" else text
+    name = "original" if text == "original" else name_of(text)
+    theirs = other_weights(name, place, weights, target, analysis.dtype)
+    return name, "model", _toward(theirs, weights, name, target.name)
 
-    def __init__(
-        self,
-        subject: Subject,
-        weights: Weights,
-        benchmark: Benchmark,
-        template: Template,
-        dtype: str,
-        seed: int,
-        reporter: Reporter,
-    ) -> None:
-        self.subject, self.weights, self.dtype, self.seed = subject, weights, dtype, seed
-        self.benchmark, self.template, self.reporter = benchmark, template, reporter
 
-    def direction(self, text: str, number: int) -> tuple[str, Literal["random", "attack", "model"], dict[str, Tensor]]:
-        """Its name, what it leads to, and itself."""
-        kind, _, rest = text.strip().partition(":")
-        if kind == "random" and not rest:
-            return f"random {number + 1}", "random", random_direction(self.weights, self.seed, number)
-        if kind == "attack":
-            plan, recorded = planned(self.subject, rest)
-            label = recorded.label if recorded is not None else plan.label
-            self.reporter.say(f"  running {plan.label} again, seed {plan.seeds[0]}")
-            found = attacked_weights(self.subject, self.weights, plan, self.benchmark, self.template, self.reporter)
-            return label, "attack", self._toward(found, f"the attack {label}")
-        place = original_of(self.subject) if text == "original" else text
-        name = "original" if text == "original" else subjects_of([text])[0].name
-        found = other_weights(name, place, self.weights, self.subject.name, self.dtype)
-        return name, "model", self._toward(found, name)
-
-    def _toward(self, found: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-        direction = difference(found, self.weights.originals)
-        if vector_norm(direction) == 0.0:
-            raise UserError(f"{name} has the very weights of {self.subject.name}: it gives no direction")
-        return direction
+def _toward(theirs: Mapping[str, Tensor], weights: Weights, name: str, start: str) -> dict[str, Tensor]:
+    direction = difference(theirs, weights.originals)
+    if vector_norm(direction) == 0.0:
+        raise UserError(f"{name} has the very weights of {start}: it gives no direction")
+    return direction
 
 
 def _coordinates(span: tuple[float, float], count: int) -> list[float]:

@@ -32,7 +32,7 @@ class Estimate(_Model):
     n: int = Field(ge=1)
 
 
-class _Analysis(_Model):
+class AnalysisEntry(_Model):
     """What every analysis carries.
 
     `settings` are all that its figures depend on, beside the models themselves; an entry with the same subject and
@@ -52,7 +52,7 @@ class _Analysis(_Model):
     notes: list[str] = []
     seconds: float = 0.0
 
-    def same_as(self, other: _Analysis) -> bool:
+    def same_as(self, other: AnalysisEntry) -> bool:
         return (self.subject, self.settings) == (other.subject, other.settings)
 
 
@@ -88,7 +88,7 @@ class LinearPath(_Model):
     """Where on the path the model gave no finite values."""
 
 
-class Connectivity(_Analysis):
+class Connectivity(AnalysisEntry):
     kind: Literal["connectivity"] = "connectivity"
     models: list[str]
     paths: list[LinearPath]
@@ -117,7 +117,7 @@ class GridPoint(_Model):
     """None where the loss was not finite."""
 
 
-class Landscape(_Analysis):
+class Landscape(AnalysisEntry):
     kind: Literal["landscape"] = "landscape"
     axes: list[Axis]
     cosine: float | None = None
@@ -140,7 +140,7 @@ class Radius(_Model):
     average: dict[str, Estimate]
 
 
-class Sharpness(_Analysis):
+class Sharpness(AnalysisEntry):
     kind: Literal["sharpness"] = "sharpness"
     norm: float
     """‖θ‖."""
@@ -206,7 +206,7 @@ class Smoothed(_Model):
     """Why the noisy models are broken rather than forgetful."""
 
 
-class Certificate(_Analysis):
+class Certificate(AnalysisEntry):
     kind: Literal["certificate"] = "certificate"
     criterion: str
     """What "reveals" means of one question (or of the whole set)."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from letgo.analysis.frame import Analysis, check_seed
 from letgo.analysis.losses import RowLosses, Term, gradient
-from letgo.analysis.records import Estimate, Radius, Sharpness, write_analysis
+from letgo.analysis.neighbours import original_of, other_weights
+from letgo.analysis.records import Estimate, Radius, Sharpness
 from letgo.analysis.smoothing import noisy
-from letgo.analysis.subject import check_seed, data_of, made, original_of, other_weights, subject_of, target_of
 from letgo.analysis.weights import Normals, Weights, distance, vector_norm
 from letgo.core.errors import NonFiniteLossError, UserError
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter, Task
 from letgo.data.encode import Template
 
 LIMIT = 32
@@ -74,7 +75,6 @@ def sharpness(
         UserError: for numbers out of range.
         NonFiniteLossError: the run's own loss is not finite, or that within a radius.
     """
-    start, reporter = time.perf_counter(), reporter or Quiet()
     if steps < 1 or draws < 1 or trace_draws < 0:
         raise UserError(
             f"steps and draws must be at least 1 and trace_draws at least 0, not {steps}, {draws} and {trace_draws}"
@@ -83,79 +83,99 @@ def sharpness(
         if not (math.isfinite(radius) and radius > 0):
             raise UserError(f"a radius must be above 0, not {radius}")
     check_seed(seed)
-    subject = subject_of(run, benchmark=benchmark)
-    target = target_of([subject], output)
-    data, form, name = data_of([subject], benchmark, template)
-    tokenizer, model = subject.tokenizer(), subject.load(dtype)
-    weights = Weights(model)
-    norm = weights.norm()
-    losses = RowLosses(model, tokenizer, data, template=form, limit=limit)
-    if radii is None:
-        apart = 0.0
-        if subject.result is not None:
-            theirs = other_weights("original", original_of(subject), weights, subject.name, dtype)
-            apart = distance(theirs, weights.originals)
-            del theirs
-        shares = SHARES_OF_UNLEARNING if apart else SHARES_OF_WEIGHTS
-        absolute = [share * (apart or norm) for share in shares]
-    else:
-        absolute = sorted(radius * norm if relative else radius for radius in radii)
-    base = {key: _finite(value, f"{subject.name}: its {key}") for key, value in losses.values(model).items()}
-    found: list[Radius] = []
-    with reporter.task("sharpness", len(absolute) * len(base) * 3 + trace_draws * len(base)) as task:
-        for radius in absolute:
-            rise, fall, average = {}, {}, {}
-            smaller = found[-1] if found else None
-            for key in losses.names:
-                terms = losses.terms(model, key)
-                # What was found in a smaller ball lies in this one too.
-                highest = worst_case(weights, terms, radius, steps=steps, seed=seed) - base[key]
-                rise[key] = max(highest, smaller.rise[key] if smaller else 0.0)
-                task.advance()
-                lowest = base[key] - worst_case(weights, terms, radius, steps=steps, seed=seed, sign=-1.0)
-                fall[key] = max(lowest, smaller.fall[key] if smaller else 0.0)
-                task.advance()
-                average[key] = average_case(weights, terms, radius, base[key], draws=draws, seed=seed)
-                task.advance()
-            found.append(
-                Radius(radius=radius, relative=radius / norm if norm else 0.0, rise=rise, fall=fall, average=average)
-            )
-        trace = {}
-        if trace_draws:
-            if hasattr(model, "set_attn_implementation"):
-                model.set_attn_implementation("eager")
-            for key in losses.names:
-                values = []
-                for number in range(trace_draws):
-                    values.append(curvature_along_signs(weights, losses.terms(model, key), seed=seed, number=number))
-                    task.advance()
-                trace[key] = estimate(values)
     settings = {
-        "benchmark": name,
-        "template": form,
         "radii": list(radii) if radii is not None else None,
         "relative": relative,
         "steps": steps,
         "draws": draws,
         "trace_draws": trace_draws,
         "seed": seed,
-        "limit": limit,
-        "dtype": dtype,
     }
-    entry = Sharpness(
-        subject=subject.name,
+    analysis = Analysis(
+        Sharpness,
+        run,
         settings=settings,
-        parameters=weights.dimension,
-        rows=losses.rows,
-        norm=norm,
-        base=base,
-        radii=found,
-        trace=trace,
-        **made(start),
+        dtype=dtype,
+        limit=limit,
+        benchmark=benchmark,
+        template=template,
+        output=output,
+        reporter=reporter,
     )
-    if target is not None:
-        write_analysis(target, entry)
-    return entry
+    weights = analysis.weights
+    norm, losses = weights.norm(), analysis.losses(weights.model)
+    if radii is None:
+        absolute = _default_radii(analysis, norm)
+    else:
+        absolute = sorted(radius * norm if relative else radius for radius in radii)
+    values = losses.values(weights.model)
+    base = {key: _finite(value, f"{analysis.target.name}: its {key}") for key, value in values.items()}
+    within: list[Radius] = []
+    with analysis.reporter.task("sharpness", len(absolute) * len(base) * 3 + trace_draws * len(base)) as task:
+        for radius in absolute:
+            smaller = within[-1] if within else None
+            within.append(
+                _within(
+                    weights, losses, radius, base, smaller, steps=steps, draws=draws, seed=seed, norm=norm, task=task
+                )
+            )
+        trace = _traces(weights, losses, draws=trace_draws, seed=seed, task=task) if trace_draws else {}
+    return analysis.finish(
+        parameters=weights.dimension, rows=losses.rows, norm=norm, base=base, radii=within, trace=trace
+    )
+
+
+def _default_radii(analysis: Analysis[Sharpness], norm: float) -> list[float]:
+    """Shares of what unlearning moved; of the weights' norm where nothing was unlearned."""
+    target, weights, apart = analysis.target, analysis.weights, 0.0
+    if target.run:
+        theirs = other_weights("original", original_of(target), weights, target, analysis.dtype)
+        apart = distance(theirs, weights.originals)
+    shares = SHARES_OF_UNLEARNING if apart else SHARES_OF_WEIGHTS
+    return [share * (apart or norm) for share in shares]
+
+
+def _within(
+    weights: Weights,
+    losses: RowLosses,
+    radius: float,
+    base: Mapping[str, float],
+    smaller: Radius | None,
+    *,
+    steps: int,
+    draws: int,
+    seed: int,
+    norm: float,
+    task: Task,
+) -> Radius:
+    """Every loss's changes within one radius; `smaller` is the last smaller one, whose finds lie in this ball too."""
+    rise, fall, average = {}, {}, {}
+    for key in losses.names:
+        terms = losses.terms(weights.model, key)
+        highest = worst_case(weights, terms, radius, steps=steps, seed=seed) - base[key]
+        rise[key] = max(highest, smaller.rise[key] if smaller else 0.0)
+        task.advance()
+        lowest = base[key] - worst_case(weights, terms, radius, steps=steps, seed=seed, sign=-1.0)
+        fall[key] = max(lowest, smaller.fall[key] if smaller else 0.0)
+        task.advance()
+        average[key] = average_case(weights, terms, radius, base[key], draws=draws, seed=seed)
+        task.advance()
+    return Radius(radius=radius, relative=radius / norm if norm else 0.0, rise=rise, fall=fall, average=average)
+
+
+def _traces(weights: Weights, losses: RowLosses, *, draws: int, seed: int, task: Task) -> dict[str, Estimate]:
+    """The Hessian's trace of every loss."""
+    model: Any = weights.model
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("eager")
+    trace = {}
+    for key in losses.names:
+        values = []
+        for number in range(draws):
+            values.append(curvature_along_signs(weights, losses.terms(model, key), seed=seed, number=number))
+            task.advance()
+        trace[key] = estimate(values)
+    return trace
 
 
 def worst_case(

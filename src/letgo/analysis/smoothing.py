@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from letgo.analysis.bounds import certified_radius, clopper_pearson_lower
-from letgo.analysis.ledger import Ledger
 from letgo.analysis.records import Bound
 from letgo.analysis.weights import Normals, Weights
 from letgo.core.errors import NonFiniteLossError
 from letgo.core.progress import Task
+from letgo.scoring.resume_log import ResumeLog
 
 Judge = Callable[[], list[bool]]
 Scale = Mapping[str, float]
@@ -24,7 +25,7 @@ def noisy_outcomes(
     draws: int,
     seed: int,
     scale: Mapping[str, float] | None = None,
-    ledger: Ledger | None = None,
+    log: ResumeLog | None = None,
     task: Task | None = None,
 ) -> list[list[bool] | None]:
     """What the judge says of the model under each of N draws of the noise; None where its scores were not finite.
@@ -34,25 +35,24 @@ def noisy_outcomes(
         judge: whether each question is revealed.
         sigma: of the noise.
         scale: a factor for each tensor, or 1.
-        ledger: remembers draws already made, by their number.
+        log: remembers draws already made, by their number.
     """
-    found: list[list[bool] | None] = []
+    log = ResumeLog(None, {}) if log is None else log
+
+    def outcome(number: int) -> list[int] | None:
+        with weights.at(noisy(sigma, seed, number, scale)):
+            try:
+                return [int(yes) for yes in judge()]
+            except NonFiniteLossError:
+                return None
+
+    outcomes: list[list[bool] | None] = []
     for number in range(draws):
-        known = ledger.get([number]) if ledger is not None else None
-        if known is None:
-            with weights.at(noisy(sigma, seed, number, scale)):
-                try:
-                    outcome: list[bool] | None = judge()
-                except NonFiniteLossError:
-                    outcome = None
-            known = {"revealed": None if outcome is None else [int(yes) for yes in outcome]}
-            if ledger is not None:
-                ledger.put([number], known)
-        revealed = known["revealed"]
-        found.append(None if revealed is None else [bool(yes) for yes in revealed])
+        revealed = log.value(str(number), partial(outcome, number))
+        outcomes.append(None if revealed is None else [bool(yes) for yes in revealed])
         if task is not None:
             task.advance()
-    return found
+    return outcomes
 
 
 def noisy(sigma: float, seed: int, number: int, scale: Mapping[str, float] | None = None) -> Any:

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from letgo.attacks.engine.base import Attacked, Measured, Victim
-from letgo.attacks.engine.target import RETRAINED
+from letgo.attacks.engine.base import RETRAINED, Attacked, Measured, Victim
 from letgo.benchmarks.engine.base import Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import MIN_K

@@ -9,12 +9,11 @@ import numpy as np
 
 from letgo.attacks.engine.base import Attacked, Measured, Victim
 from letgo.attacks.engine.prompts import askable, work_of
-from letgo.attacks.engine.robustness import Scored, interval
 from letgo.benchmarks.engine.base import Item, Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.metrics.memorization import rouge_l_recall
-from letgo.metrics.robustness import kept_share
+from letgo.metrics.robustness import Scored, kept_interval, kept_share
 from letgo.metrics.summary import mean_metric
 from letgo.runs.results import Metrics
 from letgo.scoring.scoring import Sampling, generate
@@ -92,7 +91,7 @@ def sample(
         Sample("forget", i.id, i.group, {"leak": leak, "leak_above_chance": more}, answer=i.row.target, generated=ts[0])
         for i, leak, more, ts in zip(items, leaks, above, texts, strict=True)
     ]
-    measured = Measured(kept, interval([scored]), metrics, baseline, found)
+    measured = Measured(kept, kept_interval([scored]), metrics, baseline, found)
     did = {"asked": len(items), "answers": count * len(items), "k": k, "temperature": temperature, "top_p": top_p}
     return Attacked(model, did, measured=measured)
 

@@ -24,7 +24,7 @@ from letgo.scoring.cache import Prefix, run_prefix
 from letgo.scoring.decoding import Decoder, Generation, Row, decode_batch
 from letgo.scoring.packed import packed
 from letgo.scoring.prefix_tree import stems
-from letgo.scoring.resume_log import ScoreLog, content_key
+from letgo.scoring.resume_log import ResumeLog, content_key
 from letgo.scoring.sampling import Sampling
 
 
@@ -37,7 +37,7 @@ def greedy(
     stop: Sequence[str] = (),
     token_budget: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
-    log: ScoreLog | None = None,
+    log: ResumeLog | None = None,
 ) -> list[str]:
     """Greedy continuations of token prompts as text, stripped, in the order given: `generate` for those who want
     nothing else. Same arguments and errors."""
@@ -66,7 +66,7 @@ def generate(
     clean_up: bool | None = None,
     token_budget: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
-    log: ScoreLog | None = None,
+    log: ResumeLog | None = None,
 ) -> list[list[Generation]]:
     """Answers to token prompts.
 
@@ -141,7 +141,7 @@ def _generate(
     *,
     token_budget: int | None,
     advance: Callable[[int], None],
-    log: ScoreLog | None,
+    log: ResumeLog | None,
 ) -> list[list[Generation]]:
     sampling, samples = style.sampling, style.samples
     answers: list[list[Generation] | None] = [None] * len(prompts)

@@ -1,12 +1,12 @@
-"""What an evaluation has scored so far, sample by sample, so that a killed one goes on where it stopped."""
+"""What a long evaluation or analysis has finished so far, so that a killed one goes on where it stopped."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from letgo.core import processes
 from letgo.core.errors import UserError
@@ -16,33 +16,38 @@ from letgo.core.fingerprints import text_fingerprint
 _VERSION = 1
 
 
-class ScoreLog:
-    """A JSON-lines file of finished samples: `{"key": …, "value": …}` a line, after a first line that says what for.
+class ResumeLog:
+    """A JSON-lines file of finished results: `{"key": …, "value": …}` a line, after a first line that says what for.
 
     The engine (`score`, `generate`) takes one as `log=`: it appends each batch as it is finished, and what is already
     there is not computed again. A key is a hash of everything that a sample's score depends on beside the model (its
-    tokens and the settings), so a changed prompt is scored anew; what the *model* is must be said in `identity`.
+    tokens and the settings), so a changed prompt is scored anew; what the *model* is must be said in `identity`. An
+    analysis keeps each point that it has measured (`value`). JSON writes floats so that they are read back to the same
+    bits.
 
-        with ScoreLog(output / "scores.jsonl", {"weights": weights_fingerprint(model)}) as log:
+        with ResumeLog(output / "scores.jsonl", {"weights": weights_fingerprint(model)}) as log:
             score(model, queries, log=log)
 
     Where several processes score together each writes a file of its own beside the first one's (`path` and its number),
     and begins with what is in all of them: on how many a run goes on does not matter.
 
     Args:
-        path: the file; made (with its folder) where there is none.
+        path: the file; made (with its folder) where there is none. None keeps everything in memory.
         identity: what all lines depend on, as JSON values: the model's fingerprint, its dtype, the tokenizer.
 
     Raises:
         UserError: the file belongs to another identity, or is not such a log.
     """
 
-    def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path | None, identity: Mapping[str, Any]) -> None:
+        self._values: dict[str, Any] = {}
+        self._file: TextIO | None = None
+        if path is None:
+            return
         first = Path(path)
         own = processes.number()
         self.path = first if own == 0 else first.with_name(f"{first.name}.{own}")
         self.identity = json.loads(json.dumps(dict(identity)))
-        self._values: dict[str, Any] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for other in _files(first):
             if other != self.path:
@@ -59,8 +64,8 @@ class ScoreLog:
             self._file.write(head)
 
     def _read(self, path: Path, raw: bytes) -> bytes:
-        """Take up the samples in a file; returns its whole lines."""
-        # A process killed while it wrote leaves half a line: that sample is scored again.
+        """Take up the results in a file; returns its whole lines."""
+        # A process killed while it wrote leaves half a line: that result is made again.
         whole = raw[: raw.rfind(b"\n") + 1]
         lines = whole.decode("utf-8").split("\n")[:-1]
         try:
@@ -70,14 +75,16 @@ class ScoreLog:
             entries = [json.loads(line) for line in lines[1:]]
             self._values |= {entry["key"]: entry["value"] for entry in entries}
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a log of scores ({error}); delete it or name another file") from error
+            raise UserError(
+                f"{path} is not a log of finished results ({error}); delete it or name another file"
+            ) from error
         if not isinstance(head, dict) or head.get("letgo_scores") != _VERSION:
-            raise UserError(f"{path} is not a log of scores of this version; delete it or name another file")
+            raise UserError(f"{path} is not a log of finished results of this version; delete it or name another file")
         if head["identity"] != self.identity:
             theirs, ours = head["identity"], self.identity
             fields = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
             raise UserError(
-                f"{path} holds the scores of another evaluation (it differs in {', '.join(map(repr, fields))}): "
+                f"{path} holds the results of another evaluation (it differs in {', '.join(map(repr, fields))}): "
                 "delete it, or write to another place"
             )
         return whole
@@ -89,7 +96,13 @@ class ScoreLog:
         return len(self._values)
 
     def get(self, key: str) -> Any:
-        """The value of a finished sample; `KeyError` for one that is not."""
+        """The value of a finished result; `KeyError` for one that is not."""
+        return self._values[key]
+
+    def value(self, key: str, make: Callable[[], Any]) -> Any:
+        """What is finished under a key, as JSON values; made and kept where there is nothing yet."""
+        if key not in self._values:
+            self.put({key: make()})
         return self._values[key]
 
     def put(self, values: Mapping[str, Any]) -> None:
@@ -97,11 +110,14 @@ class ScoreLog:
         for key, value in values.items():
             if key not in self._values:
                 self._values[key] = value
-                self._file.write(_line({"key": key, "value": value}))
-        self._file.flush()
+                if self._file is not None:
+                    self._file.write(_line({"key": key, "value": value}))
+        if self._file is not None:
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     @staticmethod
     def begin_with(path: Path, shared: Path) -> None:
@@ -121,7 +137,7 @@ class ScoreLog:
         for file in _files(Path(path)):
             file.unlink(missing_ok=True)
 
-    def __enter__(self) -> ScoreLog:
+    def __enter__(self) -> ResumeLog:
         return self
 
     def __exit__(

@@ -29,14 +29,14 @@ from letgo.scoring.generation import generate, greedy
 from letgo.scoring.head import Wanted, columns, hidden_states
 from letgo.scoring.packed import packed
 from letgo.scoring.prefix_tree import Tree, additive, ancestors, plant, stems
-from letgo.scoring.resume_log import ScoreLog, content_key
+from letgo.scoring.resume_log import ResumeLog, content_key
 from letgo.scoring.sampling import Sampling
 
 __all__ = [
     "Generation",
     "Query",
+    "ResumeLog",
     "Sampling",
-    "ScoreLog",
     "Scores",
     "continuation_logps",
     "evaluating",
@@ -90,7 +90,7 @@ def continuation_logps(
     *,
     token_budget: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
-    log: ScoreLog | None = None,
+    log: ResumeLog | None = None,
 ) -> list[list[Tensor]]:
     """Log-probabilities alone: `score` for those who want nothing else. Same arguments and errors."""
     scored = score(model, queries, token_budget=token_budget, advance=advance, log=log)
@@ -105,7 +105,7 @@ def score(
     matches: bool = False,
     token_budget: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
-    log: ScoreLog | None = None,
+    log: ResumeLog | None = None,
 ) -> list[list[Scores]]:
     """Score every token of every continuation, given its prefix and the tokens before it.
 
@@ -154,7 +154,7 @@ def _score(
     wanted: Wanted,
     token_budget: int | None,
     advance: Callable[[int], None],
-    log: ScoreLog | None,
+    log: ResumeLog | None,
 ) -> list[list[Scores]]:
     work = _Work(queries, wanted, advance, log)
     if not work.missing:
@@ -192,7 +192,7 @@ class _Work:
     """What is still to be scored, and what has been."""
 
     def __init__(
-        self, queries: Sequence[Query], wanted: Wanted, advance: Callable[[int], None], log: ScoreLog | None
+        self, queries: Sequence[Query], wanted: Wanted, advance: Callable[[int], None], log: ResumeLog | None
     ) -> None:
         self.advance, self.log = advance, log
         self.found: list[dict[int, Scores]] = [{} for _ in queries]

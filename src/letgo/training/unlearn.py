@@ -38,7 +38,7 @@ from letgo.runs.results import (
     read_result,
     write_result,
 )
-from letgo.scoring.resume_log import ScoreLog, content_key
+from letgo.scoring.resume_log import ResumeLog, content_key
 from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
 from letgo.training.distributed import said_of, strategy_of
 from letgo.training.one_shot import OneShot
@@ -304,8 +304,8 @@ def measure(prepared: Prepared, model: Any, name: str, *, common: bool = False) 
     # Several processes score a part each.
     if common and opened.shared_scores is not None and processes.count() == 1:
         shared = opened.shared_scores / f"{content_key(identity, arithmetic_of(model))}.jsonl"
-        ScoreLog.begin_with(path, shared)
-    with ScoreLog(path, identity) as log:
+        ResumeLog.begin_with(path, shared)
+    with ResumeLog(path, identity) as log:
         samples = prepared.benchmark.samples(
             model,
             prepared.tokenizer,
@@ -316,7 +316,7 @@ def measure(prepared: Prepared, model: Any, name: str, *, common: bool = False) 
             reporter=opened.reporter,
         )
     if shared is not None:
-        ScoreLog.leave_at(path, shared)
+        ResumeLog.leave_at(path, shared)
     return samples
 
 
@@ -433,7 +433,7 @@ def record(prepared: Prepared, result: Result, stages: Mapping[str, Sequence[Sam
     for path in directory.glob("checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in directory.glob(PARTIAL.format("*")):
-        ScoreLog.remove(path)
+        ResumeLog.remove(path)
 
 
 def attack(opened: Opened, result: Result) -> Result:

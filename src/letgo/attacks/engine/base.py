@@ -16,6 +16,8 @@ from letgo.data.encode import Template
 from letgo.models.load import load_model, load_tokenizer
 from letgo.runs.results import Metrics
 
+RETRAINED = "retrained"
+"""The reference that never saw the forget set."""
 Probe = Callable[[Any, frozenset[str]], dict[str, float]]
 """A cheap look at a model during an attack: given it and the groups that the attacker trains on, a few numbers."""
 

@@ -1,58 +1,81 @@
-"""What is attacked and what it is held against: a run with its record, or a bare model measured for the occasion."""
+"""A run or a bare model, opened once: what attacks attack and analyses analyse, and what it is held against."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from letgo.attacks.engine.base import Probe, Victim
+from letgo.attacks.engine.base import RETRAINED, Probe, Victim
+from letgo.attacks.engine.judge import Recorded
 from letgo.benchmarks import benchmark_of, create_benchmark
 from letgo.benchmarks.engine.base import Benchmark, Sample
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
-from letgo.core.files import read_json_lines
-from letgo.core.progress import Reporter
+from letgo.core.files import read_json_lines, write_json_lines
+from letgo.core.progress import Quiet, Reporter
+from letgo.data.encode import Template
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.load import load_model, load_tokenizer, resolve_model
-from letgo.runs.results import SAMPLES_FILE, Metrics, Result, is_run, new_run_id, now, read_result
+from letgo.runs import record_run
+from letgo.runs.results import SAMPLES_FILE, Metrics, Result, is_run, new_run_id, now, read_result, write_result
 
-RETRAINED = "retrained"
-"""The reference that never saw the forget set."""
+_STAGES = ("before", "after", f"reference:{RETRAINED}")
 
 
-@dataclass
-class Subject:
-    """A model under attack.
+@dataclass(frozen=True)
+class Target:
+    """A run or a bare model, before and after unlearning.
 
     Attributes:
+        name: its directory's, or what was given where two would be called alike.
         place: its directory (or, of a bare model, what it is called).
-        benchmark, template, dtype, limit: how it is scored.
-        result: its record so far; `recorded` the rows of its samples.
-        original: the model that the forgetting started from, if known.
         run: whether `place` is a run directory, to which results can be added.
-        shared_scores: a folder in which runs leave each other what was scored of the models that they have in common.
+        result: its record so far; of a bare model nothing but the circumstances until it is measured.
+        benchmark, template: what it is scored on; `measured_on` is what the user calls it.
+        dtype, limit: how it is scored.
+        original: the model that the forgetting started from, if known.
+        rows: of the samples that are recorded.
     """
 
+    name: str
     place: str
-    benchmark: Benchmark
-    result: Result
-    recorded: list[dict[str, Any]]
-    original: str | None
-    template: Any
-    dtype: str
-    limit: int | None
-    reporter: Reporter
     run: bool
-    shared_scores: Path | None = None
-    _stages: dict[str, list[Sample]] = field(default_factory=dict)
+    result: Result
+    benchmark: Benchmark
+    template: Template
+    measured_on: str
+    dtype: str = "float32"
+    limit: int | None = None
+    original: str | None = None
+    rows: Sequence[Mapping[str, Any]] = ()
+    reporter: Reporter = field(default_factory=Quiet)
 
-    def stage(self, name: str) -> list[Sample]:
-        """The samples of "before", "after" or "reference:NAME"."""
-        if name not in self._stages:
-            self._stages[name] = [Sample.from_row(row) for row in self.recorded if row["stage"] == name]
-        return self._stages[name]
+    @property
+    def directory(self) -> Path | None:
+        """The run directory, where it is one."""
+        return Path(self.place) if self.run else None
+
+    @cached_property
+    def recorded(self) -> Recorded:
+        """What an attack on it is judged against."""
+        return Recorded(
+            self.result.before,
+            self.result.after,
+            {name: [Sample.from_row(row) for row in self.rows if row["stage"] == name] for name in _STAGES},
+            self.benchmark.headlines,
+            self.benchmark.summarise,
+            broken=self.result.status != "finished",
+        )
+
+    def load(self, dtype: str | None = None) -> Any:
+        """The model in memory, in eval mode, adapters merged into the weights that they change."""
+        return merged(load_model(self.place, dtype=dtype or self.dtype))
+
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.place)
 
     def victim(self, probe: Probe | None = None, directory: str | None = None) -> Victim:
         """What an attack is given; of another `directory`, a reference to be attacked likewise."""
@@ -63,86 +86,113 @@ class Subject:
             dtype=self.dtype,
             original=self.original,
             limit=self.limit,
-            recorded={name: self.stage(name) for name in ("before", "after", f"reference:{RETRAINED}")},
+            recorded=self.recorded.samples,
             probe=probe,
             reporter=self.reporter,
         )
 
     def samples(self, model: Any, tokenizer: Any, name: str, benchmark: Benchmark | None = None) -> list[Sample]:
+        """Score a model as this one is scored, or on another benchmark."""
         return (benchmark or self.benchmark).samples(
             model, tokenizer, limit=self.limit, template=self.template, reporter=self.reporter, name=name
         )
 
-    def note(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Put a stage's rows in the place of those that were there."""
-        self.recorded = [row for row in self.recorded if row["stage"] != stage] + [dict(row) for row in rows]
-        self._stages.pop(stage, None)
+    def with_rows(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> Target:
+        """The same with a stage's rows in the place of those that were there."""
+        return replace(self, rows=[row for row in self.rows if row["stage"] != stage] + [dict(row) for row in rows])
+
+    def write(self, folder: Path) -> None:
+        """Write the samples, then the result, and note the run in the index."""
+        write_json_lines(folder / SAMPLES_FILE, self.rows)
+        write_result(folder, self.result)
+        record_run(folder, self.reporter.say)
 
 
-def open_run(directory: Path, *, original: str | None, reporter: Reporter) -> Subject:
-    """A run directory as what is attacked."""
-    result = read_result(directory)
-    if result.status == "failed":
-        raise UserError(f"{directory}: the run failed ({'; '.join(result.reasons)}); there is nothing to attack")
-    config = result.config
-    if not result.before or not result.after:
-        raise UserError(f"{directory}: the record has no metrics of before and after unlearning to judge an attack by")
-    benchmark: Benchmark = benchmark_of(config)
-    recorded = read_json_lines(directory / SAMPLES_FILE) if (directory / SAMPLES_FILE).exists() else []
-    return Subject(
-        str(directory),
-        benchmark,
-        result,
-        recorded,
-        original or config.get("model"),
-        benchmark.template_for(config.get("template")),
-        config.get("dtype") or "float32",
-        config.get("eval_limit"),
-        reporter,
-        run=True,
-    )
+def merged(model: Any) -> Any:
+    """A model with its adapters merged into it, else the model itself."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def open_model(
-    model: str, *, benchmark: str, original: str, limit: int | None, dtype: str, reporter: Reporter
-) -> Subject:
-    """A bare model as what is attacked: it and the original are measured first."""
-    resolve_model(model)
-    resolve_model(original)
-    made: Benchmark = create_benchmark(benchmark)
+def open_targets(
+    places: Sequence[str | Path],
+    *,
+    benchmark: str | None = None,
+    template: Template | None = None,
+    purpose: str = "analyse",
+    reporter: Reporter | None = None,
+) -> list[Target]:
+    """Runs or models, all to be measured on the benchmark named, else on that of the first run.
+
+    Args:
+        places: run directories, models' directories, hub ids or built-in names.
+        benchmark: what to measure on.
+        template: how questions become prompts; by default the run's, or the named benchmark's.
+        purpose: a verb, for errors.
+        reporter: where progress goes.
+
+    Raises:
+        UserError: a place is no model, or a failed run; or none is a run and no benchmark is named.
+    """
+    names_and_records = [_read_place(place, purpose) for place in places]
+    config = next((result.config for _, result in names_and_records if result is not None), None)
+    if benchmark is not None:
+        data: Benchmark = create_benchmark(benchmark)
+        asked, measured_on = template, benchmark
+    elif config is not None:
+        data = benchmark_of(config)
+        asked, measured_on = template or config.get("template"), str(config.get("benchmark") or "the run's own rows")
+    else:
+        raise UserError("none of these is a run, so what to measure on is not known: name a --benchmark")
+    names = [name for name, _ in names_and_records]
+    return [
+        Target(
+            name if names.count(name) == 1 else str(place),
+            str(place),
+            result is not None,
+            result or _unmeasured(),
+            data,
+            data.template_for(asked),
+            measured_on,
+            dtype=(result.config.get("dtype") if result else None) or "float32",
+            limit=result.config.get("eval_limit") if result else None,
+            original=result.config.get("model") if result else None,
+            reporter=reporter or Quiet(),
+        )
+        for place, (name, result) in zip(places, names_and_records, strict=True)
+    ]
+
+
+def name_of(place: str | Path) -> str:
+    """What a run or a model is called."""
+    return _read_place(place, "analyse")[0]
+
+
+def _read_place(place: str | Path, purpose: str) -> tuple[str, Result | None]:
+    path = Path(place)
+    result = None
+    if path.is_dir() and is_run(path):
+        result = read_result(path)
+        if result.status == "failed":
+            raise UserError(f"{place}: the run failed ({'; '.join(result.reasons)}); there is nothing to {purpose}")
+    else:
+        resolve_model(place)
+    return (path.resolve().name if path.is_dir() else str(place)), result
+
+
+def _unmeasured() -> Result:
+    """The record of a bare model of which nothing is measured yet."""
     created = now()
-    config = {"model": original, "unlearned": model, "benchmark": benchmark, "dtype": dtype, "eval_limit": limit}
-    shell = Result(
+    return Result(
         run_id=new_run_id(created, "attack-"),
         created=created,
         seed=0,
-        config=config,
+        config={},
         status="finished",
         **circumstances(),
     )
-    template = made.template_for(None)
-    subject = Subject(model, made, shell, [], original, template, dtype, limit, reporter, run=False)
-    stages = {"before": original, "after": model} | {f"reference:{k}": v for k, v in made.references.items()}
-    metrics: dict[str, Metrics] = {}
-    for stage, name in stages.items():
-        tokenizer = load_tokenizer(model if stage == "after" else name)
-        samples = subject.samples(load_model(name, dtype=dtype), tokenizer, f"measuring {stage}")
-        subject.note(stage, [sample.as_row(stage, 0) for sample in samples])
-        metrics[stage] = made.summarise(samples)
-    reasons = collapse_reasons(metrics["before"], metrics["after"])
-    subject.result = shell.model_copy(
-        update={
-            "before": metrics["before"],
-            "after": metrics["after"],
-            "references": {name: metrics[f"reference:{name}"] for name in made.references},
-            "status": "collapsed" if reasons else "finished",
-            "reasons": reasons,
-        }
-    )
-    return subject
 
 
-def open_subject(
+def open_target(
     place: str | Path,
     *,
     benchmark: str | None,
@@ -150,14 +200,15 @@ def open_subject(
     limit: int | None,
     dtype: str | None,
     reporter: Reporter,
-) -> Subject:
-    """A run, or a bare model with what is needed to judge it; the `UserError` otherwise says what is missing."""
+) -> Target:
+    """What is to be attacked: a run with its record, or a bare model, which is measured first, with what is needed to
+    judge it; the `UserError` otherwise says what is missing."""
     directory = Path(place)
     if directory.is_dir() and is_run(directory):
         given = [name for name, value in (("benchmark", benchmark), ("limit", limit), ("dtype", dtype)) if value]
         if given:
             raise UserError(f"{place} is a run, which has its own {given[0]}; leave --{given[0]} out")
-        return open_run(directory, original=original, reporter=reporter)
+        return _open_run(directory, original, reporter)
     if benchmark is None or original is None:
         if directory.is_dir() and not (directory / "config.json").exists():
             if not (directory / "adapter_config.json").exists():
@@ -171,6 +222,42 @@ def open_subject(
             f"{place} is not a run directory: it has no result.json that says what was forgotten\n"
             f"  to attack a bare model, give {missing}: an attack is judged against the model before unlearning"
         )
-    return open_model(
-        str(place), benchmark=benchmark, original=original, limit=limit, dtype=dtype or "float32", reporter=reporter
-    )
+    resolve_model(original)
+    [target] = open_targets([place], benchmark=benchmark, purpose="attack", reporter=reporter)
+    return _measured(replace(target, original=original, limit=limit, dtype=dtype or "float32"), original)
+
+
+def _open_run(directory: Path, original: str | None, reporter: Reporter) -> Target:
+    [target] = open_targets([directory], purpose="attack", reporter=reporter)
+    if not target.result.before or not target.result.after:
+        raise UserError(f"{directory}: the record has no metrics of before and after unlearning to judge an attack by")
+    samples = directory / SAMPLES_FILE
+    rows = read_json_lines(samples) if samples.exists() else []
+    return replace(target, original=original or target.original, rows=rows)
+
+
+def _measured(target: Target, original: str) -> Target:
+    """A bare model with its metrics, those of the original and of the benchmark's references."""
+    config = {
+        "model": original,
+        "unlearned": target.place,
+        "benchmark": target.measured_on,
+        "dtype": target.dtype,
+        "eval_limit": target.limit,
+    }
+    references = {f"reference:{name}": path for name, path in target.benchmark.references.items()}
+    metrics: dict[str, Metrics] = {}
+    for stage, place in ({"before": original, "after": target.place} | references).items():
+        samples = target.samples(load_model(place, dtype=target.dtype), load_tokenizer(place), f"measuring {stage}")
+        target = target.with_rows(stage, [sample.as_row(stage, 0) for sample in samples])
+        metrics[stage] = target.benchmark.summarise(samples)
+    reasons = collapse_reasons(metrics["before"], metrics["after"])
+    update = {
+        "config": config,
+        "before": metrics["before"],
+        "after": metrics["after"],
+        "references": {name: metrics[f"reference:{name}"] for name in target.benchmark.references},
+        "status": "collapsed" if reasons else "finished",
+        "reasons": reasons,
+    }
+    return replace(target, result=target.result.model_copy(update=update))

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.engine.items import Headline, Item, Sample, SetName, Text, limited
+from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, limited
 from letgo.benchmarks.engine.questions import general_metrics, items_part, joined, means, membership_metrics, texts_part
 from letgo.benchmarks.engine.requests import Work, run_works
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Encoded, LongRows, Template, encode_rows, resolve_template
 from letgo.data.rows import Row
+from letgo.metrics.robustness import Headline
 from letgo.runs.results import Metrics
-from letgo.scoring.scoring import ScoreLog
+from letgo.scoring.scoring import ResumeLog
 
 __all__ = ["Benchmark", "Headline", "Item", "Sample", "SetName", "Text"]
 _NAMED = 4
@@ -123,7 +124,7 @@ class Benchmark:
         template: Template | None = None,
         reporter: Reporter | None = None,
         name: str = "scoring",
-        log: ScoreLog | None = None,
+        log: ResumeLog | None = None,
     ) -> list[Sample]:
         """Score a model: a sample for every item and text, at most `limit` of each set where one is given. `log` keeps
         what is scored, and finds it again after a kill."""

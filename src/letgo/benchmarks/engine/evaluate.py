@@ -23,7 +23,7 @@ from letgo.data.encode import Template
 from letgo.models.load import load_model, load_tokenizer, weights_fingerprint
 from letgo.runs import record_run
 from letgo.runs.results import EVALUATION, SAMPLES_FILE, Result, check_unused, new_run_id, now, write_result
-from letgo.scoring.scoring import ScoreLog
+from letgo.scoring.scoring import ResumeLog
 
 PARTIAL_FILE = "scores.partial.jsonl"
 """In an output directory: what an evaluation has scored so far; removed when it is finished."""
@@ -134,12 +134,12 @@ def _check_output(output: Path | None, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def _score_log(output: Path | None, model: Any, dtype: str) -> Iterator[ScoreLog | None]:
+def _score_log(output: Path | None, model: Any, dtype: str) -> Iterator[ResumeLog | None]:
     if output is None:
         yield None
         return
     identity = {"weights": weights_fingerprint(model), "dtype": dtype}
-    with ScoreLog(output / PARTIAL_FILE, identity) as log:
+    with ResumeLog(output / PARTIAL_FILE, identity) as log:
         yield log
 
 
@@ -172,4 +172,4 @@ def _write(directory: Path, result: Result, samples: Sequence[Sample], reporter:
 
 
 def _finish(output: Path) -> None:
-    processes.first_does(lambda: ScoreLog.remove(output / PARTIAL_FILE))
+    processes.first_does(lambda: ResumeLog.remove(output / PARTIAL_FILE))

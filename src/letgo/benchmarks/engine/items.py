@@ -86,14 +86,6 @@ def asked_sample(item: Item, scores: Mapping[str, float], generated: str, digest
     return Sample(item.set, item.id, item.group, scores, question, answer, written, digest)
 
 
-@dataclass(frozen=True)
-class Headline:
-    """A metric that says whether something was forgotten; forgetting lowers it, `floor` is what ignorance scores."""
-
-    metric: str
-    floor: float = 0.0
-
-
 def limited(things: Sequence[Any], limit: int | None) -> list[Any]:
     """The first `limit` of each set and task, in their order."""
     counts: dict[tuple[str, str], int] = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from letgo.benchmarks.engine.items import Sample
-from letgo.scoring.scoring import Generation, Query, Sampling, ScoreLog, Scores, generate, score
+from letgo.scoring.scoring import Generation, Query, ResumeLog, Sampling, Scores, generate, score
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def run_works(
     works: Sequence[Work],
     *,
     advance: Callable[[int], None] = lambda _: None,
-    log: ScoreLog | None = None,
+    log: ResumeLog | None = None,
 ) -> list[list[Sample]]:
     """The samples of each work. Equal queries and asks of different works are run once.
 
@@ -112,7 +112,7 @@ def run_works(
 
 
 def _generated(
-    model: Any, tokenizer: Any, asks: Sequence[Ask], advance: Callable[[int], None], log: ScoreLog | None
+    model: Any, tokenizer: Any, asks: Sequence[Ask], advance: Callable[[int], None], log: ResumeLog | None
 ) -> list[list[Generation]]:
     answers: list[list[Generation]] = [[] for _ in asks]
     for manner in dict.fromkeys(ask.manner for ask in asks):

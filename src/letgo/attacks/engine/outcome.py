@@ -1,0 +1,155 @@
+"""From judged seeds to the record of an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from letgo.attacks.engine.base import Attacked
+from letgo.attacks.engine.judge import Judged, Recorded, interval_of
+from letgo.attacks.engine.robustness_scores import family_of, scores_of
+from letgo.attacks.engine.search import summary
+from letgo.attacks.engine.spec import Plan
+from letgo.metrics.robustness import utility_names
+from letgo.runs.results import AttackResult, Metrics
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One seed's attack and its judgement."""
+
+    seed: int
+    attacked: Attacked
+    judged: Judged
+
+
+def result_of(
+    recorded: Recorded,
+    plan: Plan,
+    settings: Mapping[str, Any],
+    seeds: Sequence[Seed],
+    trials: list[dict[str, Any]],
+    seconds: float,
+) -> AttackResult:
+    """An attack's result, of all its seeds.
+
+    Args:
+        recorded: the run before and after unlearning.
+        plan: the attack as it was asked for.
+        settings: those that it was run with; of a search, the strongest that it found.
+        seeds: at least one.
+        trials: of the search.
+        seconds: that the attack took.
+    """
+    judged, first = [seed.judged for seed in seeds], seeds[0]
+    metrics = pooled([seed.metrics for seed in judged])
+    kepts = [seed.kept for seed in judged]
+    reasons = list(dict.fromkeys(reason for seed in judged for reason in seed.reasons))
+    if plan.search and not any(trial["within_bound"] for trial in trials):
+        reasons.append(f"no trial stayed within a utility loss of {plan.bound:g}: nothing is proven")
+    gains = [seed.gain for seed in judged if seed.gain is not None]
+    by_gain = len(gains) == len(judged) and all(seed.everything_seen for seed in judged)
+    # The worst seed decides: an attacker may try again.
+    worst = min(gains) if by_gain else min(kepts)
+    halves = [_steps_to_half(seed.attacked.curve) for seed in seeds]
+    losses = [seed.loss for seed in judged if seed.loss is not None]
+    stages = {stage: pooled([seed.baseline[stage] for seed in judged]) for stage in first.judged.baseline}
+    return AttackResult(
+        name=plan.name,
+        settings={**plan.settings, **plan.said},
+        seeds=list(plan.seeds),
+        metrics=metrics,
+        kept=sum(kepts) / len(kepts),
+        kept_ci95=interval_of(recorded, judged),
+        survived=worst >= plan.threshold and not reasons and not recorded.broken,
+        threshold=plan.threshold,
+        judged_on="R" if by_gain else "kept",
+        collapsed=bool(reasons),
+        reasons=reasons,
+        did=_did(plan, settings, first.attacked, halves, trials),
+        per_seed=[_per_seed(seed, half) for seed, half in zip(seeds, halves, strict=True)],
+        baseline=stages if first.judged.part else {},
+        part="held-out rows" if first.judged.seen else "the same rows",
+        curve=[dict(point) for point in first.attacked.curve],
+        curves=[[dict(point) for point in seed.attacked.curve] for seed in seeds if seed.attacked.curve],
+        scores=scores_of(family_of(plan.name, dict(settings)), judged, broken=recorded.broken),
+        utility=_utility(recorded, stages.get("after", {}), metrics),
+        utility_loss=sum(losses) / len(losses) if losses else None,
+        layers=[dict(row) for row in first.attacked.layers],
+        ways=list(first.judged.ways),
+        trials=trials,
+        seconds=round(seconds, 3),
+    )
+
+
+def pooled(measured: Sequence[Metrics]) -> Metrics:
+    """The metrics over all seeds: the mean, n of all, the interval from the lowest to the highest end."""
+    if len(measured) == 1:
+        return measured[0]
+    metrics: Metrics = {}
+    for name in measured[0]:
+        seeds = [seed[name] for seed in measured if name in seed]
+        low, high = min(seed.ci95[0] for seed in seeds), max(seed.ci95[1] for seed in seeds)
+        value = sum(seed.value for seed in seeds) / len(seeds)
+        metrics[name] = seeds[0].model_copy(update={"value": value, "n": sum(s.n for s in seeds), "ci95": (low, high)})
+    return metrics
+
+
+def _did(
+    plan: Plan,
+    settings: Mapping[str, Any],
+    attacked: Attacked,
+    halves: Sequence[float | None],
+    trials: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What the attack did: in its own words, when half of the forgetting was gone, and what a search found."""
+    did = dict(attacked.did)
+    if any("kept" in point for point in attacked.curve):
+        did |= _mean_of_halves(halves, did.get("steps"))
+    if plan.search:
+        did |= {"strongest": {k: v for k, v in settings.items() if k not in plan.settings}} | summary(trials)
+    return did
+
+
+def _utility(recorded: Recorded, before: Metrics, metrics: Metrics) -> dict[str, Metrics]:
+    """What the model is good for, before the attack (over the same rows, else as recorded) and after it."""
+    names = utility_names(recorded.headlines, metrics)
+    return {
+        "before": {name: before[name] for name in names if name in before}
+        or {name: recorded.after[name] for name in names if name in recorded.after},
+        "after": {name: metrics[name] for name in names},
+    }
+
+
+def _per_seed(seed: Seed, half: float | None) -> dict[str, float]:
+    row = {"seed": float(seed.seed), "kept": seed.judged.kept}
+    if seed.judged.gain is not None:
+        row["R"] = seed.judged.gain
+    if seed.judged.loss is not None:
+        row["utility_loss"] = seed.judged.loss
+    if half is not None:
+        row["steps_to_half"] = half
+    return row | {name: metric.value for name, metric in seed.judged.metrics.items()}
+
+
+def _steps_to_half(curve: Sequence[Mapping[str, float]]) -> float | None:
+    """The step at which half of the forgetting is gone, on a straight line between looks; None where it never is."""
+    looks = [(point["step"], point["kept"]) for point in curve if "kept" in point]
+    last: tuple[float, float] | None = None
+    for step, kept in looks:
+        if kept <= 0.5:
+            if last is None or last[1] <= kept:
+                return step
+            return last[0] + (step - last[0]) * (last[1] - 0.5) / (last[1] - kept)
+        last = (step, kept)
+    return None
+
+
+def _mean_of_halves(halves: Sequence[float | None], steps: Any) -> dict[str, Any]:
+    """The mean over seeds; where in some the attack ended first, those count as its last step, and the mean is a lower
+    bound."""
+    censored = sum(half is None for half in halves)
+    last = float(steps or 0)
+    mean = sum(last if half is None else half for half in halves) / len(halves)
+    return {"steps_to_half": mean, "steps_to_half_censored": censored}
