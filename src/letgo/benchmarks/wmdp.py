@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from letgo.benchmarks.engine.base import Headline, checked_limit
-from letgo.benchmarks.engine.choices import CHANCE, read_choices
+from letgo.benchmarks import BENCHMARKS
+from letgo.benchmarks.engine.base import checked_limit
+from letgo.benchmarks.engine.choices import read_choices
 from letgo.benchmarks.engine.corpora import LazyRows, encode_chunks, named_corpus, opened, texts_of, wikitext
 from letgo.benchmarks.engine.four_way import Engine, FourWay, Question
 from letgo.benchmarks.engine.general_text import general_paragraphs
@@ -89,7 +90,7 @@ def wmdp(
         retain=LazyRows(_retain_loader(chosen, retain, data, trained)),
         items=[],
         texts=general_paragraphs(held_out=True),
-        headlines=(Headline("forget_accuracy", CHANCE),),
+        headlines=BENCHMARKS.record("wmdp").headlines,
         template="plain",
         provenance={"wmdp": tables.provenance} | of_mmlu,
         notes=() if kept else ("MMLU was left out (mmlu=none): what the model still knows is told by prose alone",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from letgo.runs.results import Metrics
 
 LEAST_FORGETTING = 0.1
@@ -25,6 +27,14 @@ def kept_share(before: float, after: float, attacked: float, *, floor: float = 0
     if forgotten <= LEAST_FORGETTING * max(before - floor, 0.0) or forgotten <= 0.0:
         return 0.0
     return min(max((before - attacked) / forgotten, 0.0), 1.0)
+
+
+def kept_shares(before: np.ndarray, after: np.ndarray, attacked: np.ndarray, *, floor: float = 0.0) -> np.ndarray:
+    """`kept_share` of arrays; NaN, where nothing was measured, stays NaN."""
+    forgotten = before - after
+    little = (forgotten <= LEAST_FORGETTING * np.maximum(before - floor, 0.0)) | (forgotten <= 0.0)
+    shares = np.clip((before - attacked) / np.where(little, 1.0, forgotten), 0.0, 1.0)
+    return np.where(little & ~np.isnan(forgotten), 0.0, shares)
 
 
 def collapse_reasons(before: Metrics, after: Metrics) -> list[str]:

@@ -52,7 +52,7 @@ class Entry:
     utility: Sequence[tuple[Column, float, float]]
     seconds: float
     memory: int | None
-    kept: dict[str, Kept]
+    kept: Mapping[str, Kept]
     state: str
     """What is wrong with it: "" where nothing is."""
 
@@ -117,20 +117,20 @@ def brief(directories: Sequence[Path]) -> Brief:
     lines.sort(key=lambda line: list(GRADES).index(_grade(line)) if _grade(line) in GRADES else len(GRADES))
     results = [run.result for run in runs]
     labels = list(dict.fromkeys(attack.label for result in results for attack in result.attacks))
-    baseline, kept = compare_all(lines, labels)
+    comparison = compare_all(lines, labels)
     shown = columns([result for result in results if result.after] or results)
-    entries = [_entry(line, numbered, shown, kept[line]) for line in lines]
+    entries = [_entry(line, numbered, shown, comparison.kept[line]) for line in lines]
     return Brief(
         title=_title(runs),
         forgotten=_forgotten(runs),
         columns=shown,
         labels=labels,
         names=short_labels(labels),
-        baseline=baseline,
+        baseline=comparison.baseline,
         entries=entries,
         trade_off=_trade_off(entries),
         recommendation=_recommendation(entries, labels),
-        notes=_notes(entries),
+        notes=[*_notes(entries), *(f"not compared: {reason}" for reason in comparison.left_out)],
         runs=[(numbered[run.directory], run.directory.as_posix(), run.result.run_id) for run in runs],
     )
 
@@ -139,7 +139,7 @@ def _grade(line: Line) -> str:
     return str(OPTIMIZERS.record(line.optimizer).grade) if line.optimizer in OPTIMIZERS else "unknown"
 
 
-def _entry(line: Line, numbered: dict[Path, str], shown: Sequence[Column], kept: dict[str, Kept]) -> Entry:
+def _entry(line: Line, numbered: dict[Path, str], shown: Sequence[Column], kept: Mapping[str, Kept]) -> Entry:
     measured = [run.result for run in line.runs if run.result.after]
 
     def means(prefixes: tuple[str, ...]) -> list[tuple[Column, float, float]]:

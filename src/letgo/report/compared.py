@@ -44,6 +44,8 @@ class Compared:
     lines: Sequence[ComparedLine]
     baseline: Line | None
     """The setting that differences are against."""
+    left_out: Sequence[str]
+    """What was attacked but can't be compared, and why."""
     columns: Sequence[Column]
     labels: Sequence[str]
     names: Mapping[str, str]
@@ -62,13 +64,14 @@ def compared(runs: Sequence[Run], directories: Sequence[Path], columns: Sequence
     labels = list(dict.fromkeys(attack.label for run in runs for attack in run.result.attacks))
     if len(lines) < 2 or not labels:
         return None
-    baseline, kept = compare_all(lines, labels)
-    rows = [ComparedLine(line, _metrics(line, columns), kept[line]) for line in lines]
+    comparison = compare_all(lines, labels)
+    rows = [ComparedLine(line, _metrics(line, columns), comparison.kept[line]) for line in lines]
     drawn = [bits_figure(lines, "bits"), steps_figure(lines, "steps")]
     sweeps = [sweep for directory in directories if (sweep := find_sweep(directory)) is not None]
     return Compared(
         rows,
-        baseline,
+        comparison.baseline,
+        comparison.left_out,
         columns,
         labels,
         short_labels(labels),

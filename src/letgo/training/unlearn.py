@@ -158,6 +158,7 @@ class _Job:
         """How several processes trained together, for the record."""
         self.scored: dict[str, Any] = {}
         """What the scores are of, and by which rules (`Benchmark.identity`)."""
+        self.headlines: dict[str, float] = {}
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:
@@ -189,6 +190,7 @@ class _Job:
             model = self.loaded()
         self.notes += [*benchmark.notes_for(tokenizer), *benchmark.limit_notes(args.eval_limit)]
         self.scored = benchmark.identity(tokenizer, args.template)  # type: ignore[arg-type]
+        self.headlines = benchmark.headline_floors
         work = self.work(model, tokenizer, benchmark)
         processes.first_does(lambda: write_text(self.directory / CONFIG_FILE, self.yaml))
         limits: dict[str, Any] = {"limit": args.eval_limit, "template": args.template, "reporter": reporter}
@@ -380,6 +382,7 @@ class _Job:
             config=self.settings | ({"scored": self.scored} if self.scored else {}),
             status=status,
             before=self.before,
+            headlines=self.headlines,
             notes=self.notes,
             seconds={k: round(v, 3) for k, v in self.seconds.items()},
             processes=self.ranks,

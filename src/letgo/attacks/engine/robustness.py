@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, Sample
-from letgo.metrics.robustness import LEAST_FORGETTING, kept_share
+from letgo.benchmarks.engine.base import Benchmark, Sample
+from letgo.metrics.records import Headline
+from letgo.metrics.robustness import kept_share, kept_shares
 from letgo.runs.results import Metrics
 
 RESAMPLES = 2000
@@ -50,7 +51,7 @@ def interval(heads: Sequence[Scored]) -> tuple[float, float]:
             ]
             count, before, after, attacked = (drawn @ one for one in sums)
             with np.errstate(divide="ignore", invalid="ignore"):
-                drawn_shares = _shares(before / count, after / count, attacked / count, head.floor)
+                drawn_shares = kept_shares(before / count, after / count, attacked / count, floor=head.floor)
             smallest[:, seed] = np.fmin(smallest[:, seed], drawn_shares)
     picked = generator.integers(0, seeds, size=(RESAMPLES, seeds))
     shares = np.take_along_axis(smallest, picked, axis=1)
@@ -63,14 +64,6 @@ def interval(heads: Sequence[Scored]) -> tuple[float, float]:
 
 def _by_group(values: np.ndarray, member: np.ndarray, judged: np.ndarray, groups: int) -> np.ndarray:
     return np.bincount(member[judged], weights=values[judged], minlength=groups)
-
-
-def _shares(before: np.ndarray, after: np.ndarray, attacked: np.ndarray, floor: float) -> np.ndarray:
-    """`kept_share` of arrays; NaN (a draw without a judged item) stays NaN."""
-    forgotten = before - after
-    little = (forgotten <= LEAST_FORGETTING * np.maximum(before - floor, 0.0)) | (forgotten <= 0.0)
-    shares = np.clip((before - attacked) / np.where(little, 1.0, forgotten), 0.0, 1.0)
-    return np.where(little & ~np.isnan(forgotten), 0.0, shares)
 
 
 def headline_scores(

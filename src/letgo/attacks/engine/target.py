@@ -118,6 +118,7 @@ def open_model(
         seed=0,
         config=config,
         status="finished",
+        headlines=made.headline_floors,
         **circumstances(),
     )
     template = made.template_for(None)

@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from letgo.benchmarks.engine.items import Headline, Item, Sample, SetName, Text, limited
+from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, limited
 from letgo.benchmarks.engine.questions import general_metrics, items_part, joined, means, membership_metrics, texts_part
 from letgo.benchmarks.engine.requests import Work, run_works
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Encoded, LongRows, Template, encode_rows, resolve_template
 from letgo.data.rows import Row
+from letgo.metrics.records import Headline
 from letgo.runs.results import Metrics
 from letgo.scoring.scoring import ScoreLog
 
@@ -63,6 +64,11 @@ class Benchmark:
     notes: tuple[str, ...] = ()
     sequence: tuple[str, ...] = ()
     chained: bool = False
+
+    @property
+    def headline_floors(self) -> dict[str, float]:
+        """The headlines as a result records them: metric -> what a model that knows nothing scores."""
+        return {headline.metric: headline.floor for headline in self.headlines}
 
     def groups(self) -> list[str]:
         """The groups of the forget rows, in order: what an attack may hold out."""

@@ -9,7 +9,6 @@ from typing import Any
 from letgo.core.errors import UserError
 
 LETTERS = ("A", "B", "C", "D")
-CHANCE = 0.25
 
 
 @dataclass(frozen=True)

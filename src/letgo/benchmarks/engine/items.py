@@ -80,14 +80,6 @@ class Sample:
         )
 
 
-@dataclass(frozen=True)
-class Headline:
-    """A metric that says whether something was forgotten; forgetting lowers it, `floor` is what ignorance scores."""
-
-    metric: str
-    floor: float = 0.0
-
-
 def limited(things: Sequence[Any], limit: int | None) -> list[Any]:
     """The first `limit` of each set and task, in their order."""
     counts: dict[tuple[str, str], int] = {}
