@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from letgo.core.errors import UserError
 from letgo.core.files import written_whole
-from letgo.optim import OPTIMIZERS
+from letgo.optim.registry import GRADES, OPTIMIZERS
 from letgo.report import numbers
 from letgo.report.card import markdown
 from letgo.report.compared import with_targets
@@ -26,14 +26,6 @@ from letgo.report.settings import varying
 from letgo.report.table import Column, columns
 from letgo.report.verdict import verdict
 
-GRADES = {
-    "zeroth": "zeroth order",
-    "compressed": "compressed",
-    "first": "first order",
-    "second": "second order",
-    "smoothed": "smoothed",
-    "hybrid": "hybrid",
-}
 UNMATCHED = 0.05
 """With so much less left of what was to be forgotten a setting is said to have forgotten more than the others."""
 TIE = 0.05
@@ -114,7 +106,7 @@ def brief(directories: Sequence[Path]) -> Brief:
     numbered = {run.directory: str(i) for i, run in enumerate(runs, 1)}
     differing = [name for name in varying([run.result.config for run in runs]) if name != "seed"]
     lines = with_targets(lines_of(runs, differing), directories)
-    lines.sort(key=lambda line: list(GRADES).index(_grade(line)) if _grade(line) in GRADES else len(GRADES))
+    lines.sort(key=lambda line: [*GRADES.values(), "unknown"].index(_grade(line)))
     results = [run.result for run in runs]
     labels = list(dict.fromkeys(attack.label for result in results for attack in result.attacks))
     comparison = compare_all(lines, labels)
@@ -136,7 +128,7 @@ def brief(directories: Sequence[Path]) -> Brief:
 
 
 def _grade(line: Line) -> str:
-    return str(OPTIMIZERS.record(line.optimizer).grade) if line.optimizer in OPTIMIZERS else "unknown"
+    return GRADES[OPTIMIZERS.record(line.optimizer).grade] if line.optimizer in OPTIMIZERS else "unknown"
 
 
 def _entry(line: Line, numbered: dict[Path, str], shown: Sequence[Column], kept: Mapping[str, Kept]) -> Entry:
@@ -163,7 +155,7 @@ def _entry(line: Line, numbered: dict[Path, str], shown: Sequence[Column], kept:
     peaks = [max(r.peak_memory_bytes.values()) for r in measured if r.peak_memory_bytes]
     return Entry(
         line=line,
-        grade=GRADES.get(_grade(line), _grade(line)),
+        grade=_grade(line),
         runs=", ".join(numbered[run.directory] for run in line.runs),
         forgetting=means(("forget_",)),
         utility=means(("retain_", "general_")),
