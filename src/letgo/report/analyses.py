@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from letgo.analysis.records import Certificate, Connectivity, Landscape, Sharpness
-from letgo.analysis.wording import exact_percent
+from letgo.analysis.records import Certificate, Connectivity, Landscape, Sharpness, exact_percent
 from letgo.report import analysis_figures as drawn
 from letgo.report.figures import Figure
 from letgo.report.numbers import MISSING, number, percent
