@@ -8,7 +8,8 @@ from typing import Any
 
 from letgo.core.catalog import Catalog, Record, parse_spec
 from letgo.core.errors import UserError
-from letgo.metrics.records import CHANCE, Headline
+from letgo.metrics import headlines
+from letgo.metrics.records import Headline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             summary="facts about fictional people; shipped tiny model and its retrained counterpart; offline",
             source="letgo; rows shaped as TOFU's (arXiv 2401.06121), texts as MUSE's (arXiv 2407.06460)",
             faithfulness="ours",
-            headlines=(Headline("forget_accuracy", CHANCE), Headline("forget_probability")),
+            headlines=headlines("forget_accuracy", "forget_probability"),
         ),
         BenchmarkRecord(
             name="capitals",
@@ -35,7 +36,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             summary="capitals of 20 countries, which a pretrained model knows, against all other countries; offline",
             source="letgo",
             faithfulness="ours",
-            headlines=(Headline("forget_accuracy", CHANCE), Headline("forget_probability")),
+            headlines=headlines("forget_accuracy", "forget_probability"),
         ),
         BenchmarkRecord(
             name="wmdp",
@@ -44,7 +45,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             source="WMDP (arXiv 2403.03218), as lm-eval's tasks score it",
             faithfulness="faithful",
             note="engine=lm_eval needs the extra 'eval'; biology's forget corpus is gated",
-            headlines=(Headline("forget_accuracy", CHANCE),),
+            headlines=headlines("forget_accuracy"),
         ),
         BenchmarkRecord(
             name="mmlu",
@@ -61,7 +62,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             faithfulness="variant",
             note="instructions are letgo's own; continuations have a set length, where SOUL bounds prompt and answer",
             extra="eval",
-            headlines=(Headline("forget_rouge"), Headline("forget_probability")),
+            headlines=headlines("forget_rouge", "forget_probability"),
         ),
         BenchmarkRecord(
             name="detox",
@@ -70,7 +71,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             source="SOUL (arXiv 2404.18239), detoxification task",
             faithfulness="variant",
             note="the score is one label's (SOUL: the likeliest label's); long prompts are answered too; a part of C4",
-            headlines=(Headline("forget_toxicity"),),
+            headlines=headlines("forget_toxicity"),
         ),
         BenchmarkRecord(
             name="lm_eval",
@@ -86,7 +87,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             summary="your own forget and retain files, scored by probability and ROUGE",
             source="letgo",
             faithfulness="ours",
-            headlines=(Headline("forget_probability"),),
+            headlines=headlines("forget_probability"),
         ),
         BenchmarkRecord(
             name="tofu",
@@ -94,7 +95,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             summary="fictitious authors that a model was fine-tuned on: forget quality against model utility",
             source="TOFU (arXiv 2401.06121); hub locuslab/TOFU",
             faithfulness="faithful",
-            headlines=(Headline("forget_probability"), Headline("forget_rouge")),
+            headlines=headlines("forget_probability", "forget_rouge"),
         ),
         BenchmarkRecord(
             name="muse",
@@ -102,7 +103,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             summary="news or books: verbatim and knowledge memorization, PrivLeak and utility, by request sizes",
             source="MUSE (arXiv 2407.06460); hub muse-bench/MUSE-News, muse-bench/MUSE-Books",
             faithfulness="faithful",
-            headlines=(Headline("forget_verbmem"), Headline("forget_knowmem")),
+            headlines=headlines("forget_verbmem", "forget_knowmem"),
         ),
     ],
 )

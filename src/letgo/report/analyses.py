@@ -10,6 +10,7 @@ from letgo.analysis.records import Certificate, Connectivity, Landscape, Sharpne
 from letgo.report import analysis_figures as drawn
 from letgo.report.figures import Figure
 from letgo.report.numbers import MISSING, number, percent
+from letgo.report.table import is_share
 from letgo.runs.results import Metrics
 
 MOST_ROWS = 15
@@ -280,7 +281,7 @@ def _certificate(entry: Certificate, identifier: str) -> AnalysisView:
 
 
 def _utility(metrics: Metrics) -> str:
-    shown = [key for key in ("retain_accuracy", "retain_probability", "general_perplexity") if key in metrics]
+    shown = [key for key in metrics if is_share(key, "retain_") or key == "general_perplexity"]
     chosen = shown or list(metrics)[:2]
     return ", ".join(f"{_words(key)} {number(metrics[key].value)}" for key in chosen) or "none measured"
 

@@ -14,8 +14,8 @@ from letgo.report.contours import contour, levels
 from letgo.report.figures import Figure, Key, line_sample
 from letgo.report.numbers import MISSING, number
 from letgo.report.svg import BOTTOM, HEIGHT, TOP, WIDTH, Plot, marker, tag
+from letgo.report.table import is_share
 
-SCORES = ("forget_accuracy", "forget_probability", "retain_accuracy", "retain_probability")
 CLASSES = 8
 """Shades of a heat map."""
 
@@ -27,7 +27,7 @@ def path_losses(path: LinearPath, identifier: str) -> Figure | None:
 
 
 def path_scores(path: LinearPath, identifier: str) -> Figure | None:
-    keys = [key for key in SCORES if key in path.barriers]
+    keys = [key for prefix in ("forget_", "retain_") for key in path.barriers if is_share(key, prefix)]
     return _along(path, keys, identifier, "Scores", "score", "", chords=False)
 
 
