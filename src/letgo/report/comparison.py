@@ -100,7 +100,7 @@ class Comparison:
 
     Attributes:
         baseline: `baseline_of` the lines.
-        left_out: the line, the attack and the reason, where a line was attacked but can't be judged.
+        left_out: lines that were attacked but can't be judged, under which attack, and the reason.
     """
 
     baseline: Line | None
@@ -112,13 +112,16 @@ def compare_all(lines: Sequence[Line], labels: Sequence[str]) -> Comparison:
     """Every line under every attack, against `baseline_of` the lines."""
     baseline = baseline_of(lines)
     kept: dict[Line, dict[str, Kept]] = {line: {} for line in lines}
-    left_out: list[str] = []
+    left_out: dict[tuple[str, str], list[str]] = {}
     for label in labels:
         tallies = {line: _Tally.of(line, label) for line in lines}
         for one in _compared(tallies, label, baseline):
             kept[one.line][label] = one
-        left_out += [f"{line.name} under {label}: {tally.missing}" for line, tally in tallies.items() if tally.missing]
-    return Comparison(baseline, kept, tuple(left_out))
+        for line, tally in tallies.items():
+            if tally.missing:
+                left_out.setdefault((label, tally.missing), []).append(line.name)
+    reasons = (f"{'; '.join(names)} under {label}: {missing}" for (label, missing), names in left_out.items())
+    return Comparison(baseline, kept, tuple(reasons))
 
 
 def compare(lines: Sequence[Line], label: str, against: Line | None) -> list[Kept]:
