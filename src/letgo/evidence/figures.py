@@ -10,8 +10,8 @@ from markupsafe import Markup, escape
 
 from letgo.core.files import write_text
 from letgo.evidence.statistics import Estimate
-from letgo.report.html import asset
 from letgo.report.numbers import number
+from letgo.report.rendering import asset
 from letgo.report.svg import tag, ticks
 
 WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 600, 150, 20, 14, 24, 46

@@ -12,7 +12,7 @@ from letgo.analysis.records import Certificate, Landscape, LinearPath, Sharpness
 from letgo.report import svg
 from letgo.report.contours import contour, levels
 from letgo.report.figures import Figure, Key, line_sample
-from letgo.report.numbers import MISSING, number
+from letgo.report.numbers import MISSING, number, words
 from letgo.report.svg import BOTTOM, HEIGHT, TOP, WIDTH, Plot, marker, tag
 from letgo.report.table import is_share
 
@@ -22,7 +22,7 @@ CLASSES = 8
 
 def path_losses(path: LinearPath, identifier: str) -> Figure | None:
     keys = [key for key in path.barriers if key.endswith("_loss")]
-    barriers = "; ".join(f"barrier of the {_words(key)} {number(path.barriers[key].rise)}" for key in keys)
+    barriers = "; ".join(f"barrier of the {words(key)} {number(path.barriers[key].rise)}" for key in keys)
     return _along(path, keys, identifier, "Losses", "loss (nats a token)", barriers, chords=True)
 
 
@@ -57,10 +57,10 @@ def _along(
         plot.line(sorted([*points, *lost]), f"series-{place}")
     title = f"{what} from {path.first} to {path.second}"
     ends = "; ".join(
-        f"{_words(k)} from {number(path.points[0].values[k].value)} to {number(path.points[-1].values[k].value)}"
+        f"{words(k)} from {number(path.points[0].values[k].value)} to {number(path.points[-1].values[k].value)}"
         for k in keys
     )
-    legend = [Key(line_sample(f"series-{i}"), "", _words(key)) for i, key in enumerate(keys)]
+    legend = [Key(line_sample(f"series-{i}"), "", words(key)) for i, key in enumerate(keys)]
     caption = f"At (1 − a) · {path.first} + a · {path.second}. Upright lines are 95 % intervals"
     caption += "; thin lines join the ends: what rises above them is the barrier." if chords else "."
     table = [
@@ -76,7 +76,7 @@ def _along(
     ] + [[f"{a:.3g}", *["not finite"] * len(keys)] for a in path.lost]
     told = f"{ends}. {said}".strip()
     return Figure(
-        identifier, title, caption, plot.render(identifier, title, told), legend, ["a", *map(_words, keys)], table
+        identifier, title, caption, plot.render(identifier, title, told), legend, ["a", *map(words, keys)], table
     )
 
 
@@ -102,7 +102,7 @@ def line_landscape(entry: Landscape, identifier: str) -> Figure:
     for mark, sign in zip(entry.marks, signs, strict=True):
         plot.label(plot.x(mark.at[0]), TOP + 10.0, sign)
     title = f"Loss along {_short(axis.name)}"
-    legend = [Key(line_sample(f"series-{i}"), "", _words(k)) for i, k in enumerate(keys)]
+    legend = [Key(line_sample(f"series-{i}"), "", words(k)) for i, k in enumerate(keys)]
     legend += [Key(_upright_sample(), s, m.name) for m, s in zip(entry.marks, signs, strict=True)]
     told = "; ".join(_range(k, [y for _, y in line]) for k, line in series.items())
     return Figure(
@@ -111,7 +111,7 @@ def line_landscape(entry: Landscape, identifier: str) -> Figure:
         "Forget and retain loss along one direction through the run’s weights, which lie at 0.",
         plot.render(identifier, title, told),
         legend,
-        ["a", *map(_words, keys)],
+        ["a", *map(words, keys)],
         [[f"{p.at[0]:.4g}", *(_loss(p.losses[k]) for k in keys)] for p in entry.points],
     )
 
@@ -161,7 +161,7 @@ def plane_landscape(entry: Landscape, key: str, identifier: str) -> Figure | Non
     for level, lines in places[:: 2 if len(places) > 4 else 1]:
         a, b, c, e = lines[len(lines) // 2]
         plot.label(plot.x((a + c) / 2), plot.y((b + e) / 2), number(level), "level")
-    title = f"{_words(key).capitalize()} around the run"
+    title = f"{words(key).capitalize()} around the run"
     legend = [Key(_swatch(f"heat-{i}"), "", text) for i, text in enumerate(_ranges(known, edges))]
     legend += [
         Key(_mark_sample("after" if not any(m.at) else "reference"), s, m.name)
@@ -184,15 +184,15 @@ def sharpness_worst(entry: Sharpness, identifier: str) -> Figure:
     """The worst changes that were found within each radius."""
     lines = {}
     for key in entry.base:
-        lines[f"{_words(key)}, rise"] = [(r.radius, r.rise[key]) for r in entry.radii]
-        lines[f"{_words(key)}, fall"] = [(r.radius, -r.fall[key]) for r in entry.radii]
+        lines[f"{words(key)}, rise"] = [(r.radius, r.rise[key]) for r in entry.radii]
+        lines[f"{words(key)}, fall"] = [(r.radius, -r.fall[key]) for r in entry.radii]
     return _over_radii(lines, {}, identifier, "At worst", "By how much an ascent within the radius changes each loss")
 
 
 def sharpness_average(entry: Sharpness, identifier: str) -> Figure:
     """The average change under noise of each radius, with twice its standard error."""
-    lines = {_words(key): [(r.radius, r.average[key].value) for r in entry.radii] for key in entry.base}
-    errors = {_words(key): [r.average[key].standard_error or 0.0 for r in entry.radii] for key in entry.base}
+    lines = {words(key): [(r.radius, r.average[key].value) for r in entry.radii] for key in entry.base}
+    errors = {words(key): [r.average[key].standard_error or 0.0 for r in entry.radii] for key in entry.base}
     caption = "By how much Gaussian noise of that size changes each loss on average (upright: two standard errors)"
     return _over_radii(lines, errors, identifier, "On average", caption)
 
@@ -333,15 +333,11 @@ def _ranges(values: Sequence[float], edges: Sequence[float]) -> list[str]:
 
 def _range(key: str, values: Sequence[float]) -> str:
     finite = [v for v in values if math.isfinite(v)]
-    return f"{_words(key)} from {number(min(finite))} to {number(max(finite))}" if finite else f"{_words(key)}: none"
+    return f"{words(key)} from {number(min(finite))} to {number(max(finite))}" if finite else f"{words(key)}: none"
 
 
 def _loss(value: float | None) -> str:
     return MISSING if value is None else number(value)
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
 
 
 def _key(*shapes: Markup, width: int = 20) -> Markup:

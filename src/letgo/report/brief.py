@@ -8,20 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from letgo.core.errors import UserError
 from letgo.core.files import written_whole
 from letgo.optim.registry import GRADES, OPTIMIZERS
-from letgo.report import numbers
-from letgo.report.card import markdown
 from letgo.report.compared import with_targets
 from letgo.report.comparison import Kept, Line, compare, compare_all, lines_of
-from letgo.report.html import asset, policy
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_runs
-from letgo.report.numbers import MISSING, duration, number, percent
+from letgo.report.numbers import duration, number, percent
+from letgo.report.rendering import asset, policy, template
 from letgo.report.settings import varying
 from letgo.report.table import Column, columns
 from letgo.report.verdict import verdict
@@ -265,22 +262,6 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     return [f"{entry.line.name}: {entry.state} (runs {entry.runs})" for entry in entries if entry.state]
 
 
-def _render(found: Brief, template: str) -> str:
-    environment = Environment(
-        loader=PackageLoader("letgo.report", "templates"),
-        autoescape=template.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=numbers.number,
-        percent=numbers.percent,
-        duration=numbers.duration,
-        size=numbers.size,
-        markdown=markdown,
-    )
+def _render(found: Brief, name: str) -> str:
     style = asset("brief.css")
-    return environment.get_template(template).render(
-        brief=found, missing=MISSING, style=Markup(style), policy=policy(style, "")
-    )
+    return template(name).render(brief=found, style=Markup(style), policy=policy(style, ""))

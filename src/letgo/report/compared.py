@@ -15,7 +15,7 @@ from letgo.report.comparison import Kept, Line, compare_all, lines_of
 from letgo.report.figures import Figure, Key, line_sample
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_sweep
-from letgo.report.numbers import MISSING, number, percent
+from letgo.report.numbers import MISSING, number, percent, words
 from letgo.report.settings import commands, varying
 from letgo.report.svg import Plot
 from letgo.report.table import Column
@@ -141,8 +141,7 @@ def steps_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
         return None
     values = [value for points in series.values() for value in points.values()]
     caption = f"{label}; means over each setting's runs and seeds."
-    words = metric.replace("_", " ")
-    return _drawn(identifier, "Relearning, step by step", "step", words, series, svg.domain(values), caption)
+    return _drawn(identifier, "Relearning, step by step", "step", words(metric), series, svg.domain(values), caption)
 
 
 def _drawn(

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from letgo.report import svg
-from letgo.report.numbers import MISSING, Measured, interval, number, percent
+from letgo.report.numbers import MISSING, Measured, measured, number, percent, words
 from letgo.report.svg import BOTTOM, HEIGHT, TOP, WIDTH, Plot, marker, tag
 from letgo.report.table import Row, columns, rows
 from letgo.runs.results import AttackResult, Result
@@ -57,8 +57,8 @@ def trade_off(result: Result, identifier: str) -> Figure | None:
     plot = Plot(
         svg.domain(bound for row in shown for bound in _bounds(row.metrics[forget])),
         svg.domain((bound for row in shown for bound in _bounds(row.metrics[retain])), close=True),
-        f"{_words(forget)}  (← forgotten)",
-        f"{_words(retain)}  (useful →)",
+        f"{words(forget)}  (← forgotten)",
+        f"{words(retain)}  (useful →)",
     )
     plot.axes()
     places = {row.stage: (plot.x(row.metrics[forget].value), plot.y(row.metrics[retain].value)) for row in shown}
@@ -86,11 +86,11 @@ def trade_off(result: Result, identifier: str) -> Figure | None:
     ]
     title = "Forgetting, utility and robustness"
     told = "; ".join(
-        f"{_full(row)}: {_words(forget)} {number(row.metrics[forget].value)}, "
-        f"{_words(retain)} {number(row.metrics[retain].value)}"
+        f"{_full(row)}: {words(forget)} {number(row.metrics[forget].value)}, "
+        f"{words(retain)} {number(row.metrics[retain].value)}"
         for row in shown
     )
-    table = [[_full(row), _cell(row.metrics[forget]), _cell(row.metrics[retain])] for row in shown]
+    table = [[_full(row), measured(row.metrics[forget]), measured(row.metrics[retain])] for row in shown]
     return Figure(
         identifier,
         title,
@@ -98,7 +98,7 @@ def trade_off(result: Result, identifier: str) -> Figure | None:
         "and to the left; an attack that brings the knowledge back moves it right.",
         plot.render(identifier, title, told),
         legend,
-        ["model", _words(forget), _words(retain)],
+        ["model", words(forget), words(retain)],
         table,
     )
 
@@ -116,7 +116,7 @@ def all_runs(results: Sequence[Result], names: Sequence[str], identifier: str) -
     points = [result.after for _, result in shown] + [attack.metrics for attack in worst.values() if attack]
     xs, ys = [p[forget].value for p in points], [p[retain].value for p in points]
     plot = Plot(
-        svg.domain(xs), svg.domain(ys, close=True), f"{_words(forget)}  (← forgotten)", f"{_words(retain)}  (useful →)"
+        svg.domain(xs), svg.domain(ys, close=True), f"{words(forget)}  (← forgotten)", f"{words(retain)}  (useful →)"
     )
     plot.axes()
     table = []
@@ -132,7 +132,7 @@ def all_runs(results: Sequence[Result], names: Sequence[str], identifier: str) -
         plot.add(tag("g", tag("title", escape(name)), mark))
         plot.occupy(x, y)
         told = MISSING if attack is None else f"{number(attack.metrics[forget].value)} ({attack.label})"
-        table.append([name, _cell(result.after[forget]), _cell(result.after[retain]), told])
+        table.append([name, measured(result.after[forget]), measured(result.after[retain]), told])
     if len(shown) <= MOST_NAMED:
         for i, result in shown:
             plot.label(plot.x(result.after[forget].value), plot.y(result.after[retain].value), str(i))
@@ -148,7 +148,7 @@ def all_runs(results: Sequence[Result], names: Sequence[str], identifier: str) -
             Key(_sample("after", "after"), "", "not attacked, or did not survive an attack"),
             Key(_sample("broken", "attack"), "", "collapsed or failed"),
         ],
-        ["run", f"{_words(forget)} after", f"{_words(retain)} after", f"{_words(forget)} after the hardest attack"],
+        ["run", f"{words(forget)} after", f"{words(retain)} after", f"{words(forget)} after the hardest attack"],
         table,
     )
 
@@ -183,7 +183,7 @@ def training(
     plot.axes()
     for name, line in series.items():
         plot.line(line, f"series-{name.replace('_', '-')}")
-    legend = [Key(line_sample(f"series-{name.replace('_', '-')}"), "", _words(name)) for name in series]
+    legend = [Key(line_sample(f"series-{name.replace('_', '-')}"), "", words(name)) for name in series]
     definitions = []
     caption = "The loss at each logged step."
     if any(name == "zeroth_order" for name, _, _ in phases):
@@ -203,7 +203,7 @@ def training(
     ]
     told += f" Phases: {rounds}." if rounds else ""
     drawing = plot.render(identifier, title, told, *definitions)
-    return Figure(identifier, title, caption, drawing, legend, ["step", "phase", *map(_words, series)], table)
+    return Figure(identifier, title, caption, drawing, legend, ["step", "phase", *map(words, series)], table)
 
 
 def attacked(result: Result, identifier: str) -> Figure | None:
@@ -273,20 +273,20 @@ def curve(attack: AttackResult, identifier: str) -> Figure | None:
     lines = {k: [(p[across], p[k]) for p in points if k in p] for k in drawn}
     ends = svg.domain(y for line in lines.values() for _, y in line)
     plot = Plot(
-        (min(xs), max(xs)), ends, _words(across), "score" if len(lines) > 1 else _words(drawn[0]), across != "epoch"
+        (min(xs), max(xs)), ends, words(across), "score" if len(lines) > 1 else words(drawn[0]), across != "epoch"
     )
     plot.axes()
     for index, line in enumerate(lines.values()):
         plot.line(line, f"series-{index}")
     title = f"During the attack {attack.name}"
-    told = "; ".join(f"{_words(k)} from {number(v[0][1])} to {number(v[-1][1])}" for k, v in lines.items() if v)
+    told = "; ".join(f"{words(k)} from {number(v[0][1])} to {number(v[-1][1])}" for k, v in lines.items() if v)
     return Figure(
         identifier,
         title,
         f"Over the attack's own steps: {attack.label}{f'; mean of {len(courses)} seeds' if courses[1:] else ''}.",
         plot.render(identifier, title, told),
-        [Key(line_sample(f"series-{index}"), "", _words(key)) for index, key in enumerate(lines)],
-        [_words(across), *map(_words, named)],
+        [Key(line_sample(f"series-{index}"), "", words(key)) for index, key in enumerate(lines)],
+        [words(across), *map(words, named)],
         [[f"{p[across]:g}", *(number(p[k]) if k in p else MISSING for k in named)] for p in points],
     )
 
@@ -337,14 +337,6 @@ def _full(row: Row) -> str:
         return row.label
     held_out = ", on held-out rows" if row.attack.baseline else ""
     return f"after {row.attack.label} ({_outcome(row.attack)}{held_out})"
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def _cell(metric: Measured) -> str:
-    return f"{number(metric.value)} ({interval(metric)}, n {metric.n:,})"
 
 
 def _bounds(metric: Measured) -> tuple[float, float]:

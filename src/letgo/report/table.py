@@ -8,7 +8,7 @@ from typing import Literal
 
 from letgo.metrics import METRICS, record_of
 from letgo.metrics.records import MetricRecord
-from letgo.report.numbers import percent
+from letgo.report.numbers import percent, words
 from letgo.runs.results import AttackResult, Metrics, Result
 
 SETS = {"forget_": 2, "retain_": 1, "model_": 0, "general_": 1}
@@ -27,7 +27,7 @@ class Column:
 
     @property
     def title(self) -> str:
-        return self.key.replace("_", " ")
+        return words(self.key)
 
     @property
     def better(self) -> str:
