@@ -10,9 +10,9 @@ from markupsafe import Markup, escape
 
 from letgo.core.files import write_text
 from letgo.evidence.statistics import Estimate
+from letgo.report.chart import tag, ticks
 from letgo.report.numbers import number
 from letgo.report.rendering import asset
-from letgo.report.svg import tag, ticks
 
 WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 600, 150, 20, 14, 24, 46
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from letgo.analysis.records import Certificate, Connectivity, Landscape, Sharpness, exact_percent
 from letgo.report import analysis_figures as drawn
-from letgo.report.figures import Figure
+from letgo.report.chart import Figure
 from letgo.report.numbers import MISSING, number, percent, words
 from letgo.report.table import is_share
 from letgo.runs.results import Metrics

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from letgo.core.catalog import format_spec
-from letgo.report import svg
+from letgo.report import chart
+from letgo.report.chart import Axis, Figure
 from letgo.report.comparison import Kept, Line, compare_all, lines_of
-from letgo.report.figures import Figure, Key, line_sample
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_sweep
 from letgo.report.numbers import MISSING, number, percent, words
 from letgo.report.settings import commands, varying
-from letgo.report.svg import Plot
 from letgo.report.table import Column
 from letgo.runs.sweeps import Sweep
 
@@ -141,7 +140,7 @@ def steps_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
         return None
     values = [value for points in series.values() for value in points.values()]
     caption = f"{label}; means over each setting's runs and seeds."
-    return _drawn(identifier, "Relearning, step by step", "step", words(metric), series, svg.domain(values), caption)
+    return _drawn(identifier, "Relearning, step by step", "step", words(metric), series, chart.domain(values), caption)
 
 
 def _drawn(
@@ -154,29 +153,22 @@ def _drawn(
     caption: str,
 ) -> Figure:
     xs = sorted({x for points in series.values() for x in points})
-    plot = Plot((xs[0], xs[-1]), bounds, across, up, whole=True)
-    plot.axes()
-    shown = list(series.items())[:MOST_DRAWN]
-    for index, (_, points) in enumerate(shown):
-        plot.line(sorted(points.items()), f"series-{index}")
-        for x, y in points.items():
-            plot.add(svg.tag("circle", class_=f"dot series-{index}", cx=plot.x(x), cy=plot.y(y), r=3.5))
+    shown = {name: sorted(points.items()) for name, points in list(series.items())[:MOST_DRAWN]}
     told = "; ".join(
         f"{name}: {number(points[min(points)])} at {min(points):g}, {number(points[max(points)])} at {max(points):g}"
         for name, points in series.items()
     )
     left_out = f" {len(series) - len(shown)} more stand in the table." if len(series) > len(shown) else ""
-    table: list[list[str]] = [
-        [name, *(number(points[x]) if x in points else MISSING for x in xs)] for name, points in series.items()
-    ]
-    return Figure(
+    return chart.chart(
         f"compared-{identifier}",
         title,
         f"{caption}{left_out}",
-        plot.render(f"compared-{identifier}", title, told),
-        [Key(line_sample(f"series-{index}"), "", name) for index, (name, _) in enumerate(shown)],
-        ["setting", *(f"{across} {x:g}" for x in xs)],
-        table,
+        told,
+        Axis(across, xs[0], xs[-1], whole=True),
+        Axis(up, *bounds),
+        chart.series(shown, shown),
+        header=["setting", *(f"{across} {x:g}" for x in xs)],
+        table=[[name, *(number(points[x]) if x in points else MISSING for x in xs)] for name, points in series.items()],
     )
 
 

@@ -17,6 +17,7 @@ from letgo.analysis.records import read_analyses
 from letgo.core.errors import UserError
 from letgo.core.files import written_whole
 from letgo.report import analyses, answers, figures
+from letgo.report.chart import Figure
 from letgo.report.compared import compared, told
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_runs
@@ -92,7 +93,7 @@ class RunView:
     def usual_n(self, column: Column) -> int | None:
         return usual_n(self.rows, column.key)
 
-    def figures(self) -> list[figures.Figure]:
+    def figures(self) -> list[Figure]:
         name = self.anchor
         drawn = [
             figures.trade_off(self.result, f"{name}-trade"),
