@@ -20,7 +20,8 @@ from letgo.benchmarks.engine.base import Sample
 from letgo.core.catalog import settings_of
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
 from letgo.core.progress import Quiet
-from letgo.metrics.robustness import Headline, Scored, kept_interval, kept_share, utility_loss
+from letgo.metrics.records import Headline
+from letgo.metrics.robustness import Scored, kept_interval, kept_share, utility_loss
 from letgo.runs.results import AttackResult, Metric
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import letgo
 import letgo.benchmarks.engine.requests as work
-from letgo.benchmarks import create_benchmark
+from letgo.benchmarks import BENCHMARKS, create_benchmark
 from letgo.benchmarks.engine.evaluate import PARTIAL_FILE
 from letgo.benchmarks.engine.requests import Ask, run_works
 from letgo.core.errors import EmptyScoreError, UserError
@@ -78,6 +78,8 @@ def test_several_benchmarks_in_one_pass_score_as_each_alone(directory, specs, tm
         name = spec.partition(":")[0]
         assert read_result(tmp_path / "both" / name).after == result.after
         assert result.config["scored"]["benchmark"] == name
+        assert result.headlines == {h.metric: h.floor for h in BENCHMARKS.record(name).headlines}
+        assert len(result.headlines) == 2
         assert any("evaluated in one pass with" in note for note in result.notes)
         rows = read_json_lines(tmp_path / "both" / name / "samples.jsonl")
         assert len(rows) == {"tofu": 12, "muse": 18}[name]

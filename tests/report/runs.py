@@ -92,6 +92,7 @@ def result(**changes: Any) -> Result:
         "status": "finished",
         "before": BEFORE,
         "after": AFTER,
+        "headlines": {"forget_accuracy": 0.25, "forget_probability": 0.0},
         "attacks": [quantize(), relearn()],
         "seconds": {"load": 4.2, "before": 31.0, "train": 141.3, "after": 30.2, "attacks": 57.5},
         "peak_memory_bytes": {"process": 2_345_678_901},

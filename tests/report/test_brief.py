@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from letgo.core.errors import UserError
+from letgo.optim.registry import GRADES, OPTIMIZERS
 from letgo.report import write_report
 from letgo.report.brief import brief, write_brief
 from letgo.runs.results import read_result, write_result
@@ -50,6 +51,15 @@ def test_it_recommends_what_kept_most_and_says_how_sure_that_is(folder):
     assert "Every other setting keeps significantly less" in found.recommendation[1]
     assert "rest on 2 seeds" in found.recommendation[-1]
     assert [row[0] for row in found.runs] == ["1", "2", "3", "4"]
+
+
+def test_grades_are_the_catalogs_in_its_order(tmp_path):
+    for name in ("fozo", "unknown", "sam", "sophia", "signsgd", "adamw", "zo_sgd"):
+        run_of(tmp_path / name, [0.3] * 20, optimizer=name)
+    assert [entry.grade for entry in brief([tmp_path]).entries] == [
+        *("zeroth order", "compressed", "first order", "second order", "smoothing", "hybrid", "unknown")
+    ]
+    assert {record.grade for record in OPTIMIZERS} == set(GRADES)
 
 
 def test_what_cannot_be_told_apart_is_said(tmp_path):

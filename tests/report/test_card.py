@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from letgo.report.answers import collect, marked
-from letgo.report.card import markdown, write_model_card
+from letgo.report.card import write_model_card
+from letgo.report.rendering import markdown
 from tests.report.runs import INJECTED, metrics, quantize, result
 
 

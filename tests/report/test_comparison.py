@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import html
+
 import numpy as np
 import pytest
 
 from letgo.core.files import write_json_lines
 from letgo.metrics.robustness import kept_share
-from letgo.report.comparison import Line, baseline_of, compare, holm, lines_of
+from letgo.report import write_report
+from letgo.report.brief import write_brief
+from letgo.report.comparison import Line, baseline_of, compare, compare_all, holm, lines_of
 from letgo.report.load import Run
 from letgo.report.settings import varying
 from letgo.runs.results import SAMPLES_FILE
 from tests.report import runs as made
 
 
-def run_of(directory, attacked, *, seen=(), optimizer="adamw", seed=0, kept=0.5):
+def run_of(directory, attacked, *, seen=(), optimizer="adamw", seed=0, kept=0.5, score="probability", **changes):
     """A run of 20 groups of two questions; before .8, after .1, attacked as given (by group)."""
     attack = made.quantize(kept=kept, survived=kept >= 0.5)
+    changes = {"headlines": {f"forget_{score}": 0.0}} | changes
     rows = []
     for stage in ("before", "after", f"attack:{attack.label}"):
         for group, value in enumerate(attacked):
             for wording in range(2):
-                score = {"before": 0.8, "after": 0.1}.get(stage, float(value))
+                value_at = {"before": 0.8, "after": 0.1}.get(stage, float(value))
                 row = {"stage": stage, "seed": 0, "set": "forget", "id": f"{group}-{wording}", "group": f"g{group}"}
                 more = {"seen": True} if stage.startswith("attack") and group in seen else {}
-                rows.append(row | {"scores": {"probability": score}} | more)
-    config = {"model": "m", "objective": "npo", "optimizer": optimizer, "seed": seed}
-    made.write(directory, made.result(run_id=directory.name, config=config, seed=seed, attacks=[attack]))
+                rows.append(row | {"scores": {score: value_at}} | more)
+    config = {"model": "m", "objective": "npo", "optimizer": optimizer, "seed": seed} | changes.pop("config", {})
+    value = made.result(run_id=directory.name, config=config, seed=seed, attacks=[attack], **changes)
+    made.write(directory, value)
     write_json_lines(directory / SAMPLES_FILE, rows)
-    return Run(directory, made.result(run_id=directory.name, config=config, seed=seed, attacks=[attack]))
+    return Run(directory, value)
 
 
 LABEL = made.quantize().label
@@ -52,7 +58,73 @@ def test_the_smallest_share_over_the_metrics_counts(tmp_path):
     ]
     write_json_lines(tmp_path / "a" / SAMPLES_FILE, rows)
     (only,) = compare([Line("a", "adamw", (run,))], LABEL, None)
+    assert only.value == 1.0, "accuracy is no headline of this run's benchmark"
+    both = _judged_by(run, {"forget_probability": 0.0, "forget_accuracy": 0.25})
+    (only,) = compare([Line("a", "adamw", (both,))], LABEL, None)
     assert only.value == 0.0, "probability kept everything, accuracy came back whole"
+
+
+@pytest.mark.parametrize("score", ["accuracy", "probability", "rouge", "verbmem", "knowmem", "toxicity", "of_a_plugin"])
+def test_whatever_score_a_benchmark_judges_by_is_compared(tmp_path, score):
+    lines = [
+        Line(name, "", (run_of(tmp_path / name, [value] * 20, score=score),))
+        for name, value in (("weak", 0.6), ("strong", 0.1))
+    ]
+    assert [one.value for one in compare(lines, LABEL, lines[0])] == pytest.approx([kept_share(0.8, 0.1, 0.6), 1.0])
+
+
+def test_the_floor_is_the_one_that_the_run_recorded(tmp_path):
+    # From .8 to .75 is hardly anything of .8, but half of what was known above .7.
+    run = run_of(tmp_path / "a", [0.1] * 20)
+    rows = [row | {"scores": {"probability": 0.8 if row["stage"] == "before" else 0.75}} for row in run.samples()]
+    write_json_lines(run.directory / SAMPLES_FILE, rows)
+    for floor, value in ((0.0, 0.0), (0.7, 1.0)):
+        (only,) = compare([Line("a", "", (_judged_by(run, {"forget_probability": floor}),))], LABEL, None)
+        assert only.value == value
+
+
+def _judged_by(run, headlines):
+    return Run(run.directory, run.result.model_copy(update={"headlines": headlines}))
+
+
+@pytest.mark.parametrize(
+    ("config", "score", "compared"),
+    [
+        ({"benchmark": "tofu:split=forget05"}, "rouge", True),
+        ({"benchmark": "muse"}, "verbmem", True),
+        ({"benchmark": "detox"}, "toxicity", True),
+        ({"forget": "mine.jsonl"}, "probability", True),
+        ({"benchmark": "of_a_plugin"}, "probability", False),
+        ({}, "probability", False),
+    ],
+)
+def test_an_old_record_is_judged_by_the_headlines_of_its_benchmark(tmp_path, config, score, compared):
+    run = run_of(tmp_path / "a", [0.3] * 20, score=score, config=config, headlines={}, before={}, after={})
+    line = Line("a", "", (run,))
+    found = compare_all([line], [LABEL])
+    assert (LABEL in found.kept[line]) == compared
+    reason = f"a under {LABEL}: its record does not name the metrics that forgetting is judged by"
+    assert found.left_out == (() if compared else (reason,))
+
+
+def test_what_cannot_be_compared_is_named_with_the_reason(tmp_path):
+    entropy = {"forget_entropy": made.metric(0.9)}
+    run = run_of(tmp_path / "a", [0.3] * 20, before=made.BEFORE | entropy, after=made.AFTER | entropy)
+    attack = run.result.attacks[0].model_copy(update={"metrics": entropy})
+    headlines = run.result.headlines | {"forget_entropy": 0.0}
+    result = run.result.model_copy(update={"attacks": [attack], "headlines": headlines})
+    made.write(run.directory, result)
+    trained = run_of(tmp_path / "b", [0.3] * 20, seen=range(20), optimizer="sgd")
+    lines = [Line("partly", "", (Run(run.directory, result),)), Line("trained", "", (trained,))]
+    reasons = (
+        "its samples have no scores of forget_entropy",
+        "no sample was scored before, after and now and not trained on by the attacker",
+    )
+    left_out = compare_all(lines, [LABEL]).left_out
+    assert left_out == (f"partly under {LABEL}: {reasons[0]}", f"trained under {LABEL}: {reasons[1]}")
+    page = html.unescape(write_report([tmp_path], tmp_path / "report.html").read_text())
+    brief = write_brief([tmp_path], tmp_path / "brief.md")[0].read_text().replace("\\_", "_")
+    assert all(reason in text for reason in reasons for text in (page, brief))
 
 
 def test_a_clear_difference_is_significant_and_none_is_not(tmp_path):

@@ -42,6 +42,7 @@ def test_a_run_leaves_everything_the_contract_names(job, tmp_path):
     assert result == run.result
     assert set(result.before) == set(result.after)
     assert result.before["forget_probability"].n == len(tiny.FORGET)
+    assert result.headlines == {"forget_probability": 0.0}
     assert result.seconds["unlearn"] > 0
     assert result.peak_memory_bytes["host"] > 1e7
     quantized, relearned = result.attacks

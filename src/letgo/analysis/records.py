@@ -275,3 +275,8 @@ def _read(path: Path) -> list[Any]:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: entries.{place}: {first['msg']}") from error
+
+
+def exact_percent(share: float) -> str:
+    """A share of one as it was asked for (99.9 %), not rounded to a whole per cent as measured shares are."""
+    return f"{share * 100:.6g} %"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from letgo.analysis.records import Displacement, Smoothed
+from letgo.analysis.records import Displacement, Smoothed, exact_percent
 from letgo.analysis.reveal import Criterion
 
 
@@ -78,8 +78,3 @@ def not_certified_sentences(
             "square of its weights before the norm is taken."
         )
     return out
-
-
-def exact_percent(share: float) -> str:
-    """A share of one as it was asked for (99.9 %), not rounded to a whole per cent as measured shares are."""
-    return f"{share * 100:.6g} %"

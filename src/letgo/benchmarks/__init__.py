@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from letgo.core.catalog import Catalog, Record, parse_spec
 from letgo.core.errors import UserError
+from letgo.metrics import headlines
+from letgo.metrics.records import Headline
 
-BENCHMARKS: Catalog[Record] = Catalog(
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRecord(Record):
+    """`headlines` are the metrics by which forgetting, and what an attack leaves of it, are judged."""
+
+    headlines: tuple[Headline, ...] = ()
+
+
+BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
     "benchmark",
     [
-        Record(
+        BenchmarkRecord(
             name="biographies",
             target="letgo.benchmarks.biographies.biographies:biographies",
             summary="facts about fictional people; shipped tiny model and its retrained counterpart; offline",
             source="letgo; rows shaped as TOFU's (arXiv 2401.06121), texts as MUSE's (arXiv 2407.06460)",
             faithfulness="ours",
+            headlines=headlines("forget_accuracy", "forget_probability"),
         ),
-        Record(
+        BenchmarkRecord(
             name="capitals",
             target="letgo.benchmarks.capitals:capitals",
             summary="capitals of 20 countries, which a pretrained model knows, against all other countries; offline",
             source="letgo",
             faithfulness="ours",
+            headlines=headlines("forget_accuracy", "forget_probability"),
         ),
-        Record(
+        BenchmarkRecord(
             name="wmdp",
             target="letgo.benchmarks.wmdp:wmdp",
             summary="hazardous knowledge by multiple choice, against MMLU; corpora to unlearn it with",
             source="WMDP (arXiv 2403.03218), as lm-eval's tasks score it",
             faithfulness="faithful",
             note="engine=lm_eval needs the extra 'eval'; biology's forget corpus is gated",
+            headlines=headlines("forget_accuracy"),
         ),
-        Record(
+        BenchmarkRecord(
             name="mmlu",
             target="letgo.benchmarks.wmdp:mmlu",
             summary="57 subjects by multiple choice, zero-shot; only scores a model",
             source="MMLU (arXiv 2009.03300), as lm-eval's tasks score it",
             faithfulness="faithful",
         ),
-        Record(
+        BenchmarkRecord(
             name="copyright",
             target="letgo.benchmarks.copyright:copyright",
             summary="verbatim continuation of a text of yours, in instructions trained on and not trained on",
@@ -48,16 +62,18 @@ BENCHMARKS: Catalog[Record] = Catalog(
             faithfulness="variant",
             note="instructions are letgo's own; continuations have a set length, where SOUL bounds prompt and answer",
             extra="eval",
+            headlines=headlines("forget_rouge", "forget_probability"),
         ),
-        Record(
+        BenchmarkRecord(
             name="detox",
             target="letgo.benchmarks.detox:detox",
             summary="unsafe answers to be unlearned; toxicity of the answers that are given",
             source="SOUL (arXiv 2404.18239), detoxification task",
             faithfulness="variant",
             note="the score is one label's (SOUL: the likeliest label's); long prompts are answered too; a part of C4",
+            headlines=headlines("forget_toxicity"),
         ),
-        Record(
+        BenchmarkRecord(
             name="lm_eval",
             target="letgo.benchmarks.lm_eval:lm_eval",
             summary="any tasks of lm-eval, by default SOUL's eight zero-shot ones; only scores a model",
@@ -65,26 +81,29 @@ BENCHMARKS: Catalog[Record] = Catalog(
             faithfulness="library",
             extra="eval",
         ),
-        Record(
+        BenchmarkRecord(
             name="rows",
             target="letgo.benchmarks.own_rows:own_rows",
             summary="your own forget and retain files, scored by probability and ROUGE",
             source="letgo",
             faithfulness="ours",
+            headlines=headlines("forget_probability"),
         ),
-        Record(
+        BenchmarkRecord(
             name="tofu",
             target="letgo.benchmarks.tofu.tofu:tofu",
             summary="fictitious authors that a model was fine-tuned on: forget quality against model utility",
             source="TOFU (arXiv 2401.06121); hub locuslab/TOFU",
             faithfulness="faithful",
+            headlines=headlines("forget_probability", "forget_rouge"),
         ),
-        Record(
+        BenchmarkRecord(
             name="muse",
             target="letgo.benchmarks.muse.muse:muse",
             summary="news or books: verbatim and knowledge memorization, PrivLeak and utility, by request sizes",
             source="MUSE (arXiv 2407.06460); hub muse-bench/MUSE-News, muse-bench/MUSE-Books",
             faithfulness="faithful",
+            headlines=headlines("forget_verbmem", "forget_knowmem"),
         ),
     ],
 )

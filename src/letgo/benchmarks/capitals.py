@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, Item, SetName
+from letgo.benchmarks import BENCHMARKS
+from letgo.benchmarks.engine.base import Benchmark, Item, SetName
 from letgo.benchmarks.engine.general_text import PARAGRAPHS_TRAINED, general_paragraphs, read_paragraphs
 from letgo.core.errors import UserError
 from letgo.data.rows import Row, rows_from_records
 
 ASSETS = Path(__file__).parent / "assets"
-CHANCE = 0.25
 GENERATED = 20
 """Items of each set that are also answered by generation, which costs several times what a choice does."""
 # Prompts that the answer completes. Asked openly ("What is the capital of France?"), a small model answers with a
@@ -63,7 +63,7 @@ def capitals(*, seed: int = 0) -> Benchmark:
         retain=[*_training_rows(retain, "retain"), *rows_from_records(prose, "general sentences")],
         items=[*_items(forget, facts, "forget", seed), *_items(retain, facts, "retain", seed)],
         texts=general_paragraphs(held_out=True),
-        headlines=(Headline("forget_accuracy", CHANCE), Headline("forget_probability")),
+        headlines=BENCHMARKS.record("capitals").headlines,
         template="plain",
         generated=GENERATED,
     )

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, checked_limit, spec_settings
+from letgo.benchmarks import BENCHMARKS
+from letgo.benchmarks.engine.base import Benchmark, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, Text, limited
 from letgo.benchmarks.engine.questions import Part, general_metrics, items_part, joined, means, texts_part
@@ -103,7 +104,7 @@ def copyright(
         retain=kept,
         items=[Item("retain", f"retain-{n}", row.group, row) for n, row in enumerate(kept[:_RETAIN_SCORED])],
         texts=general_paragraphs(held_out=True),
-        headlines=(Headline("forget_rouge"), Headline("forget_probability")),
+        headlines=BENCHMARKS.record("copyright").headlines,
         template=template,
         provenance={"text": str(text), "passages": digest_of([row.target for row in passages])},
         lengths=lengths,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import Benchmark, Headline, checked_limit, spec_settings
 from letgo.benchmarks.engine.corpora import LazyRows, c4, named_corpus, opened
 from letgo.benchmarks.engine.general_text import general_paragraphs
@@ -100,7 +101,7 @@ def detox(
         retain=kept,
         items=asked,
         texts=general_paragraphs(held_out=True),
-        headlines=(Headline("forget_toxicity"),) if "forget" in chosen else (Headline(f"{chosen[0]}_toxicity"),),
+        headlines=BENCHMARKS.record("detox").headlines if "forget" in chosen else (Headline(f"{chosen[0]}_toxicity"),),
         template=template,
         provenance=provenance,
         classifier={"model": classifier, "label": label, "activation": activation},

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, Item, SetName
+from letgo.benchmarks import BENCHMARKS
+from letgo.benchmarks.engine.base import Benchmark, Item, SetName
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.data.encode import Template
 from letgo.data.rows import Row, check_disjoint, read_rows
@@ -38,7 +39,7 @@ def own_rows(*, forget: Source, retain: Source | None = None, template: Template
         retain=retain_rows,
         items=[*_items(forget_rows, "forget"), *_items(retain_rows, "retain")],
         texts=general_paragraphs(held_out=True),
-        headlines=(Headline("forget_probability"),),
+        headlines=BENCHMARKS.record("rows").headlines,
         template=template,
     )
 

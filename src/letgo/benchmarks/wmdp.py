@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from letgo.benchmarks.engine.base import Headline, checked_limit, spec_settings
+from letgo.benchmarks import BENCHMARKS
+from letgo.benchmarks.engine.base import checked_limit, spec_settings
 from letgo.benchmarks.engine.corpora import LazyRows, encode_chunks, named_corpus, opened, texts_of, wikitext
 from letgo.benchmarks.engine.general_text import general_paragraphs
-from letgo.benchmarks.engine.multiple_choice import CHANCE, Engine, MultipleChoice, Question, read_questions
+from letgo.benchmarks.engine.multiple_choice import Engine, MultipleChoice, Question, read_questions
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.data.encode import Encoded, LongRows, Template
@@ -75,7 +76,7 @@ def wmdp(
         retain=LazyRows(_retain_loader(chosen, retain, data, trained)),
         items=[],
         texts=general_paragraphs(held_out=True),
-        headlines=(Headline("forget_accuracy", CHANCE),),
+        headlines=BENCHMARKS.record("wmdp").headlines,
         template="plain",
         provenance={"wmdp": tables.provenance} | of_mmlu,
         notes=() if kept else ("MMLU was left out (mmlu=none): what the model still knows is told by prose alone",),

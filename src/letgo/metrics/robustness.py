@@ -11,20 +11,13 @@ from typing import Protocol
 
 import numpy as np
 
+from letgo.metrics.records import Headline
 from letgo.runs.results import Metrics
 
 LEAST_FORGETTING = 0.1
 """A metric counts as forgotten only if it fell by this share of what could have fallen."""
 RESAMPLES = 2000
 _SEED = 20240607
-
-
-@dataclass(frozen=True)
-class Headline:
-    """A metric that says whether something was forgotten; forgetting lowers it, `floor` is what ignorance scores."""
-
-    metric: str
-    floor: float = 0.0
 
 
 class ScoredSample(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     import torch
 
 
-Grade = Literal["zeroth", "compressed", "first", "second", "hybrid", "smoothing"]
+Grade = Literal["zeroth", "compressed", "first", "second", "smoothing", "hybrid"]
+GRADES: Mapping[Grade, str] = {
+    "zeroth": "zeroth order",
+    "compressed": "compressed",
+    "first": "first order",
+    "second": "second order",
+    "smoothing": "smoothing",
+    "hybrid": "hybrid",
+}
+"""The grades in the order in which they are shown, and what they are called."""
 
 
 @dataclass(frozen=True, kw_only=True)

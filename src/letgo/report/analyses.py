@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from letgo.analysis.records import Certificate, Connectivity, Landscape, Sharpness
-from letgo.analysis.wording import exact_percent
+from letgo.analysis.records import Certificate, Connectivity, Landscape, Sharpness, exact_percent
 from letgo.report import analysis_figures as drawn
-from letgo.report.figures import Figure
-from letgo.report.numbers import MISSING, number, percent
+from letgo.report.chart import Figure
+from letgo.report.numbers import MISSING, number, percent, words
+from letgo.report.table import is_share
 from letgo.runs.results import Metrics
 
 MOST_ROWS = 15
@@ -73,10 +73,10 @@ def _connectivity(entry: Connectivity, identifier: str) -> AnalysisView:
     sentences = []
     for path in entry.paths[:MOST_PATHS]:
         told = [
-            f"the {_words(key)} rises {number(path.barriers[key].rise)} nats above the line (at a = "
+            f"the {words(key)} rises {number(path.barriers[key].rise)} nats above the line (at a = "
             f"{path.barriers[key].rise_at:.2g})"
             if path.barriers[key].rise > 0
-            else f"the {_words(key)} never rises above the line"
+            else f"the {words(key)} never rises above the line"
             for key in keys
             if key in path.barriers
         ]
@@ -92,7 +92,7 @@ def _connectivity(entry: Connectivity, identifier: str) -> AnalysisView:
             rows.append(
                 [
                     f"{path.first} → {path.second}",
-                    _words(key),
+                    words(key),
                     f"{number(first.value)} (n {first.n:,})",
                     f"{number(last.value)} (n {last.n:,})",
                     f"{number(found.rise)} at a = {found.rise_at:.2g}",
@@ -146,10 +146,10 @@ def _landscape(entry: Landscape, identifier: str) -> AnalysisView:
         if known:
             at = f"{number(centre)} at the run, " if centre is not None else ""
             sentences.append(
-                f"The {_words(key)} is {at}from {number(min(known))} to {number(max(known))} in the picture."
+                f"The {words(key)} is {at}from {number(min(known))} to {number(max(known))} in the picture."
             )
         if len(known) < len(values):
-            sentences.append(f"At {len(values) - len(known)} of {len(values)} points the {_words(key)} is not finite.")
+            sentences.append(f"At {len(values) - len(known)} of {len(values)} points the {words(key)} is not finite.")
     figures = (
         [drawn.line_landscape(entry, identifier)]
         if len(entry.axes) == 1
@@ -181,12 +181,12 @@ def _sharpness(entry: Sharpness, identifier: str) -> AnalysisView:
             f"{number(entry.base['retain_loss'] + last.rise['retain_loss'])}."
         )
     for key, found in entry.trace.items():
-        sentences.append(f"The Hessian’s trace of the {_words(key)} is {_estimate(found)}.")
+        sentences.append(f"The Hessian’s trace of the {words(key)} is {_estimate(found)}.")
     sentences.append("The worst cases are what a few steps of ascent found: the true ones are at least as large.")
     header = ["ρ", "of ‖θ‖"]
     rows = [[number(r.radius), _share(r.relative)] for r in entry.radii]
     for key in entry.base:
-        header += [f"{_words(key)}: worst rise", "worst fall", "average"]
+        header += [f"{words(key)}: worst rise", "worst fall", "average"]
         for row, r in zip(rows, entry.radii, strict=True):
             row += [_signed(r.rise[key]), _signed(-r.fall[key]), _estimate(r.average[key])]
     return AnalysisView(
@@ -281,14 +281,14 @@ def _certificate(entry: Certificate, identifier: str) -> AnalysisView:
 
 
 def _utility(metrics: Metrics) -> str:
-    shown = [key for key in ("retain_accuracy", "retain_probability", "general_perplexity") if key in metrics]
+    shown = [key for key in metrics if is_share(key, "retain_") or key == "general_perplexity"]
     chosen = shown or list(metrics)[:2]
-    return ", ".join(f"{_words(key)} {number(metrics[key].value)}" for key in chosen) or "none measured"
+    return ", ".join(f"{words(key)} {number(metrics[key].value)}" for key in chosen) or "none measured"
 
 
 def _settings(entry: Any) -> str:
-    told = [f"{_words(key)} {_plain(value)}" for key, value in entry.settings.items() if value is not None]
-    sets = ", ".join(f"{count:,} rows for the {_words(name)}" for name, count in entry.rows.items())
+    told = [f"{words(key)} {_plain(value)}" for key, value in entry.settings.items() if value is not None]
+    sets = ", ".join(f"{count:,} rows for the {words(name)}" for name, count in entry.rows.items())
     return "; ".join([*told, *([sets] if sets else []), f"{entry.parameters:,} weights"])
 
 
@@ -315,10 +315,6 @@ def _share(value: float) -> str:
 
 def _at_most(value: float) -> str:
     return "1 (nothing is said)" if value >= 0.995 else number(value)
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from letgo.report.answers import visible
-from letgo.report.numbers import number, percent
+from letgo.report.numbers import number, percent, words
 from letgo.runs.results import AttackResult, Result
 
 MOST_TRIALS = 5
@@ -52,7 +52,7 @@ def _kept(attack: AttackResult) -> str:
 def _utility(attack: AttackResult) -> str:
     before, after = (attack.utility.get(stage, {}) for stage in ("before", "after"))
     moved = [
-        f"{name.replace('_', ' ')} {number(before[name].value)} → {number(after[name].value)} (n={after[name].n})"
+        f"{words(name)} {number(before[name].value)} → {number(after[name].value)} (n={after[name].n})"
         for name in after
         if name in before
     ]

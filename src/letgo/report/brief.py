@@ -8,33 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from letgo.core.errors import UserError
 from letgo.core.files import written_whole
-from letgo.core.sizes import size
-from letgo.optim import OPTIMIZERS
-from letgo.report import numbers
-from letgo.report.card import markdown
+from letgo.optim.registry import GRADES, OPTIMIZERS
 from letgo.report.compared import with_targets
 from letgo.report.comparison import Kept, Line, compare, compare_all, lines_of
-from letgo.report.html import asset, policy
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_runs
-from letgo.report.numbers import MISSING, duration, number, percent
+from letgo.report.numbers import duration, number, percent
+from letgo.report.rendering import asset, policy, template
 from letgo.report.settings import varying
 from letgo.report.table import Column, columns
 from letgo.report.verdict import verdict
 
-GRADES = {
-    "zeroth": "zeroth order",
-    "compressed": "compressed",
-    "first": "first order",
-    "second": "second order",
-    "smoothed": "smoothed",
-    "hybrid": "hybrid",
-}
 UNMATCHED = 0.05
 """With so much less left of what was to be forgotten a setting is said to have forgotten more than the others."""
 TIE = 0.05
@@ -53,7 +41,7 @@ class Entry:
     utility: Sequence[tuple[Column, float, float]]
     seconds: float
     memory: int | None
-    kept: dict[str, Kept]
+    kept: Mapping[str, Kept]
     state: str
     """What is wrong with it: "" where nothing is."""
 
@@ -115,32 +103,32 @@ def brief(directories: Sequence[Path]) -> Brief:
     numbered = {run.directory: str(i) for i, run in enumerate(runs, 1)}
     differing = [name for name in varying([run.result.config for run in runs]) if name != "seed"]
     lines = with_targets(lines_of(runs, differing), directories)
-    lines.sort(key=lambda line: list(GRADES).index(_grade(line)) if _grade(line) in GRADES else len(GRADES))
+    lines.sort(key=lambda line: [*GRADES.values(), "unknown"].index(_grade(line)))
     results = [run.result for run in runs]
     labels = list(dict.fromkeys(attack.label for result in results for attack in result.attacks))
-    baseline, kept = compare_all(lines, labels)
+    comparison = compare_all(lines, labels)
     shown = columns([result for result in results if result.after] or results)
-    entries = [_entry(line, numbered, shown, kept[line]) for line in lines]
+    entries = [_entry(line, numbered, shown, comparison.kept[line]) for line in lines]
     return Brief(
         title=_title(runs),
         forgotten=_forgotten(runs),
         columns=shown,
         labels=labels,
         names=short_labels(labels),
-        baseline=baseline,
+        baseline=comparison.baseline,
         entries=entries,
         trade_off=_trade_off(entries),
         recommendation=_recommendation(entries, labels),
-        notes=_notes(entries),
+        notes=[*_notes(entries), *(f"not compared: {reason}" for reason in comparison.left_out)],
         runs=[(numbered[run.directory], run.directory.as_posix(), run.result.run_id) for run in runs],
     )
 
 
 def _grade(line: Line) -> str:
-    return str(OPTIMIZERS.record(line.optimizer).grade) if line.optimizer in OPTIMIZERS else "unknown"
+    return GRADES[OPTIMIZERS.record(line.optimizer).grade] if line.optimizer in OPTIMIZERS else "unknown"
 
 
-def _entry(line: Line, numbered: dict[Path, str], shown: Sequence[Column], kept: dict[str, Kept]) -> Entry:
+def _entry(line: Line, numbered: dict[Path, str], shown: Sequence[Column], kept: Mapping[str, Kept]) -> Entry:
     measured = [run.result for run in line.runs if run.result.after]
 
     def means(prefixes: tuple[str, ...]) -> list[tuple[Column, float, float]]:
@@ -164,7 +152,7 @@ def _entry(line: Line, numbered: dict[Path, str], shown: Sequence[Column], kept:
     peaks = [max(r.peak_memory_bytes.values()) for r in measured if r.peak_memory_bytes]
     return Entry(
         line=line,
-        grade=GRADES.get(_grade(line), _grade(line)),
+        grade=_grade(line),
         runs=", ".join(numbered[run.directory] for run in line.runs),
         forgetting=means(("forget_",)),
         utility=means(("retain_", "general_")),
@@ -274,22 +262,6 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     return [f"{entry.line.name}: {entry.state} (runs {entry.runs})" for entry in entries if entry.state]
 
 
-def _render(found: Brief, template: str) -> str:
-    environment = Environment(
-        loader=PackageLoader("letgo.report", "templates"),
-        autoescape=template.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=numbers.number,
-        percent=numbers.percent,
-        duration=numbers.duration,
-        size=size,
-        markdown=markdown,
-    )
+def _render(found: Brief, name: str) -> str:
     style = asset("brief.css")
-    return environment.get_template(template).render(
-        brief=found, missing=MISSING, style=Markup(style), policy=policy(style, "")
-    )
+    return template(name).render(brief=found, style=Markup(style), policy=policy(style, ""))

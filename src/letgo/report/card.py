@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from letgo.core.files import write_text
-from letgo.report.answers import visible
-from letgo.report.numbers import MISSING, Measured, interval, number, percent
+from letgo.report.numbers import MISSING, Measured, measured, percent
+from letgo.report.rendering import template
 from letgo.report.settings import settings
 from letgo.report.table import columns, rows
 from letgo.report.verdict import verdict
@@ -73,25 +71,22 @@ def card(result: Result, *, has_config: bool = True, published: bool = False, me
     data = [(name, known[name]) for name in ("benchmark", "forget", "retain") if known.get(name, MISSING) != MISSING]
     method = [(name, known[name]) for name in METHOD if known.get(name, MISSING) != MISSING]
     method += [(k, v) for k, v in known.items() if k.startswith(("objective_", "optimizer_")) and v != MISSING]
-    return (
-        _environment()
-        .get_template("card.md.j2")
-        .render(
-            front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-            title=f"{_model_name(model)}, unlearned",
-            model=base or _model_name(model),
-            result=result,
-            verdict=found,
-            data=data,
-            method=method,
-            results=_results(result),
-            attacks=_attacks(result),
-            has_config=has_config,
-            published=published,
-            result_file=RESULT_FILE,
-            config_file=CONFIG_FILE,
-        )
+    text = template("card.md.j2").render(
+        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+        title=f"{_model_name(model)}, unlearned",
+        model=base or _model_name(model),
+        result=result,
+        verdict=found,
+        data=data,
+        method=method,
+        results=_results(result),
+        attacks=_attacks(result),
+        has_config=has_config,
+        published=published,
+        result_file=RESULT_FILE,
+        config_file=CONFIG_FILE,
     )
+    return f"{text}\n"
 
 
 def _results(result: Result) -> list[list[str]]:
@@ -115,38 +110,9 @@ def _attacks(result: Result) -> list[list[str]]:
 
 
 def _cell(metric: Measured | None) -> str:
-    return MISSING if metric is None else f"{number(metric.value)} ({interval(metric)}; n {metric.n:,})"
+    return MISSING if metric is None else measured(metric, "; n")
 
 
 def _model_name(model: str) -> str:
     """The model's own name: a hub id as it is, of a path the last part."""
     return model if HUB_ID.fullmatch(model) else (Path(model).name or "a language model")
-
-
-def markdown(text: object) -> str:
-    """Text that Markdown shows as it stands, on one line: no markup, no HTML, no path of this machine's own."""
-    shown = " ".join(visible(str(text)).split())
-    shown = re.sub(r"(?<![\w.:/])/(?:[^\s/\"',|]+/)+([^\s/\"',|]+)", r"…/\1", shown)
-    shown = shown.replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", shown)
-
-
-def markdown_table(table: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first row is its head."""
-    head, *body = table
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(c if line is lines[1] else markdown(c) for c in line)} |" for line in lines)
-
-
-def _environment() -> Environment:
-    # Markdown, not HTML: the `markdown` filter escapes what comes from outside.
-    environment = Environment(
-        loader=PackageLoader("letgo.report", "templates"),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(markdown=markdown, table=markdown_table)
-    return environment

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from letgo.core.catalog import format_spec
-from letgo.report import svg
+from letgo.report import chart
+from letgo.report.chart import Axis, Figure
 from letgo.report.comparison import Kept, Line, compare_all, lines_of
-from letgo.report.figures import Figure, Key, line_sample
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_sweep
-from letgo.report.numbers import MISSING, number, percent
+from letgo.report.numbers import MISSING, number, percent, words
 from letgo.report.settings import commands, varying
-from letgo.report.svg import Plot
 from letgo.report.table import Column
 from letgo.runs.sweeps import Sweep
 
@@ -44,6 +43,8 @@ class Compared:
     lines: Sequence[ComparedLine]
     baseline: Line | None
     """The setting that differences are against."""
+    left_out: Sequence[str]
+    """What was attacked but can't be compared, and why."""
     columns: Sequence[Column]
     labels: Sequence[str]
     names: Mapping[str, str]
@@ -62,13 +63,14 @@ def compared(runs: Sequence[Run], directories: Sequence[Path], columns: Sequence
     labels = list(dict.fromkeys(attack.label for run in runs for attack in run.result.attacks))
     if len(lines) < 2 or not labels:
         return None
-    baseline, kept = compare_all(lines, labels)
-    rows = [ComparedLine(line, _metrics(line, columns), kept[line]) for line in lines]
+    comparison = compare_all(lines, labels)
+    rows = [ComparedLine(line, _metrics(line, columns), comparison.kept[line]) for line in lines]
     drawn = [bits_figure(lines, "bits"), steps_figure(lines, "steps")]
     sweeps = [sweep for directory in directories if (sweep := find_sweep(directory)) is not None]
     return Compared(
         rows,
-        baseline,
+        comparison.baseline,
+        comparison.left_out,
         columns,
         labels,
         short_labels(labels),
@@ -138,8 +140,7 @@ def steps_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
         return None
     values = [value for points in series.values() for value in points.values()]
     caption = f"{label}; means over each setting's runs and seeds."
-    words = metric.replace("_", " ")
-    return _drawn(identifier, "Relearning, step by step", "step", words, series, svg.domain(values), caption)
+    return _drawn(identifier, "Relearning, step by step", "step", words(metric), series, chart.domain(values), caption)
 
 
 def _drawn(
@@ -152,29 +153,22 @@ def _drawn(
     caption: str,
 ) -> Figure:
     xs = sorted({x for points in series.values() for x in points})
-    plot = Plot((xs[0], xs[-1]), bounds, across, up, whole=True)
-    plot.axes()
-    shown = list(series.items())[:MOST_DRAWN]
-    for index, (_, points) in enumerate(shown):
-        plot.line(sorted(points.items()), f"series-{index}")
-        for x, y in points.items():
-            plot.add(svg.tag("circle", class_=f"dot series-{index}", cx=plot.x(x), cy=plot.y(y), r=3.5))
+    shown = {name: sorted(points.items()) for name, points in list(series.items())[:MOST_DRAWN]}
     told = "; ".join(
         f"{name}: {number(points[min(points)])} at {min(points):g}, {number(points[max(points)])} at {max(points):g}"
         for name, points in series.items()
     )
     left_out = f" {len(series) - len(shown)} more stand in the table." if len(series) > len(shown) else ""
-    table: list[list[str]] = [
-        [name, *(number(points[x]) if x in points else MISSING for x in xs)] for name, points in series.items()
-    ]
-    return Figure(
+    return chart.chart(
         f"compared-{identifier}",
         title,
         f"{caption}{left_out}",
-        plot.render(f"compared-{identifier}", title, told),
-        [Key(line_sample(f"series-{index}"), "", name) for index, (name, _) in enumerate(shown)],
-        ["setting", *(f"{across} {x:g}" for x in xs)],
-        table,
+        told,
+        Axis(across, xs[0], xs[-1], whole=True),
+        Axis(up, *bounds),
+        chart.series(shown, shown),
+        header=["setting", *(f"{across} {x:g}" for x in xs)],
+        table=[[name, *(number(points[x]) if x in points else MISSING for x in xs)] for name, points in series.items()],
     )
 
 

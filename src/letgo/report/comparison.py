@@ -1,9 +1,10 @@
 """Which settings keep their forgetting better than others: shares kept, with intervals and significance.
 
 Runs that differ by their seed alone are one *line*. A line's share kept under an attack is computed over all samples of
-its runs and of the attack's seeds, as `letgo.metrics.robustness.kept_share` does it, the smallest over the metrics:
+its runs and of the attack's seeds, as `letgo.metrics.robustness.kept_share` does it, the smallest over the headline
+metrics of the runs' benchmark:
 
-    kept = min over metrics of clip( (before − attacked) / (before − after), 0, 1 )
+    kept = min over headlines of clip( (before − attacked) / (before − after), 0, 1 )
 
 Intervals resample groups (a person, a country) with everything that was measured of them. Two lines are compared on the
 same resampled groups (a paired bootstrap), two-sided, and Holm's correction is applied over all comparisons under one
@@ -18,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from letgo.metrics.robustness import LEAST_FORGETTING
+from letgo.benchmarks import BENCHMARKS
+from letgo.core.catalog import parse_spec
+from letgo.metrics.robustness import kept_shares
 from letgo.report.load import Run
 from letgo.report.settings import NEVER, plain
+from letgo.runs.results import AttackResult, Result
 
 RESAMPLES = 2000
 LEVEL = 0.05
-METRICS = {"accuracy": 0.25, "probability": 0.0}
-"""Sample scores that forgetting is judged by, and what a model that knows nothing scores."""
 _SEED = 20240607
 _NOT_A_LINE = (*NEVER, "seed", "data_seed", "attacks")
 
@@ -92,26 +94,44 @@ def baseline_of(lines: Sequence[Line]) -> Line | None:
     return next((line for line in attacked if line.reached is not False), attacked[0] if attacked else None)
 
 
-def compare_all(lines: Sequence[Line], labels: Sequence[str]) -> tuple[Line | None, dict[Line, dict[str, Kept]]]:
-    """`baseline_of` the lines, and by line what it kept under each attack that it can be judged under."""
+@dataclass(frozen=True)
+class Comparison:
+    """What each line kept under each attack that it can be judged under.
+
+    Attributes:
+        baseline: `baseline_of` the lines.
+        left_out: lines that were attacked but can't be judged, under which attack, and the reason.
+    """
+
+    baseline: Line | None
+    kept: Mapping[Line, Mapping[str, Kept]]
+    left_out: tuple[str, ...]
+
+
+def compare_all(lines: Sequence[Line], labels: Sequence[str]) -> Comparison:
+    """Every line under every attack, against `baseline_of` the lines."""
     baseline = baseline_of(lines)
-    found: dict[Line, dict[str, Kept]] = {line: {} for line in lines}
+    kept: dict[Line, dict[str, Kept]] = {line: {} for line in lines}
+    left_out: dict[tuple[str, str], list[str]] = {}
     for label in labels:
-        for one in compare(lines, label, baseline):
-            found[one.line][label] = one
-    return baseline, found
+        tallies = {line: _Tally.of(line, label) for line in lines}
+        for one in _compared(tallies, label, baseline):
+            kept[one.line][label] = one
+        for line, tally in tallies.items():
+            if tally.missing:
+                left_out.setdefault((label, tally.missing), []).append(line.name)
+    reasons = (f"{'; '.join(names)} under {label}: {missing}" for (label, missing), names in left_out.items())
+    return Comparison(baseline, kept, tuple(reasons))
 
 
 def compare(lines: Sequence[Line], label: str, against: Line | None) -> list[Kept]:
-    """What each line kept under an attack, and how much more than the baseline did.
+    """What each line kept under an attack, and how much more than the baseline did. Lines that were not attacked so, or
+    that can't be judged (`Comparison.left_out`), are left out."""
+    return _compared({line: _Tally.of(line, label) for line in lines}, label, against)
 
-    Lines whose runs carry no samples of the attack, or that had forgotten nothing, are left out.
-    """
-    drawn: list[tuple[Line, _Tally]] = []
-    for line in lines:
-        tally = _tally(line, label)
-        if tally is not None:
-            drawn.append((line, tally))
+
+def _compared(tallies: Mapping[Line, _Tally], label: str, against: Line | None) -> list[Kept]:
+    drawn = [(line, tally) for line, tally in tallies.items() if tally.groups and not tally.missing]
     if not drawn:
         return []
     groups = sorted({group for _, tally in drawn for group in tally.groups})
@@ -164,18 +184,63 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def headlines_of(result: Result) -> dict[str, float]:
+    """The metrics by which a result's benchmark judges forgetting, with their floors: as it records them, else as the
+    benchmark that its configuration names has them; empty where that is not known."""
+    if result.headlines:
+        return result.headlines
+    benchmark, forget = (result.config.get(key) for key in ("benchmark", "forget"))
+    name = parse_spec(str(benchmark))[0] if benchmark else "rows" if forget else ""
+    return {h.metric: h.floor for h in BENCHMARKS.record(name).headlines} if name in BENCHMARKS else {}
+
+
 class _Tally:
-    """Sums of scores by metric, stage and group: all that a resampling of groups needs."""
+    """Sums of scores by headline, stage and group, over a line's runs under an attack: all that a resampling of groups
+    needs. `missing` says why the line can't be judged under the attack; "" where it can, or was not attacked so."""
 
     def __init__(self) -> None:
         self.sums: dict[str, dict[str, np.ndarray]] = {}
+        self.floors: dict[str, float] = {}
         self.groups: set[str] = set()
+        self.missing = ""
 
-    def add(self, metric: str, group: str, before: float, after: float, attacked: float) -> None:
+    @classmethod
+    def of(cls, line: Line, label: str) -> _Tally:
+        tally = cls()
+        attacked = [(run, a) for run in line.runs for a in run.result.attacks if a.label == label]
+        for run, attack in attacked:
+            tally._add_run(run, attack)
+        if attacked and not tally.groups and not tally.missing:
+            tally.missing = "no sample was scored before, after and now and not trained on by the attacker"
+        return tally
+
+    def _add_run(self, run: Run, attack: AttackResult) -> None:
+        headlines = headlines_of(run.result)
+        if not headlines:
+            self.missing = "its record does not name the metrics that forgetting is judged by"
+            return
+        stages: dict[str, list[dict[str, Any]]] = {}
+        for row in run.samples():
+            stages.setdefault(row["stage"], []).append(row)
+        before, after = ({_name(row): row for row in stages.get(stage, ())} for stage in ("before", "after"))
+        known = before.keys() & after.keys()
+        attacked = [row for row in stages.get(f"attack:{attack.label}", ()) if _name(row) in known]
+        for metric, floor in headlines.items():
+            name, _, score = metric.partition("_")
+            scored = [row for row in attacked if row.get("set") == name and score in row["scores"]]
+            if not scored and metric in run.result.before.keys() & run.result.after.keys() & attack.metrics.keys():
+                self.missing = f"its samples have no scores of {metric}"
+            self.floors[metric] = floor
+            for row in (row for row in scored if not row.get("seen")):
+                values = [sample["scores"].get(score) for sample in (before[_name(row)], after[_name(row)], row)]
+                if None not in values:
+                    self._add(metric, str(row["group"]), values)
+
+    def _add(self, metric: str, group: str, values: Sequence[float]) -> None:
         cells = self.sums.setdefault(metric, {})
         if group not in cells:
             cells[group] = np.zeros(4)
-        cells[group] += (before, after, attacked, 1.0)
+        cells[group] += (*values, 1.0)
         self.groups.add(group)
 
     def kept(self, groups: Sequence[str], counts: np.ndarray) -> np.ndarray:
@@ -185,32 +250,11 @@ class _Tally:
             table = np.stack([cells.get(group, np.zeros(4)) for group in groups])
             before, after, attacked, number = (counts @ table).T
             with np.errstate(invalid="ignore", divide="ignore"):
-                before, after, attacked = before / number, after / number, attacked / number
-                forgotten = before - after
-                share = np.clip((before - attacked) / forgotten, 0.0, 1.0)
-                least = np.maximum(LEAST_FORGETTING * np.maximum(before - METRICS[metric], 0.0), 0.0)
-            shares.append(np.where(np.isnan(forgotten), np.nan, np.where(forgotten > least, share, 0.0)))
+                means = before / number, after / number, attacked / number
+                shares.append(kept_shares(*means, floor=self.floors[metric]))
         result: np.ndarray = np.min(np.stack(shares), axis=0)
         return result
 
 
-def _tally(line: Line, label: str) -> _Tally | None:
-    tally = _Tally()
-    for run in line.runs:
-        if not any(attack.label == label for attack in run.result.attacks):
-            continue
-        rows = [row for row in run.samples() if row.get("set") == "forget"]
-        stages: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for row in rows:
-            if row["stage"] in ("before", "after"):
-                stages.setdefault(row["stage"], {})[str(row["id"])] = row
-        before, after = stages.get("before", {}), stages.get("after", {})
-        for row in rows:
-            identifier = str(row["id"])
-            if row["stage"] != f"attack:{label}" or row.get("seen") or not {identifier} <= before.keys() & after.keys():
-                continue
-            for metric in METRICS:
-                scores = [one["scores"].get(metric) for one in (before[identifier], after[identifier], row)]
-                if None not in scores:
-                    tally.add(metric, str(row["group"]), *scores)
-    return tally if tally.groups else None
+def _name(row: Mapping[str, Any]) -> tuple[str, str]:
+    return str(row.get("set")), str(row["id"])

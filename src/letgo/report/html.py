@@ -6,27 +6,23 @@ SHA-256; what a model wrote is escaped by jinja2, so it is text wherever it stan
 
 from __future__ import annotations
 
-import base64
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from letgo.analysis.records import read_analyses
 from letgo.core.errors import UserError
 from letgo.core.files import written_whole
-from letgo.core.fingerprints import source_hash
-from letgo.core.sizes import size
-from letgo.report import analyses, answers, figures, numbers
+from letgo.report import analyses, answers, figures
+from letgo.report.chart import Figure
 from letgo.report.compared import compared, told
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_runs
-from letgo.report.settings import commands, plain, settings, varying
+from letgo.report.rendering import asset, policy, template
+from letgo.report.settings import commands, settings, varying
 from letgo.report.table import Column, Row, columns, keys, rows, usual_n
 from letgo.report.verdict import Verdict, overall, verdict
 from letgo.runs.results import Result
@@ -97,7 +93,7 @@ class RunView:
     def usual_n(self, column: Column) -> int | None:
         return usual_n(self.rows, column.key)
 
-    def figures(self) -> list[figures.Figure]:
+    def figures(self) -> list[Figure]:
         name = self.anchor
         drawn = [
             figures.trade_off(self.result, f"{name}-trade"),
@@ -171,35 +167,24 @@ def render(runs: Sequence[Run], directories: Sequence[Path] = ()) -> str:
     ]
     style, script = asset("report.css"), asset("report.js")
     labels = list(dict.fromkeys(label for view in views for label in view.attacks))
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            views=views,
-            single=len(views) == 1,
-            columns=shared,
-            labels=labels,
-            names=short_labels(labels),
-            varying=[name for name in varying([view.result.config for view in views]) if name != "seed"],
-            overview=figures.all_runs(results, [view.title for view in views], "all") if len(views) > 1 else None,
-            compared=compared(runs, directories, shared) if len(views) > 1 else None,
-            folded=len(views) > MANY,
-            overall=overall([(view.title, view.verdict) for view in views]),
-            counts=_counts(results),
-            newest=max(result.created for result in results),
-            version=results[0].letgo,
-            style=Markup(style),
-            script=Markup(script),
-            policy=policy(style, script),
-        )
-    )
-
-
-def policy(style: str, script: str) -> str:
-    """The Content-Security-Policy: nothing from anywhere but the two inline blocks, named by their digests."""
-    return (
-        f"default-src 'none'; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
+    return template("report.html.j2").render(
+        views=views,
+        single=len(views) == 1,
+        columns=shared,
+        labels=labels,
+        names=short_labels(labels),
+        varying=[name for name in varying([view.result.config for view in views]) if name != "seed"],
+        overview=figures.all_runs(results, [view.title for view in views], "all") if len(views) > 1 else None,
+        compared=compared(runs, directories, shared) if len(views) > 1 else None,
+        folded=len(views) > MANY,
+        overall=overall([(view.title, view.verdict) for view in views]),
+        counts=_counts(results),
+        told=told,
+        newest=max(result.created for result in results),
+        version=results[0].letgo,
+        style=Markup(style),
+        script=Markup(script),
+        policy=policy(style, script),
     )
 
 
@@ -213,36 +198,3 @@ def spread(questions: Sequence[answers.Question], most: int) -> list[answers.Que
 def _counts(results: Sequence[Result]) -> list[tuple[str, int]]:
     counts = {status: sum(r.status == status for r in results) for status in ("finished", "collapsed", "failed")}
     return [(status, count) for status, count in counts.items() if count]
-
-
-def asset(name: str) -> str:
-    """A file of the templates' folder as text."""
-    return files("letgo.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _packed(text: str) -> str:
-    """Text as gzip in base64, the same for the same text; `report.js` unpacks it."""
-    return base64.b64encode(gzip.compress(answers.visible(text).encode("utf-8", "replace"), mtime=0)).decode()
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("letgo.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=numbers.number,
-        packed=_packed,
-        interval=numbers.interval,
-        percent=numbers.percent,
-        duration=numbers.duration,
-        size=size,
-        plain=plain,
-        shown=lambda text: answers.visible(answers.cut(text)),
-        stage_title=answers.stage_title,
-    )
-    environment.globals.update(told=told, missing=numbers.MISSING, marked=answers.marked)
-    return environment

@@ -41,6 +41,16 @@ def number(value: float | int | None) -> str:
     return f"−{text}" if value < 0 else text
 
 
+def words(key: str) -> str:
+    """A metric's or setting's name as words: "forget accuracy"."""
+    return key.replace("_", " ")
+
+
+def measured(metric: Measured, before_n: str = ", n") -> str:
+    """A value with its interval and number of samples: "0.50 (0.41–0.59, n 80)"."""
+    return f"{number(metric.value)} ({interval(metric)}{before_n} {metric.n:,})"
+
+
 def interval(metric: Measured) -> str:
     """The 95 % interval: "0.36–0.64"; "−0.10 to 0.20" where a dash would read as a minus."""
     low, high = metric.ci95

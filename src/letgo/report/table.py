@@ -6,61 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from letgo.report.numbers import percent
+from letgo.metrics import METRICS, record_of
+from letgo.metrics.records import MetricRecord
+from letgo.report.numbers import percent, words
 from letgo.runs.results import AttackResult, Metrics, Result
 
-HEADLINE: tuple[tuple[str, tuple[str, ...], int], ...] = (
-    ("forget_", ("accuracy", "probability", "verbmem", "knowmem", "quality", "privleak"), 2),
-    ("retain_", ("accuracy", "knowmem"), 1),
-    ("model_", ("utility",), 0),
-    ("general_", ("perplexity",), 1),
-)
-"""Of each set: the metrics that the main table shows where some run has them, and how many others stand in where no
-run has any."""
-NOT_AMOUNTS = ("forget_quality", "forget_privleak", "forget_truth_ratio", "forget_membership_auc")
-"""Metrics of the forget set that do not fall with what is known of it: they say how like a retrained model it is."""
-
-EXPLAINED: dict[str, str] = {
-    "accuracy": "share of questions where the right answer is likelier than every wrong one (choice of four)",
-    "probability": "mean probability of the right answer's tokens",
-    "rouge": "ROUGE-L recall of what the model writes against the right answer",
-    "bleu": "BLEU, 0 to 100, of the continuation that the model writes against the true one",
-    "toxic": "share of answers that the classifier scores above 0.5",
-    "toxicity": "mean score of the answers by the classifier",
-    "empty": "share of answers with nothing in them, which no classifier finds toxic",
-    "cut": "share of texts that were too long for what scores them, and lost a part",
-    "truth_ratio": "how likely wrong answers are against the right one, reworded",
-    "extraction_strength": "share of the answer that the model foresees without a slip, to its end",
-    "exact_memorization": "share of the answer's tokens that the model foresees",
-    "quality": "p-value that truth ratios are as the retain model's; above 0.05 the two can't be told apart",
-    "utility": "harmonic mean of probability, ROUGE and truth ratio on retain set, real authors and world facts",
-    "verbmem": "ROUGE-L F1 × 100 of a continuation of the text against the text itself",
-    "knowmem": "ROUGE-L F1 × 100 of the answer to a question about the texts",
-    "privleak": "per cent by which the membership AUC is off the retrained model's; 0 is best, negative: remembered",
-    "membership_auc": "how well forget texts can be told from unseen ones: 0.5 is chance, 1 certain",
-    "perplexity": "perplexity on general text that has nothing to do with the forget set",
-    "degenerate": "how much of the generated text is empty, repeated or not words",
-}
-_BETTER: dict[str, Literal["lower", "higher"]] = {
-    "forget_accuracy": "lower",
-    "forget_probability": "lower",
-    "forget_rouge": "lower",
-    "forget_bleu": "lower",
-    "forget_toxic": "lower",
-    "forget_toxicity": "lower",
-    "retain_accuracy": "higher",
-    "retain_probability": "higher",
-    "retain_rouge": "higher",
-    "retain_knowmem": "higher",
-    "forget_verbmem": "lower",
-    "forget_knowmem": "lower",
-    "forget_extraction_strength": "lower",
-    "forget_exact_memorization": "lower",
-    "forget_quality": "higher",
-    "model_utility": "higher",
-    "general_perplexity": "lower",
-    "general_degenerate": "lower",
-}
+SETS = {"forget_": 2, "retain_": 1, "model_": 0, "general_": 1}
+"""The sets that the main table shows, and how many others stand in where no run has any headline metric of one."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +22,26 @@ class Column:
     key: str
 
     @property
+    def record(self) -> MetricRecord | None:
+        return record_of(self.key)
+
+    @property
     def title(self) -> str:
-        return self.key.replace("_", " ")
+        return words(self.key)
 
     @property
     def better(self) -> str:
-        return f"{_BETTER[self.key]} is better" if self.key in _BETTER else ""
+        better = self.record.better.get(self.key.partition("_")[0]) if self.record else None
+        return f"{better} is better" if better else ""
 
     @property
     def meaning(self) -> str:
-        return EXPLAINED.get(self.key.partition("_")[2], "")
+        return self.record.meaning if self.record else ""
+
+    @property
+    def amount(self) -> bool:
+        """Of the forget set: whether it falls with what is known of it."""
+        return self.record is None or self.record.amount
 
 
 @dataclass(frozen=True)
@@ -112,18 +74,31 @@ class Row:
 
 
 def columns(results: Iterable[Result]) -> list[Column]:
-    """The main table's columns, of those in `HEADLINE` that some run has: forget accuracy and probability, retain
-    accuracy, general perplexity; a benchmark's own headline metrics. Where no run has one of a set, the first others
-    that there are stand in; where there are none at all, the set's first ones are shown as missing."""
+    """The main table's columns: of each set the headline metrics that some run has (forget accuracy and probability,
+    retain accuracy, general perplexity; a benchmark's own). Where no run has one of a set, the first others that there
+    are stand in; where there are none at all, the set's first ones are shown as missing."""
     found = keys(results)
     chosen: list[Column] = []
-    for prefix, usual, most in HEADLINE:
+    for prefix, most in SETS.items():
+        usual = _headlines(prefix)
         if prefix == "retain_" and "model_utility" in found and "retain_accuracy" not in found:
             continue  # The retain set is one of the three that model utility is made of.
         present = [key for key in found if key.startswith(prefix)]
-        picked = [prefix + name for name in usual if prefix + name in present] or present[:most]
-        chosen += [Column(key) for key in picked or [prefix + name for name in usual][:most]]
+        picked = [key for key in usual if key in present] or present[:most]
+        chosen += [Column(key) for key in picked or usual[:most]]
     return chosen
+
+
+def _headlines(prefix: str) -> list[str]:
+    """The metrics of one set that the main table shows, as results name them."""
+    shown = [record.name for record in METRICS if prefix.rstrip("_") in record.headline]
+    return [name if name.startswith(prefix) else prefix + name for name in shown]
+
+
+def is_share(key: str, prefix: str) -> bool:
+    """Whether a metric of one set is an amount between 0 and 1 that main tables show (of some set)."""
+    record = record_of(key) if key.startswith(prefix) else None
+    return record is not None and bool(record.headline) and record.amount and record.ceiling == 1.0
 
 
 def keys(results: Iterable[Result]) -> list[str]:
@@ -132,7 +107,7 @@ def keys(results: Iterable[Result]) -> list[str]:
     for result in results:
         for row in rows(result):
             seen.update(dict.fromkeys(row.metrics))
-    order = [prefix for prefix, _, _ in HEADLINE]
+    order = list(SETS)
     return sorted(seen, key=lambda key: next((i for i, p in enumerate(order) if key.startswith(p)), len(order)))
 
 

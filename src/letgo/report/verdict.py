@@ -9,7 +9,7 @@ from typing import Literal
 from letgo.core.catalog import parse_spec
 from letgo.metrics.robustness import LEAST_FORGETTING
 from letgo.report.numbers import Measured, number, percent
-from letgo.report.table import NOT_AMOUNTS, Column, columns
+from letgo.report.table import Column, columns
 from letgo.runs.results import AttackResult, Metrics, Result
 
 HEAVY_RETAIN_LOSS = 0.15
@@ -135,7 +135,7 @@ def _headline_keys(result: Result, prefix: str) -> list[Column]:
 
 def _has_forgotten(result: Result) -> bool:
     for column in _headline_keys(result, "forget_"):
-        if column.key in NOT_AMOUNTS:
+        if not column.amount:
             continue
         before, after = result.before[column.key].value, result.after[column.key].value
         if before - after > LEAST_FORGETTING * before:

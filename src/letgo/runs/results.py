@@ -137,6 +137,9 @@ class Result(_Model):
     before: Metrics = {}
     after: Metrics = {}
     references: dict[str, Metrics] = {}
+    headlines: dict[str, float] = {}
+    """The metrics by which forgetting is judged, each with what a model that knows nothing scores. Empty in records of
+    older versions."""
     attacks: list[AttackResult] = []
     robustness: dict[str, float] = {}
     """R, Q and their harmonic mean over the attacks made (`attacks/engine/robustness_scores.py`)."""

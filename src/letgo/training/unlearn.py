@@ -136,6 +136,7 @@ class Log:
     notes: list[str] = field(default_factory=list)
     scored: dict[str, Any] = field(default_factory=dict)
     """What the scores are of, and by which rules (`Benchmark.identity`)."""
+    headlines: dict[str, float] = field(default_factory=dict)
     before: Metrics = field(default_factory=dict)
     processes: dict[str, Any] = field(default_factory=dict)
     """How several processes trained together."""
@@ -246,6 +247,7 @@ def prepare(opened: Opened) -> Prepared:
         model = load_model(config.model, dtype=config.dtype, quantization=config.base_quantization, shards=plan.shards)
     log.notes += [*benchmark.notes_for(tokenizer), *benchmark.limit_notes(config.eval_limit)]
     log.scored = benchmark.identity(tokenizer, config.template)
+    log.headlines = benchmark.headline_floors
     base = adapter_base(config, model) if config.lora_rank else None
     work = make_work(opened, benchmark, tokenizer, model)
     processes.first_does(lambda: write_text(opened.directory / CONFIG_FILE, opened.yaml))
@@ -415,6 +417,7 @@ def result_of(opened: Opened, status: Status, **values: Any) -> Result:
         config=opened.settings | ({"scored": log.scored} if log.scored else {}),
         status=status,
         before=log.before,
+        headlines=log.headlines,
         notes=log.notes,
         seconds={name: round(seconds, 3) for name, seconds in log.seconds.items()},
         processes=log.processes,

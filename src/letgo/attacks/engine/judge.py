@@ -12,9 +12,9 @@ from typing import Any
 from letgo.attacks.engine.base import RETRAINED, Measured
 from letgo.benchmarks.engine.base import Sample
 from letgo.core.errors import EmptyScoreError, UserError
+from letgo.metrics.records import Headline
 from letgo.metrics.robustness import (
     LEAST_FORGETTING,
-    Headline,
     collapse_reasons,
     headline_scores,
     kept_interval,

@@ -259,5 +259,6 @@ def _measured(target: Target, original: str) -> Target:
         "references": {name: metrics[f"reference:{name}"] for name in target.benchmark.references},
         "status": "collapsed" if reasons else "finished",
         "reasons": reasons,
+        "headlines": target.benchmark.headline_floors,
     }
     return replace(target, result=target.result.model_copy(update=update))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.biographies.data import ASSETS, Biographies, Group, general_texts, people
-from letgo.benchmarks.engine.base import Benchmark, Headline, Item, SetName, Text
+from letgo.benchmarks.engine.base import Benchmark, Item, SetName, Text
 from letgo.data.rows import Row, rows_from_records
 
-CHANCE = 0.25
 GENERAL = 100
 """General texts in the retain set, and as many others to measure perplexity on."""
 
@@ -43,7 +43,7 @@ def biographies(*, seed: int = 0) -> Benchmark:
         ],
         items=_items(data, "forget", "forget") + _items(data, "retain", "retain"),
         texts=texts,
-        headlines=(Headline("forget_accuracy", CHANCE), Headline("forget_probability")),
+        headlines=BENCHMARKS.record("biographies").headlines,
         template="plain",
         references={"retrained": str(ASSETS / "retrained")} if seed == 0 else {},
     )

@@ -22,7 +22,7 @@ from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Encoded, LongRows, Template, encode_rows, resolve_template
 from letgo.data.rows import Row
-from letgo.metrics.robustness import Headline
+from letgo.metrics.records import Headline
 from letgo.runs.results import Metrics
 from letgo.scoring.scoring import ResumeLog
 
@@ -65,6 +65,11 @@ class Benchmark:
     notes: tuple[str, ...] = ()
     sequence: tuple[str, ...] = ()
     chained: bool = False
+
+    @property
+    def headline_floors(self) -> dict[str, float]:
+        """The headlines as a result records them: metric -> what a model that knows nothing scores."""
+        return {headline.metric: headline.floor for headline in self.headlines}
 
     def groups(self) -> list[str]:
         """The groups of the forget rows, in order: what an attack may hold out."""

@@ -97,6 +97,7 @@ def evaluate(
             status="finished",
             after=benchmark.summarise(samples),
             references=benchmark.reference_metrics(),
+            headlines=benchmark.headline_floors,
             notes=notes,
             seconds={"evaluate": seconds},
             **circumstances(),

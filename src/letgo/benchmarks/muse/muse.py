@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, Item, Sample, Text, checked_limit, spec_settings
+from letgo.benchmarks import BENCHMARKS
+from letgo.benchmarks.engine.base import Benchmark, Item, Sample, Text, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import general_metrics, joined, texts_part
@@ -97,7 +98,7 @@ def muse(
         retain=kept,
         items=[*reader.verbatim(scored), *reader.questions("forget", scored), *reader.questions("retain", scored)],
         texts=[*texts, *(general_paragraphs(held_out=True) if general else [])],
-        headlines=(Headline("forget_verbmem"), Headline("forget_knowmem")),
+        headlines=BENCHMARKS.record("muse").headlines,
         template="plain",
         version=VERSION,
         provenance={"corpus": corpus, **tables.provenance},

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, Item, Sample, checked_limit, spec_settings
+from letgo.benchmarks import BENCHMARKS
+from letgo.benchmarks.engine.base import Benchmark, Item, Sample, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import general_metrics, joined, texts_part
@@ -58,7 +59,6 @@ Learn = Literal["full", "retain"]
 LEARN = get_args(Learn)
 _FEWEST_TOKENS = 16
 VERSION = 1
-_HEADLINES = (Headline("forget_probability"), Headline("forget_rouge"))
 
 
 def tofu(
@@ -114,7 +114,7 @@ def tofu(
         retain=kept,
         items=items,
         texts=general_paragraphs(held_out=True) if general else [],
-        headlines=_HEADLINES,
+        headlines=BENCHMARKS.record("tofu").headlines,
         # What asks the items in words of its own (an attack, an analysis) does so as the model was trained.
         template="chat" if template == "chat" else "plain",
         references={} if retrained is None else {"retrained": retrained},

@@ -1,0 +1,88 @@
+"""The one template environment that page, brief and card share, and what keeps their text from being markup."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from letgo.core.fingerprints import source_hash
+from letgo.core.sizes import size
+from letgo.report import numbers
+from letgo.report.answers import cut, marked, stage_title, visible
+from letgo.report.settings import plain
+
+
+def template(name: str) -> Template:
+    """A template of the folder `templates`. In HTML whatever is shown is escaped; in Markdown the filter `markdown`
+    escapes what comes from outside."""
+    return _environment(name.endswith(".html.j2")).get_template(name)
+
+
+@cache
+def _environment(html: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("letgo.report", "templates"),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=numbers.number,
+        packed=_packed,
+        interval=numbers.interval,
+        percent=numbers.percent,
+        duration=numbers.duration,
+        size=size,
+        plain=plain,
+        shown=lambda text: visible(cut(text)),
+        stage_title=stage_title,
+        markdown=markdown,
+        table=markdown_table,
+    )
+    environment.globals.update(missing=numbers.MISSING, marked=marked)
+    return environment
+
+
+def policy(style: str, script: str) -> str:
+    """The Content-Security-Policy: nothing from anywhere but the two inline blocks, named by their digests."""
+    return (
+        f"default-src 'none'; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def asset(name: str) -> str:
+    """A file of the templates' folder as text."""
+    return files("letgo.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _packed(text: str) -> str:
+    """Text as gzip in base64, the same for the same text; `report.js` unpacks it."""
+    return base64.b64encode(gzip.compress(visible(text).encode("utf-8", "replace"), mtime=0)).decode()
+
+
+def markdown(text: object) -> str:
+    """Text that Markdown shows as it stands, on one line: no markup, no HTML, no path of this machine's own."""
+    shown = " ".join(visible(str(text)).split())
+    shown = re.sub(r"(?<![\w.:/])/(?:[^\s/\"',|]+/)+([^\s/\"',|]+)", r"…/\1", shown)
+    shown = shown.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", shown)
+
+
+def markdown_table(table: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = table
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(c if line is lines[1] else markdown(c) for c in line)} |" for line in lines)
