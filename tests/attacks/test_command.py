@@ -30,7 +30,7 @@ def letgo(monkeypatch, capsys):
 
 def test_a_bare_model_against_its_original(letgo, saved, tmp_path):
     words = ["attack", saved.forms["full"], "--benchmark", saved.benchmark, "--original", saved.original]
-    words += ["--attack", "quantize:bits=4", "--attack", "relearn:steps=4,learning_rate=1e-2,seeds=2", "--limit", 4]
+    words += ["--attack", "quantize:bits=4", "--attack", "relearn:steps=4,learning_rate=2e-3,seeds=2", "--limit", 4]
     code, out, err = letgo(*words, "--threshold", "0.9", "--output", tmp_path / "out", "-q")
     assert code == 0, err
     flat = " ".join(out.split())

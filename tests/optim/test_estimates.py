@@ -82,7 +82,7 @@ processes.end()
 @pytest.mark.parametrize("engine", ["in_place", "batched"])
 def test_two_ranks_take_the_same_step_which_is_that_of_the_whole_batch(engine: str, tmp_path: Path) -> None:
     outs = [tmp_path / f"{rank}.pt" for rank in (0, 1, -1)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store"), str(out), engine], env=environment

@@ -164,7 +164,8 @@ find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name == "numba" else find(name, *a)
 import torch
 from letgo.core.errors import UserError
-from letgo.optim import ZOSGD, fused
+from letgo.optim import ZOSGD
+from letgo.optim.engine import fused
 x = torch.nn.Parameter(torch.zeros(1 << 20))
 ZOSGD([x], lr=1.0).step(lambda: (x - 1).square().mean())
 print(float(x.detach().abs().sum()) > 0)
@@ -189,7 +190,7 @@ def test_without_numba_everything_works_and_insisting_names_the_extra() -> None:
 @needs_numba
 def test_the_environment_can_say_no() -> None:
     code = (
-        "import sys, torch; from letgo.optim import fused;"
+        "import sys, torch; from letgo.optim.engine import fused;"
         "print(fused.kernels_for([torch.zeros(1 << 20)]), 'numba' in sys.modules)"
     )
     environment = {**os.environ, "LETGO_FUSED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -60,7 +60,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, _sizes: None) -> list[dict[st
     folder = tmp_path_factory.mktemp("shards")
     for case in STEPPING:
         torch.save(sharded.saved(case, sharded.make_model()), folder / f"{case}.pt")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     script = str(Path(sharded.__file__))
     processes = [
         subprocess.Popen(

@@ -343,8 +343,8 @@ def chart(
         layer.draw(plot)
     keys = [Key(line_key(line.class_), "", line.name) for line in layers if isinstance(line, Line)]
     parts = [*([tag("defs", *definitions)] if definitions else []), *plot.parts]
-    drawing = drawing(identifier, title, told, parts, HEIGHT)
-    return Figure(identifier, title, caption, drawing, [*keys, *legend], header, table)
+    drawn = drawing(identifier, title, told, parts, HEIGHT)
+    return Figure(identifier, title, caption, drawn, [*keys, *legend], header, table)
 
 
 @dataclass(frozen=True)
