@@ -267,7 +267,8 @@ if {device!r} == "cpu":
 else:
     torch.cuda.reset_peak_memory_stats()
 if {step!r}:
-    from letgo.optim import ZOSGD, fused
+    from letgo.optim import ZOSGD
+    from letgo.optim.engine import fused
     fused.use({fused!r})
     optimizer = ZOSGD(model.parameters(), lr=1e-7, noise={noise!r})
     optimizer.step(closure)

@@ -126,9 +126,16 @@ def lose(rank: int, how: str) -> None:
 def main() -> None:
     rank, folder, what = int(sys.argv[1]), Path(sys.argv[2]), (sys.argv[3:] or ["all"])[0]
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2,
-        timeout=datetime.timedelta(seconds=5 if what == "hang" else 120),
-    )  # fmt: skip
+        "gloo",
+        init_method=f"file://{folder / 'store'}",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=120),
+    )
+    if what == "hang":
+        # Short once both have joined: on a busy machine they may come minutes apart.
+        torch.distributed.barrier()
+        torch.distributed.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=5), torch.distributed.group.WORLD)
     if what == "all":
         torch.save(all_cases(rank, folder), folder / f"{rank}.pt")
     elif what == "differ":

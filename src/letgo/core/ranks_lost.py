@@ -22,11 +22,18 @@ class RankLostError(LetgoError):
     """A rank of the run has ended or does not answer, so that the others cannot go on."""
 
 
+def has_ranks() -> bool:
+    """Whether a process group is initialised, so that there are other ranks."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
 def is_rank_loss(error: BaseException) -> bool:
     """Whether an error is of ranks that do not answer, rather than of what one of them did."""
     import torch.distributed as dist
 
-    if not isinstance(error, RuntimeError) or not (dist.is_available() and dist.is_initialized()):
+    if not isinstance(error, RuntimeError) or not has_ranks():
         return False
     return isinstance(error, dist.DistError) or any(words in str(error).lower() for words in LOST)
 

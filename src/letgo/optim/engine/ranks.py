@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from letgo.core.errors import LetgoError
-from letgo.core.ranks_lost import rank_loss_named
+from letgo.core.ranks_lost import has_ranks, rank_loss_named
 from letgo.optim.base import check_choice, check_number
 from letgo.optim.engine.counter import mix
 from letgo.optim.engine.shards import Piece, piece_of
@@ -150,7 +150,7 @@ class Ranks:
 
     @staticmethod
     def _together() -> bool:
-        return dist.is_available() and dist.is_initialized()
+        return has_ranks()
 
 
 def checksum(tensors: Sequence[Tensor]) -> int:
