@@ -116,11 +116,11 @@ class DevicesPlan:
             return f"a device needs {size(fit.needed)}; give --device-memory to be told"
         if fit.fits:
             return f"yes: {size(fit.needed)} of {size(fit.usable)} ({size(fit.memory)} a device, less what it keeps)"
-        said = f"no: {size(fit.short)} short, {size(fit.needed)} of {size(fit.usable)} ({self.plan.peak.name})"
+        verdict = f"no: {size(fit.short)} short, {size(fit.needed)} of {size(fit.usable)} ({self.plan.peak.name})"
         if self.way_out is None:
-            return said + "; nor on any number of devices: adapters (lora_rank), zo_sgd or bfloat16 need less"
+            return verdict + "; nor on any number of devices: adapters (lora_rank), zo_sgd or bfloat16 need less"
         way = self.way_out
-        return f"{said}; {_count(way.devices, 'device')} with {way.strategy} would do ({size(way.needed)} each)"
+        return f"{verdict}; {_count(way.devices, 'device')} with {way.strategy} would do ({size(way.needed)} each)"
 
 
 def _count(number: int, what: str) -> str:
