@@ -33,8 +33,6 @@ FLOORS = (
     "cli",
 )
 """From the lowest to the highest."""
-NO_FLOOR = {"evidence"}
-"""Experiments, which stand above the whole library; their place is outside it."""
 LOOSE = {"__init__", "__main__"}
 MEMBERS = {"optim": OPTIMIZERS, "attacks": ATTACKS, "benchmarks": BENCHMARKS}
 SHARED = {
@@ -91,7 +89,7 @@ def wrong_places(library: Path) -> list[str]:
     """Modules outside the folders, and folders that are none of the house's."""
     loose = [path.name for path in library.glob("*.py") if path.stem not in LOOSE]
     folders = [path.parent.name for path in library.glob("*/*.py")]
-    return sorted([*loose, *(set(folders) - set(FLOORS) - NO_FLOOR)])
+    return sorted([*loose, *(set(folders) - set(FLOORS))])
 
 
 def arrows_upwards(graph: Mapping[str, Collection[str]]) -> list[str]:

@@ -24,6 +24,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def processor() -> str:
+    """What the CPU's arithmetic depends on: the instructions that torch's kernels use here, and the threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} {kernels}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def git_revision() -> str | None:
     """The commit of the working directory, "-dirty" where it has changes; None outside a repository."""
     try:
@@ -60,6 +69,11 @@ def give_back_memory() -> None:
 
 
 def circumstances() -> dict[str, Any]:
-    """The fields of a `Result` that are the same whatever was run: versions, commit, memory."""
+    """The fields of a `Result` that are the same whatever was run: versions and processor, commit, memory."""
     found = versions()
-    return {"letgo": found["letgo"], "versions": found, "git": git_revision(), "peak_memory_bytes": peak_memory()}
+    return {
+        "letgo": found["letgo"],
+        "versions": found | {"processor": processor()},
+        "git": git_revision(),
+        "peak_memory_bytes": peak_memory(),
+    }
