@@ -21,7 +21,7 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The tests as other processors would run them; hours. `.ci/run` runs a part of it.
+# The tests as other processors would run them: hours. `scripts/portable.py --part` runs those that compute.
 portable: $(VENV)/.ready-dev
 	$(BIN)/python scripts/portable.py
 

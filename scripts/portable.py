@@ -1,7 +1,7 @@
 """Run the tests as other processors would, with one and with two threads, and say which tests differ.
 
     python scripts/portable.py            the whole suite in every variant (`make portable`)
-    python scripts/portable.py --part     the folders that compute, in two variants (`.ci/run`, some minutes)
+    python scripts/portable.py --part     the folders that compute, in two variants
 
 A variant limits what torch's own kernels, oneDNN and MKL may use of the processor. Variants that ask for more than it
 has are the same as what it has.
