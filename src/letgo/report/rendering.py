@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -62,10 +61,6 @@ def policy(style: str, script: str) -> str:
 def asset(name: str) -> str:
     """A file of the templates' folder as text."""
     return files("letgo.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _packed(text: str) -> str:
