@@ -229,6 +229,7 @@ def test_a_model_of_several_processes_is_like_that_of_one(launched, tmp_path):
 
 ENDING = """
 import atexit, os, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from letgo.core import processes
 
@@ -238,6 +239,8 @@ class Late:
 
 processes.start()
 sys.late = Late()
+left_open = ThreadPoolExecutor(1)
+left_open.submit(int).result()  # its idle thread waits for work until Python tells it to go
 atexit.register(Path(sys.argv[1], f"registered-{processes.number()}").touch)
 print("printed", end="")
 processes.end(int(sys.argv[2]) if processes.number() == 1 else 0)

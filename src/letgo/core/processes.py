@@ -102,10 +102,9 @@ def end(code: int = 0) -> NoReturn:
         with contextlib.suppress(Exception):
             _group().barrier()
     _leave()
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
-    # Python has no public way to run what is registered without the rest of its finalization.
+    # As Python does it, which has no public way to do so without the rest: executors' idle threads are told to go, all
+    # threads are joined, and what is registered runs.
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
