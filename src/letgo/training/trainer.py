@@ -165,8 +165,8 @@ class UnlearnTrainer(Trainer):
         model = self.model_wrapped if torch.is_grad_enabled() or self.training_ranks.sharded else self.model
         # float64: a zeroth-order step lives on the difference of two nearly equal losses.
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        for place, inputs in enumerate(window):
-            with self._synchronised(model, place + 1 == len(window)):
+        for number, inputs in enumerate(window):
+            with self._synchronised(model, number + 1 == len(window)):
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(model, dict(inputs), part=part) / len(window)
                 if loss.requires_grad:
@@ -360,11 +360,11 @@ class UnlearnTrainer(Trainer):
         a closure made (Trainer sees only its own)."""
         evaluated = self.drive.protocol.last_losses
         if "loss" in logs and (self._terms or evaluated):
-            own = {
+            means = {
                 name: sum(terms[name] for terms in self._terms) / len(self._terms)
                 for name in (self._terms[0] if self._terms else ())
             }
-            for name, value in self.training_ranks.mean(own).items():
+            for name, value in self.training_ranks.mean(means).items():
                 logs[name if name == "loss" else f"{name}_loss"] = value
             if "loss" not in logs or not self._terms:
                 # All evaluations ran as one batch, and only the optimizer saw their values.
@@ -429,8 +429,8 @@ class _Bookkeeping(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            said = {"forget_rows_a_step": self.trainer.training_ranks.window_rows()}
-            write_text(checkpoint / COMPLETE, json.dumps(said) + "\n")
+            step = {"forget_rows_a_step": self.trainer.training_ranks.window_rows()}
+            write_text(checkpoint / COMPLETE, json.dumps(step) + "\n")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.context is not None:
