@@ -1,4 +1,4 @@
-"""What a result depends on beside its config: package versions, the commit, the memory taken."""
+"""What a result depends on in addition to its config: package versions, the commit, the memory taken."""
 
 from __future__ import annotations
 

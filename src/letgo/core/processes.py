@@ -1,5 +1,4 @@
-"""The processes that a launcher started for one run: who is first, what each does of a piece of work, what one tells
-the others.
+"""The processes that a launcher started for one run: which is the first, how they share work and exchange values.
 
 `torchrun` and `accelerate launch` start the same command several times; each process finds its number in the
 environment. Everything here works in a single process too, where it costs nothing. What crosses the wire is JSON.
@@ -240,7 +239,7 @@ def shared(
 
     Args:
         things: the same, in the same order, in every process.
-        work: given some of the things, their places in the whole, and a function to report things done; returns a
+        work: given some of the things, their positions in the whole, and a function to report things done; returns a
             value for each.
         pack, unpack: a value to JSON and back, exactly.
         advance: is told the number of things done by all; they sum up to all of them.

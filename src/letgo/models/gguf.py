@@ -94,7 +94,7 @@ def _read(source: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     try:
-        # Alone in a folder: what lies beside the file (a config, an adapter) is not read.
+        # Alone in a folder: other files of its directory (a config, an adapter) must not be read.
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "model.gguf").symlink_to(source.resolve())
             settings = {"gguf_file": "model.gguf", "local_files_only": True}

@@ -107,7 +107,7 @@ class ZerothOrder(ClosureOptimizer):
     run on replicas, bit for bit in float32. Such parameters are perturbed in memory and put back from a copy of the
     rank's shard; the optimizer itself exchanges no weights for that, only FSDP2 gathers them for each evaluation.
 
-    Args (of every subclass, beside its own):
+    Args (every subclass takes them, and adds its own):
         num_directions: q.
         mu: the perturbation's root mean square per coordinate, in any kind of noise. A unit-sphere radius r as papers
             state it is mu = r / sqrt(number of parameters). With bf16 or fp16 weights it is rounded to their dtype.

@@ -42,8 +42,8 @@ def prepare_model(
     model: Any, args: UnlearnConfig, objective: Objective | None, *, check: bool = True
 ) -> tuple[Any, list[str]]:
     """The model with what the run trains of it: adapters, the parameters that `trainable` names, those that the
-    objective names, or all. Returns it and what is to be said about that; `objective` (None for a one-shot method) has
-    then seen it; with `check` it has also been run, on two tokens.
+    objective names, or all. Returns it, and notes for the record. `objective` (None for a one-shot method) has been
+    prepared for it then; with `check` the model has also been run, on two tokens.
 
     Raises:
         UserError: a pattern finds nothing, or the objective can't be used with such a model.
@@ -80,7 +80,7 @@ def prepare_model(
 def prepare_data(
     benchmark: Benchmark, tokenizer: Any, args: UnlearnConfig, objective: Objective | None, *, context: int
 ) -> tuple[ForgetRetainDataset, list[str]]:
-    """A benchmark's rows as tokens, with alternatives where the objective needs them, and what is to be said of them.
+    """A benchmark's rows as tokens, with alternatives where the objective needs them, and notes for the record.
 
     Raises:
         UserError: rows that can't be used, no retain set for an objective that needs one, no alternative in a row.
@@ -119,7 +119,7 @@ def prepare_data(
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What reference quantities depend on beside the model and the rows."""
+    """What reference quantities depend on, in addition to the model and the rows."""
 
     tokenizer: str = ""
     template: str = ""
@@ -135,7 +135,7 @@ class Circumstances:
 
 
 class SomeRows(Sequence[Tensor]):
-    """Values of some rows of a data set, found by their places in the whole of it."""
+    """Values of some rows of a data set, looked up by their positions in the whole set."""
 
     def __init__(self, rows: Sequence[int], values: Sequence[Tensor], length: int) -> None:
         self.position_of = {row: position for position, row in enumerate(rows)}

@@ -48,7 +48,7 @@ class UnlearnTrainer(Trainer):
 
     Args:
         model: a causal LM, as `letgo.training.prepare.prepare_model` leaves it.
-        args: the run's config; the trainer's own `args` are a copy, which takes what Trainer is to be told beside.
+        args: the run's config. The trainer works on a copy, in which it also sets what Trainer needs to know.
         dataset: forget rows paired with retain rows, with the reference quantities that the objective needs
             (`letgo.training.prepare.take_references`).
         pad_id: token id that pads batches.
@@ -73,7 +73,7 @@ class UnlearnTrainer(Trainer):
         self.objective = objective
         self.reporter = reporter or Quiet()
         self.notes: list[str] = []
-        """What is to be said of the run beside its numbers (steps added so that it ends on a zeroth-order round)."""
+        """Notes for the record (such as: steps added, so that the run ends on a zeroth-order round)."""
         self._window: list[Mapping[str, Any]] = []
         self._latest: list[Mapping[str, Any]] = []
         self._terms: list[dict[str, float]] = []
@@ -288,7 +288,7 @@ class UnlearnTrainer(Trainer):
         )
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; replicas of which no gradient is ever taken are not wrapped, for DDP keeps room for one."""
+        """As Trainer's. Replicas that never compute a gradient are not wrapped: DDP would keep room for one."""
         if self.training_ranks.count == 1 or self.training_ranks.sharded:
             return super()._prepare_for_training(*args, **kwargs)
         if self.training_ranks.exchanges_gradients(unwrapped(self.create_optimizer())):

@@ -25,7 +25,7 @@ GROUP, LANES, WORDS = 4096, 256, 64
 
 
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """njit, with what it compiled kept beside this file or in the user's cache directory, if one can be written to."""
+    """njit that caches its machine code, next to this file or in the user's cache directory, if either is writable."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:

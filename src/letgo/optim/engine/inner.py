@@ -17,8 +17,8 @@ def inner_optimizer(
 ) -> torch.optim.Optimizer:
     """Make an optimizer of the catalog on the parameters of another's groups.
 
-    Settings that a group has of its own (`weight_decay`, ...) go before `settings`, where the optimizer knows them;
-    rates do not: the one around sets them before each step.
+    A group's own settings (`weight_decay`, ...) override `settings` where the optimizer knows them. Rates do not: the
+    outer optimizer sets them before each step.
 
     Raises:
         UserError: the name or a setting is unknown.

@@ -7,7 +7,7 @@ outside the module that owns them and nested modules need no care, because modul
 
 What the mode cannot see is code that reaches a parameter without torch functions (a scripted module, a C++ extension,
 replicated copies). Parameters that no function was given during an evaluation are therefore perturbed in memory from
-then on, with their original kept beside and put back after each evaluation: slower and larger, right. So are sharded
+then on, while a copy of the original is kept and put back after each evaluation: slower and larger, and right. So are sharded
 parameters from the start, of which functions are given what FSDP2 has gathered; one rank keeps its own shard beside.
 """
 

@@ -148,3 +148,15 @@ class Ranks:
             **({"bytes_gathered": self.bytes_gathered} if self.bytes_gathered else {}),
         }
 
+
+def checksum(tensors: Sequence[Tensor]) -> int:
+    """A number of 63 bits of all the bits of some tensors and their order."""
+    sums = []
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1)
+        width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+        bits = flat.view(width)
+        # Two sums, so that values that change places are seen.
+        odd = bits[1::2].sum(dtype=torch.int64) if len(bits) > 1 else torch.zeros((), dtype=torch.int64)
+        sums += [int(bits.sum(dtype=torch.int64)), int(odd)]
+    return mix(*sums) >> 1
