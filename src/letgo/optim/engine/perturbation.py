@@ -7,8 +7,9 @@ outside the module that owns them and nested modules need no care, because modul
 
 What the mode cannot see is code that reaches a parameter without torch functions (a scripted module, a C++ extension,
 replicated copies). Parameters that no function was given during an evaluation are therefore perturbed in memory from
-then on, while a copy of the original is kept and put back after each evaluation: slower and larger, and right. So are sharded
-parameters from the start, of which functions are given what FSDP2 has gathered; one rank keeps its own shard beside.
+then on, while a copy of the original is kept and put back after each evaluation: slower and larger, and right. Sharded
+parameters are perturbed so from the start, since functions get what FSDP2 has gathered; a rank keeps a copy of its
+shard.
 """
 
 from __future__ import annotations
