@@ -127,7 +127,7 @@ def add_lora(
 
 
 def check_base(model: Any, base: Base, dtype: str, where: str | Path) -> None:
-    """Refuse to merge an adapter into another model than it was trained on, by the fingerprint where the types agree."""
+    """Refuse to merge an adapter into another model than it was trained on, by its fingerprint if the types agree."""
     fingerprint = quick_fingerprint(model)
     if base.dtype == dtype and fingerprint != base.fingerprint:
         raise UserError(
