@@ -416,10 +416,10 @@ class _Bookkeeping(TrainerCallback):
         self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        ranks = self.trainer.training_ranks
+        training_ranks = self.trainer.training_ranks
         # A zeroth-order step compares the weights itself.
-        if ranks.count > 1 and self.trainer._phase != "zeroth_order":
-            ranks.check(list(self.trainer.model.parameters()), state.global_step)
+        if training_ranks.count > 1 and self.trainer._phase != "zeroth_order":
+            training_ranks.ranks.check(list(self.trainer.model.parameters()), state.global_step)
         if self.task is not None:
             terms = self.trainer._terms[-1] if self.trainer._terms else {}
             phase = {"first_order": "FO ", "zeroth_order": "ZO "}.get(self.trainer._phase, "")
