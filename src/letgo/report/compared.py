@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from letgo.core.catalog import format_spec
-from letgo.report import chart
-from letgo.report.chart import Axis, Figure
+from letgo.report.chart import Axis, Figure, Plot, domain
 from letgo.report.comparison import Kept, Line, compare_all, lines_of
 from letgo.report.labels import short_labels
 from letgo.report.load import Run, find_sweep
@@ -140,7 +139,7 @@ def steps_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
         return None
     values = [value for points in series.values() for value in points.values()]
     caption = f"{label}; means over each setting's runs and seeds."
-    return _drawn(identifier, "Relearning, step by step", "step", words(metric), series, chart.domain(values), caption)
+    return _drawn(identifier, "Relearning, step by step", "step", words(metric), series, domain(values), caption)
 
 
 def _drawn(
@@ -159,14 +158,13 @@ def _drawn(
         for name, points in series.items()
     )
     left_out = f" {len(series) - len(shown)} more stand in the table." if len(series) > len(shown) else ""
-    return chart.chart(
+    plot = Plot(Axis(across, xs[0], xs[-1], whole=True), Axis(up, *bounds))
+    plot.curves(shown, shown)
+    return plot.figure(
         f"compared-{identifier}",
         title,
         f"{caption}{left_out}",
         told,
-        Axis(across, xs[0], xs[-1], whole=True),
-        Axis(up, *bounds),
-        chart.series(shown, shown),
         header=["setting", *(f"{across} {x:g}" for x in xs)],
         table=[[name, *(number(points[x]) if x in points else MISSING for x in xs)] for name, points in series.items()],
     )

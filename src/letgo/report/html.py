@@ -16,7 +16,8 @@ from markupsafe import Markup
 from letgo.analysis.records import read_analyses
 from letgo.core.errors import UserError
 from letgo.core.files import written_whole
-from letgo.report import analyses, answers, figures
+from letgo.report import answers, figures
+from letgo.report.analyses import AnalysisView, view
 from letgo.report.chart import Figure
 from letgo.report.compared import compared, told
 from letgo.report.labels import short_labels
@@ -104,8 +105,9 @@ class RunView:
         return [figure for figure in drawn if figure is not None]
 
     @cached_property
-    def analyses(self) -> list[analyses.AnalysisView]:
-        return analyses.views(read_analyses(self.run.directory), self.anchor)
+    def analyses(self) -> list[AnalysisView]:
+        entries = read_analyses(self.run.directory)
+        return [view(entry, f"{self.anchor}-analysis-{i}") for i, entry in enumerate(entries, 1)]
 
     def answers(self) -> list[AnswerSet]:
         samples = self.run.samples()
