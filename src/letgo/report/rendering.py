@@ -15,7 +15,7 @@ from letgo.core.fingerprints import source_hash
 from letgo.core.sizes import size
 from letgo.report import numbers
 from letgo.report.answers import cut, marked, stage_title, visible
-from letgo.report.settings import plain
+from letgo.report.settings import commands, plain
 
 
 def template(name: str) -> Template:
@@ -41,6 +41,7 @@ def _environment(html: bool) -> Environment:
         duration=numbers.duration,
         size=size,
         plain=plain,
+        commands=commands,
         shown=lambda text: visible(cut(text)),
         stage_title=stage_title,
         markdown=markdown,
