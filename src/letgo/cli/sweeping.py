@@ -93,33 +93,33 @@ def _print_part(state: Sweep, grid: Grid, part: Part, mine: Collection[str]) -> 
 
 
 def _print_table(state: Sweep, grid: Grid) -> None:
+    from statistics import fmean
+
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from letgo.report.labels import attack_labels
     from letgo.report.table import columns
-    from letgo.sweep.table import labels, lines
+    from letgo.sweep.table import lines
 
-    found = lines(state, grid.output)
-    attacks = labels(found)
-    metrics = [column for column in columns([r for line in found for r in line.results]) if found]
+    rows = lines(state, grid.output)
+    results = [run.result for line in rows for run in line.runs]
+    metrics, labels = columns(results) if rows else [], attack_labels(results)
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("group", overflow="fold")
-    table.add_column("seeds")
-    for column in metrics:
-        table.add_column(column.title)
-    for label in attacks:
+    for heading in ("seeds", *(column.title for column in metrics)):
+        table.add_column(heading)
+    for label in labels:
         table.add_column(f"kept: {label}", overflow="fold")
-    for line in found:
-        means = [line.metric(column.key) for column in metrics]
-        kepts = [line.kept(label) for label in attacks]
-        mark = " *" if line.group.reached is False else ""
-        table.add_row(
-            Text(line.group.name + mark),
-            str(len(line.results)),
-            *("–" if m is None else f"{m[0]:.3g}\n{m[1]:.2g}–{m[2]:.2g}" for m in means),
-            *("–" if k is None else f"{k[0]:.0%}\nworst {k[1]:.0%}" for k in kepts),
-        )
+    for line in rows:
+        cells = []
+        for mean in (line.metric(column.key) for column in metrics):
+            cells.append("–" if mean is None else f"{mean[0]:.3g}\n{mean[1]:.2g}–{mean[2]:.2g}")
+        for label in labels:
+            kept = [attack.kept for attack in line.attacks_of(label)]
+            cells.append(f"{fmean(kept):.0%}\nworst {min(kept):.0%}" if kept else "–")
+        table.add_row(Text(line.name + (" *" if line.reached is False else "")), str(len(line.runs)), *cells)
     Console().print(table)
     if state.unreached():
         typer.echo(f"* never reached {state.target}" + (f" with {state.bound}" if state.bound else ""))
