@@ -25,7 +25,7 @@ class OneShot:
     Args:
         model: a causal LM, as `letgo.training.prepare.prepare_model` leaves it; changed in place.
         args: the run's config; `objective_args` are the method's settings, as
-            `letgo.training.trainer.objective_of` checks them.
+            `letgo.training.run_plan.objective_of` checks them.
         dataset: the forget and the retain rows.
         pad_id: token id that pads batches.
         reporter: where progress goes.
