@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from letgo.core.catalog import format_spec, parse_spec
 from letgo.core.errors import UserError
-from letgo.core.files import write_text
+from letgo.core.files import read_json, write_text
 from letgo.optim import OPTIMIZERS
 from letgo.runs.results import AttackResult, Result, read_result
 
@@ -182,10 +182,7 @@ def read_tags(directory: Path) -> tuple[str, ...]:
     path = directory / TAGS_FILE
     if not path.is_file():
         return ()
-    try:
-        tags = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    tags = read_json(path)
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise UserError(f"{path}: must be a list of words")
     return tuple(tags)

@@ -6,23 +6,20 @@ number of samples it is over and a 95 % interval; one over zero samples, or one 
 
 from __future__ import annotations
 
-import json
 import math
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from letgo.core.catalog import format_spec
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
-from letgo.core.files import write_text
+from letgo.core.files import read_json, write_json
 
 SCHEMA = 1
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""From a schema version to what turns a result of it into one of the next. Schema 1 is the first."""
 RESULT_FILE = "result.json"
 SAMPLES_FILE = "samples.jsonl"
 HISTORY_FILE = "history.jsonl"
@@ -33,14 +30,20 @@ EVALUATION = "eval-"
 
 Status = Literal["finished", "collapsed", "failed"]
 
-
 __all__ = ["AttackResult", "Metric", "Metrics", "Result"]
 
 
-class Metric(BaseModel):
-    """A value over `n` samples with its 95 % interval. Zero samples or a value that is not finite raise."""
+class Strict(BaseModel):
+    """A part of a schema: with these fields alone, and never changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+Document = TypeVar("Document", bound=Strict)
+
+
+class Metric(Strict):
+    """A value over `n` samples with its 95 % interval. Zero samples or a value that is not finite raise."""
 
     value: float
     n: int
@@ -64,11 +67,7 @@ class Metric(BaseModel):
 Metrics = dict[str, Metric]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AttackResult(_Model):
+class AttackResult(Strict):
     """What one attack did to the model, and how much of the forgetting it left.
 
     `kept` is the share of the forgetting that is still there after the attack, 0…1, the smallest over the benchmark's
@@ -119,7 +118,7 @@ class AttackResult(_Model):
         return format_spec(self.name, self.settings)
 
 
-class Result(_Model):
+class Result(Strict):
     """One run, schema 1. `before` and `after` are the model's metrics before and after unlearning; `references` holds
     other models measured the same way (the model retrained without the forget set, where it is known)."""
 
@@ -148,8 +147,6 @@ class Result(_Model):
     peak_memory_bytes: dict[str, int] = {}
     processes: dict[str, Any] = {}
     """Where several trained together: how many, what each held, and the bytes that they exchanged."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     @property
     def evaluation(self) -> bool:
@@ -186,8 +183,7 @@ def check_unused(output: Path | None) -> None:
 def write_result(directory: Path, result: Result) -> Path:
     """Write `result.json` whole; returns its path."""
     path = directory / RESULT_FILE
-    text = json.dumps(result.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=2, allow_nan=False)
-    write_text(path, text + "\n")
+    write_json(path, result.model_dump(mode="json", by_alias=True))
     return path
 
 
@@ -196,26 +192,23 @@ def is_run(directory: Path) -> bool:
 
 
 def read_result(directory: Path) -> Result:
-    """Read a run directory's result, one of an older schema brought up to this one; a missing, broken or newer one is
-    a `UserError`."""
-    path = directory / RESULT_FILE
-    if not path.is_file():
+    """Read a run directory's result; a missing, broken or newer one is a `UserError`."""
+    if not is_run(directory):
         raise UserError(f"{directory} is not a run directory: it has no {RESULT_FILE}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    return read_document(directory / RESULT_FILE, Result, SCHEMA)
+
+
+def read_document(path: Path, model: type[Document], schema: int) -> Document:
+    """Read a JSON file of a versioned schema; a broken one, or one of another version, is a `UserError`."""
+    raw = read_json(path)
     version = raw.get("schema") if isinstance(raw, dict) else None
-    while version in MIGRATIONS:
-        raw = MIGRATIONS[version](raw)
-        version = raw["schema"]
-    if version != SCHEMA:
+    if version != schema:
         raise UserError(
-            f"{path}: schema {version!r}, but this letgo reads schema {SCHEMA}"
-            + ("; it was written by a newer letgo: upgrade" if isinstance(version, int) and version > SCHEMA else "")
+            f"{path}: schema {version!r}, but this letgo reads schema {schema}"
+            + ("; it was written by a newer letgo: upgrade" if isinstance(version, int) and version > schema else "")
         )
     try:
-        return Result.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 from letgo.attacks.engine.run import attack, plan_attack
 from letgo.core.errors import LetgoError
-from letgo.core.files import write_text
+from letgo.core.files import read_json, write_json
 from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
 from letgo.runs.results import Result, is_run, read_result
@@ -70,7 +69,7 @@ class Outcome:
 def outcome(task: Task) -> Outcome | None:
     """What is known of a task from its directory; None while it is still to be done, or done in part."""
     if (task.directory / ERROR_FILE).is_file():
-        return Outcome(None, json.loads((task.directory / ERROR_FILE).read_text(encoding="utf-8"))["error"])
+        return Outcome(None, read_json(task.directory / ERROR_FILE)["error"])
     if not is_run(task.directory):
         return None
     result = read_result(task.directory)
@@ -130,4 +129,4 @@ def write_error(task: Task, message: str, trace: str = "") -> None:
     """Record a task as failed."""
     task.directory.mkdir(parents=True, exist_ok=True)
     document = {"error": message} | ({"traceback": trace} if trace else {})
-    write_text(task.directory / ERROR_FILE, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    write_json(task.directory / ERROR_FILE, document)
