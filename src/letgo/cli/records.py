@@ -46,7 +46,7 @@ def list_runs(
         {str(field): None if (value := field.of(record)) is MISSING else value for field in extra} for record in found
     ]
     if as_json or as_csv:
-        rows = [record.fields | _kept(record) | more for record, more in zip(found, values, strict=True)]
+        rows = [record.fields | record.kept | more for record, more in zip(found, values, strict=True)]
         _print_csv(rows) if as_csv else print_json(rows)
         return
     _print_table(found, [str(field) for field in extra], values)
@@ -154,10 +154,6 @@ def _index(root: Path | None) -> Index:
             "  give the folder that your runs lie in with --root, or make an index: letgo runs rebuild FOLDER"
         )
     return Index(found)
-
-
-def _kept(record: RunRecord) -> dict[str, float]:
-    return {f"kept({attack.label})": attack.kept for attack in record.attacks}
 
 
 def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[str, Any]]) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from letgo.core.catalog import parse_spec
 from letgo.metrics.robustness import LEAST_FORGETTING
-from letgo.report.numbers import Measured, number, percent
+from letgo.report.numbers import number, percent
 from letgo.report.table import Column, columns
-from letgo.runs.results import AttackResult, Metrics, Result
+from letgo.runs.results import AttackResult, Metric, Metrics, Result
 
 HEAVY_RETAIN_LOSS = 0.15
 """A retain metric that lost more than this share of its value is called a high cost."""
@@ -21,6 +21,16 @@ MOST_RUNS_NAMED = 5
 
 Tone = Literal["good", "warn", "bad"]
 Kind = Literal["survived", "attacked", "untested", "nothing", "unmeasured", "learned", "collapsed", "failed"]
+KINDS: Mapping[Kind, str] = {
+    "survived": "forgot and survived every attack made",
+    "attacked": "forgot, but did not survive every attack",
+    "untested": "forgot, but never attacked",
+    "nothing": "forgot hardly anything",
+    "unmeasured": "not measured both before and after",
+    "learned": "only learned",
+    "collapsed": "collapsed: broken, which is not forgetting",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def verdict(result: Result) -> Verdict:
     reasons = _sentences(result.reasons)
     if result.status == "failed":
         return Verdict("bad", "Failed: the run did not finish, so there is nothing to judge.", reasons, "failed")
-    measured = tuple(filter(None, (_forgotten(result), _cost(result))))
+    measured = _sentences([_forgotten(result), _cost(result)])
     if result.status == "collapsed":
         headline = "Collapsed: the model is broken, which is not forgetting."
         return Verdict("bad", headline, (*reasons, *measured), "collapsed")
@@ -65,12 +75,12 @@ def verdict(result: Result) -> Verdict:
     if benchmark and "learn" in parse_spec(str(benchmark))[1]:
         return Verdict("warn", "Fine-tuned: it learned; nothing was to be forgotten.", (*reasons, *measured), "learned")
     if not _has_forgotten(result):
-        told = (*measured, *_attacks_on_nothing(result))
-        return Verdict("bad", "Hardly anything was forgotten.", told, "nothing")
-    heavy = ", at a high cost to what it should keep" if _heavy(result) else ""
+        nothing = ["Attacks on it therefore say nothing about robustness."] if result.attacks else []
+        return Verdict("bad", "Hardly anything was forgotten.", (*measured, *nothing), "nothing")
     tone, lasting = _lasting(result.attacks)
-    if heavy and tone == "good":
-        tone = "warn"
+    heavy = ""
+    if _heavy(result):
+        heavy, tone = ", at a high cost to what it should keep", "warn" if tone == "good" else tone
     kind: Kind = "untested"
     if result.attacks:
         kind = "survived" if all(attack.survived for attack in result.attacks) else "attacked"
@@ -79,30 +89,19 @@ def verdict(result: Result) -> Verdict:
 
 def overall(named: Sequence[tuple[str, Verdict]]) -> Verdict:
     """Of several runs: how many forgot for good, and what became of the others."""
-    told: dict[Kind, str] = {
-        "survived": "forgot and survived every attack made",
-        "attacked": "forgot, but did not survive every attack",
-        "untested": "forgot, but never attacked",
-        "nothing": "forgot hardly anything",
-        "unmeasured": "not measured both before and after",
-        "learned": "only learned",
-        "collapsed": "collapsed: broken, which is not forgetting",
-        "failed": "failed",
-    }
-    lasting = [name for name, found in named if found.kind == "survived"]
+    by_kind = {kind: [name for name, run in named if run.kind == kind] for kind in KINDS}
     sentences = []
-    for kind, what in told.items():
-        names = [name for name, found in named if found.kind == kind]
+    for kind, names in by_kind.items():
         if names:
             more = f" and {len(names) - MOST_RUNS_NAMED} more" if len(names) > MOST_RUNS_NAMED else ""
-            sentences.append(f"{len(names)} {what}: {', '.join(names[:MOST_RUNS_NAMED])}{more}.")
-    forgot = [name for name, found in named if found.kind in ("survived", "attacked", "untested")]
-    if forgot and all(found.kind != "survived" and found.kind != "attacked" for _, found in named):
-        headline = f"{len(forgot)} of {len(named)} runs forgot; none was attacked, so whether it lasts is not known."
+            sentences.append(f"{len(names)} {KINDS[kind]}: {', '.join(names[:MOST_RUNS_NAMED])}{more}.")
+    survived, untested = len(by_kind["survived"]), len(by_kind["untested"])
+    if untested and not survived and not by_kind["attacked"]:
+        headline = f"{untested} of {len(named)} runs forgot; none was attacked, so whether it lasts is not known."
         return Verdict("warn", headline, _sentences(sentences), "untested")
-    tone: Tone = "good" if len(lasting) == len(named) else "warn" if lasting else "bad"
-    headline = f"{len(lasting) or 'None'} of {len(named)} runs forgot and survived every attack made."
-    return Verdict(tone, headline, _sentences(sentences), "survived" if lasting else "attacked")
+    tone: Tone = "good" if survived == len(named) else "warn" if survived else "bad"
+    headline = f"{survived or 'None'} of {len(named)} runs forgot and survived every attack made."
+    return Verdict(tone, headline, _sentences(sentences), "survived" if survived else "attacked")
 
 
 def _lasting(attacks: Sequence[AttackResult]) -> tuple[Tone, str]:
@@ -121,43 +120,34 @@ def _names(attacks: Sequence[AttackResult]) -> str:
     if len(attacks) > MOST_ATTACKS_TOLD:
         return f"{len(attacks)} of the attacks on it"
     names = [attack.name for attack in attacks]
-    labels = names if len(set(names)) == len(names) else [attack.label for attack in attacks]
-    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
+    return _joined(names if len(set(names)) == len(names) else [attack.label for attack in attacks])
 
 
-def _headline_keys(result: Result, prefix: str) -> list[Column]:
-    return [
-        column
-        for column in columns([result])
-        if column.key.startswith(prefix) and column.key in result.before and column.key in result.after
-    ]
+def _changes(result: Result, *prefixes: str) -> list[tuple[Column, Metric, Metric]]:
+    """The main table's metrics of some sets, before and after unlearning."""
+    before, after = result.before, result.after
+    shown = [c for prefix in prefixes for c in columns([result]) if c.key.startswith(prefix)]
+    return [(c, before[c.key], after[c.key]) for c in shown if c.key in before and c.key in after]
 
 
 def _has_forgotten(result: Result) -> bool:
-    for column in _headline_keys(result, "forget_"):
-        if not column.amount:
-            continue
-        before, after = result.before[column.key].value, result.after[column.key].value
-        if before - after > LEAST_FORGETTING * before:
-            return True
-    return False
+    changes = [(old.value, new.value) for column, old, new in _changes(result, "forget_") if column.amount]
+    return any(before - after > LEAST_FORGETTING * before for before, after in changes)
 
 
 def _heavy(result: Result) -> bool:
-    for column in [*_headline_keys(result, "retain_"), *_headline_keys(result, "model_")]:
-        before, after = result.before[column.key].value, result.after[column.key].value
-        if before - after > HEAVY_RETAIN_LOSS * before:
-            return True
-    perplexity = "general_perplexity"
-    if perplexity not in result.before or perplexity not in result.after:
+    changes = [(old.value, new.value) for _, old, new in _changes(result, "retain_", "model_")]
+    if any(before - after > HEAVY_RETAIN_LOSS * before for before, after in changes):
+        return True
+    before, after = (metrics.get("general_perplexity") for metrics in (result.before, result.after))
+    if before is None or after is None:
         return False
-    return result.after[perplexity].value > (1 + HEAVY_PERPLEXITY_RISE) * result.before[perplexity].value
+    return after.value > (1 + HEAVY_PERPLEXITY_RISE) * before.value
 
 
 def _forgotten(result: Result) -> str:
     parts = []
-    for column in _headline_keys(result, "forget_"):
-        before, after = result.before[column.key], result.after[column.key]
+    for column, before, after in _changes(result, "forget_"):
         text = f"{column.title} {_went(before.value, after.value)}"
         # Times lower is plainer than a difference where a value fell to a small part of itself.
         if "probability" in column.key and after.value > 0 and before.value / after.value >= 2:
@@ -165,28 +155,27 @@ def _forgotten(result: Result) -> str:
         if after.value < before.value and _overlap(before, after):
             text += " (their 95 % intervals overlap)"
         parts.append(text)
-    return _sentence(parts)
+    return _joined(parts)
 
 
 def _cost(result: Result) -> str:
     parts = []
-    kinds = ("retain_", "model_", "general_")
-    for column in (column for kind in kinds for column in _headline_keys(result, kind)):
-        before, after = result.before[column.key].value, result.after[column.key].value
+    for column, old, new in _changes(result, "retain_", "model_", "general_"):
+        before, after = old.value, new.value
         text = f"{column.title} {_went(before, after)}"
         if "perplexity" in column.key and before > 0 and number(before) != number(after):
-            text += f" ({_change(after / before - 1)})"
+            text += f" ({_relative(after / before - 1)})"
         parts.append(text)
-    return _sentence(parts)
+    return _joined(parts)
 
 
 def _attack_sentences(result: Result) -> list[str]:
-    told = sorted(result.attacks, key=lambda attack: attack.kept)[:MOST_ATTACKS_TOLD]
-    out = []
-    if len(told) < len(result.attacks):
+    hardest = sorted(result.attacks, key=lambda attack: attack.kept)[:MOST_ATTACKS_TOLD]
+    sentences = [_attack_sentence(result, attack) for attack in hardest]
+    if len(hardest) < len(result.attacks):
         held = sum(attack.survived for attack in result.attacks)
-        out.append(f"Of {len(result.attacks)} attacks {held} were survived; the hardest:")
-    return out + [_attack_sentence(result, attack) for attack in told]
+        sentences.insert(0, f"Of {len(result.attacks)} attacks {held} were survived; the hardest:")
+    return sentences
 
 
 def _attack_sentence(result: Result, attack: AttackResult) -> str:
@@ -194,7 +183,7 @@ def _attack_sentence(result: Result, attack: AttackResult) -> str:
     held_out = f" on {attack.part}" if attack.baseline else ""
     moved = [
         f"{column.title} {number(against[column.key].value)} → {number(attack.metrics[column.key].value)}{held_out}"
-        for column in _headline_keys(result, "forget_")
+        for column, _, _ in _changes(result, "forget_")
         if column.key in against and column.key in attack.metrics
     ]
     figures = f" ({'; '.join(moved)})" if moved else ""
@@ -204,10 +193,6 @@ def _attack_sentence(result: Result, attack: AttackResult) -> str:
     amount = "nothing" if back <= 0 else "all" if back >= 1 else percent(back)
     of = "" if back <= 0 else " of the forgetting"
     return f"The attack {attack.label} brought back {amount}{of}{figures}: {'' if attack.survived else 'not '}survived."
-
-
-def _attacks_on_nothing(result: Result) -> list[str]:
-    return ["Attacks on it therefore say nothing about robustness."] if result.attacks else []
 
 
 def _went(before: float, after: float) -> str:
@@ -221,21 +206,18 @@ def _times(ratio: float) -> str:
     return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}" if ratio < 1e6 else number(ratio)
 
 
-def _change(relative: float) -> str:
-    return (
-        f"{'+' if relative >= 0 else ''}{percent(relative)}" if abs(relative) < 10 else f"{number(relative + 1)} times"
-    )
+def _relative(change: float) -> str:
+    if abs(change) >= 10:
+        return f"{number(change + 1)} times"
+    return f"{'+' if change >= 0 else ''}{percent(change)}"
 
 
-def _overlap(first: Measured, second: Measured) -> bool:
+def _overlap(first: Metric, second: Metric) -> bool:
     return first.ci95[0] <= second.ci95[1] and second.ci95[0] <= first.ci95[1]
 
 
-def _sentence(parts: Sequence[str]) -> str:
-    if not parts:
-        return ""
-    joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"{joined[0].upper()}{joined[1:]}."
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def _sentences(texts: Sequence[str]) -> tuple[str, ...]:

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from letgo.runs.record import RunRecord
 
-_UNLIKE_ANYWAY = ("id", "path", "created", "seconds", "peak_memory", "tags", "letgo")
-"""Fields in which no two runs are alike, or that are told elsewhere."""
+_ALWAYS_UNLIKE = ("id", "path", "created", "seconds", "peak_memory", "tags", "letgo")
+"""Fields in which no two runs are alike, or that are shown elsewhere."""
+
+Rows = list[tuple[str, Any, Any]]
+"""Field, its value in the first run and in the second; None where a run has no such field."""
 
 
-def difference(one: RunRecord, two: RunRecord) -> list[tuple[str, Any, Any]]:
-    """Field, its value in the first run and in the second, wherever these differ: first the settings, then versions,
-    then metrics, then what was kept after each attack. None where a run has no such field."""
-    rows = _differing(one.fields, two.fields, skip=_UNLIKE_ANYWAY)
-    seen = {name for name, _, _ in rows}
-    rows += _differing(_flattened(one.config), _flattened(two.config), skip=("output_dir", *seen))
-    rows += _differing(one.versions, two.versions, prefix="version of ")
-    rows += _differing({"git": one.git}, {"git": two.git})
-    for stage in dict.fromkeys([*one.stages, *two.stages]):
-        rows += _differing(one.stages.get(stage, {}), two.stages.get(stage, {}), prefix=f"{stage}.")
-    kept = [{f"kept({attack.label})": attack.kept for attack in record.attacks} for record in (one, two)]
-    return rows + _differing(*kept)
+def difference(first: RunRecord, second: RunRecord) -> Rows:
+    """What differs between two runs: first the settings, then versions, then metrics, then what was kept after each
+    attack."""
+    rows = _differing(first.fields, second.fields, skip=_ALWAYS_UNLIKE)
+    names = [name for name, _, _ in rows]
+    rows += _differing(_flattened(first.config), _flattened(second.config), skip=("output_dir", *names))
+    rows += _differing(first.versions, second.versions, prefix="version of ")
+    rows += _differing({"git": first.git}, {"git": second.git})
+    for stage in dict.fromkeys([*first.stages, *second.stages]):
+        rows += _differing(first.stages.get(stage, {}), second.stages.get(stage, {}), prefix=f"{stage}.")
+    return rows + _differing(first.kept, second.kept)
 
 
 def _differing(
-    one: Mapping[str, Any], two: Mapping[str, Any], *, skip: tuple[str, ...] = (), prefix: str = ""
-) -> list[tuple[str, Any, Any]]:
-    names = [name for name in dict.fromkeys([*one, *two]) if name not in skip]
-    return [(prefix + name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]
+    first: Mapping[str, Any], second: Mapping[str, Any], *, skip: Sequence[str] = (), prefix: str = ""
+) -> Rows:
+    names = [name for name in dict.fromkeys([*first, *second]) if name not in skip]
+    rows = [(prefix + name, first.get(name), second.get(name)) for name in names]
+    return [(name, before, after) for name, before, after in rows if before != after]
 
 
 def _flattened(config: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{key}.{inner}": v for inner, v in value.items()})
-        else:
-            flat[key] = value
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, Mapping) else {key: value}
     return flat

@@ -6,7 +6,7 @@
                  at a stage (before.forget_accuracy, after.…, retrained.…), or kept(ATTACK), the least share kept
     OP           = (or ==) != < <= > >= ~ (a shell pattern)
     VALUE        a number, a word, 'quoted text', or NUMBER*STAGE: the same metric at that stage, times the number
-    ATTACK       as in `RunRecord.attacks_named`: relearn · quantize:bits=4 · quantize4
+    ATTACK       as in `attack_matches`: relearn · quantize:bits=4 · quantize4
 
 A run that has no such field is not picked. A field that no run has is a mistake, and the message says so.
 """

@@ -6,7 +6,6 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ TAGS_FILE = "tags.json"
 """A run's own tags, in its directory, so that they move with it and survive a rebuild."""
 
 ROBUSTNESS_TAG = "robustness-test"
+_SHARED = {"run_id", "created", "status", "seed", "letgo", "git", "versions", "config"}
+"""Fields that a record has as the result has them."""
 _TAG = re.compile(r"[\w][\w.:@/+-]*")
 
 
@@ -72,19 +73,9 @@ class RunRecord(_Model):
         stages = {"before": result.before, "after": result.after, **result.references}
         return cls(
             path=path,
-            run_id=result.run_id,
-            created=result.created,
-            status=result.status,
-            seed=result.seed,
-            letgo=result.letgo,
-            git=result.git,
-            versions=result.versions,
-            config=result.config,
+            **result.model_dump(include=_SHARED),
             stages={stage: {name: metric.value for name, metric in values.items()} for stage, values in stages.items()},
-            attacks=tuple(
-                AttackSummary(name=a.name, settings=a.settings, kept=a.kept, survived=a.survived)
-                for a in result.attacks
-            ),
+            attacks=tuple(AttackSummary.model_validate(attack, from_attributes=True) for attack in result.attacks),
             seconds=float(result.seconds.get("total", sum(result.seconds.values()))),
             peak_memory=max(result.peak_memory_bytes.values(), default=None),
             evaluation=result.evaluation,
@@ -111,6 +102,11 @@ class RunRecord(_Model):
         return tuple(dict.fromkeys([*self.own_tags, *derived]))
 
     @property
+    def kept(self) -> dict[str, float]:
+        """What each attack left, by a query's name for it."""
+        return {f"kept({attack.label})": attack.kept for attack in self.attacks}
+
+    @property
     def grade(self) -> str | None:
         """The optimizer's grade; None where there was none, or one that this letgo does not know."""
         name = self.config.get("optimizer")
@@ -125,8 +121,6 @@ class RunRecord(_Model):
         return None if size is None else int(size) * int(self.config.get("gradient_accumulation_steps") or 1)
 
     def attacks_named(self, pattern: str) -> list[AttackSummary]:
-        """The attacks that a pattern names: "relearn", "quantize:bits=4" (these settings, whatever the others),
-        "quantize4" (a number that one of its settings has) or "*"."""
         return [attack for attack in self.attacks if attack_matches(attack, pattern)]
 
     @cached_property
@@ -155,22 +149,17 @@ class RunRecord(_Model):
 
 
 def attack_matches(attack: AttackSummary | AttackResult, pattern: str) -> bool:
-    """Whether a pattern as in `RunRecord.attacks_named` names an attack."""
+    """Whether a pattern names an attack: "relearn", "quantize:bits=4" (these settings, whatever the others),
+    "quantize4" (a number that one of its settings has) or "*"."""
     name, settings = parse_spec(pattern)
     if settings:
-        return fnmatch.fnmatchcase(attack.name, name) and all(
-            attack.settings.get(key) == value for key, value in settings.items()
-        )
+        wanted = all(attack.settings.get(key) == value for key, value in settings.items())
+        return wanted and fnmatch.fnmatchcase(attack.name, name)
     if fnmatch.fnmatchcase(attack.name, name) or attack.label == pattern:
         return True
     short = re.fullmatch(r"(.*?[a-z_])(\d+(?:\.\d+)?)", name)
-    return bool(short) and attack.name == short[1] and float(short[2]) in _numbers(attack.settings)  # type: ignore[index]
-
-
-def _numbers(settings: Mapping[str, Any]) -> Iterator[float]:
-    for value in settings.values():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield float(value)
+    numbers = [v for v in attack.settings.values() if isinstance(v, int | float) and not isinstance(v, bool)]
+    return short is not None and attack.name == short[1] and float(short[2]) in numbers
 
 
 def relative(directory: Path, root: Path) -> str:
