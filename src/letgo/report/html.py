@@ -71,8 +71,6 @@ class RunView:
         self.attacks = {row.attack.label: row for row in self.rows if row.attack is not None}
         self.metric_keys = [Column(key) for key in keys([self.result])]
         self.settings = settings(self.result.config)
-        # All that the run took: its own total if it names one.
-        self.seconds = self.result.seconds.get("total", sum(self.result.seconds.values()))
 
     def figures(self) -> list[Figure]:
         drawn = [

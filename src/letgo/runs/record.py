@@ -76,7 +76,7 @@ class RunRecord(_Model):
             **result.model_dump(include=_SHARED),
             stages={stage: {name: metric.value for name, metric in values.items()} for stage, values in stages.items()},
             attacks=tuple(AttackSummary.model_validate(attack, from_attributes=True) for attack in result.attacks),
-            seconds=float(result.seconds.get("total", sum(result.seconds.values()))),
+            seconds=float(result.total_seconds),
             peak_memory=max(result.peak_memory_bytes.values(), default=None),
             evaluation=result.evaluation,
             own_tags=own_tags,

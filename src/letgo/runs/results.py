@@ -153,6 +153,11 @@ class Result(Strict):
         """Whether a model was only scored (`letgo eval`), and nothing unlearned."""
         return self.run_id.startswith(EVALUATION)
 
+    @property
+    def total_seconds(self) -> float:
+        """All that the run took: its own total if it names one."""
+        return self.seconds.get("total", sum(self.seconds.values()))
+
     def with_attacks(self, attacks: Iterable[AttackResult]) -> Result:
         """The same result with attacks added; an attack with the same label takes the older one's place."""
         merged = {attack.label: attack for attack in self.attacks}
