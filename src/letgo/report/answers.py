@@ -44,32 +44,26 @@ def collect(samples: Iterable[Mapping[str, Any]], which: str) -> tuple[list[str]
     """
     questions: dict[str, Question] = {}
     seeds: dict[str, Any] = {}
-    stages: dict[str, None] = {}
-    with_text: set[str] = set()
     for row in samples:
         if row.get("set") != which or not row.get("question"):
             continue
         stage, identifier = str(row.get("stage")), str(row.get("id"))
         if seeds.setdefault(stage, row.get("seed")) != row.get("seed"):
             continue
-        found = questions.get(identifier)
-        if found is None:
-            found = Question(identifier, str(row.get("group", "")), str(row["question"]), str(row.get("answer") or ""))
-            questions[identifier] = found
-        scores = row.get("scores") or {}
-        text = row.get("generated")
-        if text is not None:
-            with_text.add(identifier)
-            stages[stage] = None
-        found.answers[stage] = Answer(
+        if identifier not in questions:
+            group, expected = str(row.get("group", "")), str(row.get("answer") or "")
+            questions[identifier] = Question(identifier, group, str(row["question"]), expected)
+        scores, text = row.get("scores") or {}, row.get("generated")
+        questions[identifier].answers[stage] = Answer(
             None if text is None else str(text),
             scores.get("accuracy"),
             scores.get("probability"),
             bool(row.get("seen")),
         )
-    shown = [question for identifier, question in questions.items() if identifier in with_text]
+    shown = [q for q in questions.values() if any(answer.text is not None for answer in q.answers.values())]
     shown.sort(key=lambda question: any(answer.seen for answer in question.answers.values()))
-    return sorted(stages, key=_stage_order), shown
+    with_text = {stage for q in shown for stage, answer in q.answers.items() if answer.text is not None}
+    return sorted((stage for stage in seeds if stage in with_text), key=_stage_order), shown
 
 
 def _stage_order(stage: str) -> int:

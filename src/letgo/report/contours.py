@@ -33,18 +33,13 @@ def contour(
     segments: list[Segment] = []
     for row in range(len(ys) - 1):
         for column in range(len(xs) - 1):
-            corners = (grid[row][column], grid[row][column + 1], grid[row + 1][column + 1], grid[row + 1][column])
-            a, b, c, d = corners
+            a, b, c, d = grid[row][column], grid[row][column + 1], grid[row + 1][column + 1], grid[row + 1][column]
             if a is None or b is None or c is None or d is None:
                 continue
-            places = (
-                (xs[column], ys[row], a),
-                (xs[column + 1], ys[row], b),
-                (xs[column + 1], ys[row + 1], c),
-                (xs[column], ys[row + 1], d),
-            )
+            left, right, bottom, top = xs[column], xs[column + 1], ys[row], ys[row + 1]
+            corners = ((left, bottom, a), (right, bottom, b), (right, top, c), (left, top, d))
             # Bottom, right, top, left: where the level is crossed.
-            crossed = [_cross(places[k], places[(k + 1) % 4], level) for k in range(4)]
+            crossed = [_cross(corners[k], corners[(k + 1) % 4], level) for k in range(4)]
             ends = [point for point in crossed if point is not None]
             if len(ends) == 2:
                 segments.append((*ends[0], *ends[1]))

@@ -18,17 +18,13 @@ from letgo.report.answers import cut, marked, stage_title, visible
 from letgo.report.settings import commands, plain
 
 
+@cache
 def template(name: str) -> Template:
     """A template of the folder `templates`. In HTML whatever is shown is escaped; in Markdown the filter `markdown`
     escapes what comes from outside."""
-    return _environment(name.endswith(".html.j2")).get_template(name)
-
-
-@cache
-def _environment(html: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("letgo.report", "templates"),
-        autoescape=html,
+        autoescape=name.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -48,7 +44,7 @@ def _environment(html: bool) -> Environment:
         table=markdown_table,
     )
     environment.globals.update(missing=numbers.MISSING, marked=marked)
-    return environment
+    return environment.get_template(name)
 
 
 def policy(style: str, script: str) -> str:
@@ -79,6 +75,5 @@ def markdown(text: object) -> str:
 
 def markdown_table(table: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first row is its head."""
-    head, *body = table
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(c if line is lines[1] else markdown(c) for c in line)} |" for line in lines)
+    head, *body = ([markdown(cell) for cell in row] for row in table)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
