@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,36 +19,59 @@ analyze = typer.Typer(
 app.add_typer(analyze, name="analyze")
 
 RunArgument = Annotated[str, typer.Argument(help="A run directory; or a model, with --benchmark.")]
-BenchmarkOption = Annotated[
-    str | None, typer.Option("--benchmark", help="NAME[:k=v,…] to measure on, instead of the run's.")
-]
-TemplateOption = Annotated[str | None, typer.Option("--template", help="auto, plain or chat, instead of the run's.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="At most so many rows or questions of each set.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of all noise.")]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="The weights' type: float32, bfloat16, float16.")]
-OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder for analysis-….json, instead of the run's.")
-]
 
 
-@analyze.command()
+def _shared(
+    limit: LimitOption = 32,
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", help="NAME[:k=v,…] to measure on, instead of the run's.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", help="auto, plain or chat, instead of the run's.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="The weights' type: float32, bfloat16, float16.")] = "float32",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for analysis-….json, instead of the run's.")
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """The options that all analyses have."""
+
+
+def _analysis(options: Callable[..., None]) -> None:
+    """Add a subcommand: the analysis of the function's name, with the function's options, which are called as the
+    analysis' arguments are, and the shared ones. What was not given is left to the analysis."""
+    name = options.__name__
+
+    def command(**given: Any) -> None:
+        from letgo.analysis import ANALYSES
+        from letgo.report.analyses import in_text
+
+        as_json, quiet = given.pop("as_json"), given.pop("quiet")
+        chosen = {key: value for key, value in given.items() if value not in (None, [])}
+        entry = ANALYSES.load(name)(**chosen, reporter=reporter(quiet))
+        print_json(entry) if as_json else typer.echo("\n".join(in_text(entry)))
+
+    # An option of the function's own comes in place of a shared one of its name.
+    own, shared = (inspect.signature(source, eval_str=True).parameters for source in (options, _shared))
+    merged = {**own, **shared, **own}
+    command.__signature__ = inspect.Signature(list(merged.values()))  # type: ignore[attr-defined]
+    analyze.command(name, help=options.__doc__)(command)
+
+
+@_analysis
 def connectivity(
     models: Annotated[list[str], typer.Argument(help="Two or more run directories or models.")],
     points: Annotated[int, typer.Option("--points", help="On each line, both ends among them.")] = 11,
     metrics: Annotated[bool, typer.Option("--metrics/--no-metrics", help="Metrics too, not the losses alone.")] = True,
-    limit: LimitOption = 32,
-    benchmark: BenchmarkOption = None,
-    template: TemplateOption = None,
-    dtype: DtypeOption = "float32",
-    output: OutputOption = None,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
 ) -> None:
     """Losses and metrics on the straight line between models, and the barrier on it."""
-    _analyse("connectivity", locals())
 
 
-@analyze.command()
+@_analysis
 def landscape(
     run: RunArgument,
     directions: Annotated[
@@ -58,19 +83,11 @@ def landscape(
         tuple[float, float] | None, typer.Option("--span", help="From where to where, such as -1 1.")
     ] = None,
     seed: SeedOption = 0,
-    limit: LimitOption = 32,
-    benchmark: BenchmarkOption = None,
-    template: TemplateOption = None,
-    dtype: DtypeOption = "float32",
-    output: OutputOption = None,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
 ) -> None:
     """Forget and retain loss on a line or a plane through a run's weights."""
-    _analyse("landscape", locals())
 
 
-@analyze.command()
+@_analysis
 def sharpness(
     run: RunArgument,
     radii: Annotated[
@@ -81,19 +98,11 @@ def sharpness(
     draws: Annotated[int, typer.Option("--draws", help="Pairs of Gaussian noise for the average.")] = 10,
     trace_draws: Annotated[int, typer.Option("--trace-draws", help="For the Hessian's trace; 0 for none.")] = 10,
     seed: SeedOption = 0,
-    limit: LimitOption = 32,
-    benchmark: BenchmarkOption = None,
-    template: TemplateOption = None,
-    dtype: DtypeOption = "float32",
-    output: OutputOption = None,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
 ) -> None:
     """How the losses change within given radii, at worst and on average, and the Hessian's trace."""
-    _analyse("sharpness", locals())
 
 
-@analyze.command()
+@_analysis
 def certificate(
     run: RunArgument,
     sigma: Annotated[
@@ -111,27 +120,5 @@ def certificate(
     rerun: Annotated[bool, typer.Option("--rerun/--no-rerun", help="Run attacks again for their displacement.")] = True,
     seed: SeedOption = 0,
     limit: LimitOption = 20,
-    benchmark: BenchmarkOption = None,
-    template: TemplateOption = None,
-    dtype: DtypeOption = "float32",
-    output: OutputOption = None,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
 ) -> None:
     """A radius of weight changes within which the smoothed model does not reveal, with confidence."""
-    _analyse("certificate", locals())
-
-
-def _analyse(name: str, given: dict[str, Any]) -> None:
-    """Call the analysis with the options of the command, which are called as its arguments are; what was not given is
-    left to it."""
-    from letgo.analysis import ANALYSES
-    from letgo.report.analyses import in_text
-
-    as_json, quiet = given.pop("as_json"), given.pop("quiet")
-    chosen = {key: value for key, value in given.items() if value not in (None, [])}
-    made = ANALYSES.load(name)(**chosen, reporter=reporter(quiet))
-    if as_json:
-        print_json(made.model_dump(mode="json"))
-    else:
-        typer.echo("\n".join(in_text(made)))

@@ -26,8 +26,8 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
 def yaml_argument(text: str) -> Any:
-    """An argument that names a YAML file. What is not there, or not YAML, is said at once: the libraries that check
-    what it says take seconds to load."""
+    """An argument that names a YAML file. A missing or broken one is refused at once: the libraries that check its keys
+    take seconds to load."""
 
     def readable(path: Path | None) -> Path | None:
         from letgo.core.files import load_settings
@@ -60,4 +60,9 @@ def print_run(result: Result, directory: Path) -> None:
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    """Print plain values, and results or other pydantic models among them."""
+
+    def as_plain(model: Any) -> Any:
+        return model.model_dump(mode="json", by_alias=True)
+
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=as_plain))

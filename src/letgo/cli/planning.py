@@ -45,7 +45,4 @@ def plan(
         made = plan_devices(read, devices or 1, strategy, device=device, memory=memory, flops=flops, measure=measure)
     else:
         made = make_plan(read, flops=flops, measure=measure)
-    if as_json:
-        print_json(made.as_dict())
-    else:
-        typer.echo(made.text())
+    print_json(made.as_dict()) if as_json else typer.echo(made.text())

@@ -38,20 +38,20 @@ def list_runs(
     from letgo.runs.query import MISSING, check_field, parse_field
 
     index = _index(root)
-    found = index.select(where, sort)[:limit]
+    records = index.select(where, sort)[:limit]
     extra = [parse_field(name.strip()) for name in (show or "").split(",") if name.strip()]
     for field in extra:
-        check_field(field, found)
-    values = [
-        {str(field): None if (value := field.of(record)) is MISSING else value for field in extra} for record in found
-    ]
+        check_field(field, records)
+    values = []
+    for record in records:
+        shown = {str(field): field.of(record) for field in extra}
+        values.append({name: None if value is MISSING else value for name, value in shown.items()})
     if as_json or as_csv:
-        rows = [record.fields | record.kept | more for record, more in zip(found, values, strict=True)]
+        rows = [record.fields | record.kept | more for record, more in zip(records, values, strict=True)]
         _print_csv(rows) if as_csv else print_json(rows)
         return
-    _print_table(found, [str(field) for field in extra], values)
-    gone = index.gone()
-    if gone:
+    _print_table(records, [str(field) for field in extra], values)
+    if gone := index.gone():
         typer.echo(f"{len(gone)} recorded runs are no longer there ({gone[0]}, …): letgo runs rebuild", err=True)
 
 
@@ -69,7 +69,7 @@ def show_run(
     record = index.find(run)
     result = read_result(index.root / record.path)
     if as_json:
-        print_json({"record": record.fields, "result": result.model_dump(mode="json", by_alias=True)})
+        print_json({"record": record.fields, "result": result})
         return
     for key, value in record.fields.items():
         if value not in (None, [], ""):
@@ -87,10 +87,7 @@ def tag_run(
 ) -> None:
     """Add words to a run, or take them away. They lie in the run's own directory."""
     record = _index(root).tag(run, () if remove else tags, tags if remove else ())
-    if as_json:
-        print_json(record.fields)
-    else:
-        typer.echo(f"{record.name}: {', '.join(record.tags) or 'no tags'}")
+    print_json(record.fields) if as_json else typer.echo(f"{record.name}: {', '.join(record.tags) or 'no tags'}")
 
 
 @runs.command("diff")
@@ -104,17 +101,16 @@ def diff_runs(
     from letgo.runs.difference import difference
 
     index = _index(root)
-    one, two = index.find(first), index.find(second)
-    rows = difference(one, two)
+    before, after = index.find(first), index.find(second)
+    rows = difference(before, after)
     if as_json:
-        print_json([{"field": name, one.path: a, two.path: b} for name, a, b in rows])
+        print_json([{"field": name, before.path: a, after.path: b} for name, a, b in rows])
         return
     if not rows:
         typer.echo("no difference")
         return
     width = max(len(name) for name, _, _ in rows)
-    typer.echo(f"{'':<{width}}  {one.name}  |  {two.name}")
-    for name, a, b in rows:
+    for name, a, b in (("", before.name, after.name), *rows):
         typer.echo(f"{name:<{width}}  {_shown(a)}  |  {_shown(b)}")
 
 
@@ -140,20 +136,16 @@ def _index(root: Path | None) -> Index:
     from letgo.runs import Index, root_of
     from letgo.runs.index import INDEX_FILE
 
-    if root is not None:
-        if not root.is_dir():
-            raise UserError(f"no such folder: {root}")
-        return Index(root)
-    found = root_of(Path.cwd())
+    if root is not None and not root.is_dir():
+        raise UserError(f"no such folder: {root}")
     usual = Path("letgo-runs")
-    if found is None and (usual / INDEX_FILE).is_file():
-        found = usual
-    if found is None:
+    root = root or root_of(Path.cwd()) or (usual if (usual / INDEX_FILE).is_file() else None)
+    if root is None:
         raise UserError(
             f"no index of runs ({INDEX_FILE}) in this folder or above it\n"
             "  give the folder that your runs lie in with --root, or make an index: letgo runs rebuild FOLDER"
         )
-    return Index(found)
+    return Index(root)
 
 
 def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[str, Any]]) -> None:
@@ -168,10 +160,9 @@ def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[s
     for name in (*_SHOWN, *extra):
         table.add_column(name.replace("_", " "), overflow="fold")
     for record, more in zip(records, values, strict=True):
-        flat = record.fields | {"name": record.path}
         attacks = [f"{'✓' if a.survived else '✗'} {a.label} {a.kept:.0%}" for a in record.attacks]
-        flat["attacks"] = "\n".join(attacks)
-        table.add_row(*(Text(_shown(flat[name])) for name in _SHOWN), *(Text(_shown(more[name])) for name in extra))
+        cells = record.fields | {"name": record.path, "attacks": "\n".join(attacks)}
+        table.add_row(*(Text(_shown(cells[name])) for name in _SHOWN), *(Text(_shown(more[name])) for name in extra))
     Console().print(table)
 
 

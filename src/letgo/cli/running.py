@@ -27,7 +27,7 @@ def demo(
 
     shown = run_demo(tiny=tiny, model=model, output=output, reporter=reporter(quiet))
     if as_json:
-        print_json(shown.run.result.model_dump(mode="json", by_alias=True))
+        print_json(shown.run.result)
         return
     print_run(shown.run.result, shown.run.directory)
     typer.echo(f"run:    {shown.run.directory}\nreport: {shown.report}\ntime:   {shown.seconds:.0f} s")
@@ -79,19 +79,16 @@ def unlearn(
         output_dir=output,
     )
     if sequence_of(settings) is not None:
-        done = unlearn_sequence(settings, resume=resume, reporter=reporter(quiet))
+        results = unlearn_sequence(settings, resume=resume, reporter=reporter(quiet))
         if as_json:
-            print_json({str(place): result.model_dump(mode="json", by_alias=True) for place, result in done.items()})
+            print_json({str(directory): result for directory, result in results.items()})
             return
-        for place, result in done.items():
-            typer.echo(place)
-            print_run(result, place)
+        for directory, result in results.items():
+            typer.echo(directory)
+            print_run(result, directory)
         return
     run = run_unlearn(settings, resume=resume, reporter=reporter(quiet))
-    if as_json:
-        print_json(run.result.model_dump(mode="json", by_alias=True))
-    else:
-        print_run(run.result, run.directory)
+    print_json(run.result) if as_json else print_run(run.result, run.directory)
 
 
 @app.command()
@@ -144,10 +141,10 @@ def attack(
     )
     target = output or (Path(run) if is_run(Path(run)) else None)
     if target is not None:
-        # The card beside the result tells of all attacks, these too.
+        # The card beside the result names all attacks, these too.
         write_model_card(target, result)
     if as_json:
-        print_json(result.model_dump(mode="json", by_alias=True))
+        print_json(result)
         return
     print_run(result, target or Path(run))
     print_attacks(result, {plan_attack(spec).label for spec in attacks})
@@ -180,7 +177,7 @@ def evaluate(
         reporter=reporter(quiet),
     )
     if as_json:
-        print_json({spec: result.model_dump(mode="json", by_alias=True) for spec, result in results.items()})
+        print_json(results)
         return
     for spec, result in results.items():
         typer.echo(f"{model} on {spec}")

@@ -57,7 +57,7 @@ def list_(
     as_json: JsonFlag = False,
 ) -> None:
     """List what there is, each with its source and how it stands to it."""
-    catalog = catalog_of(kind)
+    catalog = _catalog(kind)
     records = [catalog.record(name) for name in catalog.names(pattern)]
     if as_json:
         print_json([record.as_dict() for record in records])
@@ -80,19 +80,16 @@ def show_config(
     from letgo.training.config import dump_config, read_config, resolved_settings
 
     settings = read_config(config, assignments or ())
-    if as_json:
-        print_json(resolved_settings(settings))
-    else:
-        typer.echo(dump_config(settings), nl=False)
+    print_json(resolved_settings(settings)) if as_json else typer.echo(dump_config(settings), nl=False)
 
 
-def catalog_of(kind: str) -> Catalog[Any]:
+def _catalog(kind: str) -> Catalog[Any]:
     import importlib
 
     from letgo.core.catalog import did_you_mean
     from letgo.core.errors import UserError
 
-    places = {
+    catalogs = {
         "optimizers": ("letgo.optim", "OPTIMIZERS"),
         "objectives": ("letgo.objectives", "METHODS"),
         "retain-losses": ("letgo.objectives", "RETAIN_TERMS"),
@@ -101,8 +98,8 @@ def catalog_of(kind: str) -> Catalog[Any]:
         "metrics": ("letgo.metrics", "METRICS"),
         "analyses": ("letgo.analysis", "ANALYSES"),
     }
-    if kind not in places:
-        raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, places)}; known: {', '.join(places)}")
-    module, name = places[kind]
+    if kind not in catalogs:
+        raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, catalogs)}; known: {', '.join(catalogs)}")
+    module, name = catalogs[kind]
     catalog: Catalog[Any] = getattr(importlib.import_module(module), name)
     return catalog

@@ -47,7 +47,7 @@ def sweep(
         return
     state = run_sweep(read, resume=resume, retry_failed=retry_failed, part=part, reporter=reporter(quiet))
     if as_json:
-        print_json(state.model_dump(mode="json", by_alias=True))
+        print_json(state)
     elif part:
         _print_part(state, read, part, mine)
     else:
@@ -61,12 +61,10 @@ def _list_cells(grid: Grid, mine: Collection[str], as_json: bool) -> None:
     from letgo.report.numbers import duration
     from letgo.sweep.cost import cost
 
-    rows = [row for row in cost(grid) if row["cell"] in mine]
-    total = sum(row["seconds"] for row in rows)
-    runs = sum(row["runs"] for row in rows)
-    workers = grid.workers or 1
+    rows, workers = [row for row in cost(grid) if row["cell"] in mine], grid.workers or 1
+    runs, seconds = (sum(row[key] for row in rows) for key in ("runs", "seconds"))
     if as_json:
-        print_json({"cells": rows, "runs": runs, "seconds": total / workers, "workers": workers})
+        print_json({"cells": rows, "runs": runs, "seconds": seconds / workers, "workers": workers})
         return
     width = max((len(row["cell"]) for row in rows), default=0)
     for row in rows:
@@ -75,19 +73,20 @@ def _list_cells(grid: Grid, mine: Collection[str], as_json: bool) -> None:
         typer.echo(f"{row['cell']:<{width}}  {row['runs']:>3} {plural:<4}  {memory}  {duration(row['seconds'])}")
     each = f", {workers} at a time" if workers > 1 else ""
     typer.echo(
-        f"{len(rows)} cells, {runs} runs{each}: about {duration(total / workers)}, and "
+        f"{len(rows)} cells, {runs} runs{each}: about {duration(seconds / workers)}, and "
         f"{len(grid.attacks)} attacks on each cell beside that"
     )
 
 
 def _print_part(state: Sweep, grid: Grid, part: Part, mine: Collection[str]) -> None:
-    counts = {
-        status: [cell for cell in state.cells(status) if cell.name in mine]
-        for status in ("finished", "collapsed", "failed", "pending")
-    }
-    said = ", ".join(f"{len(found)} {status}" for status, found in counts.items() if found)
-    typer.echo(f"cells {part}: {said or 'none: there are fewer cells, or tuned groups, than parts'}")
-    for cell in counts["failed"]:
+    from collections import Counter
+
+    cells = [cell for group in state.groups for cell in group.cells if cell.name in mine]
+    counts = Counter(cell.status for cell in cells)
+    statuses = ("finished", "collapsed", "failed", "pending")
+    summary = ", ".join(f"{counts[status]} {status}" for status in statuses if counts[status])
+    typer.echo(f"cells {part}: {summary or 'none: there are fewer cells, or tuned groups, than parts'}")
+    for cell in (cell for cell in cells if cell.status == "failed"):
         typer.echo(f"failed: {cell.name} ({cell.reason})")
     typer.echo(f"once all parts have run: letgo sweep {grid.source} --output {grid.output} --resume")
 
