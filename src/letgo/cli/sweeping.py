@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from letgo.sweep import Grid, Sweep
-    from letgo.sweep.part import Part
+    from letgo.sweep.grid import Part
 
 
 @app.command()
@@ -79,12 +79,10 @@ def _list_cells(grid: Grid, mine: Collection[str], as_json: bool) -> None:
 
 
 def _print_part(state: Sweep, grid: Grid, part: Part, mine: Collection[str]) -> None:
-    from collections import Counter
-
     cells = [cell for group in state.groups for cell in group.cells if cell.name in mine]
-    counts = Counter(cell.status for cell in cells)
-    statuses = ("finished", "collapsed", "failed", "pending")
-    summary = ", ".join(f"{counts[status]} {status}" for status in statuses if counts[status])
+    statuses = [cell.status for cell in cells]
+    counts = {s: statuses.count(s) for s in ("finished", "collapsed", "failed", "pending") if s in statuses}
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
     typer.echo(f"cells {part}: {summary or 'none: there are fewer cells, or tuned groups, than parts'}")
     for cell in (cell for cell in cells if cell.status == "failed"):
         typer.echo(f"failed: {cell.name} ({cell.reason})")

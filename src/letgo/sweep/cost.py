@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from letgo.planning import plan
-from letgo.sweep.execute import candidates
 from letgo.sweep.grid import Grid, with_setting
 from letgo.training.config import make_config
 
@@ -18,11 +17,11 @@ def cost(grid: Grid) -> list[dict[str, Any]]:
     """
     rows = []
     for group in grid.groups:
-        changes = grid.tune.first(group.optimizer)[0] if grid.tune else {}
+        changes = grid.tune.first(group.optimizer) if grid.tune else {}
         settings = with_setting(group.cells[0].settings, changes) | {"output_dir": str(grid.output)}
         planned = plan(make_config(settings, where=f"{grid.source}: cell {group.cells[0].name}"))
-        for place, cell in enumerate(group.cells):
-            runs = max(candidates(grid.tune, group), 1) if place == 0 else 1
+        for cell in group.cells:
+            runs = max(grid.candidates(group), 1) if cell is group.cells[0] else 1
             rows.append(
                 {
                     "cell": cell.name,

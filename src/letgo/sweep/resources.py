@@ -24,10 +24,10 @@ class Resources:
     """Bytes of main memory. A cell that takes more is not stopped; it is how many are started side by side."""
 
     def __str__(self) -> str:
-        said = [f"cpus {self.cpus}"] if self.cpus is not None else []
-        said += [f"gpus {self.gpus:g}"] if self.gpus else []
-        said += [f"memory {size(self.memory)}"] if self.memory else []
-        return ", ".join(said) or "nothing"
+        parts = [f"cpus {self.cpus}"] if self.cpus is not None else []
+        parts += [f"gpus {self.gpus:g}"] if self.gpus else []
+        parts += [f"memory {size(self.memory)}"] if self.memory else []
+        return ", ".join(parts) or "nothing"
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,8 @@ class RayCluster:
 def read_resources(given: Any, where: str) -> Resources:
     """Check a grid's `resources`."""
     values = _known(given, Resources, f"{where}: resources")
-    cpus, gpus, memory = (values.get(name) for name in ("cpus", "gpus", "memory"))
-    if cpus is not None and (isinstance(cpus, bool) or not isinstance(cpus, int) or cpus < 1):
-        raise UserError(f"{where}: resources.cpus must be a whole number of at least 1, not {cpus!r}")
+    cpus = whole_number(values.get("cpus"), f"{where}: resources.cpus", least=1)
+    gpus, memory = values.get("gpus"), values.get("memory")
     if gpus is not None:
         number = isinstance(gpus, int | float) and not isinstance(gpus, bool)
         if not number or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
@@ -77,51 +76,53 @@ def _known(given: Any, kind: type, where: str) -> Mapping[str, Any]:
     return given
 
 
+def whole_number(value: Any, what: str, *, least: int) -> int | None:
+    """Check a whole number of a grid; None where it says nothing."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise UserError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    return value
+
+
 def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def places(resources: Resources, workers: int) -> list[str | None]:
-    """Where cells run side by side on this machine: for each the GPUs it may see, as CUDA_VISIBLE_DEVICES has them;
-    None where nothing was said of GPUs.
+def device_slots(resources: Resources, workers: int) -> list[str | None]:
+    """The slots of cells that run side by side on this machine: for each the GPUs it may see, as CUDA_VISIBLE_DEVICES
+    has them; None where the grid says nothing of GPUs.
 
-    Fewer than `workers` where the machine has not enough for all of them.
-
-    Raises:
-        UserError: it has not enough for one.
+    Fewer than `workers` where the machine has not enough for all of them; a `UserError` where it has not enough for
+    one.
     """
-    number = workers
     if resources.memory is not None:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if resources.memory > there:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if resources.memory > total:
             raise UserError(
                 f"a cell asks for {size(resources.memory)} of memory (resources.memory), and this machine has "
-                f"{size(there)}"
+                f"{size(total)}"
             )
-        number = min(number, there // resources.memory)
-    if resources.gpus is None:
-        return [None] * number
-    if resources.gpus == 0:
-        return [""] * number
+        workers = min(workers, total // resources.memory)
+    if not resources.gpus:
+        return [None if resources.gpus is None else ""] * workers
     devices = _devices()
     if resources.gpus < 1:
-        shares = [device for device in devices for _ in range(int(1 / resources.gpus + 1e-9))]
+        slots = [device for device in devices for _ in range(int(1 / resources.gpus + 1e-9))]
     else:
         each = int(resources.gpus)
-        shares = [",".join(devices[at : at + each]) for at in range(0, len(devices) - each + 1, each)]
-    if not shares:
+        slots = [",".join(devices[at : at + each]) for at in range(0, len(devices) - each + 1, each)]
+    if not slots:
         raise UserError(
             f"a cell asks for {resources.gpus:g} GPUs (resources.gpus), and this machine has {len(devices)} to give"
         )
-    return list(shares[:number])
+    return list(slots[:workers])
 
 
 def _devices() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip() and name.strip() != "-1"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1"]
     import torch
 
-    return [str(place) for place in range(torch.cuda.device_count())]
+    return [str(index) for index in range(torch.cuda.device_count())]
