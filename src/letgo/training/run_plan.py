@@ -35,7 +35,7 @@ def plan_run(args: UnlearnConfig) -> RunPlan:
     """Decide what the config leaves to the launcher.
 
     Raises:
-        UserError: what is asked for is not had.
+        UserError: letgo can't do what the config asks for.
     """
     plan = RunPlan(strategy_of(args))
     if plan.strategy == "fsdp2":
@@ -90,7 +90,7 @@ def check_shards(args: UnlearnConfig) -> None:
         )
     if args.lora_rank:
         raise UserError(
-            "strategy: fsdp2 shares out weights that are trained; adapters beside a base in shards are not had\n"
+            "strategy: fsdp2 shares out weights that are trained; adapters on a base in shards are not supported\n"
             "  train them on replicas: base_quantization: nf4 makes a base a quarter as large as in bfloat16"
         )
     if args.share == "directions":

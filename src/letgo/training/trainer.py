@@ -48,7 +48,7 @@ class UnlearnTrainer(Trainer):
 
     Args:
         model: a causal LM, as `letgo.training.prepare.prepare_model` leaves it.
-        args: the run's config; the trainer's own `args` are a copy, which takes what Trainer is to be told beside.
+        args: the run's config. The trainer works on a copy, in which it also sets what Trainer needs to know.
         dataset: forget rows paired with retain rows, with the reference quantities that the objective needs
             (`letgo.training.prepare.take_references`).
         pad_id: token id that pads batches.
@@ -73,7 +73,7 @@ class UnlearnTrainer(Trainer):
         self.objective = objective
         self.reporter = reporter or Quiet()
         self.notes: list[str] = []
-        """What is to be said of the run beside its numbers (steps added so that it ends on a zeroth-order round)."""
+        """Notes for the record (such as: steps added, so that the run ends on a zeroth-order round)."""
         self._window: list[Mapping[str, Any]] = []
         self._latest: list[Mapping[str, Any]] = []
         self._terms: list[dict[str, float]] = []
@@ -165,8 +165,8 @@ class UnlearnTrainer(Trainer):
         model = self.model_wrapped if torch.is_grad_enabled() or self.training_ranks.sharded else self.model
         # float64: a zeroth-order step lives on the difference of two nearly equal losses.
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        for place, inputs in enumerate(window):
-            with self._synchronised(model, place + 1 == len(window)):
+        for number, inputs in enumerate(window):
+            with self._synchronised(model, number + 1 == len(window)):
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(model, dict(inputs), part=part) / len(window)
                 if loss.requires_grad:
@@ -288,7 +288,7 @@ class UnlearnTrainer(Trainer):
         )
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; replicas of which no gradient is ever taken are not wrapped, for DDP keeps room for one."""
+        """As Trainer's. Replicas that never compute a gradient are not wrapped: DDP would keep room for one."""
         if self.training_ranks.count == 1 or self.training_ranks.sharded:
             return super()._prepare_for_training(*args, **kwargs)
         if self.training_ranks.exchanges_gradients(unwrapped(self.create_optimizer())):
@@ -360,11 +360,11 @@ class UnlearnTrainer(Trainer):
         a closure made (Trainer sees only its own)."""
         evaluated = self.drive.protocol.last_losses
         if "loss" in logs and (self._terms or evaluated):
-            own = {
+            means = {
                 name: sum(terms[name] for terms in self._terms) / len(self._terms)
                 for name in (self._terms[0] if self._terms else ())
             }
-            for name, value in self.training_ranks.mean(own).items():
+            for name, value in self.training_ranks.mean(means).items():
                 logs[name if name == "loss" else f"{name}_loss"] = value
             if "loss" not in logs or not self._terms:
                 # All evaluations ran as one batch, and only the optimizer saw their values.
@@ -416,10 +416,10 @@ class _Bookkeeping(TrainerCallback):
         self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        ranks = self.trainer.training_ranks
+        training_ranks = self.trainer.training_ranks
         # A zeroth-order step compares the weights itself.
-        if ranks.count > 1 and self.trainer._phase != "zeroth_order":
-            ranks.check(list(self.trainer.model.parameters()), state.global_step)
+        if training_ranks.count > 1 and self.trainer._phase != "zeroth_order":
+            training_ranks.ranks.check(list(self.trainer.model.parameters()), state.global_step)
         if self.task is not None:
             terms = self.trainer._terms[-1] if self.trainer._terms else {}
             phase = {"first_order": "FO ", "zeroth_order": "ZO "}.get(self.trainer._phase, "")
@@ -429,8 +429,8 @@ class _Bookkeeping(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            said = {"forget_rows_a_step": self.trainer.training_ranks.window_rows()}
-            write_text(checkpoint / COMPLETE, json.dumps(said) + "\n")
+            step = {"forget_rows_a_step": self.trainer.training_ranks.window_rows()}
+            write_text(checkpoint / COMPLETE, json.dumps(step) + "\n")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.context is not None:
