@@ -45,39 +45,28 @@ def unlearn(
     objective: Annotated[str | None, typer.Option("--objective", help="NAME[:k=v,…]; see letgo list.")] = None,
     optimizer: Annotated[str | None, typer.Option("--optimizer", help="NAME[:k=v,…]; see letgo list.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="η.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps, instead of epochs.")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the forget set.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Forget rows a step and device.")] = None,
+    max_steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps, instead of epochs.")] = None,
+    num_train_epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the forget set.")] = None,
+    per_device_train_batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Forget rows a step and device.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Data order and noise.")] = None,
-    attack: Annotated[list[str] | None, typer.Option("--attack", help="NAME[:k=v,…] on the result; repeat.")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="The run directory.")] = None,
+    attacks: Annotated[list[str] | None, typer.Option("--attack", help="NAME[:k=v,…] on the result; repeat.")] = None,
+    output_dir: Annotated[str | None, typer.Option("--output", "-o", help="The run directory.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value for any other key; repeat.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Unlearn a forget set from a model: the main job."""
+    flags = {key: value for key, value in locals().items() if value != []}
+    for name in ("config", "assignments", "resume", "as_json", "quiet"):
+        del flags[name]
     from letgo.training.config import read_config
     from letgo.training.requests import sequence_of, unlearn_sequence
     from letgo.training.unlearn import unlearn as run_unlearn
 
-    settings = read_config(
-        config,
-        assignments or (),
-        model=model,
-        benchmark=benchmark,
-        forget=forget,
-        retain=retain,
-        objective=objective,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        max_steps=steps,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        seed=seed,
-        attacks=attack or None,
-        output_dir=output,
-    )
+    settings = read_config(config, assignments or (), **flags)
     if sequence_of(settings) is not None:
         results = unlearn_sequence(settings, resume=resume, reporter=reporter(quiet))
         if as_json:

@@ -11,13 +11,12 @@ from pathlib import Path
 from markupsafe import Markup
 
 from letgo.core.errors import UserError
-from letgo.core.files import written_whole
 from letgo.optim.registry import GRADES, OPTIMIZERS
 from letgo.report.comparison import Kept, Line, compare, compare_all, lines_of
 from letgo.report.labels import attack_labels, short_labels
 from letgo.report.load import find_runs
 from letgo.report.numbers import duration, number, percent, words
-from letgo.report.rendering import asset, policy, template
+from letgo.report.rendering import asset, policy, template, write_page
 from letgo.report.table import Column, columns
 from letgo.report.verdict import verdict
 from letgo.runs.results import Result
@@ -99,12 +98,7 @@ def write_brief(directories: Sequence[Path], output: Path) -> list[Path]:
     paths = [output.with_suffix(".md"), output.with_suffix(".html")]
     for path in paths:
         page = template(f"brief{path.suffix}.j2")
-        text = page.render(brief=gathered, style=Markup(style), policy=policy(style, ""))
-        try:
-            with written_whole(path) as temporary:
-                temporary.write_text(text, encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+        write_page(path, page.render(brief=gathered, style=Markup(style), policy=policy(style, "")))
     return paths
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from letgo.core.files import write_text
-from letgo.report.numbers import MISSING, Measured, measured, percent
+from letgo.report.numbers import MISSING, measured, percent
 from letgo.report.rendering import template
 from letgo.report.settings import settings
 from letgo.report.table import columns, rows
 from letgo.report.verdict import verdict
-from letgo.runs.results import CONFIG_FILE, RESULT_FILE, Result
+from letgo.runs.results import CONFIG_FILE, RESULT_FILE, Metric, Result
 
 CARD_FILE = "README.md"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -108,5 +108,5 @@ def _attacks(result: Result) -> list[list[str]]:
     return table if len(table) > 1 else []
 
 
-def _cell(metric: Measured | None) -> str:
+def _cell(metric: Metric | None) -> str:
     return MISSING if metric is None else measured(metric, "; n")

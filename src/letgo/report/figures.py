@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from letgo.report.chart import Axis, Figure, Plot, Point, Strip, band_key, domain, mark_key, strips
-from letgo.report.numbers import MISSING, Measured, measured, number, percent, words
+from letgo.report.numbers import MISSING, measured, number, percent, words
 from letgo.report.table import Row, columns, rows
-from letgo.runs.results import AttackResult, Metrics, Result
+from letgo.runs.results import AttackResult, Metric, Metrics, Result
 
 MOST_POINTS = 400
 """A training curve is thinned to about so many points a line."""
@@ -241,7 +241,7 @@ def _full_name(row: Row) -> str:
     return f"after {row.attack.label} ({_outcome(row.attack)}{held_out})"
 
 
-def _bounds(metric: Measured) -> tuple[float, float]:
+def _bounds(metric: Metric) -> tuple[float, float]:
     low, high = metric.ci95
     return (low if math.isfinite(low) else metric.value, high if math.isfinite(high) else metric.value)
 

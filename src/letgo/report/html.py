@@ -15,14 +15,13 @@ from markupsafe import Markup
 
 from letgo.analysis.records import read_analyses
 from letgo.core.errors import UserError
-from letgo.core.files import written_whole
 from letgo.report import answers, figures
 from letgo.report.analyses import AnalysisView, view
 from letgo.report.chart import Figure
 from letgo.report.compared import compared
 from letgo.report.labels import attack_labels, short_labels
 from letgo.report.load import Run, find_runs
-from letgo.report.rendering import asset, policy, template
+from letgo.report.rendering import asset, policy, template, write_page
 from letgo.report.settings import commands, settings, varying
 from letgo.report.table import Column, columns, keys, rows
 from letgo.report.verdict import overall, verdict
@@ -112,12 +111,7 @@ def write_report(directories: Sequence[Path], output: Path) -> Path:
     runs = find_runs(directories)
     if output.is_dir():
         raise UserError(f"{output} is a directory; name the file to write, such as {output / 'report.html'}")
-    page = answers.visible(render(runs, directories))
-    try:
-        with written_whole(output) as temporary:
-            temporary.write_text(page, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"{output} can't be written: {error.strerror or error}") from error
+    write_page(output, answers.visible(render(runs, directories)))
     return output
 
 

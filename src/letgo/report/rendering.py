@@ -8,9 +8,12 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from letgo.core.errors import UserError
+from letgo.core.files import written_whole
 from letgo.core.fingerprints import source_hash
 from letgo.core.sizes import size
 from letgo.report import numbers
@@ -45,6 +48,15 @@ def template(name: str) -> Template:
     )
     environment.globals.update(missing=numbers.MISSING, marked=marked)
     return environment.get_template(name)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page whole; a `UserError` where that can't be."""
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
 
 
 def policy(style: str, script: str) -> str:

@@ -51,10 +51,6 @@ class Verdict:
     def word(self) -> str:
         return {"good": "Good", "warn": "Mixed", "bad": "Bad"}[self.tone]
 
-    @property
-    def text(self) -> str:
-        return " ".join((self.headline, *self.sentences))
-
 
 def verdict(result: Result) -> Verdict:
     """Computed from the result alone; what was not measured is not spoken of."""
