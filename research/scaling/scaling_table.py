@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from letgo.core.sizes import size
-from letgo.report.chart import Axis, Plot, tag
+from letgo.report.chart import Axis, Figure, Plot, tag
 from research.scaling.run_step import short
 from research.scaling.scaling import MACHINES, StepWork, Strategy, efficiency, step_cost
 
@@ -105,7 +105,7 @@ def figure(machine: str, name: str) -> str:
     style += ".line{fill:none;stroke-width:2}svg{background:#fff}"
     style += "".join(f".s{number}{{stroke:{colour}}}" for number, colour in enumerate(colours))
     plot.under.append(tag("defs", tag("style", style)))
-    drawn = plot.figure("scaling", title, "", "From the cost model, nothing hidden.", header=(), table=())
+    drawn = Figure(plot, "scaling", title, "", "From the cost model, nothing hidden.", (), ())
     return str(drawn.drawing).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
 
 

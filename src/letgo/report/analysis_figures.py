@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from letgo.analysis.records import Certificate, Landscape, LinearPath, Sharpness
-from letgo.report.chart import Axis, Figure, Plot, Strip, domain, mark_key, rule_key, shade_key, strips
+from letgo.report.chart import Axis, Figure, Plot, Strip, Strips, domain, mark_key, rule_key, shade_key
 from letgo.report.contours import levels
 from letgo.report.numbers import MISSING, number, words
 from letgo.report.table import is_share
@@ -58,7 +58,8 @@ def _along(path: LinearPath, keys: Sequence[str], identifier: str, *, chords: bo
     else:
         caption += "."
     table = [[f"{p.alpha:.3g}", *(_with_interval(p.values[k]) for k in keys)] for p in path.points]
-    return plot.figure(
+    return Figure(
+        plot,
         identifier,
         f"{'Losses' if chords else 'Scores'} from {path.first} to {path.second}",
         caption,
@@ -83,14 +84,15 @@ def line_landscape(entry: Landscape, identifier: str) -> Figure:
     plot.curves({words(key): line for key, line in lines.items()})
     for mark, sign in signs:
         plot.sign((mark.at[0], up.high - 0.037 * (up.high - up.low)), sign)
-    return plot.figure(
+        plot.legend.append(rule_key(mark.name, sign))
+    return Figure(
+        plot,
         identifier,
         f"Loss along {_short(axis.name)}",
         "Forget and retain loss along one direction through the run’s weights, which lie at 0.",
         "; ".join(_range(key, [y for _, y in line]) for key, line in lines.items()),
         header=["a", *map(words, keys)],
         table=[[f"{p.at[0]:.4g}", *(_loss(p.losses[k]) for k in keys)] for p in entry.points],
-        legend=[rule_key(mark.name, sign) for mark, sign in signs],
     )
 
 
@@ -109,22 +111,21 @@ def plane_landscape(entry: Landscape, key: str, identifier: str) -> Figure | Non
     )
     edges = levels(min(known), max(known), SHADES)
     bounds = [number(bound) for bound in (min(known), *edges, max(known))]
-    legend = [shade_key(f"heat-{i}", f"{low} to {high}") for i, (low, high) in enumerate(pairwise(bounds))]
+    plot.legend = [shade_key(f"heat-{i}", f"{low} to {high}") for i, (low, high) in enumerate(pairwise(bounds))]
     for mark, sign in zip(entry.marks, _signs(entry), strict=True):
         shape = "reference" if any(mark.at) else "after"
-        plot.mark((mark.at[0], mark.at[1]), shape, "here-mark", sign)
-        legend.append(mark_key(shape, "here-mark", mark.name, sign))
+        plot.mark((mark.at[0], mark.at[1]), shape, "here-mark", sign, name=mark.name)
     plot.heat(xs, ys, grid, edges)
     if len(known) < len(xs) * len(ys):
-        legend.append(shade_key("heat-none", "not finite"))
-    return plot.figure(
+        plot.legend.append(shade_key("heat-none", "not finite"))
+    return Figure(
+        plot,
         identifier,
         f"{words(key).capitalize()} around the run",
         "Nats a token over the plane; contour lines where one shade gives way to the next, some with their value.",
         _range(key, known),
         header=[f"{up} ↓  {across} →", *(f"{x:.3g}" for x in xs)],
         table=[[f"{y:.3g}", *map(_loss, row)] for y, row in zip(reversed(ys), reversed(grid), strict=True)],
-        legend=legend,
     )
 
 
@@ -167,7 +168,8 @@ def _over_radii(
     for index, spread in enumerate(bars):
         plot.strokes(spread, f"spread series-{index}")
     plot.curves({name: [(0.0, 0.0), *line] for name, line in lines.items()}, lines)
-    return plot.figure(
+    return Figure(
+        plot,
         identifier,
         f"Change of loss: {what.lower()}",
         f"{caption}; 0 is the run itself.",
@@ -207,18 +209,17 @@ def reach(entry: Certificate, identifier: str) -> Figure:
     caption += "What lies in the shaded part, left of R, is certified." if best > 0 else "Nothing is certified here."
     if entry.relative:
         caption += " All are in the rescaled metric: each tensor’s change over the root mean square of its weights."
-    return strips(
-        [Strip(name, number(v), share(v), class_=SIZES[kind][1], shape=SIZES[kind][0]) for name, v, kind in sizes],
-        ticks,
+    dots = [Strip(name, number(v), share(v), class_=SIZES[kind][1], shape=SIZES[kind][0]) for name, v, kind in sizes]
+    strips = Strips(dots, ticks, shaded=share(best) if best > 0 else 0.0, longest=38)
+    strips.legend = [mark_key(*SIZES[kind]) for kind in SIZES if any(kind == present for _, _, present in sizes)]
+    return Figure(
+        strips,
         identifier,
         "Certified radius and displacements",
         caption,
         "; ".join(f"{name} {number(value)}" for name, value, _ in sizes),
         header=["what", "size", "kind"],
         table=[[name, number(value), SIZES[kind][2]] for name, value, kind in sizes],
-        legend=[mark_key(*SIZES[kind]) for kind in SIZES if any(kind == present for _, _, present in sizes)],
-        shaded=share(best) if best > 0 else 0.0,
-        longest=38,
     )
 
 

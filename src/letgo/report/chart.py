@@ -88,26 +88,40 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its legend, and the data table behind it."""
+    """A drawing with a description for those who do not see it, and the data table behind it."""
 
+    plot: Plot | Strips
     identifier: str
     title: str
     caption: str
-    drawing: Markup
-    legend: Sequence[Key]
+    description: str
     header: Sequence[str]
     table: Sequence[Sequence[str]]
 
+    @property
+    def drawing(self) -> Markup:
+        return tag(
+            "svg",
+            tag("title", self.title, id=f"{self.identifier}-title"),
+            tag("desc", self.description, id=f"{self.identifier}-desc"),
+            *self.plot.drawn(),
+            viewBox=f"0 0 {WIDTH} {self.plot.height}",
+            role="img",
+            aria_labelledby=f"{self.identifier}-title {self.identifier}-desc",
+        )
+
 
 class Plot:
-    """A frame with two linear axes, in a view box of `WIDTH` × `HEIGHT`. Bands and heat lie beneath the grid; signs are
+    """A frame with two linear axes that takes what is drawn on it. Bands and heat lie beneath the grid; signs are
     written last, so that they keep clear of every shape."""
+
+    height = HEIGHT
 
     def __init__(self, across: Axis, up: Axis) -> None:
         self.across, self.up = across, up
         self.under: list[Markup] = []
         self.parts: list[Markup] = []
-        self._keys: list[Key] = []
+        self.legend: list[Key] = []
         self._signs: list[tuple[Point, str, str]] = []
         self._taken: list[Box] = []
 
@@ -117,23 +131,12 @@ class Plot:
     def y(self, value: float) -> float:
         return HEIGHT - BOTTOM - self.up.share(value) * (HEIGHT - TOP - BOTTOM)
 
-    def figure(
-        self,
-        identifier: str,
-        title: str,
-        caption: str,
-        description: str,
-        *,
-        header: Sequence[str],
-        table: Sequence[Sequence[str]],
-        legend: Sequence[Key] = (),
-    ) -> Figure:
-        """What was drawn, as a figure; its legend has the curves, then `legend`."""
-        for at, text, class_ in self._signs:
+    def drawn(self) -> list[Markup]:
+        """All that was drawn, with the axes and the signs."""
+        while self._signs:
+            at, text, class_ = self._signs.pop(0)
             self.label(self.x(at[0]), self.y(at[1]), text, class_)
-        parts = [*self.under, *self._axes(), *self.parts]
-        drawn = drawing(identifier, title, description, parts, HEIGHT)
-        return Figure(identifier, title, caption, drawn, [*self._keys, *legend], header, table)
+        return [*self.under, *self._axes(), *self.parts]
 
     def _axes(self) -> list[Markup]:
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
@@ -169,7 +172,7 @@ class Plot:
             if math.isfinite(y):
                 self._occupy(self.x(x), self.y(y), 6.0)
         self.parts += [tag("circle", class_=f"dot {class_}", cx=self.x(x), cy=self.y(y), r=3.5) for x, y in dots]
-        self._keys.append(Key(_sample(tag("path", class_=f"line {class_}", d="M1 10H29"), width=30), name))
+        self.legend.append(Key(_sample(tag("path", class_=f"line {class_}", d="M1 10H29"), width=30), name))
 
     def curves(self, lines: Mapping[str, Sequence[Point]], dots: Mapping[str, Sequence[Point]] | None = None) -> None:
         """Lines by name, each with a stroke of its own."""
@@ -184,14 +187,16 @@ class Plot:
         ends = [(self.x(a) + shift, self.y(b), self.x(c) + shift, self.y(d)) for a, b, c, d in segments]
         return tag("path", class_=class_, d="".join(f"M{a:.1f} {b:.1f}L{c:.1f} {d:.1f}" for a, b, c, d in ends))
 
-    def mark(self, at: Point, shape: str, class_: str, sign: str = "", hint: str = "") -> None:
-        """A shape at a data point; `hint` is shown under the pointer, `sign` beside it."""
+    def mark(self, at: Point, shape: str, class_: str, sign: str = "", hint: str = "", name: str = "") -> None:
+        """A shape at a data point; `hint` is shown under the pointer, `sign` beside it, `name` in the legend."""
         x, y = self.x(at[0]), self.y(at[1])
         drawn = marker(shape, x, y, class_)
         self.parts.append(tag("g", tag("title", hint), drawn) if hint else drawn)
         self._occupy(x, y, 8.0)
         if sign:
             self.sign(at, sign)
+        if name:
+            self.legend.append(mark_key(shape, class_, name, sign if sign != name else ""))
 
     def sign(self, at: Point, text: str, class_: str = "label") -> None:
         """A short text near a data point."""
@@ -277,62 +282,47 @@ class Strip:
         ]
 
 
-def strips(
-    rows: Sequence[Strip],
-    marks: Sequence[tuple[float, str]],
-    identifier: str,
-    title: str,
-    caption: str,
-    description: str,
-    *,
-    header: Sequence[str],
-    table: Sequence[Sequence[str]],
-    legend: Sequence[Key] = (),
-    shaded: float = 0.0,
-    longest: int = 46,
-) -> Figure:
-    """A figure of strips under one axis.
+class Strips:
+    """Strips under one axis.
 
     Args:
-        marks: share of the length and text of each tick, from left to right.
+        rows: from top to bottom.
+        ticks: share of the length and text of each tick, from left to right.
         shaded: the share that is shaded, from the left.
         longest: characters of a name.
     """
-    left, top, above, label, foot = (16.0, 34, 16, 12, 8) if rows[0].shape else (12.0, 30, 14, 10, 14)
-    right = WIDTH - 20.0
-    scale, step = right - left, 46
-    height = top + step * len(rows) + foot
-    parts = []
-    if shaded > 0:
-        box = {"x": left, "y": float(top - 8), "width": shaded * scale, "height": float(height - top + 8)}
-        parts.append(tag("rect", class_="certified", **box))
-    for index, (share, text) in enumerate(marks):
-        at = left + share * scale
-        anchor = "start" if index == 0 else "end" if share >= 1 else "middle"
-        parts.append(tag("line", class_="grid", x1=at, x2=at, y1=top - 8, y2=height))
-        parts.append(tag("text", text, class_="tick", x=at, y=top - above, text_anchor=anchor))
-    for index, row in enumerate(rows):
-        y, name = top + index * step, row.name if len(row.name) <= longest else f"{row.name[: longest - 1]}…"
-        parts += [
-            tag("text", name, class_="label", x=left, y=y + label),
-            tag("text", row.value, class_="label", x=right, y=y + label, text_anchor="end"),
-            *row.draw(y, left, scale),
-        ]
-    drawn = drawing(identifier, title, description, parts, height)
-    return Figure(identifier, title, caption, drawn, legend, header, table)
 
+    def __init__(
+        self, rows: Sequence[Strip], ticks: Sequence[tuple[float, str]], shaded: float = 0.0, longest: int = 46
+    ) -> None:
+        self.rows, self.ticks, self.shaded, self.longest = rows, ticks, shaded, longest
+        self.legend: list[Key] = []
+        self.left, self.top, self.above, self.label, foot = (
+            (16.0, 34, 16, 12, 8) if rows[0].shape else (12.0, 30, 14, 10, 14)
+        )
+        self.height = self.top + 46 * len(rows) + foot
 
-def drawing(identifier: str, title: str, description: str, parts: Sequence[Markup], height: float) -> Markup:
-    """The whole drawing, named for those who do not see it."""
-    return tag(
-        "svg",
-        tag("title", title, id=f"{identifier}-title"),
-        tag("desc", description, id=f"{identifier}-desc"),
-        *parts,
-        viewBox=f"0 0 {WIDTH} {height}",
-        role="img",
-        aria_labelledby=f"{identifier}-title {identifier}-desc",
-    )
+    def drawn(self) -> list[Markup]:
+        left, top, right = self.left, self.top, WIDTH - 20.0
+        scale = right - left
+        parts = []
+        if self.shaded > 0:
+            box = {"x": left, "y": float(top - 8), "width": self.shaded * scale, "height": float(self.height - top + 8)}
+            parts.append(tag("rect", class_="certified", **box))
+        for index, (share, text) in enumerate(self.ticks):
+            at = left + share * scale
+            anchor = "start" if index == 0 else "end" if share >= 1 else "middle"
+            parts.append(tag("line", class_="grid", x1=at, x2=at, y1=top - 8, y2=self.height))
+            parts.append(tag("text", text, class_="tick", x=at, y=top - self.above, text_anchor=anchor))
+        for index, row in enumerate(self.rows):
+            y = top + index * 46
+            name = row.name if len(row.name) <= self.longest else f"{row.name[: self.longest - 1]}…"
+            parts += [
+                tag("text", name, class_="label", x=left, y=y + self.label),
+                tag("text", row.value, class_="label", x=right, y=y + self.label, text_anchor="end"),
+                *row.draw(y, left, scale),
+            ]
+        return parts
 
 
 def mark_key(shape: str, class_: str, text: str, sign: str = "") -> Key:

@@ -125,4 +125,4 @@ def _drawn(
         first, last = min(points), max(points)
         ends.append(f"{name}: {number(points[first])} at {first:g}, {number(points[last])} at {last:g}")
     header = ["setting", *(f"{across} {x:g}" for x in xs)]
-    return plot.figure(identifier, title, f"{caption}{left_out}", "; ".join(ends), header=header, table=table)
+    return Figure(plot, identifier, title, f"{caption}{left_out}", "; ".join(ends), header, table)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from letgo.report.chart import Axis, Figure, Plot, Point, Strip, band_key, domain, mark_key, strips
+from letgo.report.chart import Axis, Figure, Plot, Point, Strip, Strips, band_key, domain, mark_key
 from letgo.report.numbers import MISSING, measured, number, percent, words
 from letgo.report.table import Row, columns, rows
 from letgo.runs.results import AttackResult, Metric, Metrics, Result
@@ -43,17 +43,17 @@ def trade_off(result: Result, identifier: str) -> Figure | None:
         plot.strokes([(*points["before"], *points["after"])], "join after")
     if "after" in points and attacks:
         plot.strokes([(*points["after"], *points[stage]) for stage in attacks], "join attack")
-    legend, table, description = [], [], []
+    table, description = [], []
     for row in shown:
         shape = row.kind if row.attack is None else "survived" if row.attack.survived else "lost"
         name, cells = _full_name(row), [row.metrics[key] for key in axes]
         sign = f"A{attacks.index(row.stage) + 1}" if row.attack else "R" if row.kind == "reference" else row.label
-        plot.mark(points[row.stage], shape, row.kind, sign)
-        legend.append(mark_key(shape, row.kind, name, sign if sign != row.label else ""))
+        plot.mark(points[row.stage], shape, row.kind, sign, name=name)
         table.append([name, *map(measured, cells)])
         values = [f"{words(key)} {number(cell.value)}" for key, cell in zip(axes, cells, strict=True)]
         description.append(f"{name}: {', '.join(values)}")
-    return plot.figure(
+    return Figure(
+        plot,
         identifier,
         "Forgetting, utility and robustness",
         "Each model is a point, with its 95 % intervals as thin lines. The better an unlearned model, the further up "
@@ -61,7 +61,6 @@ def trade_off(result: Result, identifier: str) -> Figure | None:
         "; ".join(description),
         header=["model", *map(words, axes)],
         table=table,
-        legend=legend,
     )
 
 
@@ -90,7 +89,13 @@ def all_runs(results: Sequence[Result], names: Sequence[str], identifier: str) -
         plot.mark(_point(result.after, axes), kind, CLASSES[kind], sign, name)
         end = MISSING if attack is None else f"{number(attack.metrics[forget].value)} ({attack.label})"
         table.append([name, measured(result.after[forget]), measured(result.after[retain]), end])
-    return plot.figure(
+    plot.legend = [
+        mark_key("survived", "reference", "survived every attack made on it"),
+        mark_key("after", "after", "not attacked, or did not survive an attack"),
+        mark_key("broken", "attack", "collapsed or failed"),
+    ]
+    return Figure(
+        plot,
         identifier,
         "Forgetting, utility and robustness of all runs",
         "Each run after unlearning is a point, under its number in the table; its tail ends where the hardest attack "
@@ -98,11 +103,6 @@ def all_runs(results: Sequence[Result], names: Sequence[str], identifier: str) -
         f"{len(shown)} runs; the figures are in the table that follows.",
         header=["run", f"{words(forget)} after", f"{words(retain)} after", f"{words(forget)} after the hardest attack"],
         table=table,
-        legend=[
-            mark_key("survived", "reference", "survived every attack made on it"),
-            mark_key("after", "after", "not attacked, or did not survive an attack"),
-            mark_key("broken", "attack", "collapsed or failed"),
-        ],
     )
 
 
@@ -125,14 +125,13 @@ def training(
     steps = [float(row["step"]) for row in points]
     low, high = domain(y for line in lines.values() for _, y in line)
     plot = Plot(Axis("step", min(steps), max(steps)), Axis("loss", min(low, 0.0), high))
-    phases = _phases(points)
-    caption, legend = "The loss at each logged step.", []
+    for name, line in lines.items():
+        plot.curve(words(name), line, f"series-{name.replace('_', '-')}")
+    phases, caption = _phases(points), "The loss at each logged step."
     if hatched := [(first, last) for name, first, last in phases if name == "zeroth_order"]:
         plot.bands(hatched, f"{identifier}-hatch")
         caption += " The hybrid's zeroth-order phases are hatched; in between it takes first-order steps."
-        legend = [band_key(f"{identifier}-key", "zeroth-order phase (no gradients)")]
-    for name, line in lines.items():
-        plot.curve(words(name), line, f"series-{name.replace('_', '-')}")
+        plot.legend.append(band_key(f"{identifier}-key", "zeroth-order phase (no gradients)"))
     description = (
         f"From {number(points[0]['loss'])} at step {steps[0]:g} to {number(points[-1]['loss'])} at step {steps[-1]:g}."
     )
@@ -144,7 +143,7 @@ def training(
         losses = [number(row[name]) if _is_number(row.get(name)) else MISSING for name in lines]
         table.append([f"{row['step']:g}", phase, *losses])
     header = ["step", "phase", *map(words, lines)]
-    return plot.figure(identifier, "Training loss", caption, description, header=header, table=table, legend=legend)
+    return Figure(plot, identifier, "Training loss", caption, description, header, table)
 
 
 def attacked(result: Result, identifier: str) -> Figure | None:
@@ -160,9 +159,8 @@ def attacked(result: Result, identifier: str) -> Figure | None:
         bars.append(Strip(attack.label, text, share, class_, threshold=attack.threshold))
         table.append([attack.label, kept, percent(attack.threshold), outcome])
         description.append(f"{attack.label} {kept}, {outcome}")
-    return strips(
-        bars,
-        [(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
+    return Figure(
+        Strips(bars, [(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]),
         identifier,
         "Forgetting kept after each attack",
         "The share of the forgetting that is still there, on the metric that lost most. The upright line is the share "
@@ -191,7 +189,8 @@ def curve(attack: AttackResult, identifier: str) -> Figure | None:
     up = Axis("score" if len(lines) > 1 else words(drawn[0]), *domain(y for line in lines.values() for _, y in line))
     plot = Plot(Axis(words(across), min(xs), max(xs), whole=across != "epoch"), up)
     plot.curves(lines)
-    return plot.figure(
+    return Figure(
+        plot,
         identifier,
         f"During the attack {attack.name}",
         f"Over the attack's own steps: {attack.label}{f'; mean of {len(courses)} seeds' if courses[1:] else ''}.",
