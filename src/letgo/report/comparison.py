@@ -122,20 +122,16 @@ def lines_of(runs: Sequence[Run], directories: Sequence[Path] = ()) -> list[Line
 
 
 def baseline_of(lines: Sequence[Line]) -> Line | None:
-    """What the others are held against: of the lines that were attacked the first that reached its sweep's target, for
-    what another one kept may come of having forgotten less; the first of all where none did."""
+    """What the others are held against: of the lines that were attacked the first that reached its sweep's target (what
+    another one kept may come of having forgotten less); the first of all where none did."""
     attacked = [line for line in lines if line.attacks]
     return next((line for line in attacked if line.reached is not False), attacked[0] if attacked else None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What each line kept under each attack that it can be judged under.
-
-    Attributes:
-        baseline: `baseline_of` the lines.
-        left_out: lines that were attacked but can't be judged, under which attack, and the reason.
-    """
+    """What each line kept under each attack that it can be judged under, against a baseline. `left_out` names the lines
+    that were attacked but can't be judged, the attack, and the reason."""
 
     baseline: Line | None
     kept: Mapping[Line, Mapping[str, Kept]]

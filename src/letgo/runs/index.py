@@ -1,8 +1,8 @@
 """The index of runs: one SQLite file, `runs.sqlite`, in the folder that the runs lie in.
 
-It holds nothing that the run directories do not: paths are kept relative to it, so the folder can be moved, and
-`rebuild` makes it again from the directories alone, equal to what it was. Several processes may write at once (WAL); a
-run is recorded in one transaction after its own files are whole, so a writer that is killed loses nothing finished.
+It holds nothing that the run directories do not, with paths relative to it: the folder can be moved, and `rebuild`
+makes it again from the directories alone. Several processes may write at once (WAL); a run is recorded in one
+transaction after its own files are whole, so a writer that is killed loses nothing finished.
 """
 
 from __future__ import annotations

@@ -44,11 +44,9 @@ def sweep(
     """Run every cell of a grid: tune each group where the grid says so, then run its seeds and attack them.
 
     A cell that fails is recorded and the rest goes on; one that collapsed is not attacked. Each finished cell is kept
-    whatever happens next: call again with `resume=True` to go on, on the same backend or another, which ends with the
-    same table.
+    whatever happens next: call again with `resume=True` to go on, on any backend, which ends with the same table.
 
     Args:
-        grid: as `read_grid` gives it.
         resume: go on with what lies in the output folder.
         retry_failed: try failed cells again.
         part: run these cells alone. Several parts may run at once, each in a process of its own; the index of runs is
@@ -225,7 +223,8 @@ class _Execution:
         """When a task that another process is at work on is to be asked for again."""
         try:
             while True:
-                ready, now = [task for task in self.waiting() if task.directory not in self.running], time.monotonic()
+                ready = [task for task in self.waiting() if task.directory not in self.running]
+                now = time.monotonic()
                 for task in [task for task in ready if later.get(task.directory, 0.0) <= now][: workers.free()]:
                     workers.start(task)
                     self.running[task.directory] = task

@@ -41,15 +41,7 @@ _PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "
 
 
 class RayWorkers:
-    """Tasks of a Ray cluster.
-
-    Args:
-        grid: says which cluster, what a cell needs, and how many run side by side at most.
-        reporter: takes which cluster it is, and what differs between nodes.
-
-    Raises:
-        UserError: Ray is not installed, or nothing answers at the address.
-    """
+    """Tasks of a Ray cluster. Raises a `UserError` where Ray is not installed, or nothing answers at the address."""
 
     def __init__(self, grid: Grid, reporter: Reporter) -> None:
         self.grid, self.reporter = grid, reporter

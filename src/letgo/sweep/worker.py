@@ -21,15 +21,9 @@ from letgo.sweep.workers import Task
 
 
 def serve(pipe: Connection, threads: int, devices: str | None, parent: int) -> None:
-    """Run the tasks that come through a pipe, till None comes or the process that started this one is gone.
-
-    Args:
-        pipe: gives tasks, and takes how each ended.
-        threads: of each task.
-        devices: the GPUs it may see; None for all.
-        parent: number of the process that started it.
-    """
-    # Ctrl-C goes to every process of a terminal; what becomes of the workers is for the sweep to say.
+    """Run the tasks that come through a pipe, and send back how each ended, till None comes or the process `parent`
+    that started this one is gone. `devices` are the GPUs that it may see; None for all."""
+    # Ctrl-C goes to every process of a terminal; the sweep decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
@@ -86,12 +80,8 @@ def run_on_node(order: Mapping[str, Any], folder: str, threads: int, here: Mappi
 
 
 def look(probe: str, cwd: str) -> dict[str, Any]:
-    """What a machine has of letgo, and what it can do with two paths.
-
-    Args:
-        probe: a file that the sweep made in its folder, absolute.
-        cwd: the folder that the sweep was started in.
-    """
+    """What a machine has of letgo, and what it can do with two paths: `probe`, a file that the sweep made in its
+    folder, and `cwd`, where the sweep was started."""
     from letgo.core.environment import versions
     from letgo.core.fingerprints import digest_of
 
