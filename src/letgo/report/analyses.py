@@ -187,7 +187,10 @@ def _certificate(entry: Certificate, identifier: str) -> AnalysisView:
         radius, sigma = number(best.together.radius), number(best.sigma)
         caption = f"Displacements against the largest radius, R = {radius} at σ = {sigma}"
         header = ["what moved the weights", "‖Δθ‖", "from", "within R", "chance to reveal at most"]
-        reached = {r.name: ["yes" if r.inside else "no", _at_most(r.reveals_at_most)] for r in best.reach}
+        reached = {}
+        for r in best.reach:
+            at_most = "1 (nothing is said)" if r.reveals_at_most >= 0.995 else number(r.reveals_at_most)
+            reached[r.name] = ["yes" if r.inside else "no", at_most]
         moved = [
             [d.name, number(d.value), d.note or MISSING, *reached.get(d.name, [MISSING, MISSING])]
             for d in entry.displacements
@@ -241,10 +244,6 @@ def _signed(value: float) -> str:
 
 def _share(value: float) -> str:
     return percent(value) if value >= 0.01 else f"{number(value * 100)} %"
-
-
-def _at_most(value: float) -> str:
-    return "1 (nothing is said)" if value >= 0.995 else number(value)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

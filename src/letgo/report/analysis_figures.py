@@ -76,7 +76,7 @@ def _with_interval(metric: Metric) -> str:
 
 def line_landscape(entry: Landscape, identifier: str) -> Figure:
     axis, keys = entry.axes[0], list(entry.points[0].losses)
-    lines = {key: [(p.at[0], _or_nan(p.losses[key])) for p in entry.points] for key in keys}
+    lines = {key: [(p.at[0], math.nan if (y := p.losses[key]) is None else y) for p in entry.points] for key in keys}
     low, high = domain(y for line in lines.values() for _, y in line)
     up, signs = Axis("loss", max(low, 0.0), high), list(zip(entry.marks, _signs(entry), strict=True))
     plot = Plot(Axis(f"along {_short(axis.name)}", axis.coordinates[0], axis.coordinates[-1]), up)
@@ -236,10 +236,6 @@ def _short(name: str) -> str:
 def _range(key: str, values: Sequence[float]) -> str:
     finite = [v for v in values if math.isfinite(v)]
     return f"{words(key)} from {number(min(finite))} to {number(max(finite))}" if finite else f"{words(key)}: none"
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _loss(value: float | None) -> str:

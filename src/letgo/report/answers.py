@@ -63,11 +63,9 @@ def collect(samples: Iterable[Mapping[str, Any]], which: str) -> tuple[list[str]
     shown = [q for q in questions.values() if any(answer.text is not None for answer in q.answers.values())]
     shown.sort(key=lambda question: any(answer.seen for answer in question.answers.values()))
     with_text = {stage for q in shown for stage, answer in q.answers.items() if answer.text is not None}
-    return sorted((stage for stage in seeds if stage in with_text), key=_stage_order), shown
-
-
-def _stage_order(stage: str) -> int:
-    return {"before": 0, "after": 1}.get(stage, 2 if stage.startswith("reference:") else 3)
+    order = {"before": 0, "after": 1, "reference": 2}
+    stages = [stage for stage in seeds if stage in with_text]
+    return sorted(stages, key=lambda stage: order.get(stage.partition(":")[0], 3)), shown
 
 
 def stage_title(stage: str) -> str:

@@ -73,7 +73,10 @@ def all_runs(results: Sequence[Result], names: Sequence[str], identifier: str) -
     shown = [(i, result) for i, result in enumerate(results, 1) if {forget, retain} <= result.after.keys()]
     if not shown:
         return None
-    hardest = {i: _hardest(result, axes) for i, result in shown}
+    hardest: dict[int, AttackResult | None] = {}
+    for i, result in shown:
+        attacks = [attack for attack in result.attacks if {forget, retain} <= attack.metrics.keys()]
+        hardest[i] = min(attacks, key=lambda attack: attack.kept, default=None)
     metrics = [result.after for _, result in shown] + [attack.metrics for attack in hardest.values() if attack]
     plot = _plane(axes, [m[forget].value for m in metrics], [m[retain].value for m in metrics])
     plot.strokes(
@@ -222,11 +225,6 @@ def _axes(results: Sequence[Result]) -> tuple[str, str] | None:
     forget = next((key for key in keys if key.startswith("forget_")), None)
     retain = next((key for key in keys if key.startswith(("retain_", "model_"))), None)
     return (forget, retain) if forget and retain else None
-
-
-def _hardest(result: Result, axes: tuple[str, str]) -> AttackResult | None:
-    attacks = [attack for attack in result.attacks if attack.metrics.keys() >= set(axes)]
-    return min(attacks, key=lambda attack: attack.kept, default=None)
 
 
 def _outcome(attack: AttackResult) -> str:

@@ -70,7 +70,8 @@ def verdict(result: Result) -> Verdict:
     benchmark = result.config.get("benchmark")
     if benchmark and "learn" in parse_spec(str(benchmark))[1]:
         return Verdict("warn", "Fine-tuned: it learned; nothing was to be forgotten.", (*reasons, *measured), "learned")
-    if not _has_forgotten(result):
+    changes = [(old.value, new.value) for column, old, new in _changes(result, "forget_") if column.amount]
+    if not any(before - after > LEAST_FORGETTING * before for before, after in changes):
         nothing = ["Attacks on it therefore say nothing about robustness."] if result.attacks else []
         return Verdict("bad", "Hardly anything was forgotten.", (*measured, *nothing), "nothing")
     tone, lasting = _lasting(result.attacks)
@@ -126,11 +127,6 @@ def _changes(result: Result, *prefixes: str) -> list[tuple[Column, Metric, Metri
     return [(c, before[c.key], after[c.key]) for c in shown if c.key in before and c.key in after]
 
 
-def _has_forgotten(result: Result) -> bool:
-    changes = [(old.value, new.value) for column, old, new in _changes(result, "forget_") if column.amount]
-    return any(before - after > LEAST_FORGETTING * before for before, after in changes)
-
-
 def _heavy(result: Result) -> bool:
     changes = [(old.value, new.value) for _, old, new in _changes(result, "retain_", "model_")]
     if any(before - after > HEAVY_RETAIN_LOSS * before for before, after in changes):
@@ -147,8 +143,11 @@ def _forgotten(result: Result) -> str:
         text = f"{column.title} {_went(before.value, after.value)}"
         # Times lower is plainer than a difference where a value fell to a small part of itself.
         if "probability" in column.key and after.value > 0 and before.value / after.value >= 2:
-            text += f" ({_times(before.value / after.value)} times lower)"
-        if after.value < before.value and _overlap(before, after):
+            ratio = before.value / after.value
+            times = f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}" if ratio < 1e6 else number(ratio)
+            text += f" ({times} times lower)"
+        overlap = before.ci95[0] <= after.ci95[1] and after.ci95[0] <= before.ci95[1]
+        if after.value < before.value and overlap:
             text += " (their 95 % intervals overlap)"
         parts.append(text)
     return _joined(parts)
@@ -160,18 +159,20 @@ def _cost(result: Result) -> str:
         before, after = old.value, new.value
         text = f"{column.title} {_went(before, after)}"
         if "perplexity" in column.key and before > 0 and number(before) != number(after):
-            text += f" ({_relative(after / before - 1)})"
+            change = after / before - 1
+            sign = "+" if change >= 0 else ""
+            text += f" ({sign}{percent(change)})" if abs(change) < 10 else f" ({number(change + 1)} times)"
         parts.append(text)
     return _joined(parts)
 
 
 def _attack_sentences(result: Result) -> list[str]:
-    hardest = sorted(result.attacks, key=lambda attack: attack.kept)[:MOST_ATTACKS_TOLD]
-    sentences = [_attack_sentence(result, attack) for attack in hardest]
-    if len(hardest) < len(result.attacks):
+    sentences = []
+    if len(result.attacks) > MOST_ATTACKS_TOLD:
         held = sum(attack.survived for attack in result.attacks)
-        sentences.insert(0, f"Of {len(result.attacks)} attacks {held} were survived; the hardest:")
-    return sentences
+        sentences.append(f"Of {len(result.attacks)} attacks {held} were survived; the hardest:")
+    hardest = sorted(result.attacks, key=lambda attack: attack.kept)[:MOST_ATTACKS_TOLD]
+    return sentences + [_attack_sentence(result, attack) for attack in hardest]
 
 
 def _attack_sentence(result: Result, attack: AttackResult) -> str:
@@ -196,20 +197,6 @@ def _went(before: float, after: float) -> str:
     if old == new:
         return f"stayed at {new}"
     return f"{'fell' if after < before else 'rose'} from {old} to {new}"
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}" if ratio < 1e6 else number(ratio)
-
-
-def _relative(change: float) -> str:
-    if abs(change) >= 10:
-        return f"{number(change + 1)} times"
-    return f"{'+' if change >= 0 else ''}{percent(change)}"
-
-
-def _overlap(first: Metric, second: Metric) -> bool:
-    return first.ci95[0] <= second.ci95[1] and second.ci95[0] <= first.ci95[1]
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from letgo.core.catalog import did_you_mean, parse_spec, parse_value
 from letgo.core.errors import UserError
-from letgo.runs.record import RunRecord
+from letgo.runs.record import RunRecord, attack_matches
 
 _WORD = r"""[^\s()<>=!~*'"]+"""
 _QUOTED = r"""'[^']*'|"[^"]*\""""
@@ -82,7 +82,7 @@ class Field:
     def _call(self, record: RunRecord, argument: str) -> Any:
         if self.name == "tag":
             return any(fnmatch.fnmatchcase(tag, argument) for tag in record.tags)
-        attacks = record.attacks_named(argument)
+        attacks = [attack for attack in record.attacks if attack_matches(attack, argument)]
         if self.name == "attacked":
             return bool(attacks)
         if not attacks:

@@ -120,9 +120,6 @@ class RunRecord(_Model):
         size = self.config.get("per_device_train_batch_size")
         return None if size is None else int(size) * int(self.config.get("gradient_accumulation_steps") or 1)
 
-    def attacks_named(self, pattern: str) -> list[AttackSummary]:
-        return [attack for attack in self.attacks if attack_matches(attack, pattern)]
-
     @cached_property
     def fields(self) -> dict[str, Any]:
         """What is shown of a run in a line: the fields that every run has."""

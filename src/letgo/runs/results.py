@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from letgo.core.catalog import format_spec
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
@@ -49,19 +49,11 @@ class Metric(Strict):
     n: int
     ci95: tuple[float, float]
 
-    @field_validator("n")
-    @classmethod
-    def _some_samples(cls, n: int) -> int:
-        if n < 1:
+    def model_post_init(self, _: Any) -> None:
+        if not math.isfinite(self.value):
+            raise NonFiniteLossError(f"a metric came out as {self.value}")
+        if self.n < 1:
             raise EmptyScoreError("a metric over zero samples is not a score")
-        return n
-
-    @field_validator("value")
-    @classmethod
-    def _finite(cls, value: float) -> float:
-        if not math.isfinite(value):
-            raise NonFiniteLossError(f"a metric came out as {value}")
-        return value
 
 
 Metrics = dict[str, Metric]

@@ -27,7 +27,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,8 @@ def _groups(where: str, base: Mapping[str, Any], axes: Mapping[str, list[Any]]) 
             settings = with_setting(settings, value if isinstance(value, Mapping) else {axis: value})
             shown[axis] = _shown(axis, value)
         apart = {axis: value for axis, value in shown.items() if axis != "seed"}
-        group = _slug(apart.values()) or "all"
+        words = [re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") for value in apart.values()]
+        group = "-".join(word[:40] for word in words if word) or "all"
         if json.dumps(group_axes.setdefault(group, apart), default=str) != json.dumps(apart, default=str):
             group = f"{group}-{digest_of(apart)[:4]}"
             group_axes[group] = apart
@@ -266,8 +267,3 @@ def _shown(axis: str, value: Any) -> Any:
     if list(value) == [axis] and value[axis] is not None:
         return value[axis]
     return ", ".join(f"{key}={inner}" for key, inner in value.items())
-
-
-def _slug(values: Iterable[Any]) -> str:
-    words = [re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") for value in values]
-    return "-".join(word[:40] for word in words if word)
