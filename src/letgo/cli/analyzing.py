@@ -55,9 +55,9 @@ def _analysis(options: Callable[..., None]) -> None:
         entry = ANALYSES.load(name)(**chosen, reporter=reporter(quiet))
         print_json(entry) if as_json else typer.echo("\n".join(in_text(entry)))
 
-    # An option of the function's own comes in place of a shared one of its name.
-    own, shared = (inspect.signature(source, eval_str=True).parameters for source in (options, _shared))
-    merged = {**own, **shared, **own}
+    # An option of the function comes in place of a shared one of its name.
+    specific, shared = (inspect.signature(source, eval_str=True).parameters for source in (options, _shared))
+    merged = {**specific, **shared, **specific}
     command.__signature__ = inspect.Signature(list(merged.values()))  # type: ignore[attr-defined]
     analyze.command(name, help=options.__doc__)(command)
 

@@ -16,7 +16,7 @@ HEAVY_RETAIN_LOSS = 0.15
 """A retain metric that lost more than this share of its value is called a high cost."""
 HEAVY_PERPLEXITY_RISE = 0.25
 """So is general perplexity that rose by more than this share."""
-MOST_ATTACKS_TOLD = 3
+MOST_ATTACKS_NAMED = 3
 MOST_RUNS_NAMED = 5
 
 Tone = Literal["good", "warn", "bad"]
@@ -114,7 +114,7 @@ def _lasting(attacks: Sequence[AttackResult]) -> tuple[Tone, str]:
 
 
 def _names(attacks: Sequence[AttackResult]) -> str:
-    if len(attacks) > MOST_ATTACKS_TOLD:
+    if len(attacks) > MOST_ATTACKS_NAMED:
         return f"{len(attacks)} of the attacks on it"
     names = [attack.name for attack in attacks]
     return _joined(names if len(set(names)) == len(names) else [attack.label for attack in attacks])
@@ -168,10 +168,10 @@ def _cost(result: Result) -> str:
 
 def _attack_sentences(result: Result) -> list[str]:
     sentences = []
-    if len(result.attacks) > MOST_ATTACKS_TOLD:
+    if len(result.attacks) > MOST_ATTACKS_NAMED:
         held = sum(attack.survived for attack in result.attacks)
         sentences.append(f"Of {len(result.attacks)} attacks {held} were survived; the hardest:")
-    hardest = sorted(result.attacks, key=lambda attack: attack.kept)[:MOST_ATTACKS_TOLD]
+    hardest = sorted(result.attacks, key=lambda attack: attack.kept)[:MOST_ATTACKS_NAMED]
     return sentences + [_attack_sentence(result, attack) for attack in hardest]
 
 
