@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +33,7 @@ def list_runs(
     as_json: JsonFlag = False,
 ) -> None:
     """Name the runs that match, with what they were run with and what they survived."""
+    from letgo.core.files import csv_text
     from letgo.runs.query import MISSING, check_field, parse_field
 
     index = _index(root)
@@ -48,7 +47,11 @@ def list_runs(
         values.append({name: None if value is MISSING else value for name, value in shown.items()})
     if as_json or as_csv:
         rows = [record.fields | record.kept | more for record, more in zip(records, values, strict=True)]
-        _print_csv(rows) if as_csv else print_json(rows)
+        if not as_csv:
+            print_json(rows)
+            return
+        flat = [{k: " ".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+        typer.echo(csv_text(flat), nl=False)
         return
     _print_table(records, [str(field) for field in extra], values)
     if gone := index.gone():
@@ -164,14 +167,6 @@ def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[s
         cells = record.fields | {"name": record.path, "attacks": "\n".join(attacks)}
         table.add_row(*(Text(_shown(cells[name])) for name in _SHOWN), *(Text(_shown(more[name])) for name in extra))
     Console().print(table)
-
-
-def _print_csv(rows: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: " ".join(v) if isinstance(v, list) else v for k, v in row.items()})
 
 
 def _shown(value: Any) -> str:

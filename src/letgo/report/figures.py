@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import Any
 
 from letgo.report.chart import Axis, Figure, Plot, Point, Strip, Strips, band_key, domain, mark_key
@@ -262,13 +263,11 @@ def _is_number(value: object) -> bool:
 
 def _phases(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
     """(phase, from, to) for each unbroken stretch. Half-way between two logged points a phase gives way to the next."""
-    stretches: list[tuple[str, float, float]] = []
-    for before, row in zip([None, *points], points, strict=False):
-        name, step = row.get("phase"), float(row["step"])
-        edge = step if before is None else (float(before["step"]) + step) / 2
-        if stretches:
-            last = stretches[-1]
-            stretches[-1] = (last[0], last[1], step if last[0] == name else edge)
-        if not stretches or stretches[-1][0] != name:
-            stretches.append((str(name), edge, step))
-    return [stretch for stretch in stretches if stretch[0] != "None"]
+    steps = [float(row["step"]) for row in points]
+    edges = [steps[0], *((first + second) / 2 for first, second in pairwise(steps)), steps[-1]]
+    stretches = []
+    for phase, group in groupby(range(len(points)), key=lambda index: points[index].get("phase")):
+        indices = list(group)
+        if phase is not None:
+            stretches.append((str(phase), edges[indices[0]], edges[indices[-1] + 1]))
+    return stretches

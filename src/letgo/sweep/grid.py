@@ -38,7 +38,7 @@ from letgo.core.errors import UserError
 from letgo.core.files import load_settings
 from letgo.core.fingerprints import digest_of
 from letgo.optim import OPTIMIZERS
-from letgo.sweep.resources import RayCluster, Resources, read_cluster, read_resources, whole_number
+from letgo.sweep.resources import RayCluster, Resources, mapping, read_cluster, read_resources, whole_number
 from letgo.sweep.tuning import Tune, read_tune
 from letgo.training.config import make_config
 from letgo.training.run_plan import objective_of
@@ -156,13 +156,9 @@ def read_grid(
     Raises:
         UserError: it names the file, the key and the value.
     """
-    document = load_settings(path)
     where = str(path)
-    for key in document:
-        if key not in _KEYS:
-            raise UserError(f"{where}: unknown key {key!r}{did_you_mean(key, _KEYS)}; known: {', '.join(_KEYS)}")
-    base = _mapping(where, "base", document.get("base"))
-    axes = _mapping(where, "grid", document.get("grid"))
+    document = mapping(load_settings(path), where, _KEYS)
+    base, axes = (mapping(document.get(key), f"{where}: {key!r}") for key in ("base", "grid"))
     if not axes:
         raise UserError(f"{where}: 'grid' names no axis; give at least one, such as optimizer: [adamw, fozo]")
     for axis, values in axes.items():
@@ -251,14 +247,6 @@ def _try(name: str, settings: Mapping[str, Any]) -> None:
         raise UserError(f"{name}: {error}") from error
     if not config.model:
         raise UserError(f"{name}: no model (base.model)")
-
-
-def _mapping(where: str, key: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: {key!r} must be a mapping, not {value!r}")
-    return {str(k): v for k, v in value.items()}
 
 
 def _shown(axis: str, value: Any) -> Any:

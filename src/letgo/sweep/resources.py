@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from letgo.core.catalog import did_you_mean
@@ -43,7 +43,7 @@ class RayCluster:
 
 def read_resources(given: Any, where: str) -> Resources:
     """Check a grid's `resources`."""
-    values = _known(given, Resources, f"{where}: resources")
+    values = mapping(given, f"{where}: resources", ("cpus", "gpus", "memory"))
     cpus = whole_number(values.get("cpus"), f"{where}: resources.cpus", least=1)
     gpus, memory = values.get("gpus"), values.get("memory")
     if gpus is not None:
@@ -55,7 +55,7 @@ def read_resources(given: Any, where: str) -> Resources:
 
 def read_cluster(given: Any, where: str) -> RayCluster:
     """Check a grid's `ray`."""
-    values = _known(given, RayCluster, f"{where}: ray")
+    values = mapping(given, f"{where}: ray", ("address", "wait"))
     address, wait = values.get("address"), values.get("wait", 0.0)
     if address is not None and not isinstance(address, str):
         raise UserError(f"{where}: ray.address must be HOST:PORT, auto or local, not {address!r}")
@@ -64,16 +64,16 @@ def read_cluster(given: Any, where: str) -> RayCluster:
     return RayCluster(address, float(wait))
 
 
-def _known(given: Any, kind: type, where: str) -> Mapping[str, Any]:
-    names = [field.name for field in fields(kind)]
-    if given is None:
-        return {}
-    if not isinstance(given, dict):
-        raise UserError(f"{where} must be a mapping of {', '.join(names)}, not {given!r}")
-    for key in given:
-        if key not in names:
-            raise UserError(f"{where}: unknown key {key!r}{did_you_mean(str(key), names)}; known: {', '.join(names)}")
-    return given
+def mapping(given: Any, what: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """Check a mapping of a grid, with these keys if any are named; empty where the grid says nothing."""
+    if given is not None and not isinstance(given, dict):
+        of = f" of {', '.join(keys)}" if keys else ""
+        raise UserError(f"{what} must be a mapping{of}, not {given!r}")
+    values = {str(key): value for key, value in (given or {}).items()}
+    for key in values:
+        if keys and key not in keys:
+            raise UserError(f"{what}: unknown key {key!r}{did_you_mean(key, keys)}; known: {', '.join(keys)}")
+    return values
 
 
 def whole_number(value: Any, what: str, *, least: int) -> int | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
+from letgo.core.files import csv_text
 from letgo.report.comparison import Line
 from letgo.report.load import Run
 from letgo.runs.results import Result, read_result
@@ -38,12 +37,7 @@ def as_csv(sweep: Sweep, folder: Path) -> str:
             if cell.run is not None:
                 row |= _values(read_result(folder / cell.run))
             rows.append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text(rows)
 
 
 def _values(result: Result) -> dict[str, Any]:
