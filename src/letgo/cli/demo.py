@@ -70,9 +70,7 @@ def demo(
 
     Args:
         tiny: the biographies benchmark on the shipped tiny model, instead of capitals on a pretrained one.
-        model: another model than the demo's own.
         output: folder for the run's directory and `report.html`.
-        reporter: where progress goes.
         changes: settings of a run's YAML, over the demo's.
     """
     from letgo.report import write_report
@@ -92,11 +90,8 @@ def demo(
 
 
 def upper_mlps(model: str) -> str:
-    """The pattern of the parameters in the MLPs of a model's upper half of layers.
-
-    Facts are found there, the gradient has half the way to go, and a zeroth-order step has a third of the parameters
-    to search in.
-    """
+    """The pattern of the parameters in the MLPs of a model's upper half of layers: facts are found there, the gradient
+    has half the way to go, and a zeroth-order step has a third of the parameters to search in."""
     from transformers import AutoConfig
 
     name = resolve_model(model)

@@ -36,12 +36,9 @@ class Question:
 
 
 def collect(samples: Iterable[Mapping[str, Any]], which: str) -> tuple[list[str], list[Question]]:
-    """Stages and questions of one set, in the file's order: before, after, references, attacks. Questions that an
-    attacker trained on come last: what comes back of the others says more.
-
-    Of an attack made with several seeds the first seed is taken. Rows without generated text are left out, unless
-    their question has text in another stage.
-    """
+    """Stages (before, after, references, attacks) and questions of one set. Questions that an attacker trained on come
+    last: the others say more. Of an attack with several seeds the first one is taken; a question without generated text
+    in any stage is left out."""
     questions: dict[str, Question] = {}
     seeds: dict[str, Any] = {}
     for row in samples:
@@ -81,9 +78,8 @@ def cut(text: str, longest: int = LONGEST) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with what could act on a terminal or turn a line around replaced by U+FFFD: control characters
-    (terminal escapes among them), unpaired surrogates, and overrides of the writing direction. Line breaks and tabs
-    stay."""
+    """The text with control characters (terminal escapes among them), unpaired surrogates and overrides of the writing
+    direction replaced by U+FFFD. Line breaks and tabs stay."""
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 

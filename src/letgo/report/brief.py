@@ -63,11 +63,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Brief:
-    """All that the page says, before it is set in Markdown or HTML.
-
-    `names` are short names of the labels; `baseline` is the setting that differences are against; `runs` has the
-    number, path and id of each run.
-    """
+    """All that the page says, before it is set in Markdown or HTML. `names` are short names of the labels; differences
+    are against the `baseline`; `runs` has the number, path and id of each run."""
 
     title: str
     forgotten: str
@@ -83,10 +80,9 @@ class Brief:
 
 
 def write_brief(directories: Sequence[Path], output: Path) -> list[Path]:
-    """Write the brief on the runs in `directories` as Markdown and as HTML, side by side; returns both paths.
+    """Write the brief on run directories, folders of them, or sweeps as Markdown and as HTML; returns both paths.
 
     Args:
-        directories: run directories, folders of them, or sweeps.
         output: `brief.md` or `brief.html`; the other one gets the same name with its own ending.
 
     Raises:

@@ -39,10 +39,8 @@ METHOD = (
 
 
 def write_model_card(directory: Path, result: Result) -> Path:
-    """Write `directory`/README.md from the result; returns its path.
-
-    The front matter names the base model only where it is a hub's (`owner/name`); no path of this machine is written.
-    """
+    """Write `directory`/README.md from the result; returns its path. It names the base model only where that is a hub's
+    (`owner/name`), and no path of this machine."""
     path = directory / CARD_FILE
     write_text(path, card(result, has_config=(directory / CONFIG_FILE).is_file()))
     return path

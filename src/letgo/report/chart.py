@@ -283,14 +283,8 @@ class Strip:
 
 
 class Strips:
-    """Strips under one axis.
-
-    Args:
-        rows: from top to bottom.
-        ticks: share of the length and text of each tick, from left to right.
-        shaded: the share that is shaded, from the left.
-        longest: characters of a name.
-    """
+    """Strips under one axis, its `ticks` a share of the length and a text each, from left to right. `shaded` is the
+    share that is shaded, from the left; a name is cut to `longest` characters."""
 
     def __init__(
         self, rows: Sequence[Strip], ticks: Sequence[tuple[float, str]], shaded: float = 0.0, longest: int = 46

@@ -53,10 +53,8 @@ def compared(runs: Sequence[Run], directories: Sequence[Path], columns: Sequence
 
 
 def bits_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
-    """What a quantization attack left at each number of bits, where it was made at several: the one made at most.
-
-    Where it broke the model nothing was proven, and nothing is drawn.
-    """
+    """What a quantization attack left at each number of bits: of the attack made at most of them. Where it broke the
+    model nothing was proven, and nothing is drawn."""
     kinds: dict[str, dict[int, dict[float, list[float]]]] = {}
     broken: Counter[str] = Counter()
     for index, line in enumerate(lines):

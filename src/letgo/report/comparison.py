@@ -96,11 +96,8 @@ class Kept:
 
 
 def lines_of(runs: Sequence[Run], directories: Sequence[Path] = ()) -> list[Line]:
-    """Runs gathered into lines, named by the settings in which the lines differ, in order of meeting.
-
-    Args:
-        directories: where sweeps are looked for, which say whether a line reached its target.
-    """
+    """Runs gathered into lines, named by the settings in which the lines differ. A sweep in one of the `directories`
+    says whether a line reached its target."""
     reached: dict[Path, bool | None] = {}
     for directory in directories:
         sweep = find_sweep(directory)

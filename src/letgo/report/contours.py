@@ -22,13 +22,10 @@ def levels(low: float, high: float, classes: int) -> list[float]:
 def contour(
     xs: Sequence[float], ys: Sequence[float], grid: Sequence[Sequence[float | None]], level: float
 ) -> list[Segment]:
-    """Segments (x0, y0, x1, y1) on which the values, linear along the grid's edges, are at `level`.
+    """Segments (x0, y0, x1, y1) on which the values grid[row][column], linear along the grid's edges, are at `level`.
 
-    Args:
-        xs, ys: the columns' and rows' coordinates, rising.
-        grid: grid[row][column]; a square with a missing corner has no line.
-
-    In a saddle the mean of its corners tells which ends belong together.
+    The columns' and rows' coordinates `xs` and `ys` rise. A square with a missing corner has no line; in a saddle the
+    mean of its corners tells which ends belong together.
     """
     segments: list[Segment] = []
     for row in range(len(ys) - 1):

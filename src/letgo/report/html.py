@@ -99,11 +99,10 @@ class RunView:
 
 
 def write_report(directories: Sequence[Path], output: Path) -> Path:
-    """Write one self-contained HTML page on the runs in `directories`; returns its path.
+    """Write one self-contained HTML page on runs, whole or not at all; returns its path.
 
     Args:
         directories: run directories, or folders that hold runs one or two levels down.
-        output: the file to write, whole or not at all.
 
     Raises:
         UserError: a directory is missing or holds no run, a file in it is broken, or the output can't be written.

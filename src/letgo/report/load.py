@@ -39,11 +39,8 @@ class Run:
 
 
 def find_runs(directories: Sequence[Path]) -> list[Run]:
-    """The runs in the given directories, in order, each once.
-
-    Raises:
-        UserError: a directory is missing, or neither is a run nor holds one within `DEPTH` levels.
-    """
+    """The runs in the given directories, in order, each once; a `UserError` where a directory is missing, or neither is
+    a run nor holds one within `DEPTH` levels."""
     runs: dict[Path, Run] = {}
     if not directories:
         raise UserError("no run directory was given: letgo report DIR… --output report.html")

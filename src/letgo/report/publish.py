@@ -70,9 +70,7 @@ def push_to_hub(
     """Put a finished run's model, tokenizer and card in a repository on the hub, in one commit; returns its address.
 
     Args:
-        directory: a run.
-        repository: "OWNER/NAME"; made if it is not there.
-        private: whether a repository that is made now is private.
+        repository: "OWNER/NAME"; made, private or not, if it is not there.
         token: of the hub; by default the one that its own login keeps. It is written nowhere.
         api: in place of `huggingface_hub.HfApi(token=token)`.
 

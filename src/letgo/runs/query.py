@@ -153,8 +153,8 @@ def check_field(field: Field, records: Sequence[RunRecord]) -> None:
 def parse_query(text: str) -> Query:
     """Parse an expression; a mistake in it is a `UserError` that says where.
 
-    The conditions are read here. Python's parser is given their skeleton alone, brackets and `and`, `or`, `not` with a
-    `_` where each condition begins, so nothing that a user writes is ever Python.
+    Python's parser gets its skeleton alone, brackets and `and`, `or`, `not` with a `_` where each condition begins, so
+    nothing that a user writes is ever Python.
     """
     text = text.strip()
     if not text:

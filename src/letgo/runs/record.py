@@ -45,11 +45,8 @@ class AttackSummary(_Model):
 
 
 class RunRecord(_Model):
-    """What the index holds of a run: all that queries, lists and comparisons of runs read, without its `result.json`.
-
-    `path` is the run's directory as seen from the index's root; `stages` has the metrics' values before and after
-    unlearning and of each reference, by its name.
-    """
+    """What the index holds of a run: all that queries, lists and comparisons of runs read. `path` is its directory as
+    seen from the index's root; `stages` has the metrics' values before and after unlearning and of each reference."""
 
     path: str
     run_id: str

@@ -1,8 +1,4 @@
-"""The one result schema, and its writing: a run directory's `result.json` and `samples.jsonl`.
-
-A result is written to a temporary name and renamed, so a reader sees the whole of it or nothing. A metric carries the
-number of samples it is over and a 95 % interval; one over zero samples, or one that is not finite, cannot be built.
-"""
+"""The one result schema: a run directory's `result.json`, written whole or not at all."""
 
 from __future__ import annotations
 

@@ -12,9 +12,7 @@ from letgo.training.config import make_config
 def cost(grid: Grid) -> list[dict[str, Any]]:
     """One row a cell: its name, group and settings, the attacks on it, how many runs it takes (a group's first cell
     carries the tuning's candidates), one run's peak memory in bytes, and the seconds of all its runs without attacks.
-
-    Cells of a group differ by their seed alone, so one plan serves them all.
-    """
+    One plan serves all cells of a group."""
     rows = []
     for group in grid.groups:
         changes = grid.tune.first(group.optimizer) if grid.tune else {}

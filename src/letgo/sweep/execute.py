@@ -1,6 +1,5 @@
 """Running a sweep: what can run next follows from what lies in its folder, so a kill at any moment costs one cell's
-last steps at most. The one place that decides; how a cell is run is the matter of `workers.py`.
-"""
+last steps at most. How a cell is run is the matter of `workers.py`."""
 
 from __future__ import annotations
 

@@ -122,10 +122,8 @@ class Part:
         return f"{self.number}/{self.of}"
 
     def cells(self, grid: Grid) -> frozenset[str]:
-        """Names of the cells: every `of`-th, from the `number`-th on.
-
-        Where the grid is tuned whole groups are dealt: a group's seeds share the setting that its first cell finds.
-        """
+        """Names of the cells: every `of`-th, from the `number`-th on; of a tuned grid those of every `of`-th group, for a
+        group's seeds share the setting that its first cell finds."""
         if grid.tune is None:
             return frozenset(cell.name for cell in grid.cells[self.number - 1 :: self.of])
         return frozenset(cell.name for group in grid.groups[self.number - 1 :: self.of] for cell in group.cells)
@@ -147,15 +145,9 @@ def read_grid(
     backend: str | None = None,
     ray_address: str | None = None,
 ) -> Grid:
-    """Read and check a grid: every cell's config, objective, optimizer and attack is tried before anything runs.
-
-    Args:
-        path: the YAML.
-        output, workers, backend, ray_address: in place of its `output_dir`, `workers`, `backend`, `ray.address`.
-
-    Raises:
-        UserError: it names the file, the key and the value.
-    """
+    """Read and check a grid's YAML: every cell's config, objective, optimizer and attack is tried before anything runs.
+    A `UserError` names the file, the key and the value. What is given here is in place of the YAML's `output_dir`,
+    `workers`, `backend`, `ray.address`."""
     where = str(path)
     document = mapping(load_settings(path), where, _KEYS)
     base, axes = (mapping(document.get(key), f"{where}: {key!r}") for key in ("base", "grid"))

@@ -60,12 +60,8 @@ class _Worker:
 
 
 class Processes:
-    """A process for each slot; they are started when there is something to do, and one that dies is replaced.
-
-    Args:
-        slots: for each process the GPUs that it may see (`letgo.sweep.resources.device_slots`).
-        threads: of each; by default an equal share of the processors.
-    """
+    """A process for each slot (`letgo.sweep.resources.device_slots`); they are started when there is something to do,
+    and one that dies is replaced. Each has so many threads, by default an equal share of the processors."""
 
     def __init__(self, slots: Sequence[str | None], threads: int | None = None) -> None:
         self.slots = list(slots)

@@ -90,11 +90,8 @@ def processors() -> int:
 
 def device_slots(resources: Resources, workers: int) -> list[str | None]:
     """The slots of cells that run side by side on this machine: for each the GPUs it may see, as CUDA_VISIBLE_DEVICES
-    has them; None where the grid says nothing of GPUs.
-
-    Fewer than `workers` where the machine has not enough for all of them; a `UserError` where it has not enough for
-    one.
-    """
+    has them; None where the grid does not mention GPUs. Fewer than `workers` where the machine has not enough for all;
+    a `UserError` where it has not enough for one."""
     if resources.memory is not None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if resources.memory > total:

@@ -1,7 +1,5 @@
-"""What a worker process does, on this machine or on a cluster's node.
-
-Imports nothing heavy: what is imported later must find the loggers quiet and the environment as it was asked for.
-"""
+"""What a worker process does, on this machine or on a cluster's node. Imports nothing heavy: what is imported later
+must find the loggers quiet and the environment as it was asked for."""
 
 from __future__ import annotations
 
