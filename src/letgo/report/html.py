@@ -22,7 +22,7 @@ from letgo.report.compared import compared
 from letgo.report.labels import attack_labels, short_labels
 from letgo.report.load import Run, find_runs
 from letgo.report.rendering import asset, policy, template, write_page
-from letgo.report.settings import commands, settings, varying
+from letgo.report.settings import settings, varying
 from letgo.report.table import Column, columns, keys, rows
 from letgo.report.verdict import overall, verdict
 
@@ -58,7 +58,6 @@ class RunView:
     run: Run
     most_answers: int
     curves: dict[str, int]
-    columns: Sequence[Column]
 
     def __post_init__(self) -> None:
         self.anchor = f"run-{self.index}"
@@ -93,10 +92,6 @@ class RunView:
                 sets.append(AnswerSet(name, title, stages, spread(questions, self.most_answers), len(questions)))
         return sets
 
-    @property
-    def commands(self) -> list[str]:
-        return commands(self.run)
-
 
 def write_report(directories: Sequence[Path], output: Path) -> Path:
     """Write one self-contained HTML page on runs, whole or not at all; returns its path.
@@ -121,7 +116,7 @@ def render(runs: Sequence[Run], directories: Sequence[Path] = ()) -> str:
     shared, labels = columns(results), attack_labels(results)
     most = min(ANSWERS_A_SET, max(3, ANSWERS_IN_ALL // (2 * len(runs))))
     curves = {"most_points": 100, "most_rows": 15} if len(runs) > MANY else {}
-    views = [RunView(i, run, most, curves, shared) for i, run in enumerate(runs, 1)]
+    views = [RunView(i, run, most, curves) for i, run in enumerate(runs, 1)]
     statuses = [result.status for result in results]
     style, script = asset("report.css"), asset("report.js")
     return template("report.html.j2").render(

@@ -122,8 +122,8 @@ class Part:
         return f"{self.number}/{self.of}"
 
     def cells(self, grid: Grid) -> frozenset[str]:
-        """Names of the cells: every `of`-th, from the `number`-th on; of a tuned grid those of every `of`-th group, for a
-        group's seeds share the setting that its first cell finds."""
+        """Names of the cells: every `of`-th, from the `number`-th on; of a tuned grid those of every `of`-th group:
+        a group's seeds share the setting that its first cell finds."""
         if grid.tune is None:
             return frozenset(cell.name for cell in grid.cells[self.number - 1 :: self.of])
         return frozenset(cell.name for group in grid.groups[self.number - 1 :: self.of] for cell in group.cells)

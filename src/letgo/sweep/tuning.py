@@ -85,11 +85,10 @@ def judge(tune: Tune, changes: Mapping[str, Any], run: str, result: Result) -> T
     record = RunRecord.of(run, result)
     verdict, distance = BROKEN, 1e6
     if result.status == "finished":
-        missed = sum(_missed(c, record) for c in tune.target.comparisons)
-        bound_missed = sum(_missed(c, record) for c in tune.bound.comparisons) if tune.bound else 0.0
         if tune.target.matches(record) and (tune.bound is None or tune.bound.matches(record)):
-            verdict, distance = MEETS, sum(_overshoot(c, record) for c in tune.target.comparisons)
+            verdict, distance = MEETS, sum(max(_gap(c, record) or 0.0, 0.0) for c in tune.target.comparisons)
         else:
+            missed, bound_missed = _missed(tune.target, record), _missed(tune.bound, record) if tune.bound else 0.0
             verdict, distance = MISSES, 10.0 + missed + 100.0 * bound_missed
     return TrialState(changes=dict(changes), verdict=verdict, distance=distance, run=run)
 
@@ -170,11 +169,6 @@ def _gap(comparison: Comparison, record: RunRecord) -> float | None:
     return difference / max(abs(float(limit)), 1e-9)
 
 
-def _missed(comparison: Comparison, record: RunRecord) -> float:
-    gap = _gap(comparison, record)
-    return 1e3 if gap is None else max(-gap, 0.0)
-
-
-def _overshoot(comparison: Comparison, record: RunRecord) -> float:
-    gap = _gap(comparison, record)
-    return 0.0 if gap is None else max(gap, 0.0)
+def _missed(query: Query, record: RunRecord) -> float:
+    gaps = [_gap(comparison, record) for comparison in query.comparisons]
+    return sum(1e3 if gap is None else max(-gap, 0.0) for gap in gaps)
