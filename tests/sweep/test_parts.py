@@ -10,7 +10,9 @@ import pytest
 
 from letgo.core.errors import UserError
 from letgo.runs import Index
-from letgo.sweep import parse_part, read_sweep, sweep
+from letgo.runs.sweeps import read_sweep
+from letgo.sweep.execute import sweep
+from letgo.sweep.grid import parse_part
 from letgo.sweep.local import Processes
 from letgo.sweep.locks import has_locks, holder, locked
 from letgo.sweep.resources import Resources, device_slots

@@ -14,8 +14,10 @@ import yaml
 
 from letgo.core.errors import UserError
 from letgo.runs import Index
-from letgo.sweep import read_grid, read_sweep, sweep
+from letgo.runs.sweeps import read_sweep
 from letgo.sweep.cell import SCORES
+from letgo.sweep.execute import sweep
+from letgo.sweep.grid import read_grid
 from letgo.sweep.table import TABLE_FILE, lines
 from tests import tiny
 

@@ -12,8 +12,8 @@ from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, reporter, yam
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from letgo.sweep import Grid, Sweep
-    from letgo.sweep.grid import Part
+    from letgo.runs.sweeps import Sweep
+    from letgo.sweep.grid import Grid, Part
 
 
 @app.command()
@@ -36,8 +36,8 @@ def sweep(
     quiet: QuietFlag = False,
 ) -> None:
     """Run a grid of objectives, optimizers, seeds …, tuned to matched forgetting, and attack each."""
-    from letgo.sweep import parse_part, read_grid
-    from letgo.sweep import sweep as run_sweep
+    from letgo.sweep.execute import sweep as run_sweep
+    from letgo.sweep.grid import parse_part, read_grid
 
     part = parse_part(cells) if cells else None
     read = read_grid(grid, output=output, workers=workers, backend=backend, ray_address=ray_address)
