@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, reporter
+from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, reporter
 
 analyze = typer.Typer(
     no_args_is_help=True,
@@ -50,10 +50,9 @@ def _analysis(options: Callable[..., None]) -> None:
         from letgo.analysis import ANALYSES
         from letgo.report.analyses import in_text
 
-        as_json, quiet = given.pop("as_json"), given.pop("quiet")
-        chosen = {key: value for key, value in given.items() if value not in (None, [])}
-        entry = ANALYSES.load(name)(**chosen, reporter=reporter(quiet))
-        print_json(entry) if as_json else typer.echo("\n".join(in_text(entry)))
+        options = {key: value for key, value in passed_on(given).items() if value is not None}
+        entry = ANALYSES.load(name)(**options, reporter=reporter(given["quiet"]))
+        print_json(entry) if given["as_json"] else typer.echo("\n".join(in_text(entry)))
 
     # An option of the function comes in place of a shared one of its name.
     specific, shared = (inspect.signature(source, eval_str=True).parameters for source in (options, _shared))

@@ -39,6 +39,12 @@ def yaml_argument(text: str) -> Any:
     return typer.Argument(help=text, callback=readable)
 
 
+def passed_on(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A command's options that its library function takes by the same names: all but `names`, and lists not given."""
+    apart = ("as_json", "quiet", *names)
+    return {name: value for name, value in given.items() if name not in apart and value != []}
+
+
 def reporter(quiet: bool) -> Reporter:
     from letgo.core.progress import Live, Quiet, quiet_libraries
 

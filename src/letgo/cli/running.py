@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, print_run, reporter, yaml_argument
+from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, print_run, reporter, yaml_argument
 
 
 @app.command()
@@ -59,9 +59,7 @@ def unlearn(
     quiet: QuietFlag = False,
 ) -> None:
     """Unlearn a forget set from a model: the main job."""
-    flags = {key: value for key, value in locals().items() if value != []}
-    for name in ("config", "assignments", "resume", "as_json", "quiet"):
-        del flags[name]
+    flags = passed_on(locals(), "config", "assignments", "resume")
     from letgo.training.config import read_config
     from letgo.training.requests import sequence_of, unlearn_sequence
     from letgo.training.unlearn import unlearn as run_unlearn
@@ -110,24 +108,14 @@ def attack(
     quiet: QuietFlag = False,
 ) -> None:
     """Attack a saved model, and record what came back. `letgo list attacks` names them all."""
+    options = passed_on(locals(), "run", "attacks")
     from letgo.attacks.engine.run import attack as run_attack
     from letgo.attacks.engine.run import plan_attack
     from letgo.report.attacks import print_attacks
     from letgo.report.card import write_model_card
     from letgo.runs.results import is_run
 
-    result = run_attack(
-        run,
-        attacks,
-        benchmark=benchmark,
-        original=original,
-        limit=limit,
-        dtype=dtype,
-        seeds=seeds,
-        threshold=threshold,
-        reporter=reporter(quiet),
-        output=output,
-    )
+    result = run_attack(run, attacks, reporter=reporter(quiet), **options)
     target = output or (Path(run) if is_run(Path(run)) else None)
     if target is not None:
         # The card beside the result names all attacks, these too.
@@ -152,19 +140,11 @@ def evaluate(
     quiet: QuietFlag = False,
 ) -> None:
     """Score a model on benchmarks in one pass, without changing it. `letgo list benchmarks` names them all."""
+    options = passed_on(locals(), "model", "benchmarks")
     from letgo.benchmarks.engine.evaluate import evaluate as run_evaluate
     from letgo.report.numbers import interval, number
 
-    results = run_evaluate(
-        model,
-        benchmarks,
-        limit=limit,
-        output=output,
-        dtype=dtype,
-        template=template,  # type: ignore[arg-type]
-        resume=resume,
-        reporter=reporter(quiet),
-    )
+    results = run_evaluate(model, benchmarks, reporter=reporter(quiet), **options)
     if as_json:
         print_json(results)
         return

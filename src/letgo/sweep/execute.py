@@ -75,7 +75,7 @@ def sweep(
         return _Execution(grid, part, reporter).run(workers, retry_failed)
 
 
-def _workers(grid: Grid, reporter: Reporter) -> contextlib.AbstractContextManager[Workers]:
+def _workers(grid: Grid, reporter: Reporter) -> Workers:
     """The workers of the grid's backend. What is missing, as far as it shows before anything is started, is a
     `UserError` here."""
     if grid.backend == "ray":
@@ -100,17 +100,17 @@ class _Execution:
         self.deaths: dict[Path, int] = {}
         self.running: dict[Path, Task] = {}
 
-    def run(self, workers: contextlib.AbstractContextManager[Workers], retry_failed: bool) -> Sweep:
+    def run(self, workers: Workers, retry_failed: bool) -> Sweep:
         if retry_failed:
             self.forget_failed()
         self.record_earlier()
         if not self.waiting():
             return self.write()
         # The workers first: a folder in which nothing could be started is no sweep yet.
-        with workers as opened:
+        with workers:
             state, done = self.write(), 0
             with self.reporter.task("sweep", self.size()) as progress:
-                for task in self.completed(opened):
+                for task in self.completed(workers):
                     self.record(task)
                     state = self.write()
                     counts = {status: len(state.cells(status)) for status in ("finished", "collapsed", "failed")}

@@ -6,25 +6,17 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 from letgo.sweep.cell import run_task
 from letgo.sweep.resources import processors
 from letgo.sweep.worker import serve
-from letgo.sweep.workers import Ending, Task
+from letgo.sweep.workers import Ending, Task, Workers
 
 
-class InProcess:
+class InProcess(Workers):
     """One task at a time, in the process that asks."""
 
-    def __init__(self) -> None:
-        self.task: Task | None = None
-
-    def __enter__(self) -> InProcess:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        return None
+    task: Task | None = None
 
     def free(self) -> int:
         return 0 if self.task else 1
@@ -59,7 +51,7 @@ class _Worker:
         self.pipe.close()
 
 
-class Processes:
+class Processes(Workers):
     """A process for each slot (`letgo.sweep.resources.device_slots`); they are started when there is something to do,
     and one that dies is replaced. Each has so many threads, by default an equal share of the processors."""
 
@@ -68,10 +60,7 @@ class Processes:
         self.threads = threads or max(1, processors() // len(self.slots))
         self.workers: list[_Worker] = []
 
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for worker in self.workers:
             if worker.task is None and worker.process.is_alive():
                 worker.pipe.send(None)

@@ -25,7 +25,7 @@ from letgo.core.sizes import size
 from letgo.sweep.grid import Grid
 from letgo.sweep.resources import processors
 from letgo.sweep.worker import compare, look, run_on_node
-from letgo.sweep.workers import Ending, Task
+from letgo.sweep.workers import Ending, Task, Workers
 
 ADDRESS = "RAY_ADDRESS"
 LOOK_SECONDS = 5.0
@@ -40,7 +40,7 @@ _STORE_BYTES = 80 * 2**20
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
 
 
-class RayWorkers:
+class RayWorkers(Workers):
     """Tasks of a Ray cluster. Raises a `UserError` where Ray is not installed, or nothing answers at the address."""
 
     def __init__(self, grid: Grid, reporter: Reporter) -> None:
@@ -75,7 +75,7 @@ class RayWorkers:
             self.stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stack.close()
 
     # -- the cluster --------------------------------------------------------------------------------------------------

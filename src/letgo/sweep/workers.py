@@ -7,9 +7,10 @@ has failed, the same for every way of running them. Imports nothing heavy: a wor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from letgo.sweep.locks import CLAIMS
 
@@ -39,18 +40,21 @@ class Ending:
     why: str = ""
 
 
-class Workers(Protocol):
+class Workers(AbstractContextManager["Workers"]):
     """Processes that run tasks. Leaving its context ends them, whatever they are at: a run goes on from its last
     checkpoint."""
 
     def free(self) -> int:
         """How many more tasks may be started now."""
-        ...
+        raise NotImplementedError
 
     def start(self, task: Task) -> None:
         """Run a task, without waiting for it."""
-        ...
+        raise NotImplementedError
 
     def ended(self, timeout: float | None) -> Sequence[Ending]:
         """The tasks that came to an end, once there is at least one; none after `timeout` seconds."""
-        ...
+        raise NotImplementedError
+
+    def __exit__(self, *_: object) -> None:
+        """End what runs."""
