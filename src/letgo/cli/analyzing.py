@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, reporter
 
@@ -18,22 +19,20 @@ analyze = typer.Typer(
 )
 app.add_typer(analyze, name="analyze")
 
-RunArgument = Annotated[str, typer.Argument(help="A run directory; or a model, with --benchmark.")]
-LimitOption = Annotated[int | None, typer.Option("--limit", help="At most so many rows or questions of each set.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of all noise.")]
+RunArgument = Annotated[str, Argument(help="A run directory; or a model, with --benchmark.")]
+LimitOption = Annotated[int | None, Option("--limit", help="At most so many rows or questions of each set.")]
+SeedOption = Annotated[int, Option("--seed", help="Of all noise.")]
 
 
 def _shared(
     limit: LimitOption = 32,
     benchmark: Annotated[
-        str | None, typer.Option("--benchmark", help="NAME[:k=v,…] to measure on, instead of the run's.")
+        str | None, Option("--benchmark", help="NAME[:k=v,…] to measure on, instead of the run's.")
     ] = None,
-    template: Annotated[
-        str | None, typer.Option("--template", help="auto, plain or chat, instead of the run's.")
-    ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="The weights' type: float32, bfloat16, float16.")] = "float32",
+    template: Annotated[str | None, Option("--template", help="auto, plain or chat, instead of the run's.")] = None,
+    dtype: Annotated[str, Option("--dtype", help="The weights' type: float32, bfloat16, float16.")] = "float32",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for analysis-….json, instead of the run's.")
+        Path | None, Option("--output", "-o", help="Folder for analysis-….json, instead of the run's.")
     ] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -63,9 +62,9 @@ def _analysis(options: Callable[..., None]) -> None:
 
 @_analysis
 def connectivity(
-    models: Annotated[list[str], typer.Argument(help="Two or more run directories or models.")],
-    points: Annotated[int, typer.Option("--points", help="On each line, both ends among them.")] = 11,
-    metrics: Annotated[bool, typer.Option("--metrics/--no-metrics", help="Metrics too, not the losses alone.")] = True,
+    models: Annotated[list[str], Argument(help="Two or more run directories or models.")],
+    points: Annotated[int, Option("--points", help="On each line, both ends among them.")] = 11,
+    metrics: Annotated[bool, Option("--metrics/--no-metrics", help="Metrics too, not the losses alone.")] = True,
 ) -> None:
     """Losses and metrics on the straight line between models, and the barrier on it."""
 
@@ -75,12 +74,10 @@ def landscape(
     run: RunArgument,
     directions: Annotated[
         list[str] | None,
-        typer.Option("--direction", help="random, original, attack[:LABEL], a run or a model; once or twice."),
+        Option("--direction", help="random, original, attack[:LABEL], a run or a model; once or twice."),
     ] = None,
-    points: Annotated[int | None, typer.Option("--points", help="On each axis: 25 on a line, 13 in a plane.")] = None,
-    span: Annotated[
-        tuple[float, float] | None, typer.Option("--span", help="From where to where, such as -1 1.")
-    ] = None,
+    points: Annotated[int | None, Option("--points", help="On each axis: 25 on a line, 13 in a plane.")] = None,
+    span: Annotated[tuple[float, float] | None, Option("--span", help="From where to where, such as -1 1.")] = None,
     seed: SeedOption = 0,
 ) -> None:
     """Forget and retain loss on a line or a plane through a run's weights."""
@@ -90,12 +87,12 @@ def landscape(
 def sharpness(
     run: RunArgument,
     radii: Annotated[
-        list[float] | None, typer.Option("--radius", help="ρ; repeat. Default: shares of what unlearning moved.")
+        list[float] | None, Option("--radius", help="ρ; repeat. Default: shares of what unlearning moved.")
     ] = None,
-    relative: Annotated[bool, typer.Option("--relative", help="Radii are shares of the weights' norm.")] = False,
-    steps: Annotated[int, typer.Option("--steps", help="Of the ascent; 1 is SAM's.")] = 5,
-    draws: Annotated[int, typer.Option("--draws", help="Pairs of Gaussian noise for the average.")] = 10,
-    trace_draws: Annotated[int, typer.Option("--trace-draws", help="For the Hessian's trace; 0 for none.")] = 10,
+    relative: Annotated[bool, Option("--relative", help="Radii are shares of the weights' norm.")] = False,
+    steps: Annotated[int, Option("--steps", help="Of the ascent; 1 is SAM's.")] = 5,
+    draws: Annotated[int, Option("--draws", help="Pairs of Gaussian noise for the average.")] = 10,
+    trace_draws: Annotated[int, Option("--trace-draws", help="For the Hessian's trace; 0 for none.")] = 10,
     seed: SeedOption = 0,
 ) -> None:
     """How the losses change within given radii, at worst and on average, and the Hessian's trace."""
@@ -106,17 +103,15 @@ def certificate(
     run: RunArgument,
     sigma: Annotated[
         list[float] | None,
-        typer.Option("--sigma", help="Of the noise on each weight; repeat. Default: what unlearning moved, over √d."),
+        Option("--sigma", help="Of the noise on each weight; repeat. Default: what unlearning moved, over √d."),
     ] = None,
-    draws: Annotated[int, typer.Option("--draws", help="N, at each sigma.")] = 200,
-    alpha: Annotated[float, typer.Option("--alpha", help="1 − confidence.")] = 0.01,
-    reveals: Annotated[
-        str, typer.Option("--reveals", help="auto, choice, greedy, SCORE>=T, or forget_METRIC>=T.")
-    ] = "auto",
-    share: Annotated[float, typer.Option("--share", help="Of the questions, for the set to count as revealed.")] = 0.5,
-    relative: Annotated[bool, typer.Option("--relative", help="Noise relative to each tensor's weights.")] = False,
-    utility_draws: Annotated[int, typer.Option("--utility-draws", help="Draws that utility is measured on.")] = 5,
-    rerun: Annotated[bool, typer.Option("--rerun/--no-rerun", help="Run attacks again for their displacement.")] = True,
+    draws: Annotated[int, Option("--draws", help="N, at each sigma.")] = 200,
+    alpha: Annotated[float, Option("--alpha", help="1 − confidence.")] = 0.01,
+    reveals: Annotated[str, Option("--reveals", help="auto, choice, greedy, SCORE>=T, or forget_METRIC>=T.")] = "auto",
+    share: Annotated[float, Option("--share", help="Of the questions, for the set to count as revealed.")] = 0.5,
+    relative: Annotated[bool, Option("--relative", help="Noise relative to each tensor's weights.")] = False,
+    utility_draws: Annotated[int, Option("--utility-draws", help="Draws that utility is measured on.")] = 5,
+    rerun: Annotated[bool, Option("--rerun/--no-rerun", help="Run attacks again for their displacement.")] = True,
     seed: SeedOption = 0,
     limit: LimitOption = 20,
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 if TYPE_CHECKING:
     from letgo.core.progress import Reporter
@@ -21,8 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on stdout, and nothing else.")]
+QuietFlag = Annotated[bool, Option("--quiet", "-q", help="No progress.")]
 
 
 def yaml_argument(text: str) -> Any:
@@ -36,7 +37,7 @@ def yaml_argument(text: str) -> Any:
             load_settings(path)
         return path
 
-    return typer.Argument(help=text, callback=readable)
+    return Argument(help=text, callback=readable)
 
 
 def passed_on(given: dict[str, Any], *names: str) -> dict[str, Any]:

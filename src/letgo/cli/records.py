@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from letgo.cli.common import JsonFlag, app, print_json
 
@@ -17,7 +18,7 @@ app.add_typer(runs, name="runs")
 
 RootOption = Annotated[
     Path | None,
-    typer.Option("--root", help="The folder of runs; by default LETGO_RUNS, or the nearest one with an index."),
+    Option("--root", help="The folder of runs; by default LETGO_RUNS, or the nearest one with an index."),
 ]
 _SHOWN = ("name", "status", "objective", "optimizer", "grade", "learning_rate", "seed", "data", "attacks")
 
@@ -25,11 +26,11 @@ _SHOWN = ("name", "status", "objective", "optimizer", "grade", "learning_rate", 
 @runs.command("list")
 def list_runs(
     root: RootOption = None,
-    where: Annotated[str | None, typer.Option("--where", help="optimizer=fozo and survived(quantize4)")] = None,
-    sort: Annotated[str | None, typer.Option("--sort", help="Fields; '-kept(relearn),created'.")] = None,
-    show: Annotated[str | None, typer.Option("--show", help="More fields, such as forget_accuracy.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values on stdout.")] = False,
+    where: Annotated[str | None, Option("--where", help="optimizer=fozo and survived(quantize4)")] = None,
+    sort: Annotated[str | None, Option("--sort", help="Fields; '-kept(relearn),created'.")] = None,
+    show: Annotated[str | None, Option("--show", help="More fields, such as forget_accuracy.")] = None,
+    limit: Annotated[int | None, Option("--limit", min=1, help="At most so many.")] = None,
+    as_csv: Annotated[bool, Option("--csv", help="Comma-separated values on stdout.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Name the runs that match, with what they were run with and what they survived."""
@@ -60,7 +61,7 @@ def list_runs(
 
 @runs.command("show")
 def show_run(
-    run: Annotated[str, typer.Argument(help="Path, directory name, or the beginning of an id.")],
+    run: Annotated[str, Argument(help="Path, directory name, or the beginning of an id.")],
     root: RootOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -82,9 +83,9 @@ def show_run(
 
 @runs.command("tag")
 def tag_run(
-    run: Annotated[str, typer.Argument(help="Path, directory name, or the beginning of an id.")],
-    tags: Annotated[list[str], typer.Argument(help="Words to add.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Take them away instead.")] = False,
+    run: Annotated[str, Argument(help="Path, directory name, or the beginning of an id.")],
+    tags: Annotated[list[str], Argument(help="Words to add.")],
+    remove: Annotated[bool, Option("--remove", help="Take them away instead.")] = False,
     root: RootOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -95,8 +96,8 @@ def tag_run(
 
 @runs.command("diff")
 def diff_runs(
-    first: Annotated[str, typer.Argument(help="A run.")],
-    second: Annotated[str, typer.Argument(help="Another.")],
+    first: Annotated[str, Argument(help="A run.")],
+    second: Annotated[str, Argument(help="Another.")],
     root: RootOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -119,7 +120,7 @@ def diff_runs(
 
 @runs.command("rebuild")
 def rebuild(
-    root: Annotated[Path | None, typer.Argument(help="The folder of runs.")] = None, as_json: JsonFlag = False
+    root: Annotated[Path | None, Argument(help="The folder of runs.")] = None, as_json: JsonFlag = False
 ) -> None:
     """Make the index again from the run directories alone."""
     from letgo.runs import Index

@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, print_run, reporter, yaml_argument
 
 
 @app.command()
 def demo(
-    tiny: Annotated[bool, typer.Option("--tiny", help="The shipped tiny model: no download, under a minute.")] = False,
+    tiny: Annotated[bool, Option("--tiny", help="The shipped tiny model: no download, under a minute.")] = False,
     model: Annotated[
-        str | None, typer.Option("--model", help="A model directory or hub id instead of the demo's own.")
+        str | None, Option("--model", help="A model directory or hub id instead of the demo's own.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run and report.html.")] = Path(
-        "letgo-runs"
-    ),
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the run and report.html.")] = Path("letgo-runs"),
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -37,24 +36,24 @@ def demo(
 def unlearn(
     config: Annotated[Path | None, yaml_argument("A run's YAML; flags go over it.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Model directory, .gguf file, hub id, or built-in name.")
+        str | None, Option("--model", help="Model directory, .gguf file, hub id, or built-in name.")
     ] = None,
-    benchmark: Annotated[str | None, typer.Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
-    forget: Annotated[str | None, typer.Option("--forget", help="Forget set: file or hub:ID:CONFIG:SPLIT.")] = None,
-    retain: Annotated[str | None, typer.Option("--retain", help="Retain set: likewise.")] = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="NAME[:k=v,…]; see letgo list.")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="NAME[:k=v,…]; see letgo list.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="η.")] = None,
-    max_steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps, instead of epochs.")] = None,
-    num_train_epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the forget set.")] = None,
+    benchmark: Annotated[str | None, Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
+    forget: Annotated[str | None, Option("--forget", help="Forget set: file or hub:ID:CONFIG:SPLIT.")] = None,
+    retain: Annotated[str | None, Option("--retain", help="Retain set: likewise.")] = None,
+    objective: Annotated[str | None, Option("--objective", help="NAME[:k=v,…]; see letgo list.")] = None,
+    optimizer: Annotated[str | None, Option("--optimizer", help="NAME[:k=v,…]; see letgo list.")] = None,
+    learning_rate: Annotated[float | None, Option("--learning-rate", "--lr", help="η.")] = None,
+    max_steps: Annotated[int | None, Option("--steps", help="Optimizer steps, instead of epochs.")] = None,
+    num_train_epochs: Annotated[float | None, Option("--epochs", help="Passes over the forget set.")] = None,
     per_device_train_batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Forget rows a step and device.")
+        int | None, Option("--batch-size", help="Forget rows a step and device.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Data order and noise.")] = None,
-    attacks: Annotated[list[str] | None, typer.Option("--attack", help="NAME[:k=v,…] on the result; repeat.")] = None,
-    output_dir: Annotated[str | None, typer.Option("--output", "-o", help="The run directory.")] = None,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value for any other key; repeat.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+    seed: Annotated[int | None, Option("--seed", help="Data order and noise.")] = None,
+    attacks: Annotated[list[str] | None, Option("--attack", help="NAME[:k=v,…] on the result; repeat.")] = None,
+    output_dir: Annotated[str | None, Option("--output", "-o", help="The run directory.")] = None,
+    assignments: Annotated[list[str] | None, Option("--set", help="key=value for any other key; repeat.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -80,30 +79,24 @@ def unlearn(
 
 @app.command()
 def attack(
-    run: Annotated[str, typer.Argument(help="A run directory; or a model, with --benchmark and --original.")],
+    run: Annotated[str, Argument(help="A run directory; or a model, with --benchmark and --original.")],
     attacks: Annotated[
         list[str],
-        typer.Option("--attack", help="NAME[:k=v,…][,seeds=N][,threshold=SHARE][,search=N[,bound=SHARE]]; repeat."),
+        Option("--attack", help="NAME[:k=v,…][,seeds=N][,threshold=SHARE][,search=N[,bound=SHARE]]; repeat."),
     ],
     benchmark: Annotated[
-        str | None, typer.Option("--benchmark", help="For a bare model: what it is judged by, NAME[:k=v,…].")
+        str | None, Option("--benchmark", help="For a bare model: what it is judged by, NAME[:k=v,…].")
     ] = None,
     original: Annotated[
-        str | None, typer.Option("--original", help="The model before unlearning; a run knows its own.")
+        str | None, Option("--original", help="The model before unlearning; a run knows its own.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="For a bare model: at most so many items of each set.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="For a bare model: the weights' type.")] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", help="Of attacks with anything random that name none.")
-    ] = None,
+    limit: Annotated[int | None, Option("--limit", help="For a bare model: at most so many items of each set.")] = None,
+    dtype: Annotated[str | None, Option("--dtype", help="For a bare model: the weights' type.")] = None,
+    seeds: Annotated[int | None, Option("--seeds", help="Of attacks with anything random that name none.")] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", help="The least share of the forgetting kept to have survived.")
+        float, Option("--threshold", help="The least share of the forgetting kept to have survived.")
     ] = 0.5,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the result here, not into the run.")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Write the result here, not into the run.")] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -129,13 +122,13 @@ def attack(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model directory, .gguf file, hub id, or built-in name.")],
-    benchmarks: Annotated[list[str], typer.Option("--benchmark", help="NAME[:k=v,…]; repeat.")],
-    limit: Annotated[int | None, typer.Option("--limit", help="At most so many items of each set.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the result.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
-    template: Annotated[str | None, typer.Option("--template", help="How questions become prompts.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was cut off in the output.")] = False,
+    model: Annotated[str, Argument(help="Model directory, .gguf file, hub id, or built-in name.")],
+    benchmarks: Annotated[list[str], Option("--benchmark", help="NAME[:k=v,…]; repeat.")],
+    limit: Annotated[int | None, Option("--limit", help="At most so many items of each set.")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Folder for the result.")] = None,
+    dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    template: Annotated[str | None, Option("--template", help="How questions become prompts.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with what was cut off in the output.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, reporter, yaml_argument
 
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
 @app.command()
 def sweep(
     grid: Annotated[Path, yaml_argument("The grid's YAML.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="In place of its output_dir.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes, in place of its own number.")] = None,
-    backend: Annotated[str | None, typer.Option("--backend", help="local or ray, in place of its own.")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="In place of its output_dir.")] = None,
+    workers: Annotated[int | None, Option("--workers", help="Processes, in place of its own number.")] = None,
+    backend: Annotated[str | None, Option("--backend", help="local or ray, in place of its own.")] = None,
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray-address", help="HOST:PORT, auto or local; by default RAY_ADDRESS, else local."),
+        Option("--ray-address", help="HOST:PORT, auto or local; by default RAY_ADDRESS, else local."),
     ] = None,
     cells: Annotated[
-        str | None, typer.Option("--cells", help="Run one part, such as 3/8; the table is whole once all have run.")
+        str | None, Option("--cells", help="Run one part, such as 3/8; the table is whole once all have run.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what lies in the output folder.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what they would take.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Go on with what lies in the output folder.")] = False,
+    retry_failed: Annotated[bool, Option("--retry-failed", help="Try failed cells again.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="List the cells and what they would take.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
