@@ -14,10 +14,9 @@ import pytest
 
 from letgo.core.errors import UserError
 from letgo.runs import Index, index_for, root_of
-from letgo.runs.difference import difference
 from letgo.runs.index import INDEX_FILE
 from letgo.runs.query import parse_query
-from letgo.runs.record import attack_matches
+from letgo.runs.record import attack_matches, difference
 from letgo.runs.results import RESULT_FILE, read_result
 from tests.report import runs as made
 

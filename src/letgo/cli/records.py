@@ -102,7 +102,7 @@ def diff_runs(
     as_json: JsonFlag = False,
 ) -> None:
     """What differs between two runs: settings, versions, metrics, and what they survived."""
-    from letgo.runs.difference import difference
+    from letgo.runs.record import difference
 
     index = _index(root)
     before, after = index.find(first), index.find(second)

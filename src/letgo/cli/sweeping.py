@@ -97,8 +97,7 @@ def _print_table(state: Sweep, grid: Grid) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from letgo.report.labels import attack_labels
-    from letgo.report.table import columns
+    from letgo.report.table import attack_labels, columns
     from letgo.sweep.table import lines
 
     rows = lines(state, grid.output)

@@ -13,11 +13,10 @@ from markupsafe import Markup
 from letgo.core.errors import UserError
 from letgo.optim.registry import GRADES, OPTIMIZERS
 from letgo.report.comparison import Kept, Line, compare, compare_all, lines_of
-from letgo.report.labels import attack_labels, short_labels
 from letgo.report.load import find_runs
 from letgo.report.numbers import duration, number, percent, words
 from letgo.report.rendering import asset, policy, template, write_page
-from letgo.report.table import Column, columns
+from letgo.report.table import Column, attack_labels, columns, short_labels
 from letgo.report.verdict import verdict
 from letgo.runs.results import Result
 

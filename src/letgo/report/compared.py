@@ -11,10 +11,9 @@ from pathlib import Path
 from letgo.core.catalog import format_spec
 from letgo.report.chart import Axis, Figure, Plot, domain
 from letgo.report.comparison import Comparison, Line, compare_all, lines_of
-from letgo.report.labels import attack_labels, short_labels
 from letgo.report.load import Run, find_sweep
 from letgo.report.numbers import MISSING, number, words
-from letgo.report.table import Column
+from letgo.report.table import Column, attack_labels, short_labels
 from letgo.runs.sweeps import Sweep
 
 MOST_DRAWN = 8

@@ -19,11 +19,10 @@ from letgo.report import answers, figures
 from letgo.report.analyses import AnalysisView, view
 from letgo.report.chart import Figure
 from letgo.report.compared import compared
-from letgo.report.labels import attack_labels, short_labels
 from letgo.report.load import Run, find_runs
 from letgo.report.rendering import asset, policy, template, write_page
 from letgo.report.settings import settings, varying
-from letgo.report.table import Column, columns, keys, rows
+from letgo.report.table import Column, attack_labels, columns, keys, rows, short_labels
 from letgo.report.verdict import overall, verdict
 
 ANSWERS_IN_ALL = 600

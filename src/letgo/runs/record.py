@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ ROBUSTNESS_TAG = "robustness-test"
 _SHARED = {"run_id", "created", "status", "seed", "letgo", "git", "versions", "config"}
 """Fields that a record has as the result has them."""
 _TAG = re.compile(r"[\w][\w.:@/+-]*")
+
+
+_ALWAYS_UNLIKE = ("id", "path", "created", "seconds", "peak_memory", "tags", "letgo")
+"""Fields in which no two runs are alike, or that are shown elsewhere."""
+
+Rows = list[tuple[str, Any, Any]]
+"""Field, its value in the first run and in the second; None where a run has no such field."""
 
 
 class _Model(BaseModel):
@@ -176,3 +184,31 @@ def write_tags(directory: Path, tags: tuple[str, ...]) -> None:
         if not _TAG.fullmatch(tag):
             raise UserError(f"tag {tag!r}: a tag is one word of letters, digits and . _ : @ / + -")
     write_text(directory / TAGS_FILE, json.dumps(list(tags), ensure_ascii=False) + "\n")
+
+
+def difference(first: RunRecord, second: RunRecord) -> Rows:
+    """What differs between two runs: first the settings, then versions, then metrics, then what was kept after each
+    attack."""
+    rows = _differing(first.fields, second.fields, skip=_ALWAYS_UNLIKE)
+    names = [name for name, _, _ in rows]
+    rows += _differing(_flattened(first.config), _flattened(second.config), skip=("output_dir", *names))
+    rows += _differing(first.versions, second.versions, prefix="version of ")
+    rows += _differing({"git": first.git}, {"git": second.git})
+    for stage in dict.fromkeys([*first.stages, *second.stages]):
+        rows += _differing(first.stages.get(stage, {}), second.stages.get(stage, {}), prefix=f"{stage}.")
+    return rows + _differing(first.kept, second.kept)
+
+
+def _differing(
+    first: Mapping[str, Any], second: Mapping[str, Any], *, skip: Sequence[str] = (), prefix: str = ""
+) -> Rows:
+    names = [name for name in dict.fromkeys([*first, *second]) if name not in skip]
+    rows = [(prefix + name, first.get(name), second.get(name)) for name in names]
+    return [(name, before, after) for name, before, after in rows if before != after]
+
+
+def _flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat
