@@ -21,9 +21,9 @@ from letgo.report.verdict import verdict
 from letgo.runs.results import Result
 
 UNMATCHED = 0.05
-"""With so much less left of what was to be forgotten a setting is said to have forgotten more than the others."""
+"""A setting whose forget metric is lower than all others by this much forgot more than they did."""
 TIE = 0.05
-"""Two lines whose difference has a p-value of at least this can't be told apart."""
+"""Two lines whose difference has a p-value of at least this count as equally good."""
 WRONG = {
     "failed": "failed",
     "collapsed": "collapsed",
@@ -181,8 +181,7 @@ def _trade_off(entries: Sequence[Entry], grade: str) -> str:
 
 
 def _recommendation(entries: Sequence[Entry], labels: Sequence[str]) -> list[str]:
-    """The line that keeps most under its hardest attack; others that can't be told apart from it are named, the
-    cheapest first."""
+    """The line that keeps most under its hardest attack, and the others that are as good, the cheapest first."""
     if not labels:
         return ["No run was attacked, so nothing can be said about what lasts: attack them first (letgo attack)."]
     able = [entry for entry in entries if not entry.state and len(entry.kept) == len(labels)]

@@ -119,8 +119,8 @@ def lines_of(runs: Sequence[Run], directories: Sequence[Path] = ()) -> list[Line
 
 
 def baseline_of(lines: Sequence[Line]) -> Line | None:
-    """What the others are held against: of the lines that were attacked the first that reached its sweep's target (what
-    another one kept may come of having forgotten less); the first of all where none did."""
+    """What the others are compared with: the first line that was attacked and reached its sweep's target (a line that
+    missed it may keep more because it forgot less); the first that was attacked where none reached it."""
     attacked = [line for line in lines if line.attacks]
     return next((line for line in attacked if line.reached is not False), attacked[0] if attacked else None)
 

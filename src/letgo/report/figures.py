@@ -24,8 +24,8 @@ PHASES = {"first_order": "first order", "zeroth_order": "zeroth order"}
 
 
 def trade_off(result: Result, identifier: str) -> Figure | None:
-    """Forgetting against utility: each measured model a point with its 95 % intervals, joined in the order in which
-    they came to be. Left is forgotten, top is useful; an attack that brings the knowledge back goes right."""
+    """Forgetting against utility: each measured model is a point with its 95 % intervals; lines join before, after and
+    attacks. Left is forgotten, top is useful; an attack that brings the knowledge back goes right."""
     axes = _axes([result])
     if axes is None:
         return None
@@ -262,7 +262,7 @@ def _is_number(value: object) -> bool:
 
 
 def _phases(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
-    """(phase, from, to) for each unbroken stretch. Half-way between two logged points a phase gives way to the next."""
+    """(phase, from, to) for each unbroken stretch. It ends half-way to the next stretch's first point."""
     steps = [float(row["step"]) for row in points]
     edges = [steps[0], *((first + second) / 2 for first, second in pairwise(steps)), steps[-1]]
     stretches = []

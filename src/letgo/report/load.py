@@ -58,7 +58,7 @@ def find_runs(directories: Sequence[Path]) -> list[Run]:
 
 
 def find_sweep(directory: Path) -> Sweep | None:
-    """The sweep that lies in a directory, if one does."""
+    """The sweep in a directory, if there is one."""
     return read_sweep(directory) if (directory / SWEEP_FILE).is_file() else None
 
 

@@ -78,7 +78,7 @@ def _packed(text: str) -> str:
 
 
 def markdown(text: object) -> str:
-    """Text that Markdown shows as it stands, on one line: no markup, no HTML, no path of this machine's own."""
+    """Text that Markdown shows as it is, on one line: no markup, no HTML, no path of this machine."""
     shown = " ".join(visible(str(text)).split())
     shown = re.sub(r"(?<![\w.:/])/(?:[^\s/\"',|]+/)+([^\s/\"',|]+)", r"…/\1", shown)
     shown = shown.replace("&", "&amp;").replace("<", "&lt;")

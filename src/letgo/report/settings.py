@@ -17,7 +17,7 @@ from letgo.runs.results import CONFIG_FILE, AttackResult
 ALWAYS = ("objective", "optimizer")
 """Settings that the overview shows of every run, alike or not."""
 NEVER = ("output", "output_dir", "run_id", "run_name", "logging_dir")
-"""Settings that differ between any two runs and tell nothing."""
+"""Settings that differ between any two runs, and mean nothing."""
 MOST_VARYING = 6
 
 

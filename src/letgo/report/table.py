@@ -69,7 +69,7 @@ class Row:
 
     @property
     def survived(self) -> Literal["yes", "no", "broken"] | None:
-        """ "broken" where the attack itself broke the model: that proves neither."""
+        """ "broken" where the attack itself broke the model, which proves nothing."""
         if self.attack is None:
             return None
         return "broken" if self.attack.collapsed else "yes" if self.attack.survived else "no"
@@ -99,7 +99,7 @@ def is_share(key: str, prefix: str) -> bool:
 
 
 def keys(results: Iterable[Result]) -> list[str]:
-    """Every metric that the runs carry, forget first, then retain, general and the rest, else in order of meeting."""
+    """Every metric that the runs have: forget first, then retain, model, general and the rest."""
     seen = dict.fromkeys(key for result in results for row in rows(result) for key in row.metrics)
     return sorted(seen, key=lambda key: [not key.startswith(prefix) for prefix in SETS])
 
@@ -127,7 +127,7 @@ def usual_n(shown: Sequence[Row], key: str) -> int | None:
 
 
 def attack_labels(results: Iterable[Result]) -> list[str]:
-    """The labels of the attacks on some runs, each once, in order of meeting."""
+    """The labels of the attacks on some runs, each once."""
     return list(dict.fromkeys(attack.label for result in results for attack in result.attacks))
 
 

@@ -22,9 +22,9 @@ _COLOUR = {"good": "green", "warn": "yellow", "bad": "red"}
 
 
 def print_result(result: Result, console: Console) -> None:
-    """One table: a model a row (before, after, references, attacks), a metric a column, each value with its 95 %
-    interval beneath. n stands in the heading; a cell that has another n carries its own. Then status and verdict."""
-    # Of what an attack is held against, "before" is left to the page: the table stays short.
+    """One table with a row for each model (before, after, references, attacks) and a column for each metric: values
+    with their 95 % intervals, n in the heading and in each cell that has another n. Then status and verdict."""
+    # An attack's baseline has "before" and "after"; "before" is on the page alone, so that the table stays short.
     shown = [row for row in rows(result) if row.kind != "baseline" or row.label.startswith("after")]
     metrics = columns([result])
     if shown:
@@ -86,8 +86,8 @@ def _table(shown: Sequence[Row], metrics: Sequence[Column]) -> Table:
 
 
 def _fitting(shown: Sequence[Row], metrics: Sequence[Column], console: Console) -> list[Column]:
-    """The columns that the terminal has room for: general ones give way first, then the last of several forget metrics.
-    The page and the JSON have them all, and the sentences beneath tell them."""
+    """The columns that the terminal has room for: general ones are dropped first, then the last of several forget
+    metrics. The page, the JSON and the sentences beneath have them all."""
     kept = list(metrics)
     while len(kept) > 1 and console.measure(_table(shown, kept)).minimum + _SPARE > console.width:
         general = [column for column in kept if column.key.startswith("general_")]

@@ -35,7 +35,7 @@ KINDS: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """`headline` in one short sentence, then the figures that it stands on, a sentence each."""
+    """`headline` in one short sentence, then the figures behind it, a sentence each."""
 
     tone: Tone
     headline: str
@@ -53,7 +53,7 @@ class Verdict:
 
 
 def verdict(result: Result) -> Verdict:
-    """Computed from the result alone; what was not measured is not spoken of."""
+    """Computed from the result alone; it mentions only what was measured."""
     reasons = _sentences(result.reasons)
     if result.status == "failed":
         return Verdict("bad", "Failed: the run did not finish, so there is nothing to judge.", reasons, "failed")

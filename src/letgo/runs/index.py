@@ -189,7 +189,7 @@ def _sort_key(value: Any) -> tuple[int, Any]:
 
 
 def run_directories(root: Path) -> Iterator[Path]:
-    """Every run directory below a folder; hidden folders and what lies inside a run's checkpoints are passed over."""
+    """Every run directory below a folder; hidden folders and checkpoints are skipped."""
     if is_run(root):
         yield root
     for child in sorted(root.iterdir()):

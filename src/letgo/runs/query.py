@@ -101,7 +101,7 @@ class Comparison:
     """Where set, `value` is multiplied by the field's metric at this stage."""
 
     def bound(self, record: RunRecord) -> Any:
-        """What the field is held against in this run, or MISSING."""
+        """What the field is compared with in this run, or MISSING."""
         if self.stage is None:
             return self.value
         base = Field(f"{self.stage}.{self.field.name.rpartition('.')[2]}").of(record)

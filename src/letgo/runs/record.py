@@ -74,7 +74,7 @@ class RunRecord(_Model):
 
     @classmethod
     def of(cls, path: str, result: Result, own_tags: tuple[str, ...] = ()) -> RunRecord:
-        """What a run's result says. `own_tags` are those that a user gave it."""
+        """The record of a run's result. `own_tags` are those that a user gave it."""
         stages = {"before": result.before, "after": result.after, **result.references}
         return cls(
             path=path,

@@ -59,7 +59,7 @@ class AttackResult(Strict):
     """What one attack did to the model, and how much of the forgetting it left.
 
     `kept` is the share of the forgetting that is still there after the attack, 0…1, the smallest over the benchmark's
-    headline metrics (`attacks/engine/judge.py`); `survived` holds it against `threshold`. A model that had forgotten
+    headline metrics (`attacks/engine/judge.py`); `survived` compares it with `threshold`. A model that had forgotten
     nothing, or that is broken after the attack (`collapsed`), has not survived.
     """
 
@@ -73,7 +73,7 @@ class AttackResult(Strict):
     collapsed: bool = False
     reasons: list[str] = []
     did: dict[str, Any] = {}
-    """What the attack says of itself: displacement, steps, rows used."""
+    """The attack's own figures: displacement, steps, rows used."""
     per_seed: list[dict[str, float]] = []
     baseline: dict[str, Metrics] = {}
     """`before` and `after` on the same rows, where the attack is judged on a part of them (held-out groups)."""
@@ -86,8 +86,8 @@ class AttackResult(Strict):
     kept_ci95: tuple[float, float] | None = None
     """95 % interval of `kept` over groups and seeds."""
     judged_on: Literal["kept", "R"] = "kept"
-    """R where the attacker had every row and the retrained model was attacked alike: what any model would learn of the
-    attacker's data is then not held against this one."""
+    """R where the attacker had every row and the retrained model was attacked alike: what any model would learn from
+    the attacker's data does then not count against this one."""
     scores: dict[str, float] = {}
     """R of a relearning attack, Q of a quantization (`attacks/engine/robustness_scores.py`)."""
     utility: dict[str, Metrics] = {}

@@ -54,7 +54,7 @@ class GroupState(Strict):
 
 
 class Sweep(Strict):
-    """A sweep as its file tells of it."""
+    """The whole of `sweep.json`."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     source: str
@@ -65,7 +65,7 @@ class Sweep(Strict):
     groups: list[GroupState]
 
     def unreached(self) -> list[GroupState]:
-        """Groups that never reached the target: to be read apart from the others."""
+        """Groups that never reached the target: they are not comparable with the others."""
         return [group for group in self.groups if group.reached is False]
 
     def cells(self, status: CellStatus) -> list[CellState]:

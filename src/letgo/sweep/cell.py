@@ -25,7 +25,7 @@ SCORES = ".scores"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run's directory says: a result, or why there is none."""
+    """What a run's directory has: a result, or why there is none."""
 
     result: Result | None
     error: str = ""

@@ -1,4 +1,4 @@
-"""Running a sweep: what can run next follows from what lies in its folder, so a kill at any moment costs one cell's
+"""Running a sweep: what can run next follows from the files in its folder, so a kill at any moment costs one cell's
 last steps at most. How a cell is run is the matter of `workers.py`."""
 
 from __future__ import annotations

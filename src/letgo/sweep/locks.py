@@ -18,7 +18,7 @@ from typing import IO, Literal
 SWEEP_LOCK = ".sweep.lock"
 """In a sweep's folder: held alone by a whole sweep, shared by those that run a part of its cells."""
 STATE_LOCK = ".state.lock"
-"""In a sweep's folder: held while its state is told from the run directories and written."""
+"""In a sweep's folder: held while its state is read from the run directories and written."""
 CLAIMS = ".claims"
 """In a sweep's folder: a file a run, locked by the process that is at work on it."""
 

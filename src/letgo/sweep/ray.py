@@ -61,7 +61,7 @@ class RayWorkers(Workers):
 
     def __enter__(self) -> RayWorkers:
         with contextlib.ExitStack() as stack:
-            # Ray prints what it says of lost workers, and standard output is for results.
+            # Ray prints its messages on lost workers, and standard output is for results.
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             if not self.ray.is_initialized():
                 self._connect(stack)
@@ -105,7 +105,7 @@ class RayWorkers(Workers):
         return [node for node in self.ray.nodes() if node["Alive"]]
 
     def _choose_gpus(self) -> None:
-        """Where the grid says nothing of GPUs: one a cell, if the cluster has any and the cells may use them."""
+        """Where the grid does not mention GPUs: one a cell, if the cluster has any and the cells may use them."""
         on_cpu = all(cell.settings.get("use_cpu") for cell in self.grid.cells)
         if self.grid.resources.gpus is None and not on_cpu:
             self.gpus = 1 if any(node["Resources"].get("GPU") for node in self._nodes()) else 0

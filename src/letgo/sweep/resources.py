@@ -14,7 +14,7 @@ from letgo.core.sizes import read_size, size
 
 @dataclass(frozen=True)
 class Resources:
-    """What one cell is given; None where the grid says nothing."""
+    """What one cell is given; None where the grid does not mention it."""
 
     cpus: int | None = None
     """Threads of a cell's process."""
@@ -35,8 +35,8 @@ class RayCluster:
     """Which Ray cluster runs a sweep."""
 
     address: str | None = None
-    """HOST:PORT, "auto" for the one that runs on this machine, "local" for one of the sweep's own; by default what
-    RAY_ADDRESS says, else one of its own."""
+    """HOST:PORT, "auto" for the one that runs on this machine, "local" for one of the sweep's own; by default
+    RAY_ADDRESS, else "local"."""
     wait: float = 0.0
     """Seconds to wait for a node that has what a cell needs, where a cluster starts its nodes on demand."""
 
@@ -65,7 +65,7 @@ def read_cluster(given: Any, where: str) -> RayCluster:
 
 
 def mapping(given: Any, what: str, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """Check a mapping of a grid, with these keys if any are named; empty where the grid says nothing."""
+    """Check a mapping of a grid, with these keys if any are named; empty where it is missing."""
     if given is not None and not isinstance(given, dict):
         of = f" of {', '.join(keys)}" if keys else ""
         raise UserError(f"{what} must be a mapping{of}, not {given!r}")
@@ -77,7 +77,7 @@ def mapping(given: Any, what: str, keys: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def whole_number(value: Any, what: str, *, least: int) -> int | None:
-    """Check a whole number of a grid; None where it says nothing."""
+    """Check a whole number of a grid; None where it is missing."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
         raise UserError(f"{what} must be a whole number of at least {least}, not {value!r}")
     return value

@@ -80,8 +80,8 @@ class Tune:
 
 
 def judge(tune: Tune, changes: Mapping[str, Any], run: str, result: Result) -> TrialState:
-    """How a candidate's run stands to target and bound. Its distance is 0 on the target; larger for missing it, for
-    forgetting more than asked, and most for breaking the model."""
+    """Whether a candidate's run reached target and bound, and how far it is from them: 0 on the target; larger for
+    missing it, for forgetting more than asked, and most for breaking the model."""
     record = RunRecord.of(run, result)
     verdict, distance = BROKEN, 1e6
     if result.status == "finished":
