@@ -171,6 +171,6 @@ def check_above(name: str, setting: str, value: float, bound: float = 0.0, *, eq
 
 
 def no_term(model: Any) -> Tensor:
-    """Zero: nothing of the kind."""
+    """Zero: no forget term (fine-tuning on the retain set alone, which forgets by itself), or no retain term."""
     parameter = next(model.parameters())
     return torch.zeros((), device=parameter.device, dtype=torch.promote_types(parameter.dtype, torch.float32))

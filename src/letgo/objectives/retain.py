@@ -16,16 +16,10 @@ from letgo.objectives.likelihood import (
     label_hidden,
     layer_hidden,
     mean_squares,
-    no_term,
     over_positions,
     over_tokens,
     summed_logps,
 )
-
-
-def none(model: Any) -> Tensor:
-    """Zero: no retain term."""
-    return no_term(model)
 
 
 def cross_entropy(model: Any, retain: Part) -> Tensor:

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from letgo.core.errors import UserError
-from letgo.data.encode import Encoded
+from letgo.data.encode import Encoded, EncodedRows
 from letgo.data.rows import Row
 
 
-def chunks_of(tokenizer: Any, rows: Sequence[Row], *, max_length: int, name: str) -> tuple[list[Encoded], list[str]]:
+def chunks_of(tokenizer: Any, rows: Sequence[Row], *, max_length: int, name: str) -> EncodedRows:
     """Texts joined by an empty line, tokenised without special tokens, and cut into chunks of `max_length` − 1 tokens
-    with the start token before each; every token is labelled.
+    with the start token before each; every token is labelled. Returns the chunks, and notes about them.
 
-    As in the benchmark's own code, the last chunk, where it is shorter, is filled up from the beginning of the first.
-    (A single chunk stays short: it would be filled with itself.)
-
-    Returns:
-        The chunks, and what is to be said about them.
+    As in the benchmark's own code, a last chunk that is shorter is filled up from the beginning of the first. (A single
+    chunk stays short: it would be filled with itself.)
 
     Raises:
         UserError: there are no tokens, or `max_length` leaves none beside the start token.
@@ -30,7 +27,7 @@ def chunks_of(tokenizer: Any, rows: Sequence[Row], *, max_length: int, name: str
     tokens = tokenizer("\n\n".join(row.target for row in rows), add_special_tokens=False)["input_ids"]
     if not len(tokens):
         raise UserError(f"{name}: its texts have no tokens in this tokenizer")
-    chunks = [start + list(tokens[place : place + size]) for place in range(0, len(tokens), size)]
+    chunks = [start + list(tokens[first : first + size]) for first in range(0, len(tokens), size)]
     if len(chunks) > 1:
         chunks[-1] = (chunks[-1] + chunks[0])[: len(start) + size]
     encoded = []
