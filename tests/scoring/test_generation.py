@@ -8,7 +8,7 @@ import torch
 
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.scoring import generation
-from letgo.scoring.generation import end_tokens, generate, greedy
+from letgo.scoring.generation import end_tokens, generate
 from letgo.scoring.resume_log import ResumeLog
 from letgo.scoring.sampling import Sampling
 from tests import tiny
@@ -46,10 +46,10 @@ def test_tokens_are_those_of_generate(name, tokenizer):
 @pytest.mark.parametrize("budget", [10, 60, None])
 def test_greedy_equals_the_one_by_one_loop(model, tokenizer, budget):
     prompts = random_prompts(9, 1, 12, 4)
-    texts = greedy(model, tokenizer, prompts, max_new_tokens=6, token_budget=budget)
-    for prompt, text in zip(prompts, texts, strict=True):
+    answers = generate(model, tokenizer, prompts, max_new_tokens=6, token_budget=budget)
+    for prompt, [answer] in zip(prompts, answers, strict=True):
         tokens = reference.greedy_tokens(model, list(prompt), 6, tokenizer.eos_token_id)
-        assert text == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def test_rows_that_end_are_taken_out(tokenizer, monkeypatch):
