@@ -20,7 +20,7 @@ from letgo.planning.phases import Work
 from letgo.planning.report import Phase, Plan
 from letgo.planning.tracing import Traced
 from letgo.training.config import UnlearnConfig
-from letgo.training.trainer import check_shards
+from letgo.training.run_plan import check_shards
 
 STRATEGIES = ("single", "ddp", "fsdp2")
 DEVICES = ("cpu", "cuda")
