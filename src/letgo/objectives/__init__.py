@@ -1,8 +1,9 @@
 """What to forget and what to keep, as pure functions of a model and a batch.
 
-An objective is a forget term plus λ times a retain term; any of one goes with any of the other. A new forget term is
-one function and one line here. Names with `_gdr` and `_klr` are presets: the same forget term with cross-entropy on
-the retain set, or with its KL divergence to the reference. What changes the weights in one shot stands in `ONE_SHOT`.
+An objective is a forget term plus λ times a retain term; every forget term goes with every retain term. A new forget
+term is one function and one record here. Names with `_gdr` and `_klr` are presets: the same forget term with
+cross-entropy on the retain set, or with its KL divergence to the reference. `ONE_SHOT` lists methods that change the
+weights in one shot.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from letgo.core.catalog import Catalog, Record, did_you_mean, settings_of
 from letgo.core.errors import UserError
 from letgo.objectives.objective import Objective as Objective
+from letgo.objectives.objective import Term
 from letgo.objectives.records import ObjectiveRecord, TermRecord
 from letgo.objectives.schedules import parse_schedule
 
@@ -311,9 +313,9 @@ def create_objective(
     """An objective by name.
 
     Args:
-        name: of the forget term, or of a preset that brings a retain term along (`npo_gdr`).
-        retain_loss: the retain term, in place of the one that the name brings along.
-        retain_weight: λ; by default the record's (1, but for methods whose source has another).
+        name: of the forget term, or of a preset that has a retain term too (`npo_gdr`).
+        retain_loss: the retain term, in place of the preset's.
+        retain_weight: λ; by default the record's (1, except for methods whose source has another).
         retain_weight_schedule: what λ is multiplied by over the run: "constant", "linear:start=0,end=1", "cosine:…",
             "step:at=0.5,…".
         forget_weight: w, the forget term's weight.
@@ -339,15 +341,12 @@ def create_objective(
     missing = [k for k, default in both.items() if default is inspect.Parameter.empty and k not in settings]
     if missing:
         raise UserError(f"objective {record.name!r} needs a value for {', '.join(missing)}")
-    # The record's weight is meant for the retain term that it brings along, not for any other.
+    # The record's weight is meant for its own retain term, not for any other.
     usual = record.retain_weight if retain_record.name == record.retain else 1.0
     return Objective(
         record=record,
-        retain_record=retain_record,
-        forget_term=term,
-        retain_term=retain_term,
-        forget_settings={k: v for k, v in settings.items() if k in known},
-        retain_settings={k: v for k, v in settings.items() if k in of_retain},
+        forget=Term(record, term, {k: v for k, v in settings.items() if k in known}),
+        retain=Term(retain_record, retain_term, {k: v for k, v in settings.items() if k in of_retain}),
         retain_weight=usual if retain_weight is None else float(retain_weight),
         forget_weight=float(forget_weight),
         schedule=parse_schedule(retain_weight_schedule),

@@ -19,7 +19,6 @@ def undial(model: Any, forget: Part, *, strength: float = 10.0, reference_head: 
     logits   (UNDIAL, arXiv 2402.10052).
 
     Args:
-        model: a causal LM, π_θ.
         forget: the forget part, with `reference_hidden` of shape (label tokens, width).
         strength: γ ≥ 0, what the label's logit loses (3, 10 and 30 are in use).
         reference_head: the output layer that z_t comes from; see `Objective.prepare`.
@@ -46,8 +45,6 @@ def ce_u(model: Any, forget: Part, *, ignore_first: int = 0) -> Tensor:
     in, an optimizer that sees values alone would lower too.
 
     Args:
-        model: a causal LM, π_θ.
-        forget: the forget part.
         ignore_first: so many label tokens at the start of every row are left out of the sum (the paper's training
             settings leave out one); the mean is over all label tokens.
     """

@@ -35,8 +35,6 @@ def rmu(
     has a gradient.
 
     Args:
-        model: a causal LM.
-        forget: the forget part.
         layer: ℓ, as in `block_number`: a number from 0, a block's name, or None for 7/32 of the depth.
         steering: the steering coefficient c > 0.
         parameters: regular expression for the parameters that are trained, searched in their names within a block; by
