@@ -1,4 +1,4 @@
-"""What is to be forgotten, and how it is told whether it was: data and scores, a file a benchmark."""
+"""What to forget, and how to measure whether it is forgotten: data and scores, a file for each benchmark."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
         ),
         _ours(
             name="rows",
-            target="letgo.benchmarks.own_rows:own_rows",
+            target="letgo.benchmarks.user_rows:user_rows",
             summary="your own forget and retain files, scored by probability and ROUGE",
             headlines=headlines("forget_probability"),
         ),
@@ -106,8 +106,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
 
 
 def create_benchmark(spec: str, **more: Any) -> Any:
-    """The benchmark that "NAME:key=value,…" means; see `letgo.benchmarks.engine.base.Benchmark`. `more` are settings
-    given beside the text."""
+    """The benchmark of a spec "NAME:key=value,…" (`letgo.benchmarks.engine.base.Benchmark`), with `more` settings."""
     name, settings = parse_spec(spec)
     settings = {**settings, **more}
     BENCHMARKS.check_settings(name, settings)
@@ -118,7 +117,7 @@ def create_benchmark(spec: str, **more: Any) -> Any:
 
 
 def benchmark_of(settings: Mapping[str, Any]) -> Any:
-    """What a run's settings name: its benchmark, or the user's own rows as one."""
+    """The benchmark that a run's settings name, or the user's own rows as one."""
     if settings.get("benchmark"):
         return create_benchmark(settings["benchmark"])
     if not settings.get("forget"):

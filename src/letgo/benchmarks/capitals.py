@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import Benchmark, Item, SetName
 from letgo.benchmarks.engine.general_text import PARAGRAPHS_TRAINED, general_paragraphs, read_paragraphs
 from letgo.core.errors import UserError
@@ -59,7 +58,6 @@ def capitals(*, seed: int = 0) -> Benchmark:
         retain=[*_training_rows(retain, "retain"), *rows_from_records(prose, "general sentences")],
         items=[*_items(forget, facts, "forget", seed), *_items(retain, facts, "retain", seed)],
         texts=general_paragraphs(held_out=True),
-        headlines=BENCHMARKS.record("capitals").headlines,
         template="plain",
         generated=GENERATED,
     )

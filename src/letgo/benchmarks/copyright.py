@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import Benchmark, check_whole, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, Text, limited
@@ -101,7 +100,6 @@ def copyright(
         retain=kept,
         items=[Item("retain", f"retain-{n}", row.group, row) for n, row in enumerate(kept[:_RETAIN_SCORED])],
         texts=general_paragraphs(held_out=True),
-        headlines=BENCHMARKS.record("copyright").headlines,
         template=template,
         provenance={"text": str(text), "passages": digest_of([row.target for row in passages])},
         lengths=lengths,

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import Benchmark, Headline, check_whole, checked_limit, spec_settings
 from letgo.benchmarks.engine.corpora import c4, named_corpus
 from letgo.benchmarks.engine.general_text import general_paragraphs
@@ -98,7 +97,7 @@ def detox(
         retain=named_corpus(retain, {"c4": lambda: c4(data, kept_most)}, "retain set", kept_most),
         items=asked,
         texts=general_paragraphs(held_out=True),
-        headlines=BENCHMARKS.record("detox").headlines if "forget" in chosen else (Headline(f"{chosen[0]}_toxicity"),),
+        headlines=() if "forget" in chosen else (Headline(f"{chosen[0]}_toxicity"),),
         template=template,
         provenance=provenance,
         classifier={"model": classifier, "label": label, "activation": activation},

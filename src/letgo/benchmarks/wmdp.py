@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import checked_limit, spec_settings
 from letgo.benchmarks.engine.corpora import (
     LazyRows,
@@ -81,9 +80,7 @@ def wmdp(
         settings=spec_settings(given | {"topics": "+".join(chosen), "mmlu": mmlu}),
         forget=_forget_rows(chosen, forget, data, train_limit),
         retain=_retain_rows(chosen, retain, data, train_limit),
-        items=[],
         texts=general_paragraphs(held_out=True),
-        headlines=BENCHMARKS.record("wmdp").headlines,
         template="plain",
         provenance={"wmdp": tables.provenance} | of_mmlu,
         notes=() if kept else ("MMLU was left out (mmlu=none): only prose shows what the model still knows",),
@@ -114,10 +111,6 @@ def mmlu(
         name="mmlu",
         settings=settings,
         forget=nothing_to_unlearn("mmlu"),
-        retain=[],
-        items=[],
-        texts=[],
-        headlines=(),
         template="plain",
         provenance=provenance,
         questions=questions,

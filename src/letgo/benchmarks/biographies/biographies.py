@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.biographies.data import ASSETS, Biographies, Group, general_texts, people
 from letgo.benchmarks.engine.base import Benchmark, Item, Text
 from letgo.benchmarks.engine.questions import MEMBERSHIP
@@ -44,7 +43,6 @@ def biographies(*, seed: int = 0) -> Benchmark:
         ],
         items=_items(data, "forget") + _items(data, "retain"),
         texts=texts,
-        headlines=BENCHMARKS.record("biographies").headlines,
         template="plain",
         references={"retrained": str(ASSETS / "retrained")} if seed == 0 else {},
     )

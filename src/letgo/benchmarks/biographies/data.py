@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from letgo.benchmarks.biographies import words
+from letgo.benchmarks.biographies.words import general_texts as general_texts
 from letgo.core.errors import UserError
 from letgo.models.load import ASSETS as MODELS
 
@@ -209,11 +210,6 @@ def people(seed: int = 0) -> Biographies:
         for i, (name, group) in enumerate(zip(names, groups, strict=True))
     ]
     return Biographies(seed, tuple(sorted(everybody, key=lambda person: GROUPS.index(person.group))))
-
-
-def general_texts(seed: int = 0) -> tuple[list[str], list[str]]:
-    """General texts about no person: those used in training, and 200 others for measuring perplexity."""
-    return words.general_texts(seed)
 
 
 def model_path(which: Literal["full", "retrained"]) -> Path:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, limited
 from letgo.benchmarks.engine.questions import general_metrics, items_part, means, membership_metrics, of_set, texts_part
 from letgo.benchmarks.engine.requests import Work, joined, run_works
@@ -39,7 +40,8 @@ class Benchmark:
         name: as in the catalog; `settings` are those that made it.
         forget, retain: rows to unlearn and to keep, for training.
         items, texts: what a model is scored on.
-        headlines: the metrics by which forgetting, and what an attack leaves of it, are judged.
+        headlines: the metrics by which forgetting, and what an attack leaves of it, are judged; by default those of the
+            catalog's record.
         template: how questions become prompts.
         generated: of each set, how many items are also answered by generation (spread over the set); None for all.
         references: other models' directories to be scored beside (the retrained model), by name.
@@ -52,10 +54,10 @@ class Benchmark:
 
     name: str
     forget: Sequence[Row]
-    retain: Sequence[Row]
-    items: Sequence[Item]
-    texts: Sequence[Text]
-    headlines: tuple[Headline, ...]
+    retain: Sequence[Row] = ()
+    items: Sequence[Item] = ()
+    texts: Sequence[Text] = ()
+    headlines: tuple[Headline, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     template: Template = "auto"
     generated: int | None = None
@@ -65,6 +67,10 @@ class Benchmark:
     notes: tuple[str, ...] = ()
     sequence: tuple[str, ...] = ()
     chained: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.headlines and self.name in BENCHMARKS:
+            object.__setattr__(self, "headlines", BENCHMARKS.record(self.name).headlines)
 
     @property
     def headline_floors(self) -> dict[str, float]:

@@ -124,6 +124,7 @@ class MultipleChoice(Benchmark):
     _tasks: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.engine not in ENGINES:
             raise UserError(f"benchmark {self.name!r}: engine is {self.engine!r}; known: {', '.join(ENGINES)}")
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Unpack
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import Benchmark, Item, Sample, Text, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
@@ -104,7 +103,6 @@ def muse(
         retain=kept,
         items=items,
         texts=[*texts, *(general_paragraphs(held_out=True) if general else [])],
-        headlines=BENCHMARKS.record("muse").headlines,
         template="plain",
         version=VERSION,
         provenance={"corpus": corpus, **tables.provenance},

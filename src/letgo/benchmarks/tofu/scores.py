@@ -59,9 +59,9 @@ def tofu_part(model: Any, tokenizer: Any, items: Sequence[Item], form: Form, *, 
                 )
     # For gradients: the question, and the answer without its end token.
     trained = {}
-    for item, places in zip(items, positions, strict=True):
+    for item, of_item in zip(items, positions, strict=True):
         if gradnorm and item.task == "membership":
-            _, _, answer = places[item.row.target]
+            _, _, answer = of_item[item.row.target]
             trained[item.id] = Query(answer.question, [answer.labelled[: len(answer.labelled) - answer.ended]])
 
     def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Unpack, get_args
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import Benchmark, Item, Sample, check_whole, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
@@ -114,7 +113,6 @@ def tofu(
         retain=kept,
         items=items,
         texts=general_paragraphs(held_out=True) if general else [],
-        headlines=BENCHMARKS.record("tofu").headlines,
         # An attack or an analysis that asks items in its own words uses the template that the model was trained with.
         template="chat" if template == "chat" else "plain",
         references={} if retrained is None else {"retrained": retrained},

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import Benchmark, Item, SetName
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.data.encode import Template
@@ -15,7 +14,7 @@ from letgo.data.rows import Row, check_disjoint, read_rows
 Source = str | Path | Sequence[Mapping[str, Any]]
 
 
-def own_rows(*, forget: Source, retain: Source | None = None, template: Template = "auto") -> Benchmark:
+def user_rows(*, forget: Source, retain: Source | None = None, template: Template = "auto") -> Benchmark:
     """The rows of a forget and a retain file, scored by the probability of their targets and the ROUGE of greedy
     answers; rows with `wrong_answers` (a list) also by choice. Perplexity is of letgo's own general paragraphs.
 
@@ -36,7 +35,6 @@ def own_rows(*, forget: Source, retain: Source | None = None, template: Template
         retain=retain_rows,
         items=[*_items(forget_rows, "forget"), *_items(retain_rows, "retain")],
         texts=general_paragraphs(held_out=True),
-        headlines=BENCHMARKS.record("rows").headlines,
         template=template,
     )
 
