@@ -565,25 +565,13 @@ def test_the_floor_of_forget_quality(n, floor):
 # -- the whole path ----------------------------------------------------------------------------------------------------
 
 
-def test_unlearn_eval_report_offline(directories, data, retained, tmp_path, command, check_page):
+def test_unlearn_eval_report_offline(directories, data, retained, whole_path):
     """On data of its shape: the retain model's result given by its path, both times."""
-    spec, out = f"tofu:{QUICK},data={data},retain={retained}", tmp_path / "run"
-    command(
-        *("unlearn", "--model", directories[0], "--benchmark", spec, "--objective", "npo_gdr:beta=0.1"),
-        *("--lr", "1e-3", "--steps", "2", "--batch-size", "2", "--set", "use_cpu=true", "--output", out, "--quiet"),
-    )
-    result = read_result(out)
+    result, _, printed = whole_path(directories[0], f"tofu:{QUICK},data={data},retain={retained}", "npo_gdr:beta=0.1")
     assert result.before["forget_quality"].n == result.after["forget_quality"].n == 40
     assert result.before["model_utility"].n == 52
     assert result.references == {"retain": read_result(retained).after}
-    told = command("eval", out, "--benchmark", spec, "--output", tmp_path / "eval", "--quiet")
-    assert "forget_quality" in told
-    again = read_result(tmp_path / "eval")
-    assert {key: metric.value for key, metric in again.after.items()} == pytest.approx(
-        {key: metric.value for key, metric in result.after.items()}, rel=1e-5, abs=1e-9
-    )
-    command("report", out, tmp_path / "eval", "--output", tmp_path / "report.html")
-    check_page(tmp_path / "report.html", result.before, result.after, again.after, result.references["retain"])
+    assert "forget_quality" in printed
 
 
 @pytest.mark.slow
