@@ -21,7 +21,6 @@ from letgo.runs.results import Metric, Metrics
 
 ZERO_SHOT = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "openbookqa", "piqa", "rte", "winogrande")
 """The tasks whose mean accuracy is SOUL's utility on detoxification and copyright."""
-GROUPS: Mapping[str, tuple[str, ...]] = {"zero_shot": ZERO_SHOT}
 
 
 def lm_eval(
@@ -45,12 +44,13 @@ def lm_eval(
         limit: at most so many documents of each task.
     """
     settings = spec_settings(locals())
-    names = [name.strip() for name in str(tasks).split("+")]
     check_whole("benchmark 'lm_eval': batch_size", batch_size)
     if fewshot is not None:
         check_whole("benchmark 'lm_eval': fewshot", fewshot, 0)
-    names = list(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
-    loaded = load_tasks(names, folder=folder)
+    names: dict[str, None] = {}
+    for name in (name.strip() for name in str(tasks).split("+")):
+        names |= dict.fromkeys(ZERO_SHOT if name == "zero_shot" else (name,))
+    loaded = load_tasks(list(names), folder=folder)
     return LMEval(
         name="lm_eval",
         settings=settings,

@@ -10,7 +10,7 @@ from torch import Tensor
 from letgo.data.encode import IGNORE
 from letgo.models.head import OutputHead, output_head
 from letgo.objectives.chunks import summed
-from letgo.objectives.likelihood import Part, check_above, label_hidden, label_places, labels_of, over_tokens
+from letgo.objectives.likelihood import Part, check_above, label_hidden, label_positions, labels_of, over_tokens
 from letgo.objectives.retain import teacher_of
 
 
@@ -66,4 +66,4 @@ def ce_u(model: Any, forget: Part, *, ignore_first: int = 0) -> Tensor:
 def _number_in_row(part: Part) -> Tensor:
     """For each label token how many label tokens come before it in its row, of shape (tokens,)."""
     counted = part["labels"][:, 1:] != IGNORE
-    return (counted.cumsum(dim=1) - 1)[label_places(part)]
+    return (counted.cumsum(dim=1) - 1)[label_positions(part)]

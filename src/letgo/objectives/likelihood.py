@@ -26,7 +26,7 @@ from letgo.objectives.chunks import label_logps, label_logps_sum
 Part = Mapping[str, Tensor]
 
 
-def label_places(part: Part) -> tuple[Tensor, Tensor]:
+def label_positions(part: Part) -> tuple[Tensor, Tensor]:
     """Row and column of every position that predicts a label token, each of shape (tokens,)."""
     rows, columns = (part["labels"][:, 1:] != IGNORE).nonzero(as_tuple=True)
     return rows, columns
@@ -34,7 +34,7 @@ def label_places(part: Part) -> tuple[Tensor, Tensor]:
 
 def labels_of(part: Part) -> Tensor:
     """The label tokens, packed, of shape (tokens,)."""
-    rows, columns = label_places(part)
+    rows, columns = label_positions(part)
     return part["labels"][rows, columns + 1]
 
 
@@ -54,7 +54,7 @@ def label_hidden(model: Any, part: Part) -> Tensor:
     hidden = hidden_before_head(
         model, input_ids=part["input_ids"][:, real], attention_mask=part["attention_mask"][:, real]
     )
-    rows, columns = label_places(part)
+    rows, columns = label_positions(part)
     return hidden[rows, columns - real.start]
 
 
@@ -131,7 +131,7 @@ def share_window(batches: list[dict[str, Any]], processes: int = 1) -> None:
             _share(part, sums, len(batches) * processes, "idle" in part)
 
 
-def own_share(batch: Mapping[str, Mapping[str, Tensor]], number: int, count: int) -> dict[str, dict[str, Tensor]]:
+def process_share(batch: Mapping[str, Mapping[str, Tensor]], number: int, count: int) -> dict[str, dict[str, Tensor]]:
     """Of a batch that every process holds, the rows that this process counts, with shares such that the mean over the
     processes is the whole batch's loss."""
     rows = next(iter(batch.values()))["labels"].shape[0]

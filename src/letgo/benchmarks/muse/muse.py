@@ -18,7 +18,6 @@ from letgo.benchmarks.engine.questions import general_metrics, texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
 from letgo.benchmarks.engine.requests import Work, joined
 from letgo.benchmarks.engine.tables import PINNED, Table, Tables
-from letgo.benchmarks.muse.chunks import chunks_of
 from letgo.benchmarks.muse.scores import knowledge_part, muse_metrics, privacy_part, verbatim_part
 from letgo.core.catalog import did_you_mean, format_spec
 from letgo.core.errors import UserError
@@ -125,10 +124,28 @@ class Muse(Benchmark):
     reference: ReferenceResult | None = field(default=None, repr=False)
 
     def encode(self, tokenizer: Any, rows: Sequence[Row], **options: Unpack[EncodeOptions]) -> EncodedRows:
-        """The rows' texts joined, and cut into chunks of `max_length`, or 2,048 tokens where that is less; no row is
-        too long."""
+        """The rows' texts joined by an empty line, tokenised without special tokens, and cut into chunks of
+        `max_length`, or 2,048 tokens where that is less, each after the start token; every token is labelled.
+
+        As in the benchmark's own code, a last chunk that is shorter is filled up from the beginning of the first. (A
+        single chunk stays short: it would be filled with itself.)
+        """
         length, name = min(options["max_length"], CHUNK), options.get("name", "data")
-        return chunks_of(tokenizer, rows, max_length=length, name=name)
+        if length < 2:
+            raise UserError(f"{name}: max_length must be at least 2 for chunks of text, not {length}")
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        tokens = tokenizer("\n\n".join(row.target for row in rows), add_special_tokens=False)["input_ids"]
+        if not len(tokens):
+            raise UserError(f"{name}: its texts have no tokens in this tokenizer")
+        chunks = [start + list(tokens[first : first + length - 1]) for first in range(0, len(tokens), length - 1)]
+        if len(chunks) > 1:
+            chunks[-1] = (chunks[-1] + chunks[0])[: len(start) + length - 1]
+        encoded = []
+        for number, chunk in enumerate(chunks):
+            where = f"{name}, chunk {number + 1}"
+            text = tokenizer.decode(chunk, skip_special_tokens=True)
+            encoded.append(Encoded(chunk, list(chunk), Row(("text",), "", text, where, where, ends=False)))
+        return encoded, [f"{name}: {len(rows)} texts as {len(chunks)} chunks of {length} tokens"]
 
     def encode_alternatives(
         self, tokenizer: Any, encoded: Sequence[Encoded], answers: Sequence[str], **options: Unpack[EncodeOptions]
