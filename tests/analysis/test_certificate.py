@@ -13,7 +13,7 @@ from letgo.analysis.certificate import certificate
 from letgo.analysis.displacements import scales_of
 from letgo.analysis.landscape import landscape
 from letgo.analysis.reveal import Criterion, criterion_of, parsed, says
-from letgo.analysis.smoothing import noisy_outcomes
+from letgo.analysis.smoothing import noisy_outcome
 from letgo.analysis.weights import Weights
 from letgo.benchmarks import benchmark_of
 from letgo.core.errors import UserError
@@ -249,7 +249,8 @@ def test_weights_are_restored_after_every_draw(run):
         seen.append(weights_fingerprint(model))
         return [True]
 
-    noisy_outcomes(weights, judge, sigma=0.1, draws=3, seed=0)
+    for number in range(3):
+        noisy_outcome(weights, judge, 0.1, 0, number)
     assert len({before, *seen}) == 4
     assert weights_fingerprint(model) == before
 

@@ -6,19 +6,18 @@ import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from letgo.analysis.bounds import check_smoothing, draws_needed, reveals_at_most
 from letgo.analysis.displacements import displacements_of, scales_of, unlearning_displacement
-from letgo.analysis.frame import Analysis, check_seed
+from letgo.analysis.frame import Analysis, AnalysisOptions, check_seed
 from letgo.analysis.losses import smaller_benchmark
 from letgo.analysis.records import Bound, Certificate, Displacement, QuestionBound, Reach, Smoothed
 from letgo.analysis.reveal import Criterion, criterion_of, utility_of
-from letgo.analysis.smoothing import Scale, bound, noisy, noisy_outcomes
+from letgo.analysis.smoothing import Scale, bound, noisy, noisy_outcome
 from letgo.analysis.wording import certified_sentences, not_certified_sentences
 from letgo.benchmarks.engine.base import Sample
 from letgo.core.errors import NonFiniteLossError, UserError
-from letgo.core.progress import Reporter, Task
-from letgo.data.encode import Template
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.load import weights_fingerprint
 from letgo.runs.results import Metrics
@@ -39,11 +38,7 @@ def certificate(
     rerun: bool = True,
     seed: int = 0,
     limit: int | None = LIMIT,
-    benchmark: str | None = None,
-    template: Template | None = None,
-    dtype: str = "float32",
-    output: Path | None = None,
-    reporter: Reporter | None = None,
+    **options: Unpack[AnalysisOptions],
 ) -> Certificate:
     r"""Certify, by randomized smoothing over the weights, that a model does not reveal what it has forgotten.
 
@@ -75,10 +70,7 @@ def certificate(
         rerun: run the recorded attacks again whose displacement is not in the record.
         seed: of the noise.
         limit: at most so many questions of the forget set, evenly spaced, and of what utility is measured on.
-        benchmark, template: what to ask; by default the run's.
-        dtype: the weights' type. In a short one the noise is rounded with the weights, which is then part of the model.
-        output: a directory for `analysis-certificate.json`; by default the run's own.
-        reporter: where progress goes.
+        options: `letgo.analysis.frame.AnalysisOptions`.
 
     Raises:
         UserError: sigma or alpha out of range, or draws too few to certify anything (how many are needed is said).
@@ -95,22 +87,12 @@ def certificate(
         "utility_draws": utility_draws,
         "seed": seed,
     }
-    analysis = Analysis(
-        Certificate,
-        run,
-        settings=settings,
-        dtype=dtype,
-        limit=limit,
-        benchmark=benchmark,
-        template=template,
-        output=output,
-        reporter=reporter,
-    )
+    analysis = Analysis(Certificate, run, settings, limit, **options)
     target, weights = analysis.target, analysis.weights
     criterion = criterion_of(reveals, target.benchmark, limit=limit, share=share)
     analysis.settings["reveals"] = criterion.text
     scale = scales_of(weights) if relative else None
-    unlearned = unlearning_displacement(target, weights, scale, dtype)
+    unlearned = unlearning_displacement(target, weights, scale, analysis.dtype)
     if sigmas is None:
         if unlearned is None or not unlearned.value:
             raise UserError("there is no unlearning to take the noise's size from: give a sigma")
@@ -173,112 +155,105 @@ def _notes(job: _Smoothing, draws: int, alpha: float, families: int) -> list[str
 
 
 class _Smoothing:
-    """One model, its questions, and the noise that it is put under; statements at confidence 1 − alpha for each sigma.
+    """One model, its questions, and the noise on its weights; statements at confidence 1 − alpha for each sigma.
 
     Attributes:
         questions: asked of the model without noise; `plain` says which of them it reveals.
-        plain_utility: its utility.
+        plain_utility: the utility of the model without noise.
     """
 
     def __init__(
         self, analysis: Analysis[Certificate], criterion: Criterion, seed: int, scale: Scale | None, alpha: float
     ) -> None:
         self.analysis, self.criterion, self.seed, self.scale, self.alpha = analysis, criterion, seed, scale, alpha
-        self.weights, self.model = analysis.weights, analysis.weights.model
+        self.weights, self.model, self.template = analysis.weights, analysis.weights.model, analysis.target.template
         benchmark = analysis.target.benchmark
         trimmed = smaller_benchmark(benchmark, analysis.limit, ("retain",))
         # A benchmark whose questions are its own to choose has no items to be trimmed: its limit does that.
         self.kept = trimmed if trimmed.items or trimmed.texts or not benchmark.items else None
         self.fingerprint = weights_fingerprint(self.model)
-        self.questions = criterion.samples(self.model, analysis.tokenizer, analysis.target.template)
+        self.questions = criterion.samples(self.model, analysis.tokenizer, self.template)
         self.plain = criterion.of(self.questions)
-        self.plain_utility = self.measured()[0]
+        self.plain_utility, _ = self.utility(0.0, 1)
 
     def smoothed(self, sigma: float, draws: int, utility_draws: int, known: Sequence[Displacement]) -> Smoothed:
-        """All that is certified under one sigma, and what the smoothed model still can."""
+        """All that is certified under one sigma, and the utility that the smoothed model keeps."""
         outcomes = self.outcomes(sigma, draws)
-        with self.analysis.reporter.task("utility under noise", utility_draws) as task:
-            utility, measured = self.measured((sigma, utility_draws), task)
+        utility, measured = self.utility(sigma, utility_draws)
         together = bound(sum(o is not None and self.criterion.together(o) for o in outcomes), draws, sigma, self.alpha)
+        broken = ["it gives no finite scores"] if self.plain_utility and not utility else None
         return Smoothed(
             sigma=sigma,
             noise_norm=sigma * math.sqrt(self.weights.dimension),
             together=together,
-            questions=self.each(outcomes, sigma),
+            questions=self.question_bounds(outcomes, sigma) if self.criterion.single else [],
             reach=_reach(known, sigma, together),
             utility=utility,
             utility_draws=measured,
             broken=sum(outcome is None for outcome in outcomes),
-            collapsed=_collapsed(self.plain_utility, utility),
+            collapsed=broken or collapse_reasons(self.plain_utility, utility),
         )
 
     def outcomes(self, sigma: float, draws: int) -> list[list[bool] | None]:
-        """Which questions are revealed under each draw; those of a killed analysis, whatever its number of draws, are
-        taken over."""
-        settings, target = self.analysis.settings, self.analysis.target
+        """Which questions are revealed under each draw. A killed analysis leaves its draws to the next one, which may
+        ask for another number of them."""
         names = ("benchmark", "template", "reveals", "relative", "seed", "limit", "dtype")
-        depends = {name: settings[name] for name in names} | {"sigma": sigma, "weights": self.fingerprint}
-        with self.analysis.log(depends) as log, self.analysis.reporter.task(f"noise of {sigma:.3g}", draws) as task:
-            return noisy_outcomes(
-                self.weights,
-                lambda: self.criterion.outcomes(self.model, self.analysis.tokenizer, target.template),
-                sigma=sigma,
-                draws=draws,
-                seed=self.seed,
-                scale=self.scale,
-                log=log,
-                task=task,
-            )
+        depends = {name: self.analysis.settings[name] for name in names}
 
-    def measured(self, noise: tuple[float, int] | None = None, task: Task | None = None) -> tuple[Metrics, int]:
-        """What the first draws' models still can, over all their samples together, and of how many draws it is;
-        without noise, by default."""
+        def judge() -> list[bool]:
+            return self.criterion.outcomes(self.model, self.analysis.tokenizer, self.template)
+
+        return self.analysis.measure(
+            f"noise of {sigma:.3g}",
+            depends | {"sigma": sigma, "weights": self.fingerprint},
+            range(draws),
+            lambda number: noisy_outcome(self.weights, judge, sigma, self.seed, number, self.scale),
+        )
+
+    def utility(self, sigma: float, draws: int) -> tuple[Metrics, int]:
+        """The utility under the first draws, over all their samples together, and how many of them gave finite scores.
+        Sigma 0 means no noise."""
         if self.kept is None:
             return {}, 0
         samples: list[Sample] = []
-        sigma, draws = noise or (0.0, 1)
-        measured, limit, template = 0, self.analysis.limit, self.analysis.target.template
-        for number in range(draws):
-            moved = self.weights.at(noisy(sigma, self.seed, number, self.scale)) if sigma else contextlib.nullcontext()
-            with moved, contextlib.suppress(NonFiniteLossError):
-                samples += self.kept.samples(self.model, self.analysis.tokenizer, limit=limit, template=template)
-                measured += 1
-            if task is not None:
+        measured, limit, tokenizer = 0, self.analysis.limit, self.analysis.tokenizer
+        with self.analysis.reporter.task("utility under noise" if sigma else "utility", draws) as task:
+            for number in range(draws):
+                noise = noisy(sigma, self.seed, number, self.scale)
+                moved = self.weights.at(noise) if sigma else contextlib.nullcontext()
+                with moved, contextlib.suppress(NonFiniteLossError):
+                    samples += self.kept.samples(self.model, tokenizer, limit=limit, template=self.template)
+                    measured += 1
                 task.advance()
         return (utility_of(samples, self.kept) if samples else {}), measured
 
-    def each(self, outcomes: Sequence[list[bool] | None], sigma: float) -> list[QuestionBound]:
-        """Each question by itself, at its share of alpha."""
-        if not self.criterion.single:
-            return []
+    def question_bounds(self, outcomes: Sequence[list[bool] | None], sigma: float) -> list[QuestionBound]:
+        """A bound for each single question, at its share of alpha."""
         alpha = self.alpha / len(self.questions)
-        return [
-            QuestionBound(
-                id=sample.id,
-                question=sample.question or sample.id,
-                plain=self.plain[place],
-                bound=bound(sum(o is not None and o[place] for o in outcomes), len(outcomes), sigma, alpha),
+        bounds = []
+        for number, sample in enumerate(self.questions):
+            revealed = sum(outcome is not None and outcome[number] for outcome in outcomes)
+            bounds.append(
+                QuestionBound(
+                    id=sample.id,
+                    question=sample.question or sample.id,
+                    plain=self.plain[number],
+                    bound=bound(revealed, len(outcomes), sigma, alpha),
+                )
             )
-            for place, sample in enumerate(self.questions)
-        ]
+        return bounds
 
 
-def _collapsed(plain: Metrics, utility: Metrics) -> list[str]:
-    if plain and not utility:
-        return ["it gives no finite scores"]
-    return collapse_reasons(plain, utility)
-
-
-def _reach(known: Sequence[Displacement], sigma: float, found: Bound) -> list[Reach]:
+def _reach(known: Sequence[Displacement], sigma: float, together: Bound) -> list[Reach]:
     return [
         Reach(
-            name=one.name,
-            displacement=one.value,
-            inside=one.value < found.radius,
-            reveals_at_most=reveals_at_most(one.value, sigma, found.p_lower),
+            name=displacement.name,
+            displacement=displacement.value,
+            inside=displacement.value < together.radius,
+            reveals_at_most=reveals_at_most(displacement.value, sigma, together.p_lower),
         )
-        for one in known
-        if one.value is not None
+        for displacement in known
+        if displacement.value is not None
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from letgo.analysis.neighbours import (
     LEAVES_WEIGHTS,
@@ -14,11 +13,11 @@ from letgo.analysis.neighbours import (
     planned,
 )
 from letgo.analysis.records import Displacement
+from letgo.analysis.smoothing import Scale
 from letgo.analysis.weights import Weights, distance, vector_norm
 from letgo.attacks.engine.target import Target
-from letgo.core.errors import LetgoError, UserError
-
-Scale = Mapping[str, float]
+from letgo.core.errors import LetgoError, UserError, first_line
+from letgo.runs.results import AttackResult
 
 
 def scales_of(weights: Weights) -> dict[str, float]:
@@ -34,13 +33,13 @@ def unlearning_displacement(target: Target, weights: Weights, scale: Scale | Non
     """‖θ_u − θ_o‖ of a run; None of a model that is no run."""
     if not target.run:
         return None
+    value, note = None, "measured"
     try:
         theirs = other_weights("the model it began with", original_of(target), weights, target, dtype)
+        value = distance(theirs, weights.originals, scale)
     except UserError as error:
-        return Displacement(name="unlearning", what="unlearning", value=None, note=_first_line(error))
-    return Displacement(
-        name="unlearning", what="unlearning", value=distance(theirs, weights.originals, scale), note="measured"
-    )
+        note = first_line(error)
+    return Displacement(name="unlearning", what="unlearning", value=value, note=note)
 
 
 def displacements_of(target: Target, weights: Weights, scale: Scale | None, *, rerun: bool) -> list[Displacement]:
@@ -48,31 +47,28 @@ def displacements_of(target: Target, weights: Weights, scale: Scale | None, *, r
 
     A recorded one is of the plain l2 norm, so with a scale every attack is run again.
     """
-    found = []
+    displacements = []
     for attack in target.result.attacks:
-        if not changes_weights(attack.name):
-            note = f"{LEAVES_WEIGHTS}: no radius speaks of it"
-            found.append(Displacement(name=attack.label, what="attack", value=None, note=note))
-            continue
-        recorded = attack.did.get("displacement")
-        if scale is None and isinstance(recorded, int | float) and not isinstance(recorded, bool):
-            found.append(Displacement(name=attack.label, what="attack", value=float(recorded), note="recorded"))
-            continue
-        if not rerun:
-            note = "not in the record, and not run again"
-            found.append(Displacement(name=attack.label, what="attack", value=None, note=note))
-            continue
-        try:
-            plan, _ = planned(target, attack.label)
-            left = attacked_weights(target, weights, plan)
-        except LetgoError as error:
-            found.append(Displacement(name=attack.label, what="attack", value=None, note=_first_line(error)))
-            continue
-        moved = distance(left, weights.originals, scale)
-        note = f"run again, seed {plan.seeds[0]}" + ("" if moved else "; this attack does not change the weights")
-        found.append(Displacement(name=attack.label, what="attack", value=moved, note=note))
-    return found
+        value, note = _displacement(attack, target, weights, scale, rerun=rerun)
+        displacements.append(Displacement(name=attack.label, what="attack", value=value, note=note))
+    return displacements
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _displacement(
+    attack: AttackResult, target: Target, weights: Weights, scale: Scale | None, *, rerun: bool
+) -> tuple[float | None, str]:
+    """An attack's displacement, and where it is from or why there is none."""
+    if not changes_weights(attack.name):
+        return None, f"{LEAVES_WEIGHTS}: no radius speaks of it"
+    recorded = attack.did.get("displacement")
+    if scale is None and isinstance(recorded, int | float) and not isinstance(recorded, bool):
+        return float(recorded), "recorded"
+    if not rerun:
+        return None, "not in the record, and not run again"
+    try:
+        plan, _ = planned(target, attack.label)
+        left = attacked_weights(target, weights, plan)
+    except LetgoError as error:
+        return None, first_line(error)
+    moved = distance(left, weights.originals, scale)
+    return moved, f"run again, seed {plan.seeds[0]}" + ("" if moved else "; this attack does not change the weights")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from letgo.analysis.weights import Vector, Weights, check_same_shape
+from letgo.analysis.weights import Vector, Weights, check_same_shape, named_weights
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.run import apply_attack
 from letgo.attacks.engine.spec import Plan, plan_attack
@@ -21,9 +21,9 @@ def original_of(target: Target) -> str:
     return str(target.original)
 
 
-def other_weights(name: str, place: str, weights: Weights, target: Target, dtype: str) -> Vector:
+def other_weights(name: str, model: str, weights: Weights, target: Target, dtype: str) -> Vector:
     """Another model's weights, checked against the target's."""
-    theirs = {n: p.detach() for n, p in merged(load_model(place, dtype=dtype)).named_parameters()}
+    theirs = named_weights(merged(load_model(model, dtype=dtype)))
     check_same_shape(weights.originals, theirs, (target.name, name))
     return theirs
 
@@ -35,16 +35,16 @@ def planned(target: Target, text: str) -> tuple[Plan, AttackResult | None]:
     if not text:
         if not recorded:
             raise UserError(f"{target.name} has no recorded attack; name one: attack:NAME:key=value,…")
-        meant = [min(recorded, key=lambda attack: attack.kept)]
+        matches = [min(recorded, key=lambda attack: attack.kept)]
     else:
-        meant = [a for a in recorded if a.label == text] or [a for a in recorded if a.name == text]
-    if len(meant) > 1:
-        labels = "\n  ".join(attack.label for attack in meant)
+        matches = [a for a in recorded if a.label == text] or [a for a in recorded if a.name == text]
+    if len(matches) > 1:
+        labels = "\n  ".join(attack.label for attack in matches)
         raise UserError(f"{target.name} has several attacks of the name {text!r}; give one in full:\n  {labels}")
-    if not meant:
+    if not matches:
         return plan_attack(text), None
-    attack = meant[0]
-    # Of a search, the strongest attacker that it found is run again, not the search.
+    [attack] = matches
+    # A search is not run again: its strongest attacker is.
     settings = {key: value for key, value in attack.settings.items() if key not in ("search", "bound")}
     settings |= attack.did.get("strongest") or {}
     return Plan(attack.name, settings, tuple(attack.seeds) or (0,), attack.threshold), attack
@@ -63,9 +63,9 @@ def attacked_weights(target: Target, weights: Weights, plan: Plan) -> Vector:
     if not changes_weights(plan.name):
         raise UserError(f"attack {plan.label} {LEAVES_WEIGHTS}")
     attacked = apply_attack(ATTACKS.load(plan.name), target.victim(), plan, plan.settings, plan.seeds[0])
-    left = dict(merged(attacked.model).named_parameters())
+    left = named_weights(merged(attacked.model))
     check_same_shape(weights.originals, left, (target.name, f"what {plan.label} left"))
     for name, tensor in left.items():
         if not tensor.is_floating_point():
             raise UserError(f"attack {plan.label} leaves packed weights ({name}: {tensor.dtype})")
-    return {name: tensor.detach() for name, tensor in left.items()}
+    return left

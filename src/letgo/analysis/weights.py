@@ -56,6 +56,10 @@ class Weights:
         return vector_norm(self.originals)
 
 
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
 def vector_norm(vector: Vector, scale: Mapping[str, float] | None = None) -> float:
     """‖v‖, or (Σ_l ‖v_l‖²/s_l²)^½ with a scale s_l for each tensor; summed in double precision."""
     squares = (
@@ -88,16 +92,16 @@ def inner(first: Vector, second: Vector) -> float:
 def check_same_shape(first: Vector, second: Vector, names: tuple[str, str]) -> None:
     """Raise a `UserError` unless two models have the same weights by name and shape."""
     only = [[n for n in a if n not in b] for a, b in ((first, second), (second, first))]
-    said = [f"{missing[0]} is only in {name}" for missing, name in zip(only, names, strict=True) if missing]
-    said += [
+    problems = [f"{missing[0]} is only in {name}" for missing, name in zip(only, names, strict=True) if missing]
+    problems += [
         f"{name} has shape {tuple(tensor.shape)} in {names[0]} and {tuple(second[name].shape)} in {names[1]}"
         for name, tensor in first.items()
         if name in second and second[name].shape != tensor.shape
     ]
-    if said:
-        more = f" (and {len(said) - 3} more)" if len(said) > 3 else ""
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError(
-            f"{names[0]} and {names[1]} are not of one architecture: {'; '.join(said[:3])}{more}\n"
+            f"{names[0]} and {names[1]} are not of one architecture: {'; '.join(problems[:3])}{more}\n"
             "  no straight line leads from one to the other; name models with the same weights by name and shape"
         )
 
