@@ -18,9 +18,9 @@ def attacked(monkeypatch):
     made = []
     real = attacking.apply_attack
 
-    def counted(function, victim, plan, settings, seed):
+    def counted(victim, plan, settings, seed):
         made.append((str(victim.directory), seed))
-        return real(function, victim, plan, settings, seed)
+        return real(victim, plan, settings, seed)
 
     monkeypatch.setattr(references, "_REMEMBERED", {})
     monkeypatch.setattr(attacking, "apply_attack", counted)

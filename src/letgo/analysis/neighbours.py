@@ -62,7 +62,7 @@ def attacked_weights(target: Target, weights: Weights, plan: Plan) -> Vector:
     """
     if not changes_weights(plan.name):
         raise UserError(f"attack {plan.label} {LEAVES_WEIGHTS}")
-    attacked = apply_attack(ATTACKS.load(plan.name), target.victim(), plan, plan.settings, plan.seeds[0])
+    attacked = apply_attack(target.victim(), plan, plan.settings, plan.seeds[0])
     left = named_weights(merged(attacked.model))
     check_same_shape(weights.originals, left, (target.name, f"what {plan.label} left"))
     for name, tensor in left.items():

@@ -45,7 +45,7 @@ def certified_sentences(
                 f"At {sigma} the smoothed model is broken ({'; '.join(entry.collapsed)}): that it reveals nothing is "
                 "then no merit."
             )
-    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
+    return sentences
 
 
 def not_certified_sentences(

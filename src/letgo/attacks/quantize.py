@@ -41,8 +41,7 @@ def quantize(
         grid = make_grid(weight, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric)
         return grid.values(grid.index(weight)), grid
 
-    model, rows, said = apply_quantizer(victim, quantizer, f"quantizing to {bits} bits")
-    return Attacked(model, said, layers=rows)
+    return apply_quantizer(victim, quantizer, f"quantizing to {bits} bits")
 
 
 def check_bits(attack: str, bits: int, least: int, most: int) -> None:

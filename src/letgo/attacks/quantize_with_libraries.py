@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from letgo.attacks.displacement import Original, apply_quantizer, layer_row, summary, weight_change
+from letgo.attacks.displacement import apply_quantizer, weight_change
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_first
 from letgo.attacks.quantize import check_bits, check_group_size
 from letgo.attacks.rounding import Codebook, Grid
-from letgo.core.errors import UserError
+from letgo.core.errors import UserError, first_line
 from letgo.core.extras import need
 from letgo.models.load import context_length, load_model
 
@@ -59,22 +61,23 @@ def quantize_bnb(
             whole, absmax, _ = bnb.functional.int8_vectorwise_quant(plain.half())
             scale = absmax.float()[:, None] / 127
             return whole.float() * scale, Grid(scale, torch.zeros_like(scale), -127, 127, plain.shape[1])
-        found, state = bnb.functional.quantize_4bit(
+        coded, state = bnb.functional.quantize_4bit(
             plain, blocksize=_BLOCK, quant_type=format, compress_statistics=double
         )
-        values, absmax = unpack_4bit(bnb, found, state, plain)
-        if packed and not torch.allclose(bnb.functional.dequantize_4bit(found, state), values, rtol=1e-3, atol=1e-6):
+        values, absmax = unpack_4bit(bnb, coded, state, plain)
+        if packed and not torch.allclose(bnb.functional.dequantize_4bit(coded, state), values, rtol=1e-3, atol=1e-6):
             raise UserError(
                 f"quantize_bnb: layer {name} has {plain.shape[1]} inputs, and on this device bitsandbytes reads such "
                 "layers otherwise than it wrote them; leave packed out"
             )
         return values, Codebook(state.code.float().unique(), absmax, _BLOCK)
 
-    model, rows, said = apply_quantizer(victim, quantizer, f"quantizing to {format}")
-    if packed:
-        model = victim.load()
-        pack_bnb(bnb, model, format, double)
-    return Attacked(model, said, layers=rows)
+    attacked = apply_quantizer(victim, quantizer, f"quantizing to {format}")
+    if not packed:
+        return attacked
+    model = victim.load()
+    pack_bnb(bnb, model, format, double)
+    return replace(attacked, model=model)
 
 
 def unpack_4bit(bnb: Any, packed: Tensor, state: Any, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,13 +147,12 @@ def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, see
         shell = torch.nn.Sequential(torch.nn.Linear(columns, rows, bias=False))
         shell[0].weight = torch.nn.Parameter(weight.float().clone(), requires_grad=False)
         ao.quantize_(shell, config)
-        found: Any = shell[0].weight
-        scale, zero = found.scale.reshape(-1, 1).float(), found.zero_point.reshape(-1, 1).float()
+        quantized: Any = shell[0].weight
+        scale, zero = quantized.scale.reshape(-1, 1).float(), quantized.zero_point.reshape(-1, 1).float()
         grid = Grid(scale, zero, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, group_size or columns)
-        return found.dequantize(), grid
+        return quantized.dequantize(), grid
 
-    model, rows, said = apply_quantizer(victim, quantizer, f"quantizing to {bits} bits by torchao")
-    return Attacked(model, said, layers=rows)
+    return apply_quantizer(victim, quantizer, f"quantizing to {bits} bits by torchao")
 
 
 def quantize_autoround(
@@ -186,7 +188,6 @@ def quantize_autoround(
         raise UserError("quantize_autoround: samples and length must be at least 1, iterations at least 0")
     library = need("auto_round", "autoround", what="attack 'quantize_autoround'")
     model, tokenizer = victim.load(), victim.tokenizer()
-    saved, original = linear_layers(victim.load()), Original(victim)
     texts = _calibration(victim, tokenizer, min(length, context_length(model)), samples)
     with _silent("autoround", "auto_round"), torch.random.fork_rng():
         rounder = library.AutoRound(
@@ -205,12 +206,14 @@ def quantize_autoround(
             seed=seed,
         )
         quantized, _ = rounder.quantize()
-    rows = []
-    for name, layer in linear_layers(quantized).items():
-        weight = output_first(saved[name])
-        rows.append(layer_row(name, weight, output_first(layer), original.weight(name, weight), _levels(layer, bits)))
-    said = summary(rows, original.why) | {"calibration_sequences": len(texts)}
-    return Attacked(quantized.eval(), said, layers=rows)
+    layers = linear_layers(quantized)
+
+    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, Grid | None]:
+        return output_first(layers[name]), _levels(layers[name], bits)
+
+    attacked = apply_quantizer(victim, quantizer, "comparing the layers")
+    numbers = {**attacked.did, "calibration_sequences": len(texts)}
+    return replace(attacked, model=quantized.eval(), did=numbers)
 
 
 def _levels(layer: Any, bits: int) -> Grid | None:
@@ -262,30 +265,26 @@ def external(
         model = load_model(path, dtype=victim.dtype)
     except ImportError as error:
         raise UserError(
-            f"external: {path} is in a format whose library is not installed ({str(error).splitlines()[0]})\n"
+            f"external: {path} is in a format whose library is not installed ({first_line(error)})\n"
             "  install it, or save the model with its weights dequantized; see docs/attacks.md"
         ) from error
-    rows, said = weight_change(victim, model)
-    return Attacked(model, said | {"path": path}, layers=rows)
+    rows, total = weight_change(victim, model)
+    return Attacked(model, total | {"path": path}, layers=rows)
 
 
 @contextmanager
 def _silent(*names: str) -> Iterator[None]:
-    """Loggers of libraries that speak while working, and their bars, silent for a while."""
-    import os
-
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    bar = os.environ.get("TQDM_DISABLE")
+    """Within: these loggers, which speak while a library works, and its progress bars are silent."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    bar = os.environ.pop("TQDM_DISABLE", None)
     os.environ["TQDM_DISABLE"] = "1"
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bar is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        del os.environ["TQDM_DISABLE"]
+        if bar is not None:
             os.environ["TQDM_DISABLE"] = bar

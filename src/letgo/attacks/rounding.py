@@ -59,8 +59,8 @@ class Codebook:
     def index(self, weight: Tensor) -> Tensor:
         flat = _flat_blocks(weight, self.block) / self.absmax[:, None].clamp(min=torch.finfo(torch.float32).tiny)
         middles = (self.code[1:] + self.code[:-1]) / 2
-        found = torch.bucketize(flat, middles)
-        return found.to(torch.int16).flatten()[: weight.numel()].reshape(weight.shape)
+        index = torch.bucketize(flat, middles)
+        return index.to(torch.int16).flatten()[: weight.numel()].reshape(weight.shape)
 
     def values(self, index: Tensor) -> Tensor:
         flat = self.code[_flat_blocks(index, self.block).long()] * self.absmax[:, None]

@@ -87,11 +87,11 @@ def sample(
     }
     scored = Scored(groups, np.array(old), np.array(new), np.array([above]))
     kept = kept_share(float(np.mean(old)), float(np.mean(new)), float(np.mean(above)))
-    found = [
+    scored_samples = [
         Sample("forget", i.id, i.group, {"leak": leak, "leak_above_chance": more}, answer=i.row.target, generated=ts[0])
         for i, leak, more, ts in zip(items, leaks, above, texts, strict=True)
     ]
-    measured = Measured(kept, kept_interval([scored]), metrics, baseline, found)
+    measured = Measured(kept, kept_interval([scored]), metrics, baseline, scored_samples)
     did = {"asked": len(items), "answers": count * len(items), "k": k, "temperature": temperature, "top_p": top_p}
     return Attacked(model, did, measured=measured)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,11 +14,11 @@ from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.core.sizes import size
 from letgo.objectives import Objective
-from letgo.planning import shards
-from letgo.planning.estimate import Planned, check_flops
+from letgo.planning.estimate import Planned, Work
 from letgo.planning.machine import Speed, resident_bytes
-from letgo.planning.phases import Work
+from letgo.planning.make import check_flops, make_plan
 from letgo.planning.report import Phase, Plan
+from letgo.planning.shards import ShardedPass, as_traced, shard_bytes, trace_sharded
 from letgo.planning.tracing import Traced
 from letgo.training.config import UnlearnConfig
 from letgo.training.trainer import check_shards
@@ -34,26 +35,8 @@ RESERVE = 0.05
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Bytes that a device must have, those that it has, and those of them that a run can use."""
-
-    needed: int
-    memory: int | None
-    usable: int | None
-
-    @property
-    def fits(self) -> bool:
-        """True also where the device's memory is not known."""
-        return self.usable is None or self.needed <= self.usable
-
-    @property
-    def short(self) -> int:
-        return 0 if self.usable is None else max(0, self.needed - self.usable)
-
-
-@dataclass(frozen=True)
 class WayOut:
-    """A strategy and a number of devices that a run fits on, and what it then takes of each."""
+    """A strategy and a number of devices that a run fits on, and the bytes that it then needs of each."""
 
     strategy: str
     devices: int
@@ -67,8 +50,9 @@ class DevicesPlan:
     Attributes:
         plan: of one of them; without times where there are several.
         devices, strategy, share: as asked for; `share` is what zeroth-order steps share.
-        fit: whether it fits.
-        way_out: where it does not: the fewest devices on which it would; None if there are none.
+        needed: bytes that a device must have.
+        memory, usable: bytes that it has, and those of them that a run can use; None where that is not known.
+        way_out: where the run does not fit: the fewest devices on which it would; None if there are none.
         rows: forget rows of a step, of all devices.
     """
 
@@ -76,21 +60,32 @@ class DevicesPlan:
     devices: int
     strategy: str
     share: str
-    fit: Fit
+    needed: int
+    memory: int | None
+    usable: int | None
     way_out: WayOut | None
     rows: int
 
+    @property
+    def fits(self) -> bool | None:
+        """None where the device's memory is not known."""
+        return None if self.usable is None else self.needed <= self.usable
+
+    @property
+    def short(self) -> int:
+        return 0 if self.usable is None else max(0, self.needed - self.usable)
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the plan of a device, and `devices`, which says the rest."""
+        """For JSON: the plan of a device, and `devices` with the rest."""
         several = {
             "count": self.devices,
             "strategy": self.strategy,
             "share": self.share,
-            "needed": self.fit.needed,
-            "memory": self.fit.memory,
-            "usable": self.fit.usable,
-            "fits": self.fit.fits if self.fit.usable is not None else None,
-            "short": self.fit.short,
+            "needed": self.needed,
+            "memory": self.memory,
+            "usable": self.usable,
+            "fits": self.fits,
+            "short": self.short,
             "way_out": asdict(self.way_out) if self.way_out else None,
             "rows_a_step": self.rows,
         }
@@ -100,23 +95,18 @@ class DevicesPlan:
         """For a terminal."""
         zeroth = any(phase.name == "train, zeroth" for phase in self.plan.phases)
         shared = f", {self.share} shared in zeroth-order steps" if zeroth else ""
-        lines = [
+        return (
             f"{_count(self.devices, 'device')}, {self.strategy}{shared}; each has the following, steps of "
-            f"{_count(self.rows, 'forget row')}",
-            "",
-            self.plan.text(),
-            "",
-            f"does it fit?  {self._verdict()}",
-        ]
-        return "\n".join(lines)
+            f"{_count(self.rows, 'forget row')}\n\n{self.plan.text()}\n\ndoes it fit?  {self._verdict()}"
+        )
 
     def _verdict(self) -> str:
-        fit = self.fit
-        if fit.usable is None or fit.memory is None:
-            return f"a device needs {size(fit.needed)}; give --device-memory to be told"
-        if fit.fits:
-            return f"yes: {size(fit.needed)} of {size(fit.usable)} ({size(fit.memory)} a device, less what it keeps)"
-        verdict = f"no: {size(fit.short)} short, {size(fit.needed)} of {size(fit.usable)} ({self.plan.peak.name})"
+        if self.usable is None or self.memory is None:
+            return f"a device needs {size(self.needed)}; give --device-memory to be told"
+        part = f"{size(self.needed)} of {size(self.usable)}"
+        if self.fits:
+            return f"yes: {part} ({size(self.memory)} a device, less what it keeps)"
+        verdict = f"no: {size(self.short)} short, {part} ({self.plan.peak.name})"
         if self.way_out is None:
             return verdict + "; nor on any number of devices: adapters (lora_rank), zo_sgd or bfloat16 need less"
         way = self.way_out
@@ -145,7 +135,7 @@ def plan_devices(
         strategy: `single`, `ddp` or `fsdp2`; by default as the config says.
         device: `cpu` or `cuda`; by default what this machine has.
         memory: bytes of a device.
-        flops, measure: as in `letgo.plan`; of one device alone, for no times are told of several.
+        flops, measure: as in `letgo.plan`; for one device alone, as a plan has no times of several.
 
     Raises:
         UserError: for settings that can't be used, or not together.
@@ -161,15 +151,17 @@ def plan_devices(
         check_shards(config)
     run = planned(config, resident_bytes(), devices, strategy, None if device is None else torch.device(device))
     run.notes += run.idle()
-    made = run.plan(flops, measure)
-    fit = fit_of(run.needed(made.peak.total), run.device, memory)
+    plan = make_plan(run, flops, measure)
+    needed, usable = run.needed(plan.peak.total), run.usable(memory)
     return DevicesPlan(
-        plan=made,
+        plan=plan,
         devices=devices,
         strategy=strategy,
         share=config.share,
-        fit=fit,
-        way_out=None if fit.fits else find_way_out(run, memory),
+        needed=needed,
+        memory=memory,
+        usable=usable,
+        way_out=find_way_out(run, usable) if usable is not None and needed > usable else None,
         rows=config.train_batch_size * config.gradient_accumulation_steps * run.readers,
     )
 
@@ -204,20 +196,25 @@ class OnDevices(Planned):
         """Bytes of a device at this peak: on a CPU the process itself lies there too."""
         return peak + (self.process if self.device.type == "cpu" else 0)
 
+    def usable(self, memory: int | None) -> int | None:
+        """Bytes of a device's memory that a run can use."""
+        reserve = RESERVE if self.device.type != "cpu" else 0.0
+        return None if memory is None else int((1 - reserve) * memory)
+
     def idle(self) -> list[str]:
-        """What is to be said where not every device has something of its own to do."""
+        """A note where some devices have no work of their own."""
         if self.ranks == 1:
             return []
         if self.objective is None:
             return [f"every device does the whole of {self.args.objective}: it takes no steps that devices could share"]
-        work, things = len(self.dataset), "rows in the forget set"
+        work, unit = len(self.dataset), "rows in the forget set"
         if self.args.share == "directions":
             if self.cost.backwards:
                 return []
-            work, things = round(self.cost.forwards), "evaluations in a step"
+            work, unit = round(self.cost.forwards), "evaluations in a step"
         if self.ranks <= work:
             return []
-        return [f"{self.ranks} devices, but {work} {things}: {self.ranks - work} have nothing of their own to do"]
+        return [f"{self.ranks} devices, but {work} {unit}: {self.ranks - work} have nothing of their own to do"]
 
     def training(self, objective: Objective) -> Work:
         work = super().training(objective)
@@ -228,7 +225,7 @@ class OnDevices(Planned):
         return max(alone, FRAGMENTED_TOGETHER) if self.device.type == "cpu" and self.ranks > 1 else alone
 
     def speed(self, flops: float | None, measure: bool, shape: torch.Size) -> Speed | None:
-        """None, so that no times are told: of several devices, and of a kind that this machine has not to measure."""
+        """None, for a plan without times, of several devices and of a kind that this machine does not have."""
         missing = self.device.type == "cuda" and not torch.cuda.is_available()
         return None if self.ranks > 1 or (flops is None and missing) else super().speed(flops, measure, shape)
 
@@ -246,33 +243,28 @@ class InShards(OnDevices):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._kept: dict[str, tuple[int, int, float, Traced]] = {}
+        self._passes: dict[str, tuple[Traced, ShardedPass]] = {}
         self.use(self.ranks)
 
     def use(self, ranks: int) -> None:
         self.ranks = ranks
-        self.held = {"weights": sum(shards.shard_bytes(p, ranks) for p in self.model.parameters())}
-        self.trained_here = sum(shards.shard_bytes(p, ranks) for p in self.trained)
-        self.largest = max(shards.shard_bytes(p, ranks) for p in self.trained)
+        self.held = {"weights": sum(shard_bytes(p, ranks) for p in self.model.parameters())}
+        self.trained_here = sum(shard_bytes(p, ranks) for p in self.trained)
+        self.largest = max(shard_bytes(p, ranks) for p in self.trained)
         # Weights that lie in shards can't be packed.
         self.packed = 0
 
     def trace_training(self, loss: Callable[[], Tensor], windows: int) -> Traced:
-        if "training" not in self._kept:
+        if "training" not in self._passes:
             whole = super().trace_training(loss, windows)
-            peak, gradients, _, flops = shards.trace_sharded(self.model, loss, self.ranks, windows=windows)
-            self._kept["training"] = peak, gradients, flops, whole
-        peak, gradients, flops, whole = self._kept["training"]
-        now = self.trained_here
-        return shards.as_traced(peak - gradients + now, now, flops, whole)
+            self._passes["training"] = whole, trace_sharded(self.model, loss, self.ranks, windows=windows)
+        return as_traced(*self._passes["training"], self.trained_here)
 
     def trace_forward(self, name: str, function: Callable[[], Any]) -> Traced:
-        if name not in self._kept:
+        if name not in self._passes:
             whole = super().trace_forward(name, function)
-            peak, _, flops = shards.trace_sharded_forward(self.model, function, self.ranks)
-            self._kept[name] = peak, 0, flops, whole
-        peak, _, flops, whole = self._kept[name]
-        return shards.as_traced(peak, 0, flops, whole)
+            self._passes[name] = whole, trace_sharded(self.model, function, self.ranks, backward=False)
+        return as_traced(*self._passes[name], 0)
 
     def on_device(self, phase: Phase) -> Phase:
         if phase.name != "train, zeroth":
@@ -289,35 +281,23 @@ def planned(
     return kind(config, process, devices, device)
 
 
-# -- whether it fits ---------------------------------------------------------------------------------------------------
-
-
-def fit_of(needed: int, device: torch.device, memory: int | None) -> Fit:
-    reserve = RESERVE if device.type != "cpu" else 0.0
-    return Fit(needed, memory, None if memory is None else int((1 - reserve) * memory))
-
-
-def find_way_out(run: OnDevices, memory: int | None) -> WayOut | None:
+def find_way_out(run: OnDevices, usable: int) -> WayOut | None:
     """The fewest devices that the run fits on, on replicas where one device would do, else in shards; None if there is
     no such number up to `MOST_DEVICES`."""
     objective, config = run.objective, run.args
     if objective is None:
         return None
     alone = planned(config, run.process, 1, "single", run.device) if isinstance(run, InShards) else run
-    tried: list[tuple[str, OnDevices, list[int]]] = [("single", alone, [1])]
-    try:
+    ways: list[tuple[str, OnDevices, list[int]]] = [("single", alone, [1])]
+    with contextlib.suppress(UserError):
         check_shards(config)
-    except UserError:
-        pass
-    else:
         sharded = run if isinstance(run, InShards) else planned(config, run.process, 2, "fsdp2", run.device)
-        tried.append(("fsdp2", sharded, [2**power for power in range(1, MOST_DEVICES.bit_length())]))
-    for strategy, other, counts in tried:
-        scored = other.scored if hasattr(other, "scored") else other.scoring()
+        ways.append(("fsdp2", sharded, [2**power for power in range(1, MOST_DEVICES.bit_length())]))
+    for strategy, other, counts in ways:
         for count in counts:
             other.use(count)
-            phases = (*other.evaluating(scored), *other.training(objective).phases)
+            phases = (*other.evaluating(), *other.training(objective).phases)
             needed = other.needed(max(phase.total for phase in phases))
-            if fit_of(needed, run.device, memory).fits:
+            if needed <= usable:
                 return WayOut(strategy, count, needed)
     return None

@@ -107,11 +107,10 @@ class Gathering:
         """Whether gradients are sent at once; else they add up whole."""
         self.order: list[Unit] = []
         """Of units that were let go, as their forward passes came; backward passes take from its end."""
-        self.moved = 0
-        """Bytes that this rank has sent of its shards and of gradients."""
-        self.reduced = 0
+        self.sent = self.reduced = 0
+        """Bytes that this rank has sent of its shards, and of gradients."""
         self._arrived: Tensor | None = None
-        self._sent: Tensor | None = None
+        self._reducing: Tensor | None = None
         self._shards: dict[int, Tensor] = {}
         self._waiting: dict[int, set[int]] = {}
 
@@ -130,7 +129,7 @@ class Gathering:
                 self.order.append(unit)
 
     def _all_gather(self, unit: Unit) -> list[Tensor]:
-        self.moved += (self.ranks - 1) * sum(shard_bytes(p, self.ranks) for p in unit.parameters)
+        self.sent += (self.ranks - 1) * sum(shard_bytes(p, self.ranks) for p in unit.parameters)
         return [_bytes(unit.size)]
 
     def let_go(self, unit: Unit) -> None:
@@ -155,8 +154,8 @@ class Gathering:
             return
         del self._waiting[id(unit)]
         self.let_go(unit)
-        self._sent = None
-        self._sent = _bytes(bytes_of(unit.trained))
+        self._reducing = None
+        self._reducing = _bytes(bytes_of(unit.trained))
         self.reduced += (self.ranks - 1) * sum(shard_bytes(p, self.ranks) for p in unit.trained)
         for p in unit.trained:
             p.grad = None
@@ -165,7 +164,7 @@ class Gathering:
 
     def end(self) -> None:
         """After a backward pass, or a forward pass without one."""
-        self._arrived = self._sent = None
+        self._arrived = self._reducing = None
         self.backward = False
         self.order = []
         self._waiting = {}
@@ -216,61 +215,64 @@ def _bytes(count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Moved:
-    """Bytes that a rank sends in a pass: (N-1) times its shard for what is gathered, and as much of gradients."""
+class ShardedPass:
+    """A pass of a model in shards, as one rank sees it.
 
+    Attributes:
+        peak: bytes at most, beside the shards of the parameters.
+        gradients: bytes of the gradients' shards.
+        gathered, reduced: bytes that the rank sends in a micro-batch of the last kind: (N-1) times its shard for what
+            is gathered, and as much of gradients.
+        flops: operations of a micro-batch.
+    """
+
+    peak: int
+    gradients: int
     gathered: int
     reduced: int
+    flops: float
 
 
 def trace_sharded(
-    model: Any, loss_of: Callable[[], Tensor], ranks: int, *, windows: int = 1
-) -> tuple[int, int, Moved, float]:
-    """A forward and a backward pass of a model in shards: the peak of bytes beside the shards of the parameters, the
-    bytes of the gradients' shards, what is sent in one micro-batch of the last kind, and operations of a micro-batch.
+    model: Any, function: Callable[[], Any], ranks: int, *, windows: int = 1, backward: bool = True
+) -> ShardedPass:
+    """A forward and a backward pass of a model in shards, or a forward pass alone.
 
     Args:
         model: a fake one, with what is trained of it.
-        loss_of: the objective on a batch.
+        function: the objective on a batch; without a backward pass, anything.
         ranks: N.
         windows: micro-batches a step; gradients of all but the last add up whole, as Trainer has it.
     """
-    for parameter in model.parameters():
-        parameter.grad = None
+    model.zero_grad()
     gathering = Gathering(units_of(model), ranks)
     live = Live(model.parameters())
-    count, flops = min(2, windows), 0
-    moved = Moved(0, 0)
-    with warnings.catch_warnings(), live, gathering.attached():
+    count, flops, sent = min(2, windows), 0, 0
+    with warnings.catch_warnings(), torch.set_grad_enabled(backward), live, gathering.attached():
         # The embedding's hook has no gradient of an input to wait for, and needs none.
         warnings.filterwarnings("ignore", "Full backward hook is firing")
         for number in range(count):
             gathering.reduce = number == count - 1
-            before, sent = live.flops, gathering.moved
-            loss = loss_of()
-            loss.backward()
-            flops = live.flops - before
-            del loss
+            flops, sent = live.flops, gathering.sent
+            result = function()
+            if backward:
+                result.backward()
+            del result
             gathering.end()
-            moved = Moved(gathering.moved - sent, gathering.reduced)
-    for parameter in model.parameters():
-        parameter.grad = None
-    gradients = sum(shard_bytes(p, ranks) for p in model.parameters() if p.requires_grad)
-    return live.peak, gradients, moved, float(flops)
+    model.zero_grad()
+    gradients = sum(shard_bytes(p, ranks) for p in model.parameters() if p.requires_grad) if backward else 0
+    return ShardedPass(live.peak, gradients, gathering.sent - sent, gathering.reduced, float(live.flops - flops))
 
 
-def trace_sharded_forward(model: Any, function: Callable[[], Any], ranks: int) -> tuple[int, Moved, float]:
-    """Something that is run without gradients on a model in shards: its peak, what is sent, operations."""
-    gathering = Gathering(units_of(model), ranks)
-    live = Live(model.parameters())
-    with torch.no_grad(), live, gathering.attached():
-        kept = function()
-        del kept
-    return live.peak, Moved(gathering.moved, 0), float(live.flops)
+def as_traced(whole: Traced, sharded: ShardedPass, gradients: int) -> Traced:
+    """A sharded pass beside the same pass of a whole model: activations are what that takes beside its gradients, and
+    the rest of the peak was gathered.
 
-
-def as_traced(peak: int, gradients: int, flops: float, whole: Traced) -> Traced:
-    """What was found of a model in shards, told apart by the same pass of a whole one: activations are what that takes
-    beside its gradients, and the rest is what was gathered."""
+    Args:
+        whole: the pass of the whole model.
+        sharded: the pass in shards, of some number of ranks.
+        gradients: bytes of the gradients' shards under the number of ranks that is planned.
+    """
     activations = max(0, whole.peak - whole.gradients)
-    return Traced(peak, whole.forward, gradients, flops, max(0, peak - gradients - activations))
+    peak = sharded.peak - sharded.gradients + gradients
+    return Traced(peak, gradients, sharded.flops, max(0, peak - gradients - activations))

@@ -39,9 +39,9 @@ class Live(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        for one in tree_leaves(out):
-            if isinstance(one, Tensor):
-                self._enter(one.untyped_storage())
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._enter(leaf.untyped_storage())
         packet = getattr(func, "_overloadpacket", None)
         count = flop_registry.get(packet)
         if count is not None:
@@ -85,13 +85,11 @@ class Traced:
 
     peak: int
     """Most bytes alive at once, gradients among them."""
-    forward: int
-    """Bytes alive at the end of the forward pass: what the backward pass needs."""
     gradients: int
     """Bytes of the parameters' gradients."""
     flops: float
     gathered: int = 0
-    """Of the peak: what is put together of a model in shards."""
+    """Of the peak: what is gathered of a model in shards."""
 
 
 @contextmanager
@@ -115,9 +113,9 @@ def faked(model: Any) -> Any:
 
     def fake(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
-            one = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             trained = isinstance(tensor, torch.nn.Parameter)
-            made[id(tensor)] = torch.nn.Parameter(one, tensor.requires_grad) if trained else one
+            made[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if trained else empty
         return made[id(tensor)]
 
     with faking():
@@ -135,29 +133,23 @@ def trace_training(model: Any, loss_of: Callable[[], Tensor], *, windows: int = 
         loss_of: the objective on a batch.
         windows: micro-batches whose gradients are kept: one is the same as two, from the third on nothing changes.
     """
-    for parameter in model.parameters():
-        parameter.grad = None
-    flops = forward = 0
+    model.zero_grad()
+    flops = 0
     live = Live(model.parameters())
     with live:
         for _ in range(min(2, windows)):
-            before = live.flops
+            flops = live.flops
             loss = loss_of()
-            forward = live.now
             loss.backward()
-            flops = live.flops - before
             del loss
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None)
-    for parameter in model.parameters():
-        parameter.grad = None
-    return Traced(live.peak, forward, gradients, float(flops))
+    model.zero_grad()
+    return Traced(live.peak, gradients, float(live.flops - flops))
 
 
 def trace_forward(model: Any, function: Callable[[], Any]) -> Traced:
     """Something that is run without gradients."""
     live = Live(model.parameters())
     with torch.no_grad(), live:
-        kept = function()
-        forward = live.now
-        del kept
-    return Traced(live.peak, forward, 0, float(live.flops))
+        function()
+    return Traced(live.peak, 0, float(live.flops))

@@ -52,7 +52,7 @@ def test_what_is_sent_is_what_a_followed_pass_sends(case):
     units, size = units_of(model), bytes_of(list(model.parameters()))
     kept = sum(unit.size for unit in units if unit.stays)
     work = StepWork(0, 0.0, 0, 1, 1.0, 1, size, kept, size, size // 4, 2.0, len(units))
-    _, _, moved, _ = trace_sharded(model, loss, 2)
+    moved = trace_sharded(model, loss, 2)
     sent = wire_bytes(work, 2, "fsdp2")
     assert sent["weights gathered, forward and backward"] == moved.gathered
     assert sent["gradients scattered"] == moved.reduced

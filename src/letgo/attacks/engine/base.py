@@ -19,23 +19,26 @@ from letgo.runs.results import Metrics
 RETRAINED = "retrained"
 """The reference that never saw the forget set."""
 Probe = Callable[[Any, frozenset[str]], dict[str, float]]
-"""A cheap look at a model during an attack: given it and the groups that the attacker trains on, a few numbers."""
+"""A cheap look at a model during an attack: from it and the groups that the attacker trains on to a few numbers."""
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A saved model under attack. Every attack loads it anew from its directory: what is attacked is what was saved."""
+    """A saved model under attack. Every attack loads it anew from its directory: what is attacked is what was saved.
+
+    Attributes:
+        original: the model that the forgetting started from: a directory, a hub id or a built-in name.
+        limit: at most so many items of each set are scored.
+        recorded: the samples of the run's stages ("before", "after"), scored without an attack.
+    """
 
     directory: Path | str
     benchmark: Benchmark
     template: Template = "auto"
     dtype: str = "float32"
     original: str | None = None
-    """The model that the forgetting started from: a directory, a hub id or a built-in name."""
     limit: int | None = None
-    """At most so many items of each set are scored."""
     recorded: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
-    """The samples of the run's stages ("before", "after"), as they were scored without an attack."""
     probe: Probe | None = None
     reporter: Reporter = field(default_factory=Quiet)
 
@@ -57,7 +60,7 @@ class Victim:
 
 @dataclass(frozen=True)
 class Asked:
-    """A way of asking: the benchmark with its questions put differently, and what that way is called."""
+    """A way of asking: its name, and the benchmark with its questions put differently."""
 
     name: str
     benchmark: Benchmark
@@ -65,9 +68,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an attack that scores by itself has found (sampling many answers, membership inference).
+    """The result of an attack that scores by itself (sampling many answers, membership inference).
 
-    `kept` is the share of the forgetting that the attack leaves; `metrics` and `baseline` what it was computed of.
+    `kept` is the share of the forgetting that the attack leaves, computed from `metrics` and `baseline`.
     """
 
     kept: float
@@ -83,12 +86,12 @@ class Attacked:
 
     Attributes:
         model: in memory.
-        did: what the attack says of itself, for the record.
+        did: what the attack did, for the record.
         seen: groups of the forget set that the attacker trained on; empty for an attack without data. Where some
             groups were held out, the attack is judged on those.
         curve: rows of numbers over the attack's course.
         layers: a row of numbers for every layer whose weights it changed.
-        asked: for an attack by prompts, the ways of asking; the one that brings most back is judged.
+        asked: for an attack by prompts, the ways of asking; the judge takes the one that brings most back.
         measured: for an attack that scores by itself.
     """
 
@@ -107,14 +110,14 @@ def linear_layers(model: torch.nn.Module) -> dict[str, Any]:
 
     find_output: Any = getattr(model, "get_output_embeddings", None)
     output = find_output() if find_output is not None else None
-    found = {
+    layers = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not output
     }
-    if not found:
+    if not layers:
         raise UserError("the model has no linear layer to attack")
-    return found
+    return layers
 
 
 def output_first(layer: Any) -> torch.Tensor:

@@ -37,7 +37,7 @@ def result_of(
     Args:
         recorded: the run before and after unlearning.
         plan: the attack as it was asked for.
-        settings: those that it was run with; of a search, the strongest that it found.
+        settings: those that it was run with; after a search, its strongest.
         seeds: at least one.
         trials: of the search.
         seconds: that the attack took.
@@ -55,9 +55,14 @@ def result_of(
     halves = [_steps_to_half(seed.attacked.curve) for seed in seeds]
     losses = [seed.loss for seed in judged if seed.loss is not None]
     stages = {stage: pooled([seed.baseline[stage] for seed in judged]) for stage in first.judged.baseline}
+    did = dict(first.attacked.did)
+    if any("kept" in point for point in first.attacked.curve):
+        did |= _mean_of_halves(halves, did.get("steps"))
+    if plan.search:
+        did |= {"strongest": {k: v for k, v in settings.items() if k not in plan.settings}} | summary(trials)
     return AttackResult(
         name=plan.name,
-        settings={**plan.settings, **plan.said},
+        settings={**plan.settings, **plan.given},
         seeds=list(plan.seeds),
         metrics=metrics,
         kept=sum(kepts) / len(kepts),
@@ -67,7 +72,7 @@ def result_of(
         judged_on="R" if by_gain else "kept",
         collapsed=bool(reasons),
         reasons=reasons,
-        did=_did(plan, settings, first.attacked, halves, trials),
+        did=did,
         per_seed=[_per_seed(seed, half) for seed, half in zip(seeds, halves, strict=True)],
         baseline=stages if first.judged.part else {},
         part="held-out rows" if first.judged.seen else "the same rows",
@@ -96,22 +101,6 @@ def pooled(measured: Sequence[Metrics]) -> Metrics:
     return metrics
 
 
-def _did(
-    plan: Plan,
-    settings: Mapping[str, Any],
-    attacked: Attacked,
-    halves: Sequence[float | None],
-    trials: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """What the attack did: in its own words, when half of the forgetting was gone, and what a search found."""
-    did = dict(attacked.did)
-    if any("kept" in point for point in attacked.curve):
-        did |= _mean_of_halves(halves, did.get("steps"))
-    if plan.search:
-        did |= {"strongest": {k: v for k, v in settings.items() if k not in plan.settings}} | summary(trials)
-    return did
-
-
 def _utility(recorded: Recorded, before: Metrics, metrics: Metrics) -> dict[str, Metrics]:
     """What the model is good for, before the attack (over the same rows, else as recorded) and after it."""
     names = utility_names(recorded.headlines, metrics)
@@ -123,21 +112,19 @@ def _utility(recorded: Recorded, before: Metrics, metrics: Metrics) -> dict[str,
 
 
 def _per_seed(seed: Seed, half: float | None) -> dict[str, float]:
-    row = {"seed": float(seed.seed), "kept": seed.judged.kept}
-    if seed.judged.gain is not None:
-        row["R"] = seed.judged.gain
-    if seed.judged.loss is not None:
-        row["utility_loss"] = seed.judged.loss
-    if half is not None:
-        row["steps_to_half"] = half
-    return row | {name: metric.value for name, metric in seed.judged.metrics.items()}
+    judged = seed.judged
+    optional = {"R": judged.gain, "utility_loss": judged.loss, "steps_to_half": half}
+    return (
+        {"seed": float(seed.seed), "kept": judged.kept}
+        | {name: value for name, value in optional.items() if value is not None}
+        | {name: metric.value for name, metric in judged.metrics.items()}
+    )
 
 
 def _steps_to_half(curve: Sequence[Mapping[str, float]]) -> float | None:
     """The step at which half of the forgetting is gone, on a straight line between looks; None where it never is."""
-    looks = [(point["step"], point["kept"]) for point in curve if "kept" in point]
     last: tuple[float, float] | None = None
-    for step, kept in looks:
+    for step, kept in ((point["step"], point["kept"]) for point in curve if "kept" in point):
         if kept <= 0.5:
             if last is None or last[1] <= kept:
                 return step
@@ -147,9 +134,7 @@ def _steps_to_half(curve: Sequence[Mapping[str, float]]) -> float | None:
 
 
 def _mean_of_halves(halves: Sequence[float | None], steps: Any) -> dict[str, Any]:
-    """The mean over seeds; where in some the attack ended first, those count as its last step, and the mean is a lower
-    bound."""
-    censored = sum(half is None for half in halves)
+    """The mean over seeds. A seed that ended first counts as its last step, and the mean is then a lower bound."""
     last = float(steps or 0)
     mean = sum(last if half is None else half for half in halves) / len(halves)
-    return {"steps_to_half": mean, "steps_to_half_censored": censored}
+    return {"steps_to_half": mean, "steps_to_half_censored": halves.count(None)}

@@ -1,4 +1,4 @@
-"""What an attack leaves of the retrained model, which R holds every run under that attack against: attacked once."""
+"""What an attack leaves of the retrained model, attacked once: R compares every run under that attack with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.scoring.resume_log import content_key
 
 MOST_REFERENCES = 16
-"""So many are remembered in a process."""
+"""How many a process remembers."""
 _REMEMBERED: dict[str, Sequence[Sample]] = {}
 
 
@@ -24,15 +24,19 @@ def attacked_reference(
 
     Args:
         victim: the reference.
-        circumstances: what the samples depend on beside its weights: values whose `repr` tells them apart.
+        circumstances: what the samples depend on beside its weights: values that differ by their `repr`.
         make: attacks and scores it.
-        folder: where runs leave them for each other, if anywhere; under the weights, not the place where they lie,
-            and under what the last bits depend on.
+        folder: where runs leave them for each other, if anywhere; a file's name depends on the weights, not on their
+            directory, and on what the last bits depend on.
     """
     key = repr((str(victim.directory), *circumstances))
     if key in _REMEMBERED:
         return _REMEMBERED[key]
-    path = _place(victim, circumstances, folder) if folder is not None and processes.count() == 1 else None
+    path: Path | None = None
+    if folder is not None and processes.count() == 1:
+        model = victim.load()
+        name = content_key(weights_fingerprint(model), arithmetic_of(model), repr(circumstances))
+        path = folder / f"attacked-{name}.jsonl"
     if path is not None and path.is_file():
         samples: Sequence[Sample] = [Sample.from_row(row) for row in read_json_lines(path)]
     else:
@@ -44,9 +48,3 @@ def attacked_reference(
         del _REMEMBERED[next(iter(_REMEMBERED))]
     _REMEMBERED[key] = samples
     return samples
-
-
-def _place(victim: Victim, circumstances: Sequence[object], folder: Path) -> Path:
-    model = victim.load()
-    key = content_key(weights_fingerprint(model), arithmetic_of(model), repr(circumstances))
-    return folder / f"attacked-{key}.jsonl"

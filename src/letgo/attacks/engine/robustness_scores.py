@@ -29,13 +29,13 @@ def scores_of(family: str, seeds: Sequence[Judged], *, broken: bool) -> dict[str
         return {}
     if broken:
         return {"R" if family == "relearning" else "Q": 0.0}
-    kept = sum(one.kept for one in seeds) / len(seeds)
+    kept = sum(seed.kept for seed in seeds) / len(seeds)
     if family == "quantization":
         return {"Q": kept}
-    gains = [one.gain for one in seeds if one.gain is not None]
+    gains = [seed.gain for seed in seeds if seed.gain is not None]
     if len(gains) == len(seeds):
         return {"R": sum(gains) / len(gains), "R_worst": min(gains)}
-    return {"R": kept, "R_worst": min(one.kept for one in seeds), "R_by_kept": 1.0}
+    return {"R": kept, "R_worst": min(seed.kept for seed in seeds), "R_by_kept": 1.0}
 
 
 def robustness(attacks: Iterable[AttackResult]) -> dict[str, float]:
@@ -43,13 +43,13 @@ def robustness(attacks: Iterable[AttackResult]) -> dict[str, float]:
 
     An attack that broke a sound model proves neither and is left out.
     """
-    kept = [a for a in attacks if a.scores and not (a.collapsed and any(v > 0 for v in a.scores.values()))]
-    found: dict[str, float] = {}
+    proving = [a for a in attacks if a.scores and not (a.collapsed and any(v > 0 for v in a.scores.values()))]
+    scores: dict[str, float] = {}
     for key in ("R", "Q"):
-        values = [attack.scores[key] for attack in kept if key in attack.scores]
+        values = [attack.scores[key] for attack in proving if key in attack.scores]
         if values:
-            found[key] = min(values)
-    if len(found) == 2:
-        both = found["R"] * found["Q"]
-        found["harmonic_mean"] = 2 * both / (found["R"] + found["Q"]) if both else 0.0
-    return found
+            scores[key] = min(values)
+    if len(scores) == 2:
+        both = scores["R"] * scores["Q"]
+        scores["harmonic_mean"] = 2 * both / (scores["R"] + scores["Q"]) if both else 0.0
+    return scores
