@@ -3,8 +3,8 @@
     python scripts/portable.py            the whole suite in every variant (`make portable`)
     python scripts/portable.py --part     the folders that compute, in two variants
 
-A variant limits what torch's own kernels, oneDNN and MKL may use of the processor. Variants that ask for more than it
-has are the same as what it has.
+A variant limits what torch's own kernels, oneDNN and MKL may use of the processor. One that allows all that the
+processor has is the same as no limit, and is run once.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ PART_FOLDERS = [
 ]
 
 
+def distinct(variants: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The variants that differ on this processor: AVX2 as a limit is none where there is nothing beyond it."""
+    import torch
+
+    unlimited = "avx2" if torch.backends.cpu.get_cpu_capability() == "AVX2" else None
+    return list(dict.fromkeys(("native" if name == unlimited else name, threads) for name, threads in variants))
+
+
 def run(processor: str, threads: int, folders: list[str]) -> dict[str, str]:
     """Every test's outcome in one variant: passed, failed, error or skipped."""
     environment = {**os.environ, **PROCESSORS[processor], "LETGO_TEST_THREADS": str(threads)}
@@ -62,7 +70,7 @@ def main() -> int:
     parser.add_argument("--part", action="store_true", help="the folders that compute, in two variants")
     parser.add_argument("folders", nargs="*", help="tests to run instead")
     options = parser.parse_args()
-    variants = PART if options.part else WHOLE
+    variants = distinct(PART if options.part else WHOLE)
     folders = options.folders or (PART_FOLDERS if options.part else ["tests"])
     outcomes: dict[str, dict[str, str]] = {}
     for processor, threads in variants:

@@ -16,7 +16,7 @@ from letgo.core.files import load_settings
 from letgo.objectives import METHODS, ONE_SHOT
 from letgo.optim import create_optimizer
 from letgo.training.config import read_config
-from letgo.training.trainer import objective_of, optimizer_settings
+from letgo.training.run_plan import objective_of, optimizer_settings
 from tests import shaped, stand_ins
 from tests.benchmarks.test_detox import pku_rows
 from tests.benchmarks.test_wmdp import SUBJECTS

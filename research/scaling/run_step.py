@@ -21,7 +21,7 @@ from letgo.planning.estimate import Planned
 from letgo.planning.report import duration
 from letgo.planning.shards import units_of
 from letgo.training.config import UnlearnConfig, read_config
-from letgo.training.trainer import optimizer_settings
+from letgo.training.run_plan import optimizer_settings
 from research.scaling.scaling import (
     MACHINES,
     Machine,

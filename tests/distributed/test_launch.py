@@ -15,9 +15,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import letgo
 from letgo.cli import app
 from letgo.core import processes
+from letgo.core.errors import UserError
 from letgo.runs.results import read_result
+from letgo.training import distributed
+from letgo.training.config import UnlearnConfig
 from tests import tiny
 from tests.distributed.conftest import LAUNCH, ROOT, distance, environment, launch, together
 
@@ -78,16 +82,23 @@ def test_accelerate_launch_with_the_ready_configurations(run_file, tmp_path, rec
 
 
 def test_shards_need_several_processes(tmp_path, tiny_directory):
-    import letgo
-    from letgo.core.errors import UserError
-    from letgo.training.config import UnlearnConfig
-    from letgo.training.distributed import strategy_of
-
     config = UnlearnConfig(output_dir=str(tmp_path), strategy="fsdp2", lora_rank=2, use_cpu=True)
     with pytest.raises(UserError, match="several processes, but one runs"):
-        strategy_of(config)
+        distributed.strategy_of(config)
     with pytest.raises(UserError, match="strategy: fsdp2 shares the weights out over several processes, but one runs"):
         letgo.unlearn(**tiny.own_files(tmp_path, tiny_directory, **RUN, strategy="fsdp2"))
+
+
+def test_every_request_of_a_sequence_is_shared_out_as_the_launcher_asks(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    distributed._launched_for_shards.cache_clear()
+    config = UnlearnConfig(output_dir=str(tmp_path), use_cpu=True)
+    try:
+        assert [distributed.strategy_of(config) for _ in range(2)] == ["fsdp2", "fsdp2"]
+    finally:
+        distributed._launched_for_shards.cache_clear()
 
 
 def test_accelerate_that_starts_one_process_is_told(run_file):
@@ -232,6 +243,7 @@ import atexit, os, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from letgo.core import processes
+from letgo.core.errors import UserError
 
 class Late:
     def __del__(self):

@@ -213,7 +213,7 @@ def test_processes_whose_weights_differ_stop(told):
 
 def test_shards_refuse_adapters(told):
     for side in told[:2]:
-        assert "adapters beside a base in shards are not had" in side["lora"]["error"]
+        assert "adapters on a base in shards are not supported" in side["lora"]["error"]
 
 
 def test_shards_refuse_one_shot_methods(told):

@@ -171,7 +171,7 @@ def test_large_models_need_no_weights(large):
         (2, "fsdp2", {"optimizer": "fozo", "optimizer_args": BATCHED}, "'fozo': engine='batched' runs"),
         (2, "fsdp2", {"optimizer": "sophia:hessian=hutchinson"}, "take hessian='gnb'"),
         (2, "fsdp2", {"lora_rank": 2}, "train them on replicas"),
-        (2, "fsdp2", {"base_quantization": "nf4", "lora_rank": 2}, "adapters beside a base in shards are not had"),
+        (2, "fsdp2", {"base_quantization": "nf4", "lora_rank": 2}, "adapters on a base in shards are not supported"),
         (2, "fsdp2", {"objective": "task_vector"}, "changes whole weights in one shot"),
         (2, "zero3", {}, r"no strategy 'zero3' \(single, ddp, fsdp2\)"),
     ],

@@ -14,7 +14,8 @@ from letgo.objectives import OBJECTIVES
 from letgo.optim import OPTIMIZERS
 from letgo.training.config import UnlearnConfig
 from letgo.training.prepare import prepare_model, take_references
-from letgo.training.trainer import UnlearnTrainer, last_checkpoint, objective_of
+from letgo.training.run_plan import objective_of
+from letgo.training.trainer import UnlearnTrainer, last_checkpoint
 from tests import tiny
 from tests.training.test_trainer import EVERY, Stop
 

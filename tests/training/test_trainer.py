@@ -13,7 +13,8 @@ from letgo.objectives import OBJECTIVES as OBJECTIVE_CATALOG
 from letgo.optim import OPTIMIZERS as OPTIMIZER_CATALOG
 from letgo.training.config import UnlearnConfig
 from letgo.training.prepare import prepare_model, take_references
-from letgo.training.trainer import COMPLETE, UnlearnTrainer, last_checkpoint, objective_of, planned_steps
+from letgo.training.run_plan import objective_of, planned_steps
+from letgo.training.trainer import COMPLETE, UnlearnTrainer, last_checkpoint
 from tests import tiny
 
 OPTIMIZERS = {

@@ -1,4 +1,4 @@
-"""What a result depends on beside its config: package versions, the commit, the memory taken."""
+"""What a result depends on in addition to its config: package versions, the commit, the memory taken."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in ("letgo", "torch", "transformers", "accelerate", "numpy", "safetensors"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def processor() -> str:
@@ -70,10 +70,10 @@ def give_back_memory() -> None:
 
 def circumstances() -> dict[str, Any]:
     """The fields of a `Result` that are the same whatever was run: versions and processor, commit, memory."""
-    found = versions()
+    installed = versions()
     return {
-        "letgo": found["letgo"],
-        "versions": found | {"processor": processor()},
+        "letgo": installed["letgo"],
+        "versions": installed | {"processor": processor()},
         "git": git_revision(),
         "peak_memory_bytes": peak_memory(),
     }

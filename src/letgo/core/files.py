@@ -42,7 +42,7 @@ def load_settings(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to, renamed to it when the block ends well, removed when it does not."""
+    """A temporary file in the same directory to write to; renamed to `path` when the block ends well, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)

@@ -1,5 +1,4 @@
-"""The processes that a launcher started for one run: who is first, what each does of a piece of work, what one tells
-the others.
+"""The processes that a launcher started for one run: which is the first, how they share work and exchange values.
 
 `torchrun` and `accelerate launch` start the same command several times; each process finds its number in the
 environment. Everything here works in a single process too, where it costs nothing. What crosses the wire is JSON.
@@ -145,10 +144,10 @@ def _launched_for() -> int | None:
 
 def _option(words: Sequence[str], name: str) -> str | None:
     """What a command line gives an option of `accelerate launch`, in any of the ways that it can be written."""
-    for place, word in enumerate(words):
+    for position, word in enumerate(words):
         written, equals, value = word.partition("=")
         if written.replace("-", "_") == f"__{name}":
-            return value if equals else next(iter(words[place + 1 : place + 2]), "")
+            return value if equals else next(iter(words[position + 1 : position + 2]), "")
     return None
 
 
@@ -175,9 +174,11 @@ def exchange(value: Any) -> list[Any]:
         longest = max(int(size) for size in sizes)
         padded = torch.zeros(longest, dtype=torch.uint8, device=device)
         padded[: len(raw)] = raw
-        found = [torch.empty_like(padded) for _ in range(count())]
-        group.all_gather(found, padded)
-    return [json.loads(bytes(one[: int(size)].cpu().numpy()).decode()) for one, size in zip(found, sizes, strict=True)]
+        received = [torch.empty_like(padded) for _ in range(count())]
+        group.all_gather(received, padded)
+    return [
+        json.loads(bytes(raw[: int(size)].cpu().numpy()).decode()) for raw, size in zip(received, sizes, strict=True)
+    ]
 
 
 def average(tensors: Sequence[Any]) -> None:
@@ -211,11 +212,11 @@ def first_does(work: Callable[[], Value]) -> Value | None:
             # The others must not wait for what will never come.
             exchange(_as_json(LetgoError(f"the first process failed: {first_line(caught)}")))
             raise
-    told = exchange(None if raised is None else _as_json(raised))[0]
+    error = exchange(None if raised is None else _as_json(raised))[0]
     if raised is not None:
         raise raised
-    if told is not None:
-        raise _from_json(told)
+    if error is not None:
+        raise _from_json(error)
     return value
 
 
@@ -238,7 +239,7 @@ def shared(
 
     Args:
         things: the same, in the same order, in every process.
-        work: given some of the things, their places in the whole, and a function to report things done; returns a
+        work: given some of the things, their positions in the whole, and a function to report things done; returns a
             value for each.
         pack, unpack: a value to JSON and back, exactly.
         advance: is told the number of things done by all; they sum up to all of them.
@@ -247,7 +248,7 @@ def shared(
     """
     if count() == 1 or together:
         return list(work(things, range(len(things)), advance))
-    places = range(number(), len(things), count())
+    positions = range(number(), len(things), count())
     done_by_all = 0
 
     def reported(done: int) -> None:
@@ -258,21 +259,21 @@ def shared(
         advance(step)
 
     raised: LetgoError | None = None
-    own: list[Any] | None = None
+    values_here: list[Any] | None = None
     try:
-        own = [pack(value) for value in work([things[place] for place in places], places, reported)]
+        values_here = [pack(value) for value in work([things[position] for position in positions], positions, reported)]
     except LetgoError as error:
         # Told to the others, which would wait for this part.
         raised = error
-    told = exchange({"values": own} if raised is None else _as_json(raised))
+    parts = exchange({"values": values_here} if raised is None else _as_json(raised))
     if raised is not None:
         raise raised
     values: list[Any] = [None] * len(things)
-    for rank, found in enumerate(told):
-        if "error" in found:
-            raise _from_json(found)
-        for place, value in zip(range(rank, len(things), count()), found["values"], strict=True):
-            values[place] = unpack(value)
+    for rank, part in enumerate(parts):
+        if "error" in part:
+            raise _from_json(part)
+        for position, value in zip(range(rank, len(things), count()), part["values"], strict=True):
+            values[position] = unpack(value)
     advance(len(things) - done_by_all)
     return values
 
@@ -281,11 +282,11 @@ def _as_json(error: LetgoError) -> dict[str, str]:
     return {"error": type(error).__name__, "message": str(error)}
 
 
-def _from_json(told: dict[str, str]) -> LetgoError:
+def _from_json(fields: dict[str, str]) -> LetgoError:
     """The same error, as far as it is one of those that are everybody's."""
-    kind = getattr(errors, told["error"], LetgoError)
-    found: LetgoError = kind(told["message"])
-    return found
+    kind = getattr(errors, fields["error"], LetgoError)
+    error: LetgoError = kind(fields["message"])
+    return error
 
 
 def _joined() -> bool:

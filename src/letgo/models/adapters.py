@@ -67,7 +67,7 @@ def linear_targets(model: torch.nn.Module, pattern: str | None = None, trainable
     ]
     if not linear:
         raise UserError("lora_rank: the model has no linear layer to put an adapter on")
-    found = linear
+    targets = linear
     for field, wanted, suffix in (("lora_targets", pattern, ""), ("trainable", trainable, ".weight")):
         if wanted is None:
             continue
@@ -75,13 +75,13 @@ def linear_targets(model: torch.nn.Module, pattern: str | None = None, trainable
             compiled = re.compile(wanted)
         except re.error as error:
             raise UserError(f"{field}: {wanted!r} is not a regular expression ({error})") from error
-        found = [name for name in found if compiled.search(name + suffix)]
-        if not found:
+        targets = [name for name in targets if compiled.search(name + suffix)]
+        if not targets:
             raise UserError(
                 f"{field}: {wanted!r} is found in the name of no linear layer that can have an adapter\n"
                 f"  names are such as {', '.join(name + suffix for name in linear[:3])} … {linear[-1] + suffix}"
             )
-    return found
+    return targets
 
 
 def add_lora(
@@ -127,12 +127,12 @@ def add_lora(
 
 
 def check_base(model: Any, base: Base, dtype: str, where: str | Path) -> None:
-    """Refuse to merge an adapter into another model than it was trained on (told apart where the types agree)."""
-    found = quick_fingerprint(model)
-    if base.dtype == dtype and found != base.fingerprint:
+    """Refuse to merge an adapter into another model than it was trained on, by its fingerprint if the types agree."""
+    fingerprint = quick_fingerprint(model)
+    if base.dtype == dtype and fingerprint != base.fingerprint:
         raise UserError(
             f"{where}: the adapter was trained on another model than {base.model!r} now is "
-            f"(fingerprint {base.fingerprint[:12]}…, found {found[:12]}…)\n"
+            f"(fingerprint {base.fingerprint[:12]}…, found {fingerprint[:12]}…)\n"
             f"  put the original back, or name it in {BASE_FILE}"
         )
 

@@ -32,10 +32,10 @@ def through(model: Any, work: Callable[[Any], Outcome]) -> Outcome:
     if inside is model and not hasattr(model, "unshard"):
         return work(model)
 
-    own = inside.forward
+    forward = inside.forward
 
     def redirected(*_: Any, **__: Any) -> Outcome:
-        with _replaced(inside, "forward", own):
+        with _replaced(inside, "forward", forward):
             return work(inside)
 
     with _replaced(inside, "forward", redirected):

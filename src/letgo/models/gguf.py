@@ -94,12 +94,12 @@ def _read(source: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     try:
-        # Alone in a folder: what lies beside the file (a config, an adapter) is not read.
+        # Alone in a folder: other files of its directory (a config, an adapter) must not be read.
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "model.gguf").symlink_to(source.resolve())
             settings = {"gguf_file": "model.gguf", "local_files_only": True}
             tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
-            _split_as_the_file_says(source, tokenizer)
+            _apply_pre_tokenizer(source, tokenizer)
             read = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **settings, **_dequantized())
     except UserError:
         raise
@@ -140,7 +140,7 @@ def _shortest(value: float) -> float:
     return float(str(narrow)) if float(narrow) == value else value
 
 
-def _split_as_the_file_says(source: Path, tokenizer: Any) -> None:
+def _apply_pre_tokenizer(source: Path, tokenizer: Any) -> None:
     """Set how the tokenizer splits a text before it merges byte pairs, where transformers has not done it.
 
     Raises:

@@ -83,15 +83,15 @@ def check_head(model: Any) -> None:
     bare.eval()
 
     def both(inside: Any) -> tuple[Tensor, Tensor]:
-        own = inside(input_ids=ids, use_cache=False).logits
-        return own, output_head(inside)(hidden_before_head(inside, input_ids=ids))
+        logits = inside(input_ids=ids, use_cache=False).logits
+        return logits, output_head(inside)(hidden_before_head(inside, input_ids=ids))
 
     try:
         with torch.no_grad():
-            own, found = through(bare, both)
+            logits, from_head = through(bare, both)
     finally:
         bare.train(was_training)
-    if not torch.allclose(own.float(), found.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
+    if not torch.allclose(logits.float(), from_head.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
         raise UserError(
             f"{type(bare).__name__} does something to its logits after the output layer that letgo does not know of, "
             "so objectives on label tokens cannot be computed"

@@ -219,7 +219,7 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 
 
 def arithmetic_of(model: torch.nn.Module) -> list[Any]:
-    """What the last bits of its scores depend on beside the weights: torch's version, the device, the attention."""
+    """What the last bits of its scores depend on, in addition to the weights: torch's version, device, attention."""
     attention = getattr(model.config, "_attn_implementation", None)
     return [torch.__version__, next(model.parameters()).device.type, attention]
 

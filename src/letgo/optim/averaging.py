@@ -25,7 +25,7 @@ from letgo.optim.smoothing import weights_at
 
 
 class WeightAveraging(Wrapper):
-    r"""Any optimizer, with an average of the weights that it passes through kept beside.
+    r"""Any optimizer, and an average of the weights that it passes through.
 
     .. code-block:: text
 

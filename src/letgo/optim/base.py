@@ -25,7 +25,7 @@ ParamsT = Iterable[Any]
 
 
 class OptimizerProtocol:
-    """What a training loop, an attack, the planner or a hybrid may ask of any optimizer, beside torch's interface.
+    """What a training loop, an attack, the planner or a hybrid may ask of any optimizer, on top of torch's.
 
     `needs_closure`   whether the next step must be given a closure.
     `phase`           "first_order" or "zeroth_order": how the next step runs it.

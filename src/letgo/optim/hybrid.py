@@ -91,11 +91,11 @@ class Phases(ClosureOptimizer):
     @property
     def turn(self) -> Turn:
         """Whose turn the next step is."""
-        place = self.steps_taken % self.cycle
+        step = self.steps_taken % self.cycle
         for turn in self.turns:
-            if place < turn.steps:
+            if step < turn.steps:
                 return turn
-            place -= turn.steps
+            step -= turn.steps
         raise AssertionError("a place in the cycle lies in one of its turns")
 
     @property
@@ -132,9 +132,9 @@ class Phases(ClosureOptimizer):
         return loss
 
     def _turn_begins(self) -> bool:
-        place = self.steps_taken % self.cycle
+        step = self.steps_taken % self.cycle
         starts = [sum(t.steps for t in self.turns[:i]) for i in range(len(self.turns))]
-        return place in starts
+        return step in starts
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if "turns" in vars(self):

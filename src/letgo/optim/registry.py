@@ -27,7 +27,7 @@ GRADES: Mapping[Grade, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecord(Record):
-    """A record of an optimizer: what a step costs beside what every record says."""
+    """A record of an optimizer: every record's fields, and what a step costs."""
 
     grade: Grade
     forwards: str

@@ -167,11 +167,11 @@ class Sophia(ClosureOptimizer):
                     continue
                 if self.hessian == "empirical_fisher" and self._due:
                     estimates[id(p)] = local(p.grad).square() * float(self.batch_size or 1)
-                self._step_one(group, p, p.grad, estimates.get(id(p)))
+                self._step_parameter(group, p, p.grad, estimates.get(id(p)))
         self.steps_taken += 1
         return loss
 
-    def _step_one(self, group: dict[str, Any], p: Tensor, grad: Tensor, estimate: Tensor | None) -> None:
+    def _step_parameter(self, group: dict[str, Any], p: Tensor, grad: Tensor, estimate: Tensor | None) -> None:
         state = self.state[p]
         self._clipped.append(
             sophia(
@@ -310,9 +310,9 @@ class _HessianProducts(TorchFunctionMode):
     micro-batches calls it once each; the sum of the products is the product of the sum.
     """
 
-    def __init__(self, places: dict[Tensor, int], direction: Direction) -> None:
+    def __init__(self, index_of: dict[Tensor, int], direction: Direction) -> None:
         super().__init__()
-        self.places = places
+        self.index_of = index_of
         self.direction = direction
         self.totals: dict[Tensor, Tensor] = {}
 
@@ -321,13 +321,13 @@ class _HessianProducts(TorchFunctionMode):
     ) -> Any:
         if func is not torch.Tensor.backward:
             return func(*args, **(kwargs or {}))
-        parameters = list(self.places)
+        parameters = list(self.index_of)
         gradients = torch.autograd.grad(args[0], parameters, create_graph=True, allow_unused=True)
         used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
         for p, g in used:
             p.grad = g.detach().clone() if p.grad is None else p.grad + g.detach()
         curved = [(p, g) for p, g in used if g.requires_grad]
-        us = [self.direction.tensor(self.places[p]).to(p.dtype) for p, _ in curved]
+        us = [self.direction.tensor(self.index_of[p]).to(p.dtype) for p, _ in curved]
         products = torch.autograd.grad(
             [g for _, g in curved], [p for p, _ in curved], grad_outputs=us, allow_unused=True
         )

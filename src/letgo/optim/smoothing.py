@@ -261,10 +261,10 @@ def weights_at(parameters: Sequence[Tensor], moved: Sequence[Tensor]) -> Iterato
             local(p).copy_(original)
 
 
-def _add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other
+def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
 
 
 def _takes_part(closure: Any) -> bool:

@@ -107,7 +107,7 @@ class ZerothOrder(ClosureOptimizer):
     run on replicas, bit for bit in float32. Such parameters are perturbed in memory and put back from a copy of the
     rank's shard; the optimizer itself exchanges no weights for that, only FSDP2 gathers them for each evaluation.
 
-    Args (of every subclass, beside its own):
+    Args (every subclass takes them, and adds its own):
         num_directions: q.
         mu: the perturbation's root mean square per coordinate, in any kind of noise. A unit-sphere radius r as papers
             state it is mu = r / sqrt(number of parameters). With bf16 or fp16 weights it is rounded to their dtype.
@@ -249,12 +249,12 @@ class ZerothOrder(ClosureOptimizer):
         alphas = (self._mu, -self._mu) if self.difference == "central" else (self._mu,)
         shifts = [(direction, alpha) for direction in directions for alpha in alphas]
         unmoved = int(self.difference == "forward")
-        own = self.ranks.own(unmoved + len(shifts))
+        assigned = self.ranks.assigned(unmoved + len(shifts))
         losses: list[Any] = []
-        if unmoved and 0 in own:
+        if unmoved and 0 in assigned:
             with gathering_anew(parameters):
                 losses.append(closure())
-        mine = [shifts[place - unmoved] for place in own if place >= unmoved]
+        mine = [shifts[number - unmoved] for number in assigned if number >= unmoved]
         if isinstance(self._engine, BatchedEngine):
             losses += self._engine.evaluate(closure, mine, trainable, draws) if mine else []
         else:
@@ -266,7 +266,7 @@ class ZerothOrder(ClosureOptimizer):
         like = first.detach() if isinstance(first, Tensor) else torch.tensor(first, device=parameters[0].device)
         evaluated = [as_float(loss) for loss in losses]
         self.last_losses = self.ranks.joined(evaluated, unmoved + len(shifts), like.device)
-        self.ranks.note_gathers(directions[0].pieces, len(own))
+        self.ranks.note_gathers(directions[0].pieces, len(assigned))
         self.ranks.bytes_exchanged += sum(direction.sent for direction in directions)
         return self.last_losses, like
 

@@ -24,7 +24,7 @@ class SubspaceDirection(LowRankDirection):
     entry 1. Averaged over P, E[v v^T] = I.
 
     Args:
-        projection_key: what P is a function of, beside the place of the tensor.
+        projection_key: P is a function of it and of the position of the tensor.
         projections: index -> P, made when first asked for and kept for the period by whoever owns the dict.
     """
 

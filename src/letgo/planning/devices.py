@@ -21,7 +21,7 @@ from letgo.planning.report import Phase, Plan
 from letgo.planning.shards import ShardedPass, as_traced, shard_bytes, trace_sharded
 from letgo.planning.tracing import Traced
 from letgo.training.config import UnlearnConfig
-from letgo.training.trainer import check_shards
+from letgo.training.run_plan import check_shards
 
 STRATEGIES = ("single", "ddp", "fsdp2")
 DEVICES = ("cpu", "cuda")

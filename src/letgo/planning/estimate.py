@@ -26,7 +26,7 @@ from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
 from letgo.training.config import UnlearnConfig, resolved_settings
 from letgo.training.prepare import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
-from letgo.training.trainer import objective_of, optimizer_settings, planned_steps
+from letgo.training.run_plan import objective_of, optimizer_settings, planned_steps
 
 FRAGMENTED = 1.35
 """Resident bytes for each byte alive among activations and gradients on a CPU: what is freed in small pieces between

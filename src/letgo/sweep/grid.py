@@ -41,7 +41,7 @@ from letgo.optim import OPTIMIZERS
 from letgo.sweep.resources import RayCluster, Resources, read_cluster, read_resources
 from letgo.sweep.tuning import Tune, read_tune
 from letgo.training.config import make_config
-from letgo.training.trainer import objective_of
+from letgo.training.run_plan import objective_of
 
 _HOW = ("output_dir", "workers", "backend", "resources", "retries", "ray")
 """Where and how it is run: nothing of what comes out is decided by these."""

@@ -1,12 +1,12 @@
 """How the processes of a run train together: which rows each takes, what they exchange, what a checkpoint holds.
 
-Trainer, accelerate and torch do the work (DDP for replicas, FSDP2 for shards); what is here is what they do not
-know of: that the ranks of a zeroth-order step need to exchange losses only, and that the loss of a batch must not
-depend on how its rows are shared out.
+Trainer, accelerate and torch do the work (DDP for replicas, FSDP2 for shards). This file adds what they lack: the ranks
+of a zeroth-order step exchange losses only, and the loss of a batch does not depend on how its rows are shared out.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from letgo.training.config import UnlearnConfig
 
 
-class Together:
+class TrainingRanks:
     """The processes of one training run.
 
     Args:
@@ -54,9 +54,9 @@ class Together:
         """Tell an accumulation window's micro-batches what they are a part of."""
         share_window(batches, self.part_of[1])
 
-    def own(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Mapping[str, Tensor]]:
-        """What this process computes a gradient of. Where directions are shared every process holds the whole batch, of
-        which a first-order step needs a part each."""
+    def gradient_part(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Mapping[str, Tensor]]:
+        """The rows of a batch of which this process computes the gradient. Where directions are shared every process
+        holds the whole batch, and a first-order step takes a part of it in each."""
         if self.count == 1 or self.args.share == "data" or not torch.is_grad_enabled():
             return inputs
         return own_share(inputs, self.number, self.count)
@@ -65,21 +65,22 @@ class Together:
 
     def exchanges_gradients(self, optimizer: Any) -> bool:
         """Whether any step needs the mean gradient over replicas. DDP keeps buffers of a gradient's size for that."""
-        leaves = [one for one in every_optimizer(optimizer) if not inner_optimizers(one)]
-        return not all(isinstance(one, ZerothOrder) for one in leaves)
+        leaves = [inner for inner in every_optimizer(optimizer) if not inner_optimizers(inner)]
+        return not all(isinstance(leaf, ZerothOrder) for leaf in leaves)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the zeroth-order optimizers, at any depth, share what they evaluate."""
         if self.count == 1:
             return
-        for one in every_optimizer(optimizer):
-            if isinstance(one, ZerothOrder):
-                one.ranks = self.ranks
+        for inner in every_optimizer(optimizer):
+            if isinstance(inner, ZerothOrder):
+                inner.ranks = self.ranks
 
     def check_finite(self, loss: float) -> None:
         """Stop all processes where the loss of one is not finite: the others would wait for its gradients."""
         if self.count > 1:
-            bad = [number for number, one in enumerate(processes.exchange(repr(loss))) if one in ("nan", "inf", "-inf")]
+            losses = processes.exchange(repr(loss))
+            bad = [number for number, text in enumerate(losses) if text in ("nan", "inf", "-inf")]
             if bad:
                 raise NonFiniteLossError(f"the loss is not finite (process {', '.join(map(str, bad))})")
 
@@ -87,9 +88,10 @@ class Together:
         """Loss terms as means over the processes."""
         if self.count == 1:
             return dict(terms)
-        told = [one for one in processes.exchange({name: repr(value) for name, value in terms.items()}) if one]
-        names = dict.fromkeys(name for one in told for name in one)
-        return {name: sum(float(one[name]) for one in told if name in one) / len(told) for name in names}
+        exchanged = processes.exchange({name: repr(value) for name, value in terms.items()})
+        given = [others for others in exchanged if others]
+        names = dict.fromkeys(name for others in given for name in others)
+        return {name: sum(float(others[name]) for others in given if name in others) / len(given) for name in names}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -99,7 +101,7 @@ class Together:
 
     def fit_window(self, rows: int | None) -> str | None:
         """Make a step as large as that of a checkpoint that was written on another number of processes, by gradient
-        accumulation; returns what is to be said of it.
+        accumulation. Returns a note for the record.
 
         Raises:
             UserError: there is no such number of micro-batches.
@@ -132,15 +134,9 @@ def strategy_of(args: UnlearnConfig) -> str:
     """`replicas` or `fsdp2`: as the config says, or as the launcher's own configuration does.
 
     Raises:
-        UserError: the launcher asks for a strategy that is not had.
+        UserError: the launcher asks for a strategy that letgo does not have.
     """
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError("the launcher asks for FSDP1; letgo shares weights out by FSDP2: set fsdp_version: 2")
-    if asked:
-        # The weights are shared out while they are read, before Trainer would do it.
-        os.environ["ACCELERATE_USE_FSDP"] = "false"
-    strategy = "fsdp2" if asked or args.strategy == "fsdp2" else "replicas"
+    strategy = "fsdp2" if _launched_for_shards() or args.strategy == "fsdp2" else "replicas"
     if strategy == "fsdp2" and processes.count() == 1:
         raise UserError(
             "strategy: fsdp2 shares the weights out over several processes, but one runs\n"
@@ -149,13 +145,25 @@ def strategy_of(args: UnlearnConfig) -> str:
     return strategy
 
 
-def said_of(told: Mapping[str, Any], steps: int) -> str:
-    """One line about how the processes of a run trained."""
-    parts = [f"{told['ranks']} processes ({told['strategy']} over {told['backend']})"]
-    if told["steps"]:
+@functools.cache
+def _launched_for_shards() -> bool:
+    """Whether `accelerate launch` was configured for FSDP2. Remembered: the answer is taken out of the environment, or
+    Trainer would share the weights out again, and a sequence of requests asks several times."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("the launcher asks for FSDP1; letgo shares weights out by FSDP2: set fsdp_version: 2")
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    return True
+
+
+def exchange_note(record: Mapping[str, Any], steps: int) -> str:
+    """One line about how the processes of a run trained, from `TrainingRanks.describe`."""
+    parts = [f"{record['ranks']} processes ({record['strategy']} over {record['backend']})"]
+    if record["steps"]:
         parts.append(
-            f"in {told['steps']} zeroth-order steps of {steps}, {told['share']} shared, each gave the others "
-            f"{told['scalars_a_step']:g} losses a step, {told['bytes_exchanged']:,} bytes in all with the checksums"
+            f"in {record['steps']} zeroth-order steps of {steps}, {record['share']} shared, each gave the others "
+            f"{record['scalars_a_step']:g} losses a step, {record['bytes_exchanged']:,} bytes in all with the checksums"
         )
     return "; ".join(parts)
 

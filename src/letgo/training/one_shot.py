@@ -25,7 +25,7 @@ class OneShot:
     Args:
         model: a causal LM, as `letgo.training.prepare.prepare_model` leaves it; changed in place.
         args: the run's config; `objective_args` are the method's settings, as
-            `letgo.training.trainer.objective_of` checks them.
+            `letgo.training.run_plan.objective_of` checks them.
         dataset: the forget and the retain rows.
         pad_id: token id that pads batches.
         reporter: where progress goes.
@@ -48,14 +48,14 @@ class OneShot:
         forget = batches_of(self.dataset.forget, self.pad_id, device)
         retain = batches_of(self.dataset.retain, self.pad_id, device) if self.dataset.retain else None
         method = ONE_SHOT.load(self.args.objective)
-        said: list[str] = []
+        notes: list[str] = []
         self.reporter.say(f"  {self.notes[0]}")
         with _Stages(self.reporter) as stages:
-            data = Data(forget, retain, stages.advance, said.append)
+            data = Data(forget, retain, stages.advance, notes.append)
             method(self.model, data, **{"seed": self.args.seed} | self.settings)
-        for note in said:
+        for note in notes:
             self.reporter.say(f"  {note}")
-        self.notes += said
+        self.notes += notes
 
 
 class _Stages:

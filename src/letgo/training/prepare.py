@@ -42,8 +42,8 @@ def prepare_model(
     model: Any, args: UnlearnConfig, objective: Objective | None, *, check: bool = True
 ) -> tuple[Any, list[str]]:
     """The model with what the run trains of it: adapters, the parameters that `trainable` names, those that the
-    objective names, or all. Returns it and what is to be said about that; `objective` (None for a one-shot method) has
-    then seen it; with `check` it has also been run, on two tokens.
+    objective names, or all. Returns it, and notes for the record. `objective` (None for a one-shot method) has been
+    prepared for it then; with `check` the model has also been run, on two tokens.
 
     Raises:
         UserError: a pattern finds nothing, or the objective can't be used with such a model.
@@ -80,7 +80,7 @@ def prepare_model(
 def prepare_data(
     benchmark: Benchmark, tokenizer: Any, args: UnlearnConfig, objective: Objective | None, *, context: int
 ) -> tuple[ForgetRetainDataset, list[str]]:
-    """A benchmark's rows as tokens, with alternatives where the objective needs them, and what is to be said of them.
+    """A benchmark's rows as tokens, with alternatives where the objective needs them, and notes for the record.
 
     Raises:
         UserError: rows that can't be used, no retain set for an objective that needs one, no alternative in a row.
@@ -93,8 +93,8 @@ def prepare_data(
     encoded: dict[str, list[Encoded]] = {}
     notes: list[str] = []
     for name, rows in (("forget", benchmark.forget), ("retain", benchmark.retain)):
-        encoded[name], said = benchmark.encode(tokenizer, rows, name=f"{name} set", **how)
-        notes += said
+        encoded[name], row_notes = benchmark.encode(tokenizer, rows, name=f"{name} set", **how)
+        notes += row_notes
     parts = objective.parts if objective else ()
     if not encoded["forget"] and (objective is None or set(parts) != {"retain"}):
         raise UserError(
@@ -119,7 +119,7 @@ def prepare_data(
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What reference quantities depend on beside the model and the rows."""
+    """What reference quantities depend on, in addition to the model and the rows."""
 
     tokenizer: str = ""
     template: str = ""
@@ -135,17 +135,17 @@ class Circumstances:
 
 
 class SomeRows(Sequence[Tensor]):
-    """Values of some rows of a data set, found by their places in the whole of it."""
+    """Values of some rows of a data set, looked up by their positions in the whole set."""
 
-    def __init__(self, places: Sequence[int], values: Sequence[Tensor], length: int) -> None:
-        self.places = {place: number for number, place in enumerate(places)}
+    def __init__(self, rows: Sequence[int], values: Sequence[Tensor], length: int) -> None:
+        self.position_of = {row: position for position, row in enumerate(rows)}
         self.values, self.length = values, length
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: Any) -> Any:
-        return self.values[self.places[index]]
+        return self.values[self.position_of[index]]
 
 
 def take_references(
@@ -175,8 +175,10 @@ def take_references(
     fingerprint = ""
     for part, names in objective.reference.items():
         rows: list[Encoded] = getattr(dataset, part)
-        places = drawn_retain_rows(dataset, epochs) if part == "retain" and epochs is not None else range(len(rows))
-        chosen = [rows[place] for place in places]
+        chosen_rows = (
+            drawn_retain_rows(dataset, epochs) if part == "retain" and epochs is not None else range(len(rows))
+        )
+        chosen = [rows[row] for row in chosen_rows]
         keys: dict[str, ReferenceKey] = {}
         if store is not None:
             fingerprint = fingerprint or model_fingerprint(model)
@@ -192,10 +194,10 @@ def take_references(
                     name,
                     int(objective.layer or 0) if name == "layer_hidden" else None,
                 )
-        found: dict[str, Sequence[Tensor]] = {
+        quantities: dict[str, Sequence[Tensor]] = {
             name: values for name, key in keys.items() if store is not None and (values := store.read(key))
         }
-        missing = [name for name in names if name not in found]
+        missing = [name for name in names if name not in quantities]
         if is_sharded(model):
             # Such a model runs in all processes or in none: what one of them lacks is taken anew by all, and kept once.
             anywhere = {name for lacking in processes.exchange(missing) for name in lacking}
@@ -206,10 +208,10 @@ def take_references(
             task = f"reference {' and '.join(missing).replace('_', ' ')} ({part})"
             with (reporter or Quiet()).task(task, len(chosen)) as progress:
                 batches = _quantities(model, chosen, missing, objective.layer, pad_id, progress)
-                found |= _kept(batches, missing, keys, store)
-        complete = len(places) == len(rows)
+                quantities |= _kept(batches, missing, keys, store)
+        complete = len(chosen_rows) == len(rows)
         dataset.reference[part] = {
-            name: found[name] if complete else SomeRows(places, found[name], len(rows)) for name in names
+            name: quantities[name] if complete else SomeRows(chosen_rows, quantities[name], len(rows)) for name in names
         }
 
 
@@ -233,11 +235,11 @@ def _quantities(
     device = next(model.parameters()).device
     for batch in _batches(rows):
         part = {key: value.to(device) for key, value in pad_rows(batch, pad_id).items()}
-        found = reference_quantities(model, part, names, layer=layer)
-        for name, values in found.items():
+        quantities = reference_quantities(model, part, names, layer=layer)
+        for name, values in quantities.items():
             if not all(bool(torch.isfinite(value).all()) for value in values):
                 raise NonFiniteLossError(f"the reference model gives a row {name} that are not finite")
-        yield found
+        yield quantities
         progress.advance(len(batch))
 
 
@@ -250,15 +252,15 @@ def _kept(
     """All batches' quantities, on disk and mapped from there, or in memory without a store."""
     if store is None:
         memory: dict[str, list[Tensor]] = {name: [] for name in names}
-        for found in batches:
+        for batch in batches:
             for name in names:
-                memory[name] += found[name]
+                memory[name] += batch[name]
         return dict(memory)
     with contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(store.writer(keys[name])) for name in names}
-        for found in batches:
+        for batch in batches:
             for name in names:
-                for row in found[name]:
+                for row in batch[name]:
                     writers[name].append(row)
     return {name: writer.written for name, writer in writers.items() if writer.written is not None}
 

@@ -29,7 +29,7 @@ from letgo.core.files import cache_directory, written_whole
 from letgo.core.fingerprints import Fingerprint, text_fingerprint
 from letgo.models.load import in_shards, whole
 
-PLACE_VARIABLE = "LETGO_REFERENCES"
+DIRECTORY_VARIABLE = "LETGO_REFERENCES"
 LIMIT_VARIABLE = "LETGO_REFERENCES_GB"
 DEFAULT_LIMIT_GB = 20.0
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -81,8 +81,8 @@ class ReferenceStore:
     """
 
     def __init__(self, directory: Path | None = None, limit: int | None = None) -> None:
-        told = os.environ.get(PLACE_VARIABLE)
-        self.directory = directory or (Path(told).expanduser() if told else cache_directory() / "references")
+        given = os.environ.get(DIRECTORY_VARIABLE)
+        self.directory = directory or (Path(given).expanduser() if given else cache_directory() / "references")
         self.limit = _limit_from_environment() if limit is None else limit
 
     def read(self, key: ReferenceKey) -> RowValues | None:
@@ -91,7 +91,7 @@ class ReferenceStore:
         if not path.is_file():
             return None
         try:
-            found = _open(path, key)
+            values = _open(path, key)
             os.utime(path)  # used now: the last to be removed
         except ValueError:
             path.unlink(missing_ok=True)
@@ -99,7 +99,7 @@ class ReferenceStore:
         except OSError:
             # Removed by another process meanwhile, or a store that can only be read.
             return None
-        return found
+        return values
 
     @contextlib.contextmanager
     def writer(self, key: ReferenceKey) -> Iterator[ReferenceWriter]:
@@ -115,19 +115,19 @@ class ReferenceStore:
         except OSError as error:
             raise UserError(
                 f"the reference store {self.directory} can't be written to ({error.strerror or error}); "
-                f"set {PLACE_VARIABLE} to a folder that has the room"
+                f"set {DIRECTORY_VARIABLE} to a folder that has the room"
             ) from error
         self._keep_limit(path)
 
     def _keep_limit(self, newest: Path) -> None:
         """Remove the files unused for longest until the rest is within the limit; never the newest."""
-        found = []
+        files = []
         for path in self.directory.glob("*.safetensors"):
             with contextlib.suppress(OSError):
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+                files.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
             if total <= self.limit:
                 return
             if path != newest:
@@ -241,10 +241,10 @@ def model_fingerprint(model: Any) -> str:
         if "lora_" in name or not isinstance(value, Tensor):
             continue
         held = value.to_local() if hasattr(value, "to_local") else value
-        place = (held.data_ptr(), value.numel())
-        if value.numel() and place in seen:
+        storage = (held.data_ptr(), value.numel())
+        if value.numel() and storage in seen:
             continue  # tied
-        seen.add(place)
+        seen.add(storage)
         data = whole(value.detach()).cpu().contiguous()
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         digest.add(f"{plain} {tuple(data.shape)} {data.dtype}\n")
@@ -256,8 +256,10 @@ def model_fingerprint(model: Any) -> str:
 
 def config_fingerprint(config: Any) -> str:
     """A hash of what a model's config says of its computation: not of where it lies, nor of who wrote it."""
-    told: Mapping[str, Any] = config.to_dict()
-    kept = {k: v for k, v in told.items() if not k.startswith("_") and k not in ("transformers_version", "use_cache")}
+    settings: Mapping[str, Any] = config.to_dict()
+    kept = {
+        k: v for k, v in settings.items() if not k.startswith("_") and k not in ("transformers_version", "use_cache")
+    }
     text = json.dumps(kept, sort_keys=True, default=str)
     return text_fingerprint(text)
 

@@ -23,7 +23,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from letgo.core import processes
-from letgo.core.catalog import settings_of
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.files import write_text
 from letgo.core.progress import Quiet, Reporter, Task
@@ -31,13 +30,14 @@ from letgo.core.ranks_lost import rank_loss_named
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
 from letgo.models.forward import through
 from letgo.models.load import in_shards
-from letgo.objectives import METHODS, ONE_SHOT, Objective, create_objective
-from letgo.optim import OPTIMIZERS, create_optimizer
-from letgo.optim.base import ClosureOptimizer, adapt, every_optimizer, unwrapped
+from letgo.objectives import Objective
+from letgo.optim import create_optimizer
+from letgo.optim.base import ClosureOptimizer, unwrapped
 from letgo.optim.drive import Drive, sampled_labels_loss
 from letgo.optim.engine.shards import cut_state, whole_state
 from letgo.training.config import UnlearnConfig
-from letgo.training.distributed import Together, load_whole_weights
+from letgo.training.distributed import TrainingRanks, load_whole_weights
+from letgo.training.run_plan import fitted_steps, optimizer_settings
 
 COMPLETE = "letgo_complete"
 """A file written last into a checkpoint: one without it was cut off while being saved."""
@@ -48,7 +48,7 @@ class UnlearnTrainer(Trainer):
 
     Args:
         model: a causal LM, as `letgo.training.prepare.prepare_model` leaves it.
-        args: the run's config; the trainer's own `args` are a copy, which takes what Trainer is to be told beside.
+        args: the run's config. The trainer works on a copy, in which it also sets what Trainer needs to know.
         dataset: forget rows paired with retain rows, with the reference quantities that the objective needs
             (`letgo.training.prepare.take_references`).
         pad_id: token id that pads batches.
@@ -73,19 +73,19 @@ class UnlearnTrainer(Trainer):
         self.objective = objective
         self.reporter = reporter or Quiet()
         self.notes: list[str] = []
-        """What is to be said of the run beside its numbers (steps added so that it ends on a zeroth-order round)."""
+        """Notes for the record (such as: steps added, so that the run ends on a zeroth-order round)."""
         self._window: list[Mapping[str, Any]] = []
         self._latest: list[Mapping[str, Any]] = []
         self._terms: list[dict[str, float]] = []
         self._phase = ""
         self._closure_norm: float | None = None
-        self.together = Together(args, model)
-        dataset.part_of = self.together.part_of
+        self.training_ranks = TrainingRanks(args, model)
+        dataset.part_of = self.training_ranks.part_of
         if args.ddp_find_unused_parameters is None:
             # Only hidden states of an inner layer leave weights without a gradient; to look for them costs a pass.
             args.ddp_find_unused_parameters = self.objective.layer is not None
         save_strategy = args.save_strategy
-        if self.together.sharded:
+        if self.training_ranks.sharded:
             # Trainer knows no checkpoints of a model that was shared out while it was loaded; here they are below.
             args.save_strategy = "no"
         super().__init__(
@@ -130,7 +130,7 @@ class UnlearnTrainer(Trainer):
             optimizer = create_optimizer(self.args.optimizer, [g for g in groups if g["params"]], **settings)
             self.drive = Drive(optimizer, trained, self._clip, self._sampled_labels_loss)
             optimizer.register_step_pre_hook(self._hand_closure)
-            self.together.attach(optimizer)
+            self.training_ranks.attach(optimizer)
             self.optimizer = optimizer
         return self.optimizer
 
@@ -154,7 +154,7 @@ class UnlearnTrainer(Trainer):
         # A plain optimizer has no phases to tell apart.
         self._phase = optimizer.phase if isinstance(optimizer, ClosureOptimizer) else ""
         if not self.drive.protocol.needs_closure:
-            self.together.check_finite(sum(terms["loss"] for terms in self._terms))
+            self.training_ranks.check_finite(sum(terms["loss"] for terms in self._terms))
             return None
         window, self._window = self._window, []
         return (args[0], self.drive.closure(functools.partial(self._evaluate, window))), {}
@@ -162,27 +162,27 @@ class UnlearnTrainer(Trainer):
     def _evaluate(self, window: Sequence[Mapping[str, Any]], part: str | None) -> Tensor:
         """The loss of a window's micro-batches, or a term of it, and where gradients are enabled its gradient."""
         # An evaluation alone needs nothing of the others: the optimizer exchanges the losses.
-        model = self.model_wrapped if torch.is_grad_enabled() or self.together.sharded else self.model
+        model = self.model_wrapped if torch.is_grad_enabled() or self.training_ranks.sharded else self.model
         # float64: a zeroth-order step lives on the difference of two nearly equal losses.
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        for place, inputs in enumerate(window):
-            with self._synchronised(model, place + 1 == len(window)):
+        for number, inputs in enumerate(window):
+            with self._synchronised(model, number + 1 == len(window)):
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(model, dict(inputs), part=part) / len(window)
                 if loss.requires_grad:
                     self.accelerator.backward(loss)
             # Not in place: where several evaluations are batched, the sum has a dimension that it lacks.
             total = total + loss.detach().double()
-        if torch.is_grad_enabled() and self.together.count > 1:
-            self.together.check_finite(float(total))
+        if torch.is_grad_enabled() and self.training_ranks.count > 1:
+            self.training_ranks.check_finite(float(total))
             processes.average([total])
         return total
 
     def _synchronised(self, model: Any, last: bool) -> contextlib.AbstractContextManager[Any]:
         """The gradients of a window's micro-batches are averaged over the processes once, with the last of them."""
-        if last or self.together.count == 1 or not torch.is_grad_enabled():
+        if last or self.training_ranks.count == 1 or not torch.is_grad_enabled():
             return contextlib.nullcontext()
-        deferred = self._defer_fsdp_gradient_reduction if self.together.sharded else None
+        deferred = self._defer_fsdp_gradient_reduction if self.training_ranks.sharded else None
         return deferred() if deferred is not None else self.accelerator.no_sync(model)
 
     def _clip(self, parameters: list[Tensor]) -> None:
@@ -232,7 +232,7 @@ class UnlearnTrainer(Trainer):
             NonFiniteLossError: if it is NaN or infinite in a first-order step (a zeroth-order optimizer decides
                 itself what to do with an evaluation that is).
         """
-        inputs = self.together.own(inputs)
+        inputs = self.training_ranks.gradient_part(inputs)
 
         def evaluated(inside: Any) -> tuple[Tensor, dict[str, Tensor]]:
             terms = self.objective.terms(inside, inputs, part)
@@ -245,7 +245,7 @@ class UnlearnTrainer(Trainer):
         values = {name: float(term.detach()) for name, term in terms.items()} | {"loss": float(loss.detach())}
         if part is None:
             self._terms.append(values)
-        if self.together.count == 1 and loss.requires_grad and not math.isfinite(values["loss"]):
+        if self.training_ranks.count == 1 and loss.requires_grad and not math.isfinite(values["loss"]):
             raise NonFiniteLossError("the loss is not finite")
         return (loss, None) if return_outputs else loss
 
@@ -254,20 +254,20 @@ class UnlearnTrainer(Trainer):
         window's loss is the same however it is cut into micro-batches."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._latest = batches
-        self.together.window(batches)
+        self.training_ranks.window(batches)
         return batches, None
 
     def get_train_dataloader(self) -> Any:
         """As Trainer's in one process. In several, each loads its part of a batch (`ForgetRetainDataset.part_of`), so
         that the batches are those of one process with the rows of all, the short one at an epoch's end too."""
-        if self.together.count == 1:
+        if self.training_ranks.count == 1:
             return super().get_train_dataloader()
         from accelerate.data_loader import prepare_data_loader
 
         args, accelerator = self.args, self.accelerator
         loader = torch.utils.data.DataLoader(
             self.train_dataset,
-            batch_size=self._train_batch_size * self.together.part_of[1],
+            batch_size=self._train_batch_size * self.training_ranks.part_of[1],
             sampler=self._get_train_sampler(),
             collate_fn=self.data_collator,
             drop_last=args.dataloader_drop_last,
@@ -288,10 +288,10 @@ class UnlearnTrainer(Trainer):
         )
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; replicas of which no gradient is ever taken are not wrapped, for DDP keeps room for one."""
-        if self.together.count == 1 or self.together.sharded:
+        """As Trainer's. Replicas that never compute a gradient are not wrapped: DDP would keep room for one."""
+        if self.training_ranks.count == 1 or self.training_ranks.sharded:
             return super()._prepare_for_training(*args, **kwargs)
-        if self.together.exchanges_gradients(unwrapped(self.create_optimizer())):
+        if self.training_ranks.exchanges_gradients(unwrapped(self.create_optimizer())):
             return super()._prepare_for_training(*args, **kwargs)
         prepare = self.accelerator.prepare_model
         self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)
@@ -303,7 +303,7 @@ class UnlearnTrainer(Trainer):
     # -- checkpoints of a model in shards: as those of a single process, so that any number may go on ------------------
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.together.sharded:
+        if not self.training_ranks.sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state = whole_state(self.optimizer.state_dict())
@@ -313,7 +313,7 @@ class UnlearnTrainer(Trainer):
             torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.together.sharded or checkpoint is None:
+        if not self.training_ranks.sharded or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
@@ -322,7 +322,7 @@ class UnlearnTrainer(Trainer):
         schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.together.sharded and not hasattr(self.model, "peft_config"):
+        if self.training_ranks.sharded and not hasattr(self.model, "peft_config"):
             load_whole_weights(self.model, Path(resume_from_checkpoint))
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -360,11 +360,11 @@ class UnlearnTrainer(Trainer):
         a closure made (Trainer sees only its own)."""
         evaluated = self.drive.protocol.last_losses
         if "loss" in logs and (self._terms or evaluated):
-            own = {
+            means = {
                 name: sum(terms[name] for terms in self._terms) / len(self._terms)
                 for name in (self._terms[0] if self._terms else ())
             }
-            for name, value in self.together.mean(own).items():
+            for name, value in self.training_ranks.mean(means).items():
                 logs[name if name == "loss" else f"{name}_loss"] = value
             if "loss" not in logs or not self._terms:
                 # All evaluations ran as one batch, and only the optimizer saw their values.
@@ -384,91 +384,6 @@ class UnlearnTrainer(Trainer):
         """One row a logged step: step, phase, loss and its terms, learning rate. Kept in checkpoints."""
         keys = ("step", "phase", "loss", "forget_loss", "retain_loss", "learning_rate", "grad_norm")
         return [{k: row[k] for k in keys if k in row} for row in self.state.log_history if "loss" in row]
-
-
-def objective_of(args: UnlearnConfig) -> Objective | None:
-    """The objective that a config names; None where it names a one-shot method, which has no loss to train with.
-
-    Raises:
-        UserError: an unknown name, or a setting that it has not.
-    """
-    settings = args.objective_args or {}
-    if METHODS.record(args.objective).name in ONE_SHOT:
-        ONE_SHOT.check_settings(args.objective, settings, skip=("model", "data"))
-        return None
-    return create_objective(
-        args.objective,
-        retain_loss=args.retain_loss,
-        retain_weight=args.retain_weight,
-        retain_weight_schedule=args.retain_weight_schedule,
-        forget_weight=args.forget_weight,
-        **settings,
-    )
-
-
-def optimizer_settings(args: UnlearnConfig) -> dict[str, Any]:
-    """The settings that the optimizer of a config is made with."""
-    settings: dict[str, Any] = {"lr": args.learning_rate}
-    # Said always, also when it is 0: torch's AdamW decays by 0.01 where it is told nothing.
-    if args.weight_decay or "weight_decay" in settings_of(OPTIMIZERS.load(args.optimizer)):
-        settings["weight_decay"] = args.weight_decay
-    return settings | (args.optimizer_args or {})
-
-
-def fitted_steps(args: UnlearnConfig, total: int) -> int:
-    """The steps of a run that is to have `total`: more where the optimizer must end on a round of its own."""
-    return adapt(_trial_optimizer(args)).fit_total_steps(total)
-
-
-def check_shards(args: UnlearnConfig) -> None:
-    """Check that a run can train a model whose weights are shared out over processes (`strategy: fsdp2`).
-
-    Raises:
-        UserError: it says what can't be, and the way out.
-    """
-    if objective_of(args) is None:
-        raise UserError(
-            f"strategy: fsdp2 shares out weights that are trained in steps; {args.objective} changes whole weights in "
-            "one shot: take replicas, or one process"
-        )
-    if args.lora_rank:
-        raise UserError(
-            "strategy: fsdp2 shares out weights that are trained; adapters beside a base in shards are not had\n"
-            "  train them on replicas: base_quantization: nf4 makes a base a quarter as large as in bfloat16"
-        )
-    if args.share == "directions":
-        raise UserError(
-            "share: directions is for replicas: where the weights are shared out every process takes part in every "
-            "evaluation; give share: data, or leave strategy away"
-        )
-    record = OPTIMIZERS.record(args.optimizer)
-    if record.refuses_shards:
-        raise UserError(f"strategy: fsdp2 with optimizer {record.name!r}: {record.refuses_shards}")
-    for optimizer in every_optimizer(_trial_optimizer(args)):
-        if isinstance(optimizer, ClosureOptimizer):
-            try:
-                optimizer.check_shards()
-            except ValueError as error:
-                raise UserError(f"strategy: fsdp2 with optimizer {record.name!r}: {error}") from error
-
-
-def _trial_optimizer(args: UnlearnConfig) -> Any:
-    """The optimizer of a config on a small tensor: what it will need is asked of it before there is a model."""
-    return create_optimizer(args.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], **optimizer_settings(args))
-
-
-def planned_steps(args: UnlearnConfig, rows: int, readers: int | None = None) -> tuple[int, int]:
-    """Optimizer steps of a run on so many forget rows, and the epochs (whole or begun) that they are.
-
-    Args:
-        readers: processes among which the rows are split; by default those of this run.
-    """
-    window = args.train_batch_size * args.gradient_accumulation_steps * (readers or max(1, args.world_size))
-    # As Trainer counts: an epoch's last window may be short, and epochs need not be whole.
-    an_epoch = max(1, math.ceil(rows / window))
-    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)
-    total = fitted_steps(args, total)
-    return total, math.ceil(total / an_epoch)
 
 
 def rows_of_checkpoint(checkpoint: Path) -> int | None:
@@ -501,10 +416,10 @@ class _Bookkeeping(TrainerCallback):
         self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        together = self.trainer.together
+        training_ranks = self.trainer.training_ranks
         # A zeroth-order step compares the weights itself.
-        if together.count > 1 and self.trainer._phase != "zeroth_order":
-            together.ranks.check(list(self.trainer.model.parameters()), state.global_step)
+        if training_ranks.count > 1 and self.trainer._phase != "zeroth_order":
+            training_ranks.ranks.check(list(self.trainer.model.parameters()), state.global_step)
         if self.task is not None:
             terms = self.trainer._terms[-1] if self.trainer._terms else {}
             phase = {"first_order": "FO ", "zeroth_order": "ZO "}.get(self.trainer._phase, "")
@@ -514,8 +429,8 @@ class _Bookkeeping(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            said = {"forget_rows_a_step": self.trainer.together.window_rows()}
-            write_text(checkpoint / COMPLETE, json.dumps(said) + "\n")
+            step = {"forget_rows_a_step": self.trainer.training_ranks.window_rows()}
+            write_text(checkpoint / COMPLETE, json.dumps(step) + "\n")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.context is not None:

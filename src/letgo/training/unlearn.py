@@ -40,18 +40,12 @@ from letgo.runs.results import (
 )
 from letgo.scoring.resume_log import ResumeLog, content_key
 from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
-from letgo.training.distributed import said_of, strategy_of
+from letgo.training.distributed import exchange_note
 from letgo.training.one_shot import OneShot
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
-from letgo.training.trainer import (
-    UnlearnTrainer,
-    check_shards,
-    last_checkpoint,
-    objective_of,
-    planned_steps,
-    rows_of_checkpoint,
-)
+from letgo.training.run_plan import RunPlan, objective_of, plan_run, planned_steps
+from letgo.training.trainer import UnlearnTrainer, last_checkpoint, rows_of_checkpoint
 
 PARTIAL = "scores-{}.partial.jsonl"
 """In an unfinished run: what has been scored of the model whose weights have this fingerprint."""
@@ -168,19 +162,6 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """What a run derives from its config and its launcher."""
-
-    strategy: str
-    """`replicas` or `fsdp2`."""
-
-    @property
-    def shards(self) -> int:
-        """The processes over which the weights are shared out."""
-        return processes.count() if self.strategy == "fsdp2" else 1
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A run with all that its training needs."""
 
@@ -234,7 +215,7 @@ def prepare(opened: Opened) -> Prepared:
         from letgo.report.publish import check_repository
 
         check_repository(config.hub_model_id)
-    plan = plan_run(opened)
+    plan = plan_run(config)
     benchmark = benchmark_of(opened.settings)
     if benchmark.sequence:
         raise UserError(
@@ -252,18 +233,6 @@ def prepare(opened: Opened) -> Prepared:
     work = make_work(opened, benchmark, tokenizer, model)
     processes.first_does(lambda: write_text(opened.directory / CONFIG_FILE, opened.yaml))
     return Prepared(opened, plan, benchmark, tokenizer, model, base, work)
-
-
-def plan_run(opened: Opened) -> RunPlan:
-    """Decide what the config leaves to the launcher.
-
-    Raises:
-        UserError: what is asked for is not had.
-    """
-    plan = RunPlan(strategy_of(opened.config))
-    if plan.strategy == "fsdp2":
-        check_shards(opened.config)
-    return plan
 
 
 def adapter_base(config: UnlearnConfig, model: Any) -> Base:
@@ -343,13 +312,13 @@ def train(prepared: Prepared) -> Any:
     checkpoint = last_checkpoint(opened.directory) if opened.resume else None
     if opened.resume and checkpoint is None:
         reporter.say("  no whole checkpoint to resume from: starting anew")
-    if checkpoint is not None and (note := work.together.fit_window(rows_of_checkpoint(checkpoint))):
+    if checkpoint is not None and (note := work.training_ranks.fit_window(rows_of_checkpoint(checkpoint))):
         work.notes.append(note)
         reporter.say(f"  {note}")
     work.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if work.together.count > 1:
-        log.processes = work.together.describe()
-        log.notes.append(said_of(log.processes, work.state.global_step))
+    if work.training_ranks.count > 1:
+        log.processes = work.training_ranks.describe()
+        log.notes.append(exchange_note(log.processes, work.state.global_step))
         reporter.say(f"  {log.notes[-1]}")
     work.release()
     give_back_memory()
@@ -362,7 +331,7 @@ def take_references_once(prepared: Prepared, trainer: UnlearnTrainer) -> None:
     config, tokenizer = prepared.opened.config, prepared.tokenizer
     template = prepared.benchmark.template_for(config.template)  # type: ignore[arg-type]
     # One process of a machine computes, the others read; a model that is shared out runs in all at once.
-    alone = contextlib.nullcontext() if trainer.together.sharded else config.main_process_first(desc="reference")
+    alone = contextlib.nullcontext() if trainer.training_ranks.sharded else config.main_process_first(desc="reference")
     with alone:
         take_references(
             trainer.model,

@@ -14,7 +14,7 @@ import yaml
 
 import letgo
 from letgo import UserError, plan_attack, read_config, read_grid
-from letgo.training.trainer import optimizer_settings
+from letgo.training.run_plan import optimizer_settings
 from research.d2u import run
 from research.d2u.__main__ import app
 from research.d2u.collect import result_file

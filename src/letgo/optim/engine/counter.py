@@ -81,20 +81,20 @@ def signs(key: int, start: int, stop: int, dtype: torch.dtype, device: torch.dev
 
 def normals(key: int, start: int, stop: int, device: torch.device) -> Tensor:
     """(stop - start,) float32: standard normal numbers for elements start .. stop - 1."""
-    return normal_table(device).index_select(0, _normal_places(key, start, stop, device))
+    return normal_table(device).index_select(0, _table_indices(key, start, stop, device))
 
 
 def squares(key: int, start: int, stop: int, device: torch.device) -> int:
     """2^20 times the sum of the squares of `normals`, each rounded down: a whole number, whatever the order."""
-    return int(_square_table(device).index_select(0, _normal_places(key, start, stop, device)).sum())
+    return int(_square_table(device).index_select(0, _table_indices(key, start, stop, device)).sum())
 
 
 def signs_at(key: int, elements: Tensor) -> Tensor:
     """float32: +1 or -1 for int64 element numbers, in their shape."""
-    place = elements & (GROUP - 1)
-    lane = place & (LANES - 1)
+    within = elements & (GROUP - 1)
+    lane = within & (LANES - 1)
     drawn = words_at(key, (elements >> 12 << 6) + (lane >> 2))
-    bit = (drawn >> ((lane & 3) * 16 + 15 - (place >> 8))) & 1
+    bit = (drawn >> ((lane & 3) * 16 + 15 - (within >> 8))) & 1
     return (1 - 2 * bit).to(torch.float32)
 
 
@@ -104,10 +104,10 @@ def normals_at(key: int, elements: Tensor) -> Tensor:
     return normal_table(elements.device)[drawn & 0xFFFF]
 
 
-def _normal_places(key: int, start: int, stop: int, device: torch.device) -> Tensor:
+def _table_indices(key: int, start: int, stop: int, device: torch.device) -> Tensor:
     first, last = start // 4, -(-stop // 4)
-    places = words(key, first, last, device).view(torch.int16)[start - 4 * first : stop - 4 * first]
-    return places.to(torch.int32).bitwise_and_(0xFFFF)
+    indices = words(key, first, last, device).view(torch.int16)[start - 4 * first : stop - 4 * first]
+    return indices.to(torch.int32).bitwise_and_(0xFFFF)
 
 
 @functools.lru_cache

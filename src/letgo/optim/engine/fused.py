@@ -121,7 +121,7 @@ class Fused:
             what, normal, source, out, start, self._np.uint64(key), float32(alpha), float32(scale), self._coefficients,
         )  # fmt: skip
         if out.size < PARALLEL or torch.get_num_threads() == 1:
-            self._kernels.one_thread(*arguments)
+            self._kernels.single_thread(*arguments)
             return
         with _Threads(self._numba) as threads:
             self._kernels.all_threads(*arguments, threads)

@@ -25,7 +25,7 @@ GROUP, LANES, WORDS = 4096, 256, 64
 
 
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """njit, with what it compiled kept beside this file or in the user's cache directory, if one can be written to."""
+    """njit that caches its machine code, next to this file or in the user's cache directory, if either is writable."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
@@ -111,9 +111,9 @@ def _group_to(source, out, lanes, alpha):  # type: ignore[no-untyped-def]
     """A whole group of signs, from its first element on: one slice of the arrays instead of one a plane."""
     size = F32(alpha).view(U32)
     for plane in range(GROUP // LANES):
-        place = U32(plane + 16)
+        shift = U32(plane + 16)
         for j in range(LANES):
-            sign = U32(U32(lanes[j]) << place) & SIGN_BIT
+            sign = U32(U32(lanes[j]) << shift) & SIGN_BIT
             k = plane * LANES + j
             _write(out, k, _read(source, k) + U32(size ^ sign).view(F32))
 
@@ -122,9 +122,9 @@ def _group_to(source, out, lanes, alpha):  # type: ignore[no-untyped-def]
 def _group_here(out, lanes, alpha):  # type: ignore[no-untyped-def]
     size = F32(alpha).view(U32)
     for plane in range(GROUP // LANES):
-        place = U32(plane + 16)
+        shift = U32(plane + 16)
         for j in range(LANES):
-            sign = U32(U32(lanes[j]) << place) & SIGN_BIT
+            sign = U32(U32(lanes[j]) << shift) & SIGN_BIT
             k = plane * LANES + j
             _write(out, k, _read(out, k) + U32(size ^ sign).view(F32))
 
@@ -212,7 +212,7 @@ def _range(what, normal, source, out, start, low, high, key, alpha, scale, c):  
 
 
 @jit()
-def one_thread(what, normal, source, out, start, key, alpha, scale, c):  # type: ignore[no-untyped-def]
+def single_thread(what, normal, source, out, start, key, alpha, scale, c):  # type: ignore[no-untyped-def]
     """`_range` of all of `out`."""
     _range(what, normal, source, out, start, 0, out.size, key, alpha, scale, c)
 

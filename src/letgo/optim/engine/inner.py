@@ -17,16 +17,16 @@ def inner_optimizer(
 ) -> torch.optim.Optimizer:
     """Make an optimizer of the catalog on the parameters of another's groups.
 
-    Settings that a group has of its own (`weight_decay`, ...) go before `settings`, where the optimizer knows them;
-    rates do not: the one around sets them before each step.
+    A group's own settings (`weight_decay`, ...) override `settings` where the optimizer knows them. Rates do not: the
+    outer optimizer sets them before each step.
 
     Raises:
         UserError: the name or a setting is unknown.
     """
     OPTIMIZERS.check_settings(name, settings)
     make = OPTIMIZERS.load(name)
-    own = set(settings_of(make)) - {"lr"}
-    groups = [{k: v for k, v in group.items() if k == "params" or k in own} for group in outer_groups]
+    known = set(settings_of(make)) - {"lr"}
+    groups = [{k: v for k, v in group.items() if k == "params" or k in known} for group in outer_groups]
     optimizer: torch.optim.Optimizer = make(groups, **settings)
     refuse_shards(name, optimizer)
     return optimizer
@@ -40,11 +40,11 @@ def follow(inner: torch.optim.Optimizer, outer: torch.optim.Optimizer) -> None:
     """
     for group, outer_group in zip(inner.param_groups, outer.param_groups, strict=True):
         pairs = list(zip(group["params"], outer_group["params"], strict=True))
-        if all(one is other for one, other in pairs):
+        if all(before is now for before, now in pairs):
             continue
-        for one, other in pairs:
-            if one is not other and one in inner.state:
-                inner.state[other] = inner.state.pop(one)
+        for before, now in pairs:
+            if before is not now and before in inner.state:
+                inner.state[now] = inner.state.pop(before)
         group["params"] = list(outer_group["params"])
 
 

@@ -150,20 +150,20 @@ class _Branches(TorchFunctionMode):
     layers and embeddings, perturbed tensors elsewhere.
 
     Args:
-        places: id of a parameter -> its index.
+        index_of: id of a parameter -> its index.
         branches: index -> (U, V) with alpha / sqrt(r) in U; or a whole perturbed tensor.
     """
 
-    def __init__(self, places: dict[int, int], branches: dict[int, tuple[Tensor, ...]], seen: set[int]) -> None:
+    def __init__(self, index_of: dict[int, int], branches: dict[int, tuple[Tensor, ...]], seen: set[int]) -> None:
         super().__init__()
-        self.places = places
+        self.index_of = index_of
         self.branches = branches
         self.seen = seen
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not takes_any(self.places, args, kwargs):
+        if not takes_any(self.index_of, args, kwargs):
             if func is F.scaled_dot_product_attention:
                 return _attention(*args, **(kwargs or {}))
             return func(*args, **kwargs) if kwargs else func(*args)
@@ -171,7 +171,7 @@ class _Branches(TorchFunctionMode):
         if not reads_values(func):
             return func(*args, **kwargs)
         if len(args) > 1 and func in (F.linear, F.embedding) and kwargs.get("max_norm") is None:
-            index = self.places.get(id(args[1]), -1)
+            index = self.index_of.get(id(args[1]), -1)
             branch = self.branches.get(index, ())
             if len(branch) == 2:
                 self.seen.add(index)
@@ -188,7 +188,7 @@ class _Branches(TorchFunctionMode):
     def _whole(self, value: Any) -> Any:
         """A parameter as a whole perturbed tensor, for functions that have no branch."""
         if isinstance(value, Tensor):
-            index = self.places.get(id(value))
+            index = self.index_of.get(id(value))
             if index is None:
                 return value
             self.seen.add(index)
@@ -325,11 +325,11 @@ class BatchedEngine:
         """
         low_rank = [(d, alpha) for d, alpha in shifts if isinstance(d, LowRankDirection)]
         tensors = shifts[0][0].tensors
-        places = {id(tensors[i]): i for i in trainable}
+        index_of = {id(tensors[i]): i for i in trainable}
         seen: set[int] = set()
 
-        def evaluate_one(branches: dict[int, tuple[Tensor, ...]]) -> Any:
-            with _Branches(places, branches, seen):
+        def evaluate(branches: dict[int, tuple[Tensor, ...]]) -> Any:
+            with _Branches(index_of, branches, seen):
                 return closure()
 
         losses: list[Any] = []
@@ -340,12 +340,12 @@ class BatchedEngine:
             draws.restore()
             torch.clear_autocast_cache()
             if len(here) == 1:
-                losses.append(evaluate_one({i: tuple([t[0] for t in stack]) for i, stack in stacks.items()}))
+                losses.append(evaluate({i: tuple([t[0] for t in stack]) for i, stack in stacks.items()}))
                 continue
             with warnings.catch_warnings():
                 # What has no batching rule runs once an evaluation; the large things have one here.
                 warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
-                losses += torch.vmap(evaluate_one, randomness="same")(stacks).tolist()
+                losses += torch.vmap(evaluate, randomness="same")(stacks).tolist()
         torch.clear_autocast_cache()
         unseen = [i for i in trainable if i not in seen]
         if unseen:

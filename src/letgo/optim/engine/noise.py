@@ -101,7 +101,7 @@ class Direction:
 
     Args:
         kind: `rademacher`, `gaussian` or `sphere`.
-        key: what the noise is a function of, beside the places of tensor and element: (seed, step, direction).
+        key: (seed, step, direction): the noise is a function of it and of the positions of tensor and element.
         tensors: the parameters in order. Frozen ones belong in the list too, so that freezing one changes no other's
             noise; they do not count for the sphere's dimension.
         pieces: this rank's piece of each tensor, where that is known already.
@@ -205,7 +205,7 @@ class Direction:
         """Drop what is kept to be used again; it is made anew when needed."""
 
     def rows_a_piece(self, matrix: Tensor, elements: int) -> int:
-        """Rows of a matrix that are perturbed at a time, where that is to be about so many elements."""
+        """Rows of a matrix to perturb at a time, so that about this many elements are perturbed at once."""
         return max(1, elements // max(1, matrix.shape[1]))
 
     def _key(self, index: int) -> int:

@@ -7,8 +7,9 @@ outside the module that owns them and nested modules need no care, because modul
 
 What the mode cannot see is code that reaches a parameter without torch functions (a scripted module, a C++ extension,
 replicated copies). Parameters that no function was given during an evaluation are therefore perturbed in memory from
-then on, with their original kept beside and put back after each evaluation: slower and larger, right. So are sharded
-parameters from the start, of which functions are given what FSDP2 has gathered; one rank keeps its own shard beside.
+then on, while a copy of the original is kept and put back after each evaluation: slower and larger, and right. Sharded
+parameters are perturbed so from the start, since functions get what FSDP2 has gathered; a rank keeps a copy of its
+shard.
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ class _Substitution(TorchFunctionMode):
             way of those that are given copies, so that a loss has the bits that it has without shards.
     """
 
-    def __init__(self, places: dict[int, int], direction: Direction, alpha: float, gathered: bool = False) -> None:
+    def __init__(self, index_of: dict[int, int], direction: Direction, alpha: float, gathered: bool = False) -> None:
         super().__init__()
         self.gathered = gathered
-        self.places = places
+        self.index_of = index_of
         self.direction = direction
         self.alpha = alpha
         self.seen: set[int] = set()
@@ -83,16 +84,16 @@ class _Substitution(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         # Some thousands of calls a forward pass come here, hardly any of them with a parameter.
-        if not takes_any(self.places, args, kwargs):
+        if not takes_any(self.index_of, args, kwargs):
             if self.gathered and func is F.linear and len(args) > 1 and _is_gathered(args[1]):
                 return self._linear_as_gathered(*args, **(kwargs or {}))
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if not reads_values(func):
             return func(*args, **kwargs)
-        if func is F.linear and len(args) > 1 and id(args[1]) in self.places:
+        if func is F.linear and len(args) > 1 and id(args[1]) in self.index_of:
             return self._linear(*args, **kwargs)
-        if func is F.embedding and len(args) > 1 and id(args[1]) in self.places and kwargs.get("max_norm") is None:
+        if func is F.embedding and len(args) > 1 and id(args[1]) in self.index_of and kwargs.get("max_norm") is None:
             ids, weight = args[:2]
             if ids.numel() * weight.shape[1] < weight.numel():
                 return self._embedding(ids, weight)
@@ -105,7 +106,7 @@ class _Substitution(TorchFunctionMode):
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T + b. (..., in) -> (..., out)"""
-        index = self.places[id(weight)]
+        index = self.index_of[id(weight)]
         bias = self._substitute(bias, {})
         if x is weight or torch.is_grad_enabled():
             # The copy must outlive the call: it is part of a graph.
@@ -151,7 +152,7 @@ class _Substitution(TorchFunctionMode):
 
     def _embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
         """The rows of W at `ids`, perturbed without perturbing the others. (...) -> (..., width)"""
-        index = self.places[id(weight)]
+        index = self.index_of[id(weight)]
         self.seen.add(index)
         return self.direction.shifted_rows(index, self.alpha, ids.reshape(-1)).view(*ids.shape, weight.shape[1])
 
@@ -166,7 +167,7 @@ class _Substitution(TorchFunctionMode):
 
     def _substitute(self, value: Any, made: dict[int, Tensor]) -> Any:
         if isinstance(value, Tensor):
-            index = self.places.get(id(value))
+            index = self.index_of.get(id(value))
             if index is None:
                 return value
             if index not in made:
@@ -187,14 +188,14 @@ def _transformed(x: Tensor) -> bool:
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
-def takes_any(places: dict[int, int], args: Iterable[Any], kwargs: dict[str, Any] | None) -> bool:
-    """Whether one of `places` (ids) may be among a function's arguments, lists and tuples of them included."""
+def takes_any(index_of: dict[int, int], args: Iterable[Any], kwargs: dict[str, Any] | None) -> bool:
+    """Whether a function's arguments, or lists and tuples among them, hold a value whose id `index_of` has."""
     for value in args:
-        if id(value) in places:
+        if id(value) in index_of:
             return True
-        if isinstance(value, (list, tuple)) and takes_any(places, value, None):
+        if isinstance(value, (list, tuple)) and takes_any(index_of, value, None):
             return True
-    return takes_any(places, kwargs.values(), None) if kwargs else False
+    return takes_any(index_of, kwargs.values(), None) if kwargs else False
 
 
 class InPlaceEngine:

@@ -62,13 +62,13 @@ class Ranks:
 
     @property
     def count(self) -> int:
-        return dist.get_world_size() if self._together() else 1
+        return dist.get_world_size() if has_ranks() else 1
 
     @property
     def rank(self) -> int:
-        return dist.get_rank() if self._together() else 0
+        return dist.get_rank() if has_ranks() else 0
 
-    def own(self, evaluations: int) -> list[int]:
+    def assigned(self, evaluations: int) -> list[int]:
         """Which of so many evaluations this rank makes."""
         if self.share == "data":
             return list(range(evaluations))
@@ -81,7 +81,7 @@ class Ranks:
             return list(losses)
         # Only ranks add to a place that is theirs in the mode of directions, so the sum is exact there.
         stacked = torch.zeros(evaluations, dtype=torch.float64, device=device)
-        stacked[self.own(evaluations)] = torch.tensor(losses, dtype=torch.float64, device=device)
+        stacked[self.assigned(evaluations)] = torch.tensor(losses, dtype=torch.float64, device=device)
         with rank_loss_named():
             dist.all_reduce(stacked)
         self.bytes_exchanged += SCALAR * evaluations
@@ -107,22 +107,22 @@ class Ranks:
         shards = [piece for piece in pieces if piece.sharded]
         if shards:
             # Ranks that hold the same rows of everything hold replicas of one another.
-            place = mix(*[number for piece in shards for number in (piece.first, piece.local.shape[0])]) >> 1
-            sums += [place, checksum([piece.local for piece in shards])]
+            position = mix(*[number for piece in shards for number in (piece.first, piece.local.shape[0])]) >> 1
+            sums += [position, checksum([piece.local for piece in shards])]
         here = torch.tensor(sums, device=pieces[0].local.device)
         everywhere = [torch.empty_like(here) for _ in range(self.count)]
         with rank_loss_named():
             dist.all_gather(everywhere, here)
         self.bytes_exchanged += SCALAR * len(sums)
-        found = [one.tolist() for one in everywhere]
+        sums_of_ranks = [sums_of_rank.tolist() for sums_of_rank in everywhere]
         different: dict[int, int] = {}
         firsts: dict[int, int] = {}
-        for rank, one in enumerate(found):
-            if one[0] != found[0][0]:
+        for rank, theirs in enumerate(sums_of_ranks):
+            if theirs[0] != sums_of_ranks[0][0]:
                 different[rank] = 0
             elif shards:
-                first = firsts.setdefault(one[1], rank)
-                if one[2] != found[first][2]:
+                first = firsts.setdefault(theirs[1], rank)
+                if theirs[2] != sums_of_ranks[first][2]:
                     different[rank] = first
         if different:
             raise RanksDifferError(
@@ -147,10 +147,6 @@ class Ranks:
             "bytes_a_step": self.bytes_exchanged / steps,
             **({"bytes_gathered": self.bytes_gathered} if self.bytes_gathered else {}),
         }
-
-    @staticmethod
-    def _together() -> bool:
-        return has_ranks()
 
 
 def checksum(tensors: Sequence[Tensor]) -> int:

@@ -95,13 +95,14 @@ def piece_of(tensor: Tensor) -> Piece:
             "of whole rows (Shard(0) over one dimension of the mesh, what fully_shard makes by default)"
         )
     mesh = tensor.device_mesh  # type: ignore[attr-defined]
-    ways, place = mesh.size(cut[0]), mesh.get_local_rank(cut[0])
+    ways, position = mesh.size(cut[0]), mesh.get_local_rank(cut[0])
     rows = tensor.shape[0]
     per_rank = -(-rows // ways)
-    first = min(place * per_rank, rows)
+    first = min(position * per_rank, rows)
     if here.shape[0] != min(first + per_rank, rows) - first:
         raise ValueError(
-            f"a parameter of {rows} rows has {here.shape[0]} of them on rank {place} of {ways}: not torch.chunk's share"
+            f"a parameter of {rows} rows has {here.shape[0]} of them on rank {position} of {ways}: "
+            "not torch.chunk's share"
         )
     return Piece(here, tensor.shape, first, mesh.get_group(cut[0]), ways)
 
@@ -117,9 +118,9 @@ def summed(values: Iterable[tuple[Any, float]], dtype: torch.dtype, device: torc
     groups: dict[Any, list[float]] = {}
     for group, value in values:
         groups.setdefault(group, []).append(value)
-    own = groups.pop(None, [])
+    replicated = groups.pop(None, [])
     add = sum if dtype == torch.int64 else math.fsum
-    totals: list[float] = [add(own)] if own else []
+    totals: list[float] = [add(replicated)] if replicated else []
     for group, here in groups.items():
         total = torch.tensor(add(here), dtype=dtype, device=device)
         dist.all_reduce(total, group=group)
@@ -212,7 +213,7 @@ def whole_state(value: Any) -> Any:
     Every rank must call it, and gets all of it on the CPU, one tensor after another.
     """
     if isinstance(value, dict):
-        return {key: whole_state(one) for key, one in value.items()}
+        return {key: whole_state(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(whole_state, value))
     if is_distributed(value):
@@ -232,19 +233,19 @@ def cut_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[s
 
 def _cut(value: Any, parameters: list[Tensor]) -> Any:
     if isinstance(value, list):
-        return [_cut(one, parameters) for one in value]
+        return [_cut(entry, parameters) for entry in value]
     if not isinstance(value, dict):
         return value
     if "state" not in value or "param_groups" not in value:
-        return {key: _cut(one, parameters) for key, one in value.items()}
+        return {key: _cut(entry, parameters) for key, entry in value.items()}
     cut: dict[int, dict[str, Any]] = {}
     for number, entries in value["state"].items():
         like = parameters[number]
         cut[number] = {
-            key: cut_like(one, like) if _is_whole(one, like) else one  #
-            for key, one in entries.items()
+            key: cut_like(entry, like) if _is_whole(entry, like) else entry  #
+            for key, entry in entries.items()
         }
-    return {**{key: _cut(one, parameters) for key, one in value.items() if key != "state"}, "state": cut}
+    return {**{key: _cut(entry, parameters) for key, entry in value.items() if key != "state"}, "state": cut}
 
 
 def _is_whole(value: Any, like: Tensor) -> bool:

@@ -1,0 +1,128 @@
+"""What a run derives from its config and its launcher, before there is a model. The config itself is never changed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from letgo.core import processes
+from letgo.core.catalog import settings_of
+from letgo.core.errors import UserError
+from letgo.objectives import METHODS, ONE_SHOT, Objective, create_objective
+from letgo.optim import OPTIMIZERS, create_optimizer
+from letgo.optim.base import ClosureOptimizer, adapt, every_optimizer
+from letgo.training.config import UnlearnConfig
+from letgo.training.distributed import strategy_of
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run derives from its config and its launcher."""
+
+    strategy: str
+    """`replicas` or `fsdp2`."""
+
+    @property
+    def shards(self) -> int:
+        """The processes over which the weights are shared out."""
+        return processes.count() if self.strategy == "fsdp2" else 1
+
+
+def plan_run(args: UnlearnConfig) -> RunPlan:
+    """Decide what the config leaves to the launcher.
+
+    Raises:
+        UserError: letgo can't do what the config asks for.
+    """
+    plan = RunPlan(strategy_of(args))
+    if plan.strategy == "fsdp2":
+        check_shards(args)
+    return plan
+
+
+def objective_of(args: UnlearnConfig) -> Objective | None:
+    """The objective that a config names; None where it names a one-shot method, which has no loss to train with.
+
+    Raises:
+        UserError: an unknown name, or a setting that it has not.
+    """
+    settings = args.objective_args or {}
+    if METHODS.record(args.objective).name in ONE_SHOT:
+        ONE_SHOT.check_settings(args.objective, settings, skip=("model", "data"))
+        return None
+    return create_objective(
+        args.objective,
+        retain_loss=args.retain_loss,
+        retain_weight=args.retain_weight,
+        retain_weight_schedule=args.retain_weight_schedule,
+        forget_weight=args.forget_weight,
+        **settings,
+    )
+
+
+def optimizer_settings(args: UnlearnConfig) -> dict[str, Any]:
+    """The settings that the optimizer of a config is made with."""
+    settings: dict[str, Any] = {"lr": args.learning_rate}
+    # Said always, also when it is 0: torch's AdamW decays by 0.01 where it is told nothing.
+    if args.weight_decay or "weight_decay" in settings_of(OPTIMIZERS.load(args.optimizer)):
+        settings["weight_decay"] = args.weight_decay
+    return settings | (args.optimizer_args or {})
+
+
+def fitted_steps(args: UnlearnConfig, total: int) -> int:
+    """The steps of a run that is to have `total`: more where the optimizer must end on a round of its own."""
+    return adapt(_trial_optimizer(args)).fit_total_steps(total)
+
+
+def check_shards(args: UnlearnConfig) -> None:
+    """Check that a run can train a model whose weights are shared out over processes (`strategy: fsdp2`).
+
+    Raises:
+        UserError: it says what can't be, and the way out.
+    """
+    if objective_of(args) is None:
+        raise UserError(
+            f"strategy: fsdp2 shares out weights that are trained in steps; {args.objective} changes whole weights in "
+            "one shot: take replicas, or one process"
+        )
+    if args.lora_rank:
+        raise UserError(
+            "strategy: fsdp2 shares out weights that are trained; adapters on a base in shards are not supported\n"
+            "  train them on replicas: base_quantization: nf4 makes a base a quarter as large as in bfloat16"
+        )
+    if args.share == "directions":
+        raise UserError(
+            "share: directions is for replicas: where the weights are shared out every process takes part in every "
+            "evaluation; give share: data, or leave strategy away"
+        )
+    record = OPTIMIZERS.record(args.optimizer)
+    if record.refuses_shards:
+        raise UserError(f"strategy: fsdp2 with optimizer {record.name!r}: {record.refuses_shards}")
+    for optimizer in every_optimizer(_trial_optimizer(args)):
+        if isinstance(optimizer, ClosureOptimizer):
+            try:
+                optimizer.check_shards()
+            except ValueError as error:
+                raise UserError(f"strategy: fsdp2 with optimizer {record.name!r}: {error}") from error
+
+
+def _trial_optimizer(args: UnlearnConfig) -> Any:
+    """The optimizer of a config on a small tensor: what it will need is asked of it before there is a model."""
+    return create_optimizer(args.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], **optimizer_settings(args))
+
+
+def planned_steps(args: UnlearnConfig, rows: int, readers: int | None = None) -> tuple[int, int]:
+    """Optimizer steps of a run on so many forget rows, and the epochs (whole or begun) that they are.
+
+    Args:
+        readers: processes among which the rows are split; by default those of this run.
+    """
+    window = args.train_batch_size * args.gradient_accumulation_steps * (readers or max(1, args.world_size))
+    # As Trainer counts: an epoch's last window may be short, and epochs need not be whole.
+    an_epoch = max(1, math.ceil(rows / window))
+    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)
+    total = fitted_steps(args, total)
+    return total, math.ceil(total / an_epoch)
