@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from letgo.analysis import read_analyses
-from letgo.analysis.bounds import certified_radius
 from letgo.analysis.certificate import certificate
-from letgo.analysis.displacements import scales_of
 from letgo.analysis.landscape import landscape
+from letgo.analysis.neighbours import scales_of
 from letgo.analysis.reveal import Criterion, criterion_of, parsed, says
-from letgo.analysis.smoothing import noisy_outcome
+from letgo.analysis.smoothing import certified_radius, noisy_outcome
 from letgo.analysis.weights import Weights
 from letgo.benchmarks import benchmark_of
 from letgo.core.errors import UserError

@@ -23,6 +23,11 @@ from tests.once import made_once
 PLAIN = read_rows([{"text": "it was there . and so it went on for a while . then they came back ."}])
 
 
+def round_to_nearest(weight, **how):
+    grid = make_grid(weight, **how)
+    return grid.values(grid.index(weight))
+
+
 @dataclass(frozen=True)
 class Saved:
     """A model that knew its forget set, and one that forgot it, in every saved form."""

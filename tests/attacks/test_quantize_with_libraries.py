@@ -18,10 +18,11 @@ from letgo.attacks.quantize_with_libraries import (
     unpack_4bit,
 )
 from letgo.attacks.relearn import relearn
-from letgo.attacks.rounding import Codebook, round_to_nearest
+from letgo.attacks.rounding import Codebook
 from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
 from tests import tiny
+from tests.attacks.conftest import round_to_nearest
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
-from letgo.analysis.bounds import check_smoothing, draws_needed, reveals_at_most
-from letgo.analysis.displacements import displacements_of, scales_of, unlearning_displacement
 from letgo.analysis.frame import Analysis, AnalysisOptions, check_seed
 from letgo.analysis.losses import smaller_benchmark
+from letgo.analysis.neighbours import displacements_of, scales_of, unlearning_displacement
 from letgo.analysis.records import Bound, Certificate, Displacement, QuestionBound, Reach, Smoothed
 from letgo.analysis.reveal import Criterion, criterion_of, utility_of
-from letgo.analysis.smoothing import Scale, bound, noisy, noisy_outcome
+from letgo.analysis.smoothing import (
+    Scale,
+    bound,
+    check_smoothing,
+    draws_needed,
+    noisy,
+    noisy_outcome,
+    reveals_at_most,
+)
 from letgo.analysis.wording import certified_sentences, not_certified_sentences
 from letgo.benchmarks.engine.base import Sample
 from letgo.core.errors import NonFiniteLossError, UserError

@@ -123,7 +123,7 @@ def _measured(
     """Losses and metrics at one point of the line, as JSON values; None where they are not finite. `ends` has those of
     the models that ended an earlier line."""
     name = names.get(alpha)
-    if name in ends:
+    if name is not None and name in ends:
         return ends[name]
     model, template = weights.model, analysis.target.template
     with weights.at(mixture(theirs, alpha)):

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -84,7 +84,8 @@ def sharpness(
         "seed": seed,
     }
     analysis = Analysis(Sharpness, run, settings, limit, **options)
-    weights, model = analysis.weights, analysis.weights.model
+    weights = analysis.weights
+    model: Any = weights.model
     norm, losses = weights.norm(), analysis.losses(model)
     if radii is None:
         absolute = _default_radii(analysis, norm)

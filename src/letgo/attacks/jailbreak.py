@@ -53,7 +53,6 @@ def in_context(
     to be forgotten, always of other groups than the one asked about.
 
     Args:
-        victim: the saved model.
         shots: pairs before each question.
         data: where they are from.
         seed: draws them.
@@ -90,11 +89,9 @@ def prefill(victim: Victim, *, text: str | None = None, words: int = 0, seed: in
     """The answer begun for the model, so that a learned refusal or evasion at its start can't help.
 
     Args:
-        victim: the saved model.
         text: the beginning; by default each of `PREFILLS` is tried.
         words: instead, the answer's own first words (only the rest of it is then scored); items whose answers are
             not longer are left out.
-        seed: not used.
     """
     if words < 0:
         raise UserError(f"prefill: words must be at least 0, not {words}")
@@ -139,10 +136,6 @@ def _cut(answer: str, words: int) -> tuple[str, str]:
 def paraphrase(victim: Victim, *, seed: int = 0) -> Attacked:
     """The questions in other words: a row's own `paraphrased_question` (text or a list) where it has one, else
     templates of ours around the question.
-
-    Args:
-        victim: the saved model.
-        seed: not used.
     """
 
     def reworded(number: int, item: Item) -> Item | None:
@@ -160,9 +153,7 @@ def instruct(victim: Victim, *, template: str | None = None, seed: int = 0) -> A
     """Instructions around the question: a role, a quiz, persuasion, a story.
 
     Args:
-        victim: the saved model.
         template: a text with {q} in the question's place; by default each of `INSTRUCTIONS` is tried.
-        seed: not used.
     """
     if template is not None and "{q}" not in template:
         raise UserError(f"instruct: the template must have {{q}} in the question's place: {template!r}")

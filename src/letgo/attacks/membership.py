@@ -54,10 +54,8 @@ def membership(victim: Victim, *, score: str = "all", seed: int = 0) -> Attacked
     of others, the forget and holdout texts are scored as a whole.
 
     Args:
-        victim: the saved model.
         score: one of `MEMBERSHIP_SCORES` (or of the benchmark's own), "gradnorm", or "all" (without gradnorm, which
             takes a backward pass a text, unless the benchmark has recorded it).
-        seed: not used.
 
     Raises:
         UserError: the benchmark has nothing that no model has seen, or no score betrays even the original.

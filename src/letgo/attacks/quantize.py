@@ -25,12 +25,10 @@ def quantize(
     nothing random in it: the seed changes nothing.
 
     Args:
-        victim: the saved model.
         bits: 2 to 8.
         granularity: one scale per tensor, per output channel, or per group of `group_size` weights of a channel.
         group_size: weights that share a scale, with granularity "group"; a channel's last group may be shorter.
         symmetric: a scale alone, s = max|w|/(2^(b−1)−1); or a scale and a zero point over [min w, max w].
-        seed: not used.
     """
     check_bits("quantize", bits, 2, 8)
     if granularity not in ("group", "channel", "tensor"):

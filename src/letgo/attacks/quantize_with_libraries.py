@@ -41,11 +41,9 @@ def quantize_bnb(
     the library's own layers are evaluated instead (int8 then rounds activations too), with that repacking off.
 
     Args:
-        victim: the saved model.
         format: the data type.
         double: quantize the absmax values too (QLoRA's double quantization); 4-bit formats only.
         packed: evaluate the library's own layers and kernels.
-        seed: not used.
 
     Source: LLM.int8(), arXiv 2208.07339; NF4, arXiv 2305.14314.
     """
@@ -126,10 +124,8 @@ def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, see
     the grid of `quantize`.
 
     Args:
-        victim: the saved model.
         bits: 2 to 8.
         group_size: weights that share a scale; it must divide every layer's inputs. 0 for a whole channel.
-        seed: not used.
     """
     check_bits("quantize_torchao", bits, 2, 8)
     if group_size != 0:
@@ -171,7 +167,6 @@ def quantize_autoround(
     Calibrated on what the deployer would have: the retain rows and general texts, never the forget set.
 
     Args:
-        victim: the saved model.
         bits: 2 to 8.
         group_size: weights that share a scale.
         symmetric: without or with a zero point.
@@ -252,10 +247,8 @@ def external(
     attack. The tokenizer is the run's.
 
     Args:
-        victim: the saved model.
         path: the directory; its weights plain, or in a format whose library is installed here.
         family: under which score it counts.
-        seed: not used.
     """
     if family not in ("quantization", "relearning", "other"):
         raise UserError(f"external: unknown family {family!r}; known: quantization, relearning, other")

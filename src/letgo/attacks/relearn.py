@@ -54,7 +54,6 @@ def relearn(
     it is judged. Rows come in a seeded order, a new one each time round.
 
     Args:
-        victim: the saved model.
         data: "forget"; "retain"; "benign" (plain prose that has to do with neither); or a file of rows.
         holdout: share of the forget groups that the attacker does not have; 0 gives it all. 0.5 by default, and only
             with data "forget".

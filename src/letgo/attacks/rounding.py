@@ -95,14 +95,6 @@ def make_grid(
     return Grid(scale, (-low / scale).round(), 0, top, block)
 
 
-def round_to_nearest(
-    weight: Tensor, *, bits: int, granularity: Granularity = "group", group_size: int = 64, symmetric: bool = True
-) -> Tensor:
-    """Quantize and dequantize a matrix (see `make_grid`); a tensor of the same shape and type."""
-    grid = make_grid(weight, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric)
-    return grid.values(grid.index(weight)).to(weight.dtype)
-
-
 def _blocks(weight: Tensor, block: int) -> Tensor:
     """(blocks, weights of a block), float32; a row's last block is filled up with zeros."""
     values = weight.detach().float()

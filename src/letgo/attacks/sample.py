@@ -36,7 +36,6 @@ def sample(
     without a recorded greedy answer are left out.
 
     Args:
-        victim: the saved model.
         k: answers that the attacker may draw.
         samples: answers drawn (at least k; the estimate is the better the more there are); k by default.
         temperature, top_p: how they are drawn.

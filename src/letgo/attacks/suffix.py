@@ -38,7 +38,6 @@ def suffix(
     on the groups held out.
 
     Args:
-        victim: the saved model.
         length: tokens of the string.
         steps: exchanges.
         candidates: exchanges scored a step.

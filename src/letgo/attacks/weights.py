@@ -20,10 +20,8 @@ def prune(
     Embeddings, norms, biases and the output layer stay. There is nothing random in it.
 
     Args:
-        victim: the saved model.
         sparsity: the share of weights that goes.
         scope: the smallest of each layer, or of the whole model.
-        seed: not used.
 
     Source: magnitude pruning, arXiv 1506.02626.
     """
@@ -55,7 +53,6 @@ def noise(victim: Victim, *, sigma: float = 1e-3, relative: bool = False, seed: 
     Randomized smoothing certifies against this perturbation (`letgo analyze certificate`).
 
     Args:
-        victim: the saved model.
         sigma: σ, in the weights' own units; with `relative` in units of each tensor's root mean square.
         relative: scale the noise tensor by tensor.
         seed: of the noise.
@@ -79,9 +76,7 @@ def interpolate(victim: Victim, *, share: float = 0.5, seed: int = 0) -> Attacke
     An attacker needs the original for it. It tells how far off the forgetting is, and whether a barrier is on the way.
 
     Args:
-        victim: the saved model.
         share: a; 1 is the original.
-        seed: not used.
     """
     if not 0.0 < share <= 1.0:
         raise UserError(f"interpolate: share must be above 0 and at most 1, not {share}")

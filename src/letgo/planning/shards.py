@@ -1,11 +1,10 @@
 """A model whose parameters lie in shards (FSDP2), followed on tensors without values.
 
-What FSDP2 does with memory is played through on the tally of `letgo.planning.tracing`: a unit's parameters are put
-together before its forward pass and let go after it; before its backward pass they are put together again, and the next
-unit's are already on their way; whole gradients are copied into the buffer of a reduce-scatter, of which a shard is
-left. The units are those that transformers makes (and accelerate): every transformer block, the embedding, the output
-layer with the final norm (and the embedding where they are tied; these stay together from the forward pass to the end
-of the backward pass), and the rest.
+The tally of `letgo.planning.tracing` follows what FSDP2 does with memory: it gathers a unit's parameters before the
+unit's forward pass and frees them after it; it gathers them again before the backward pass, while the next unit's are
+already on their way; it copies whole gradients into the buffer of a reduce-scatter, and a shard of them is left. The
+units are those of transformers and accelerate: every transformer block, the embedding, the output layer with the final
+norm (and the embedding where they are tied; these stay gathered to the end of the backward pass), and the rest.
 
 Sources: torch 2.13, `torch/distributed/fsdp/_fully_shard`; transformers, `distributed/fsdp.py`; accelerate,
 `fsdp2_prepare_model`.
@@ -17,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,16 +40,19 @@ def shard_bytes(parameter: Tensor, ranks: int) -> int:
 
 @dataclass(eq=False)
 class Unit:
-    """Parameters that are put together at once, and the modules that need them."""
+    """Parameters that are gathered at once, and the modules that need them.
+
+    Attributes:
+        stays: the parameters stay gathered after the forward pass.
+        whole: what stands for the parameters while they are gathered.
+        coming: what stands for the buffer in which they arrive, if their gathering has begun ahead of time.
+    """
 
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
     stays: bool = False
-    """Not let go after the forward pass."""
     whole: list[Tensor] = field(default_factory=list)
-    """What stands for the parameters while they are together."""
     coming: list[Tensor] = field(default_factory=list)
-    """What stands for the buffer in which they arrive, where that has been begun ahead of time."""
 
     @property
     def size(self) -> int:
@@ -65,12 +68,10 @@ def units_of(model: Any) -> list[Unit]:
     taken: set[int] = set()
 
     def unit(modules: Sequence[nn.Module | None], *, stays: bool = False) -> Unit:
-        there = [module for module in modules if module is not None]
-        mine: dict[int, nn.Parameter] = {}
-        for module in there:
-            mine |= {id(p): p for p in module.parameters() if id(p) not in taken}
-        taken.update(mine)
-        return Unit(there, list(mine.values()), stays)
+        present = [module for module in modules if module is not None]
+        parameters = {id(p): p for module in present for p in module.parameters() if id(p) not in taken}
+        taken.update(parameters)
+        return Unit(present, list(parameters.values()), stays)
 
     _, blocks = find_blocks(model)
     units = [unit([block]) for block in blocks]
@@ -80,7 +81,7 @@ def units_of(model: Any) -> list[Unit]:
         units.append(unit([embedding]))
     units.append(unit([_final_norm(model, blocks), *([embedding] if tied else []), output], stays=True))
     units.append(unit([model], stays=True))
-    return [one for one in units if one.parameters]
+    return [unit for unit in units if unit.parameters]
 
 
 def _final_norm(model: Any, blocks: nn.ModuleList) -> nn.Module | None:
@@ -114,9 +115,8 @@ class Gathering:
         self._shards: dict[int, Tensor] = {}
         self._waiting: dict[int, set[int]] = {}
 
-    # -- what happens to a unit ----------------------------------------------------------------------------------------
-
-    def gather(self, unit: Unit) -> None:
+    def gather(self, unit: Unit, *_: Any) -> None:
+        """Before a unit's forward pass."""
         if unit.whole:
             return
         arriving = unit.coming or self._all_gather(unit)
@@ -132,15 +132,17 @@ class Gathering:
         self.sent += (self.ranks - 1) * sum(shard_bytes(p, self.ranks) for p in unit.parameters)
         return [_bytes(unit.size)]
 
-    def let_go(self, unit: Unit) -> None:
-        unit.whole = []
+    def after_forward(self, unit: Unit, *_: Any) -> None:
+        # Within a backward pass a forward pass is a checkpoint's, and the backward pass follows.
+        if not self.backward:
+            unit.whole = []
 
-    def begin_backward(self, unit: Unit) -> None:
+    def begin_backward(self, unit: Unit, *_: Any) -> None:
         """Before a unit's backward pass: it is put together, and the next one's buffer is begun."""
         self.backward, self._arrived = True, None
         for other in self.units:
             if other is not unit and not other.stays:
-                self.let_go(other)
+                other.whole = []
         self.gather(unit)
         del self.order[max((i for i, other in enumerate(self.order) if other is unit), default=len(self.order)) :]
         if self.order and not self.order[-1].whole and not self.order[-1].coming:
@@ -153,7 +155,7 @@ class Gathering:
         if waiting or not self.reduce:
             return
         del self._waiting[id(unit)]
-        self.let_go(unit)
+        unit.whole = []
         self._reducing = None
         self._reducing = _bytes(bytes_of(unit.trained))
         self.reduced += (self.ranks - 1) * sum(shard_bytes(p, self.ranks) for p in unit.trained)
@@ -171,42 +173,24 @@ class Gathering:
         for unit in self.units:
             unit.whole, unit.coming = [], []
 
-    # -- hooks ---------------------------------------------------------------------------------------------------------
-
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Within: the model's units are followed as it runs."""
+        """Within: hooks follow the model's units as it runs."""
         handles: list[Any] = []
         try:
             for unit in self.units:
                 for module in unit.modules:
-                    handles.append(module.register_forward_pre_hook(self._before(unit)))
-                    handles.append(module.register_full_backward_pre_hook(self._before_backward(unit)))
+                    handles.append(module.register_forward_pre_hook(partial(self.gather, unit)))
+                    handles.append(module.register_full_backward_pre_hook(partial(self.begin_backward, unit)))
                     if not unit.stays:
-                        handles.append(module.register_forward_hook(self._after(unit)))
-                handles += [p.register_post_accumulate_grad_hook(self._taking(unit)) for p in unit.trained]
+                        handles.append(module.register_forward_hook(partial(self.after_forward, unit)))
+                take = partial(self.take_gradient, unit)
+                handles += [p.register_post_accumulate_grad_hook(take) for p in unit.trained]
             yield
         finally:
             for handle in handles:
                 handle.remove()
             self.end()
-
-    def _before(self, unit: Unit) -> Callable[..., None]:
-        return lambda module, inputs: self.gather(unit)
-
-    def _after(self, unit: Unit) -> Callable[..., None]:
-        def after(module: Any, inputs: Any, output: Any) -> None:
-            # Within a backward pass a forward pass is a checkpoint's, and the backward pass follows.
-            if not self.backward:
-                self.let_go(unit)
-
-        return after
-
-    def _before_backward(self, unit: Unit) -> Callable[..., None]:
-        return lambda module, gradients: self.begin_backward(unit)
-
-    def _taking(self, unit: Unit) -> Callable[[Any], None]:
-        return lambda parameter: self.take_gradient(unit, parameter)
 
 
 def _bytes(count: int) -> Tensor:

@@ -88,7 +88,7 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
     first = settings.pop("seed", 0)
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise UserError(f"attack {name!r}: seed must be a whole number of at least 0, not {first!r}")
-    given = {key: options[key] for key in ("search", "bound") if key in options}
+    given: dict[str, Any] = {key: options[key] for key in ("search", "bound") if key in options}
     return Plan(record.name, settings, tuple(range(first, first + count)), least, search, bound, reference, given)
 
 

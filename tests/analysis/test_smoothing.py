@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from letgo.analysis.bounds import (
+from letgo.analysis.smoothing import (
+    bound,
     certified_radius,
     check_smoothing,
     clopper_pearson_lower,
     draws_needed,
+    noisy_outcome,
     reveals_at_most,
 )
-from letgo.analysis.smoothing import bound, noisy_outcome
 from letgo.analysis.weights import Weights
 from letgo.core.errors import UserError
 from tests.analysis.problems import HalfSpace
