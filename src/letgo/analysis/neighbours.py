@@ -1,4 +1,4 @@
-"""Other weights beside a model's, and how far they are: its original's, another model's, those that an attack leaves."""
+"""Other weights beside a model's, and how far away: its original's, another model's, those that an attack leaves."""
 
 from __future__ import annotations
 

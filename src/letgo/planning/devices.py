@@ -1,10 +1,10 @@
-"""The plan of a run on several devices: what each holds, and whether it fits."""
+"""The plan of a run: its stages put together, on one device or on several, and whether it fits there."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,10 +13,9 @@ from torch import Tensor
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.core.sizes import size
-from letgo.objectives import Objective
-from letgo.planning.estimate import Planned, Work
-from letgo.planning.machine import Speed, resident_bytes
-from letgo.planning.make import check_flops, make_plan
+from letgo.planning.estimate import Planned
+from letgo.planning.machine import resident_bytes
+from letgo.planning.one_shot import one_shot_work
 from letgo.planning.report import Phase, Plan
 from letgo.planning.shards import ShardedPass, as_traced, shard_bytes, trace_sharded
 from letgo.planning.tracing import Traced
@@ -27,11 +26,6 @@ STRATEGIES = ("single", "ddp", "fsdp2")
 DEVICES = ("cpu", "cuda")
 MOST_DEVICES = 1024
 """As far as a number of devices is looked for on which a run fits."""
-FRAGMENTED_TOGETHER = 1.85
-"""Resident bytes for each byte alive among activations and gradients of one of several processes on a CPU, where more
-threads allocate. Calibrated on two gloo processes, see tests/planning/measured_ranks.py."""
-RESERVE = 0.05
-"""Of an accelerator's memory: for its driver, its libraries and NCCL, which are not followed."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +111,51 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
+def plan(config: UnlearnConfig, *, flops: float | None = None, measure: bool = False) -> Plan:
+    """What the run of a config will take. Reads the data, the tokenizer and the model's config; no weights.
+
+    Args:
+        config: as `letgo.read_config` or `letgo.training.config.make_config` gives it.
+        flops: floating-point operations a second to take times with; by default measured (0.3 s of matrix products).
+        measure: measure more closely: two layers of the architecture, forward and backward.
+
+    Raises:
+        UserError: for settings or data that can't be used.
+    """
+    _check_flops(flops)
+    return _make_plan(Planned(config, resident_bytes()), flops, measure)
+
+
+def _check_flops(flops: float | None) -> None:
+    if flops is not None and not flops > 0:
+        raise UserError(f"letgo plan: flops must be above 0, not {flops}")
+
+
+def _make_plan(run: Planned, flops: float | None, measure: bool) -> Plan:
+    work = run.training(run.objective) if run.objective else one_shot_work(run)
+    operations = {"evaluate": run.evaluation_flops(), **work.flops}
+    speed = run.speed(flops, measure, work.batch)
+    return Plan(
+        model={
+            "name": run.args.model,
+            "parameters": run.parameters,
+            "trained": sum(p.numel() for p in run.trained),
+            "bytes": run.weights,
+            "dtype": run.args.base_quantization or run.args.dtype,
+        },
+        device=str(run.device),
+        phases=(*run.evaluating(), *work.phases),
+        process=run.process,
+        disk=run.disk(work),
+        steps=work.steps,
+        flops=operations,
+        speed=speed.flops if speed else None,
+        how=speed.how if speed else "",
+        seconds={name: count / speed.flops for name, count in operations.items()} if speed else {},
+        notes=tuple(run.notes),
+    )
+
+
 def plan_devices(
     config: UnlearnConfig,
     devices: int,
@@ -143,18 +182,18 @@ def plan_devices(
     if strategy is None:
         several = "fsdp2" if config.strategy == "fsdp2" else "ddp"
         strategy = several if devices > 1 else "single"
-    check_flops(flops)
+    _check_flops(flops)
     _check(devices, strategy, device, memory)
     if devices > 1 and (flops is not None or measure):
         raise UserError("letgo plan: times are told of one device alone; leave flops and measure away")
     if devices > 1 and strategy == "fsdp2":
         check_shards(config)
     run = planned(config, resident_bytes(), devices, strategy, None if device is None else torch.device(device))
-    run.notes += run.idle()
-    plan = make_plan(run, flops, measure)
-    needed, usable = run.needed(plan.peak.total), run.usable(memory)
+    run.note_idle_devices()
+    made = _make_plan(run, flops, measure)
+    needed, usable = run.needed(made.peak.total), run.usable(memory)
     return DevicesPlan(
-        plan=plan,
+        plan=made,
         devices=devices,
         strategy=strategy,
         share=config.share,
@@ -178,71 +217,11 @@ def _check(devices: int, strategy: str, device: str | None, memory: int | None) 
         raise UserError(f"letgo plan: device-memory must be above 0, not {memory}")
 
 
-# -- what a device holds -----------------------------------------------------------------------------------------------
-
-
-class OnDevices(Planned):
-    """A run on N devices with whole weights on each: DDP, and what the others have in common with it."""
-
-    def __init__(self, args: UnlearnConfig, process: int, ranks: int, device: torch.device | None) -> None:
-        super().__init__(args, process, device=device, readers=ranks if args.share == "data" else 1)
-        self.ranks = ranks
-
-    def use(self, ranks: int) -> None:
-        """As many devices; what was traced stays."""
-        self.ranks = ranks
-
-    def needed(self, peak: int) -> int:
-        """Bytes of a device at this peak: on a CPU the process itself lies there too."""
-        return peak + (self.process if self.device.type == "cpu" else 0)
-
-    def usable(self, memory: int | None) -> int | None:
-        """Bytes of a device's memory that a run can use."""
-        reserve = RESERVE if self.device.type != "cpu" else 0.0
-        return None if memory is None else int((1 - reserve) * memory)
-
-    def idle(self) -> list[str]:
-        """A note where some devices have no work of their own."""
-        if self.ranks == 1:
-            return []
-        if self.objective is None:
-            return [f"every device does the whole of {self.args.objective}: it takes no steps that devices could share"]
-        work, unit = len(self.dataset), "rows in the forget set"
-        if self.args.share == "directions":
-            if self.cost.backwards:
-                return []
-            work, unit = round(self.cost.forwards), "evaluations in a step"
-        if self.ranks <= work:
-            return []
-        return [f"{self.ranks} devices, but {work} {unit}: {self.ranks - work} have nothing of their own to do"]
-
-    def training(self, objective: Objective) -> Work:
-        work = super().training(objective)
-        return replace(work, phases=tuple(self.on_device(phase) for phase in work.phases))
-
-    def fragmented(self) -> float:
-        alone = super().fragmented()
-        return max(alone, FRAGMENTED_TOGETHER) if self.device.type == "cpu" and self.ranks > 1 else alone
-
-    def speed(self, flops: float | None, measure: bool, shape: torch.Size) -> Speed | None:
-        """None, for a plan without times, of several devices and of a kind that this machine does not have."""
-        missing = self.device.type == "cuda" and not torch.cuda.is_available()
-        return None if self.ranks > 1 or (flops is None and missing) else super().speed(flops, measure, shape)
-
-    def on_device(self, phase: Phase) -> Phase:
-        """A phase of the step, with what the strategy adds."""
-        first, _ = self.passes
-        # Replicas of which no gradient is ever taken are not wrapped.
-        if self.ranks == 1 or not first or not phase.name.startswith(("train", "step")):
-            return phase
-        return Phase(phase.name, {**phase.items, "buffers of DDP": self.trained_bytes})
-
-
-class InShards(OnDevices):
+class InShards(Planned):
     """FSDP2: parameters, gradients and state in shards (adapters are trained on replicas: `check_shards`)."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._passes: dict[str, tuple[Traced, ShardedPass]] = {}
         self.use(self.ranks)
 
@@ -275,20 +254,19 @@ class InShards(OnDevices):
 
 def planned(
     config: UnlearnConfig, process: int, devices: int, strategy: str, device: torch.device | None = None
-) -> OnDevices:
-    """The run on its devices; one device is `Planned` itself, whatever the strategy."""
-    kind = InShards if devices > 1 and strategy == "fsdp2" else OnDevices
-    return kind(config, process, devices, device)
+) -> Planned:
+    kind = InShards if devices > 1 and strategy == "fsdp2" else Planned
+    return kind(config, process, ranks=devices, device=device)
 
 
-def find_way_out(run: OnDevices, usable: int) -> WayOut | None:
+def find_way_out(run: Planned, usable: int) -> WayOut | None:
     """The fewest devices that the run fits on, on replicas where one device would do, else in shards; None if there is
     no such number up to `MOST_DEVICES`."""
     objective, config = run.objective, run.args
     if objective is None:
         return None
     alone = planned(config, run.process, 1, "single", run.device) if isinstance(run, InShards) else run
-    ways: list[tuple[str, OnDevices, list[int]]] = [("single", alone, [1])]
+    ways: list[tuple[str, Planned, list[int]]] = [("single", alone, [1])]
     with contextlib.suppress(UserError):
         check_shards(config)
         sharded = run if isinstance(run, InShards) else planned(config, run.process, 2, "fsdp2", run.device)

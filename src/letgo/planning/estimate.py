@@ -35,6 +35,11 @@ FRAGMENTED_ADAPTERS = 2.0
 """The same where adapters are trained, on a plain and on a quantized base: small gradients and states lie between large
 activations, and most of what is freed stays."""
 FRAGMENTED_QUANTIZED = 2.6
+FRAGMENTED_TOGETHER = 1.85
+"""The same of one of several processes, where more threads allocate. Calibrated on two gloo processes, see
+tests/planning/measured_ranks.py."""
+RESERVE = 0.05
+"""Of an accelerator's memory: for its driver, its libraries and NCCL, which are not followed."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,10 @@ class Planned:
         args: the run's config.
         process: bytes of the process before anything is loaded.
         device: where the model will lie; by default what this machine has.
-        readers: processes among which the rows of a step are split.
+        ranks: devices, a process each; every one holds whole weights.
 
     Attributes:
+        readers: processes among which the rows of a step are split.
         held: bytes of the weights (and adapters) on a device, alive in every stage.
         trained_bytes, trained_here: bytes of the trained parameters, and of the part of them that a device holds.
         largest: bytes of the largest trained parameter on a device.
@@ -73,9 +79,10 @@ class Planned:
     """
 
     def __init__(
-        self, args: UnlearnConfig, process: int, *, device: torch.device | None = None, readers: int = 1
+        self, args: UnlearnConfig, process: int, *, device: torch.device | None = None, ranks: int = 1
     ) -> None:
-        self.args, self.process, self.readers = args, process, readers
+        self.args, self.process, self.ranks = args, process, ranks
+        self.readers = ranks if args.share == "data" else 1
         self.device = device or (torch.device("cpu") if args.use_cpu else best_device())
         self.dtype = DTYPES[args.dtype]
         self.benchmark: Benchmark = benchmark_of(resolved_settings(args))
@@ -130,6 +137,36 @@ class Planned:
             packed = rows * columns // 2 + 4 * -(-rows * columns // 64) if kind != "int8" else rows * columns + 4 * rows
             total += packed - module.weight.numel() * module.weight.element_size()
         return total
+
+    def use(self, ranks: int) -> None:
+        """As many devices; what was traced stays."""
+        self.ranks = ranks
+
+    def needed(self, peak: int) -> int:
+        """Bytes of a device at this peak: on a CPU the process itself lies there too."""
+        return peak + (self.process if self.device.type == "cpu" else 0)
+
+    def usable(self, memory: int | None) -> int | None:
+        """Bytes of a device's memory that a run can use."""
+        reserve = RESERVE if self.device.type != "cpu" else 0.0
+        return None if memory is None else int((1 - reserve) * memory)
+
+    def note_idle_devices(self) -> None:
+        """Note where some devices have no work of their own."""
+        work, unit = len(self.dataset), "rows in the forget set"
+        if self.ranks == 1:
+            return
+        if self.objective is None:
+            method = self.args.objective
+            self.notes.append(f"every device does the whole of {method}: it takes no steps that devices could share")
+            return
+        if self.args.share == "directions":
+            if self.cost.backwards:
+                return
+            work, unit = round(self.cost.forwards), "evaluations in a step"
+        idle = self.ranks - work
+        if idle > 0:
+            self.notes.append(f"{self.ranks} devices, but {work} {unit}: {idle} have nothing of their own to do")
 
     # -- the stages ----------------------------------------------------------------------------------------------------
 
@@ -189,7 +226,7 @@ class Planned:
             phases.append(Phase("train, zeroth", passes))
             flops["train"] += evaluations * zeroth.flops * cost.forwards
         return Work(
-            tuple(phases),
+            tuple(self.on_device(phase) for phase in phases),
             flops,
             steps,
             next(iter(batch.values()))["input_ids"].shape,
@@ -219,12 +256,22 @@ class Planned:
         second = {**common, "gradients": passes.gradients, "within the optimizer's step": within}
         return Phase(names[0], first), Phase(names[1], second)
 
+    def on_device(self, phase: Phase) -> Phase:
+        """A phase of the step, with what the strategy adds."""
+        first, _ = self.passes
+        # Replicas of which no gradient is ever taken are not wrapped.
+        if self.ranks == 1 or not first or not phase.name.startswith(("train", "step")):
+            return phase
+        return Phase(phase.name, {**phase.items, "buffers of DDP": self.trained_bytes})
+
     def fragmented(self) -> float:
+        """Resident bytes for each byte alive."""
         if self.device.type != "cpu":
             return 1.0
-        if not self.adapters:
-            return FRAGMENTED
-        return FRAGMENTED_QUANTIZED if self.args.base_quantization else FRAGMENTED_ADAPTERS
+        alone = FRAGMENTED
+        if self.adapters:
+            alone = FRAGMENTED_QUANTIZED if self.args.base_quantization else FRAGMENTED_ADAPTERS
+        return max(alone, FRAGMENTED_TOGETHER) if self.ranks > 1 else alone
 
     def part(self, name: str, size: int) -> dict[str, Tensor]:
         """The micro-batch that takes most: the longest row among rows of the usual length."""
@@ -330,7 +377,13 @@ class Planned:
         return evaluations * self.scored.tokens * self.scored.flops
 
     def speed(self, flops: float | None, measure: bool, shape: torch.Size) -> Speed | None:
-        """Args: as in `plan`, and the shape of a micro-batch, (rows, length)."""
+        """None for several devices, and for a kind that this machine does not have.
+
+        Args: as in `plan`, and the shape of a micro-batch, (rows, length).
+        """
+        missing = self.device.type == "cuda" and not torch.cuda.is_available()
+        if self.ranks > 1 or (flops is None and missing):
+            return None
         if flops is not None:
             return Speed(flops, "given")
         if measure:

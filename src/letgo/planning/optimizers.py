@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from letgo.core.catalog import settings_of
 from letgo.optim import OPTIMIZERS, create_optimizer
@@ -118,20 +119,10 @@ def _loss(parameters: list[torch.nn.Parameter]) -> Tensor:
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all tensors that the optimizer, and those within it, keep."""
-    seen: set[int] = set()
-    total = 0
-    waiting: list[Any] = []
+    sizes: dict[int, int] = {}
     for inner in every_optimizer(optimizer):
         # What torch does not know of (averages, directions) is in the extra state.
-        waiting += [inner.state, adapt(inner).extra_state()]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Tensor):
-            if value.data_ptr() not in seen:
-                seen.add(value.data_ptr())
-                total += value.numel() * value.element_size()
-        elif isinstance(value, Mapping):
-            waiting += list(value.values())
-        elif isinstance(value, list | tuple):
-            waiting += list(value)
-    return total
+        for leaf in tree_leaves((list(inner.state.values()), adapt(inner).extra_state())):
+            if isinstance(leaf, Tensor):
+                sizes.setdefault(leaf.data_ptr(), leaf.numel() * leaf.element_size())
+    return sum(sizes.values())

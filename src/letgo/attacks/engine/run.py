@@ -12,9 +12,8 @@ from typing import Any
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import RETRAINED, Attacked, Probe, Victim
 from letgo.attacks.engine.judge import judge_measured, judge_samples, judge_ways, relearning_score
-from letgo.attacks.engine.outcome import Seed, result_of
+from letgo.attacks.engine.outcome import Seed, family_of, result_of, robustness
 from letgo.attacks.engine.references import attacked_reference
-from letgo.attacks.engine.robustness_scores import family_of, robustness
 from letgo.attacks.engine.search import search
 from letgo.attacks.engine.spec import THRESHOLD, Plan, plan_attack
 from letgo.attacks.engine.target import Target, open_target
