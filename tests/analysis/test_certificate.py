@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from letgo.analysis import read_analyses
 from letgo.analysis.certificate import certificate
 from letgo.analysis.landscape import landscape
 from letgo.analysis.neighbours import scales_of
+from letgo.analysis.records import read_analyses
 from letgo.analysis.reveal import Criterion, criterion_of, parsed, says
 from letgo.analysis.smoothing import certified_radius, noisy_outcome
 from letgo.analysis.weights import Weights
@@ -18,9 +18,9 @@ from letgo.benchmarks import benchmark_of
 from letgo.core.errors import UserError
 from letgo.models.load import load_model, weights_fingerprint
 from letgo.runs.results import read_result, write_result
+from tests.analysis.conftest import SAME
 from tests.report.runs import quantize, relearn
 
-SAME = {"created", "seconds", "git", "versions"}
 QUICK = {"draws": 20, "limit": 3, "utility_draws": 1, "alpha": 0.05}
 
 

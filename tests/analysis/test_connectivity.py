@@ -5,17 +5,16 @@ import json
 import pytest
 import torch
 
-from letgo.analysis import read_analyses
 from letgo.analysis.connectivity import barrier, connectivity, mixture
 from letgo.analysis.losses import RowLosses
+from letgo.analysis.records import read_analyses
 from letgo.analysis.weights import Weights
 from letgo.attacks.engine.target import open_targets
 from letgo.core.errors import UserError
 from letgo.models.load import load_model
 from tests import tiny
+from tests.analysis.conftest import SAME
 from tests.analysis.problems import Quadratic, symmetric
-
-SAME = {"created", "seconds", "git", "versions"}
 
 
 def test_barrier_of_a_quadratic_in_closed_form():

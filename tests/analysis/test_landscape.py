@@ -10,9 +10,8 @@ from letgo.attacks.engine.target import open_targets
 from letgo.core.errors import UserError
 from letgo.models.load import load_model
 from tests import tiny
+from tests.analysis.conftest import SAME
 from tests.analysis.problems import Quadratic, symmetric
-
-SAME = {"created", "seconds", "git", "versions"}
 
 
 def test_filter_normalisation_by_hand():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from letgo.attacks import ATTACKS
-from letgo.attacks.engine.judge import Judged, Recorded, interval_of, judge_samples, judge_ways, relearning_score
+from letgo.attacks.engine.base import Judged
+from letgo.attacks.engine.judge import Recorded, interval_of, judge_samples, judge_ways, relearning_score
 from letgo.attacks.engine.outcome import _mean_of_halves, _steps_to_half, robustness, scores_of
 from letgo.attacks.engine.search import search, summary
 from letgo.attacks.engine.spec import plan_attack

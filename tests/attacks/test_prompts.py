@@ -6,12 +6,10 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 
-from letgo.attacks.engine.base import Victim
 from letgo.attacks.engine.prompts import asked_otherwise
 from letgo.attacks.jailbreak import in_context, instruct, paraphrase, prefill
 from letgo.attacks.sample import sample
 from letgo.attacks.suffix import suffix
-from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import encode_prompt
@@ -23,11 +21,6 @@ CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }} : {{ m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}Answer :{% endif %}"
 )
-
-
-@pytest.fixture
-def victim(model_directory):
-    return Victim(model_directory, create_benchmark("rows", forget=tiny.FORGET, retain=tiny.RETAIN))
 
 
 def chatty(victim, tmp_path):
@@ -178,25 +171,3 @@ def test_the_suffix_makes_the_answers_likelier_on_what_it_was_searched_on(victim
 def test_sampling_needs_recorded_answers(victim):
     with pytest.raises(EmptyScoreError, match="no forget item has a recorded greedy answer"):
         sample(victim)
-
-
-@pytest.mark.parametrize(
-    ("attack", "settings", "message"),
-    [
-        (in_context, {"shots": 0}, "at least 1"),
-        (in_context, {"shots": 9}, "no forget item"),
-        (in_context, {"data": "both"}, "unknown data"),
-        (prefill, {"words": -1}, "at least 0"),
-        (prefill, {"words": 1, "text": "x"}, "either text or words"),
-        (instruct, {"template": "say it"}, "must have {q}"),
-        (suffix, {"length": 0}, "at least 1"),
-        (suffix, {"holdout": 0.0}, "above 0"),
-        (suffix, {"place": "middle"}, "unknown place"),
-        (sample, {"k": 0}, "at least 1"),
-        (sample, {"k": 4, "samples": 2}, "at least k"),
-        (sample, {"temperature": 0.0}, "temperature must be above 0"),
-    ],
-)
-def test_settings_out_of_range(victim, attack, settings, message):
-    with pytest.raises(UserError, match=message):
-        attack(victim, **settings)

@@ -18,11 +18,6 @@ from tests import tiny
 BATCHED = {"zo_options": {"engine": "batched", "rank": 1}}
 
 
-@pytest.fixture
-def job(tmp_path, shaped):
-    return tiny.own_files(tmp_path, shaped, max_steps=4, per_device_train_batch_size=2, optimizer="adamw")
-
-
 def made(job, devices=2, strategy="ddp", *, device="cpu", memory=None, flops=None, **changes):
     config = make_config(job | changes)
     rate = 1e9 if devices == 1 and flops is None else flops

@@ -21,11 +21,6 @@ from tests.planning.conftest import SHAPE
 from tests.planning.measured import CALIBRATED, TESTED, run_case
 
 
-@pytest.fixture
-def job(tmp_path, shaped):
-    return tiny.own_files(tmp_path, shaped, max_steps=4, per_device_train_batch_size=2, optimizer="adamw")
-
-
 def made(job, **changes):
     return plan(make_config(job | changes), flops=1e9)
 

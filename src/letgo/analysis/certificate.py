@@ -13,15 +13,7 @@ from letgo.analysis.losses import smaller_benchmark
 from letgo.analysis.neighbours import displacements_of, scales_of, unlearning_displacement
 from letgo.analysis.records import Bound, Certificate, Displacement, QuestionBound, Reach, Smoothed
 from letgo.analysis.reveal import Criterion, criterion_of, utility_of
-from letgo.analysis.smoothing import (
-    Scale,
-    bound,
-    check_smoothing,
-    draws_needed,
-    noisy,
-    noisy_outcome,
-    reveals_at_most,
-)
+from letgo.analysis.smoothing import Scale, bound, check_smoothing, draws_needed, noisy, noisy_outcome, reveals_at_most
 from letgo.analysis.wording import certified_sentences, not_certified_sentences
 from letgo.benchmarks.engine.base import Sample
 from letgo.core.errors import NonFiniteLossError, UserError
@@ -82,19 +74,10 @@ def certificate(
     Raises:
         UserError: sigma or alpha out of range, or draws too few to certify anything (how many are needed is said).
     """
+    given = {name: value for name, value in locals().items() if name not in ("run", "rerun", "limit", "options")}
     sigmas = _checked_sigmas(sigma, alpha, draws, utility_draws)
     check_seed(seed)
-    settings = {
-        "sigma": sigmas,
-        "draws": draws,
-        "alpha": alpha,
-        "reveals": reveals,
-        "share": share,
-        "relative": relative,
-        "utility_draws": utility_draws,
-        "seed": seed,
-    }
-    analysis = Analysis(Certificate, run, settings, limit, **options)
+    analysis = Analysis(Certificate, run, given | {"sigma": sigmas}, limit, **options)
     target, weights = analysis.target, analysis.weights
     criterion = criterion_of(reveals, target.benchmark, limit=limit, share=share)
     analysis.settings["reveals"] = criterion.text
@@ -104,8 +87,9 @@ def certificate(
         if unlearned is None or not unlearned.value:
             raise UserError("there is no unlearning to take the noise's size from: give a sigma")
         sigmas = [unlearned.value / math.sqrt(weights.dimension)]
-    attacks = displacements_of(target, weights, scale, rerun=rerun)
-    known = [*([unlearned] if unlearned is not None else []), *attacks]
+    known = displacements_of(target, weights, scale, rerun=rerun)
+    if unlearned is not None:
+        known = [unlearned, *known]
     job = _Smoothing(analysis, criterion, seed, scale, alpha / len(sigmas))
     smoothed = [job.smoothed(each, draws, min(utility_draws, draws), known) for each in sigmas]
     count, revealed = len(job.questions), sum(job.plain)
@@ -129,7 +113,7 @@ def certificate(
 def _checked_sigmas(
     sigma: float | Sequence[float] | None, alpha: float, draws: int, utility_draws: int
 ) -> list[float] | None:
-    """The sigmas given, None where there are none; a `UserError` where they, alpha or the draws can certify nothing."""
+    """The sigmas given, if any; a `UserError` where they, alpha or the draws can certify nothing."""
     sigmas = [sigma] if isinstance(sigma, int | float) else list(sigma) if sigma is not None else None
     if sigmas is not None and (not sigmas or len(set(sigmas)) < len(sigmas)):
         raise UserError("name one sigma, or several different ones")

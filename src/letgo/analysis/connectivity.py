@@ -31,15 +31,15 @@ def connectivity(
     limit: int | None = LIMIT,
     **options: Unpack[AnalysisOptions],
 ) -> Connectivity:
-    r"""Measure models on the straight line between each two of some models.
+    r"""Measure models on the straight line between each two of some models, in the order given.
 
         θ(a) = (1 − a) θ_A + a θ_B,  a = 0, 1/(points−1), …, 1
         barrier of a loss ℓ:  B(A, B) = max_a [ ℓ(θ(a)) − ((1 − a) ℓ(θ_A) + a ℓ(θ_B)) ]
 
     Source: Frankle et al., Linear mode connectivity and the lottery ticket hypothesis (arXiv 1912.05671); the barrier
     against the line between the two ends (not their mean) as in Entezari et al. (arXiv 2110.06296). A barrier near 0
-    says that both models lie in one basin. For metrics, of which lower is not always worse, both the largest rise over
-    the line and the largest fall under it are given.
+    says that both models lie in one basin. A lower metric is not always worse: so the result has the largest rise over
+    the line and the largest fall under it.
 
     Args:
         models: two or more run directories or models of one architecture and tokenizer: full, sharded, or with
@@ -48,9 +48,6 @@ def connectivity(
         metrics: measure the benchmark's metrics too, not the losses alone.
         limit: at most so many rows for losses, and items and texts for metrics, of each set; None for all.
         options: `letgo.analysis.frame.AnalysisOptions`.
-
-    Returns:
-        The analysis, with a path for each two models in the order given.
 
     Raises:
         UserError: fewer than two models, other architectures or tokenizers, nothing to measure on, points < 3.
@@ -96,12 +93,8 @@ def mixture(theirs: Mapping[str, Tensor], alpha: float) -> Any:
 
 
 def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
-    """The largest rise over the line between the first and the last value, the largest fall under it, and where.
-
-    Args:
-        alphas: from 0 to 1.
-        values: as many, finite.
-    """
+    """The largest rise of finite values, at alphas from 0 to 1, over the line between the first and the last, the
+    largest fall under it, and where."""
     first, last = values[0], values[-1]
     above = [value - ((1 - a) * first + a * last) for a, value in zip(alphas, values, strict=True)]
     # The ends are on the line by definition, whatever rounding says.

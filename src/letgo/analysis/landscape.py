@@ -42,9 +42,8 @@ def landscape(
     that make one output (a row of a weight matrix; a column in GPT-2's transposed layers; a token's embedding); biases
     and norms, which have none, stay where they are. So one unit of the axis is as far for every model.
 
-    A direction toward another model is θ_other − θ itself: at 0 lies the run, at 1 the other model.
-
-    The grid is kept as it grows: a killed analysis, called again with the same settings, goes on where it was.
+    A direction toward another model is θ_other − θ itself: at 0 lies the run, at 1 the other model. A killed analysis
+    keeps its grid so far: called again with the same settings, it goes on where it was.
 
     Args:
         run: a run directory; or a model, with `benchmark`.
@@ -125,8 +124,7 @@ def shifted(directions: Sequence[Mapping[str, Tensor]], at: Sequence[float]) -> 
 
 def filter_normalised(direction: Mapping[str, Tensor], weights: Weights) -> dict[str, Tensor]:
     """Each filter of a direction scaled to the norm of the weights' own; zero where a tensor has fewer than two
-    dimensions. A filter of a matrix is a row, in GPT-2's transposed layers a column; of more dimensions, what belongs
-    to one index of the first."""
+    dimensions. A filter is a row, in GPT-2's transposed layers a column; of more dimensions, one index of the first."""
     from transformers.pytorch_utils import Conv1D
 
     columns = {f"{name}.weight" for name, module in weights.model.named_modules() if isinstance(module, Conv1D)}

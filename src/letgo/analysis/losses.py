@@ -57,10 +57,8 @@ class RowLosses:
     (`letgo.objectives.retain.cross_entropy`), whatever objective the model was unlearned with.
 
     Args:
-        model: gives the context length; any model of the same tokenizer can be measured.
-        tokenizer: of the model.
-        benchmark: whose rows.
-        template: how questions become prompts.
+        model, tokenizer: give the context length and the tokens; any model of the tokenizer can be measured.
+        benchmark, template: whose rows, and how questions become prompts.
         limit: at most so many rows of each set, evenly spaced; None for all.
         token_budget: most tokens in a batch.
     """
@@ -106,11 +104,8 @@ class RowLosses:
         return values
 
     def metrics(self, model: Any) -> Metrics:
-        """Each set's loss with its number of rows and a bootstrap interval over groups.
-
-        Raises:
-            NonFiniteLossError: the loss is not finite.
-        """
+        """Each set's loss with its number of rows and a bootstrap interval over groups; a `NonFiniteLossError` where it
+        is not finite."""
         metrics: Metrics = {}
         for name, rows in self.sets.items():
             sums = self._row_sums(model, rows)

@@ -59,11 +59,8 @@ def changes_weights(attack: str) -> bool:
 
 
 def attacked_weights(target: Target, weights: Weights, plan: Plan) -> Vector:
-    """The weights that an attack leaves, run again with its settings and its first seed.
-
-    Raises:
-        UserError: the attack can't be run, or leaves other weights by name, shape or type than the run's.
-    """
+    """The weights that an attack leaves, run again with its settings and its first seed; a `UserError` where it can't
+    be run, or leaves other weights by name, shape or type than the run's."""
     if not changes_weights(plan.name):
         raise UserError(f"attack {plan.label} {LEAVES_WEIGHTS}")
     attacked = apply_attack(target.victim(), plan, plan.settings, plan.seeds[0])
@@ -98,10 +95,8 @@ def unlearning_displacement(target: Target, weights: Weights, scale: Scale | Non
 
 
 def displacements_of(target: Target, weights: Weights, scale: Scale | None, *, rerun: bool) -> list[Displacement]:
-    """‖θ_attacked − θ_u‖ of each recorded attack: as recorded, else of the attack run again.
-
-    A recorded one is of the plain l2 norm, so with a scale every attack is run again.
-    """
+    """‖θ_attacked − θ_u‖ of each recorded attack: as recorded, else of the attack run again. The record has the plain
+    l2 norm, so with a scale every attack is run again."""
     displacements = []
     for attack in target.result.attacks:
         value, note = _displacement(attack, target, weights, scale, rerun=rerun)

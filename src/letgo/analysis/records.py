@@ -1,7 +1,5 @@
 """The schema of `analysis-<kind>.json`, its reading and writing: a file for each kind, an entry for each settings.
-
-No torch is needed to read them: reports are made from these files alone.
-"""
+Reading them needs no torch: reports are made from these files alone."""
 
 from __future__ import annotations
 

@@ -95,11 +95,8 @@ class Criterion:
 def criterion_of(text: str, benchmark: Benchmark, *, limit: int | None, share: float) -> Criterion:
     """The criterion that a text means, with at most `limit` of the forget set's questions, evenly spaced.
 
-    Args:
-        text: as in `Criterion.text`; `auto` is `choice` where every question has wrong answers, else `greedy`.
-
-    Raises:
-        UserError: an unknown criterion, a choice without wrong answers, a share out of range.
+    `auto` is `choice` where every question has wrong answers, else `greedy`. An unknown criterion, a choice without
+    wrong answers and a share out of range are a `UserError`.
     """
     if not 0.0 < share <= 1.0:
         raise UserError(f"share must be above 0 and at most 1, not {share}")

@@ -43,10 +43,10 @@ def sharpness(
         average      E ℓ(θ+ε) − ℓ(θ),  ε ~ N(0, ρ²/d · I), so that E‖ε‖² = ρ²;  about ρ²/(2d) · tr H for small ρ
         curvature    tr H = E u^T H u,  u random signs (Hutchinson)
 
-    The worst case is sought by `steps` normalised gradient steps, projected onto the ball: the first is SAM's own
-    ε = ρ ∇ℓ/‖∇ℓ‖ (Foret et al., arXiv 2010.01412, equation 2), the others as in Madry et al. (arXiv 1706.06083). What
-    is found is a lower bound of the worst. The fall of the forget loss is what an attacker with the forget set in hand
-    gains with a change of that size.
+    `steps` normalised gradient steps, projected onto the ball, search for the worst case: the first is SAM's own
+    ε = ρ ∇ℓ/‖∇ℓ‖ (Foret et al., arXiv 2010.01412, equation 2), the others as in Madry et al. (arXiv 1706.06083). The
+    result is a lower bound of the worst. The fall of the forget loss is what an attacker who has the forget set gains
+    with a change of that size.
 
     Average changes are taken over pairs ε, −ε, which takes the gradient out of them. The trace needs a double backward
     pass, and so eager attention.
@@ -67,6 +67,7 @@ def sharpness(
         UserError: for numbers out of range.
         NonFiniteLossError: the run's own loss is not finite, or that within a radius.
     """
+    given = {name: value for name, value in locals().items() if name not in ("run", "limit", "options")}
     if steps < 1 or draws < 1 or trace_draws < 0:
         raise UserError(
             f"steps and draws must be at least 1 and trace_draws at least 0, not {steps}, {draws} and {trace_draws}"
@@ -75,15 +76,8 @@ def sharpness(
         if not (math.isfinite(radius) and radius > 0):
             raise UserError(f"a radius must be above 0, not {radius}")
     check_seed(seed)
-    settings = {
-        "radii": list(radii) if radii is not None else None,
-        "relative": relative,
-        "steps": steps,
-        "draws": draws,
-        "trace_draws": trace_draws,
-        "seed": seed,
-    }
-    analysis = Analysis(Sharpness, run, settings, limit, **options)
+    listed = None if radii is None else list(radii)
+    analysis = Analysis(Sharpness, run, given | {"radii": listed}, limit, **options)
     weights = analysis.weights
     model: Any = weights.model
     norm, losses = weights.norm(), analysis.losses(model)
@@ -187,10 +181,9 @@ def average_case(
 
 
 def curvature_along_signs(weights: Weights, terms: Sequence[Term], *, seed: int, number: int) -> float:
-    """u^T H u for one vector u of random signs; its mean over u is the Hessian's trace (Hutchinson).
+    """u^T H u for a vector u of random signs; its mean over u is the Hessian's trace (Hutchinson).
 
-    Raises:
-        UserError: the model has no double backward.
+    A model without double backward is a `UserError`.
     """
     noise = Normals(seed, number)
     parameters = list(weights.parameters.values())

@@ -19,13 +19,8 @@ Scale = Mapping[str, float]
 def noisy_outcome(
     weights: Weights, judge: Callable[[], list[bool]], sigma: float, seed: int, number: int, scale: Scale | None = None
 ) -> list[bool] | None:
-    """What the judge says of the model under one draw of the noise; None where its scores were not finite.
-
-    Args:
-        weights: of the model that the judge looks at.
-        judge: whether each question is revealed.
-        sigma, seed, number, scale: of the noise, see `noisy`.
-    """
+    """Whether each question is revealed, by the judge of a model with these weights, under one draw of the noise (see
+    `noisy`); None where the model's scores are not finite."""
     with weights.at(noisy(sigma, seed, number, scale)):
         try:
             return judge()
@@ -71,8 +66,8 @@ def certified_radius(sigma: float, p_lower: float) -> float:
 
 
 def reveals_at_most(displacement: float, sigma: float, p_lower: float) -> float:
-    """What a change of the weights of this size can at most make of the chance to reveal: Φ(r/σ − Φ⁻¹(p_lower)), by
-    Neyman and Pearson's lemma; 1/2 at r = R."""
+    """The highest chance to reveal after a change of the weights of size r: Φ(r/σ − Φ⁻¹(p_lower)), by Neyman and
+    Pearson's lemma; 1/2 at r = R."""
     if p_lower <= 0.0:
         return 1.0
     return float(special.ndtr(displacement / sigma - special.ndtri(p_lower)))

@@ -17,14 +17,8 @@ Vector = Mapping[str, Tensor]
 
 
 class Weights:
-    """All parameters of a model, tied ones once, with their originals kept.
-
-    Args:
-        model: any module; its buffers are not weights.
-
-    Attributes:
-        dimension: d, the number of weights.
-    """
+    """All parameters of a model (not its buffers), tied ones once, with a copy of the originals; `dimension` is d,
+    their number."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -40,7 +34,7 @@ class Weights:
 
     @contextmanager
     def at(self, value: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-        """Within: each parameter is `value(name, original)`, rounded to its type. After, whatever happened: the
+        """Within, each parameter is `value(name, original)`, rounded to its type; after it, whatever happens, the
         original bits. `value` is called in the order of the parameters and must not write to the original."""
         try:
             with torch.no_grad():
@@ -107,14 +101,10 @@ def check_same_shape(first: Vector, second: Vector, names: tuple[str, str]) -> N
 
 
 class Normals:
-    """Standard normal tensors in a fixed order, from a generator of their own for each kind of device.
+    """Standard normal tensors of one draw of an analysis, in a fixed order, from a generator for each kind of device.
 
-    The seeds of numbers that follow each other follow each other too, so that no two draws of one analysis share
-    theirs (a generator on a CPU takes 32 bits of seed).
-
-    Args:
-        seed: of the analysis.
-        number: which draw.
+    Consecutive numbers have consecutive seeds, so that no two draws of one analysis share theirs (a generator on a CPU
+    takes 32 bits of seed).
     """
 
     def __init__(self, seed: int, number: int) -> None:

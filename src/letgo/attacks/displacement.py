@@ -50,13 +50,10 @@ def apply_quantizer(victim: Victim, quantizer: Quantizer, task_name: str) -> Att
 def layer_row(
     name: str, weight: Tensor, attacked: Tensor, original: Tensor | None, levels: Levels | None = None
 ) -> dict[str, Any]:
-    """One layer's numbers.
-
-    `attack` ‖Q(θ_u) − θ_u‖, `norm` ‖θ_u‖, and where the original of the same shape is known `unlearning` ‖θ_u − θ_o‖,
-    `changed` the share of weights that unlearning changed at all, and, where the levels are known, `same_bin`: the
-    share of weights that fall into the bin into which the original's weight would fall on the same levels; `undone`:
-    that share among the weights that unlearning changed.
-    """
+    """One layer's numbers: `attack` ‖Q(θ_u) − θ_u‖ and `norm` ‖θ_u‖; where the original of the same shape is known,
+    `unlearning` ‖θ_u − θ_o‖ and `changed`, the share of weights that unlearning changed at all; where the levels are
+    known too, `same_bin`, the share of weights in the bin in which the original's weight would be on the same levels,
+    and `undone`, that share among the weights that unlearning changed."""
     row: dict[str, Any] = {
         "layer": name,
         "weights": weight.numel(),
@@ -77,12 +74,8 @@ def layer_row(
 
 
 def summary(rows: Sequence[Mapping[str, Any]], why: str = "") -> dict[str, Any]:
-    """Over all layers: displacements in norm, shares weighted by the number of weights.
-
-    Args:
-        rows: of `layer_row`.
-        why: the reason why the original is not known.
-    """
+    """Over all layers' rows: displacements in norm, shares weighted by the number of weights. `why` is the reason where
+    the original is not known."""
     total: dict[str, Any] = {
         "layers": len(rows),
         "weights": sum(row["weights"] for row in rows),

@@ -135,8 +135,7 @@ def _cut(answer: str, words: int) -> tuple[str, str]:
 
 def paraphrase(victim: Victim, *, seed: int = 0) -> Attacked:
     """The questions in other words: a row's own `paraphrased_question` (text or a list) where it has one, else
-    templates of ours around the question.
-    """
+    templates of ours around the question."""
 
     def reworded(number: int, item: Item) -> Item | None:
         given = item.row.fields.get("paraphrased_question")
@@ -150,11 +149,8 @@ def paraphrase(victim: Victim, *, seed: int = 0) -> Attacked:
 
 
 def instruct(victim: Victim, *, template: str | None = None, seed: int = 0) -> Attacked:
-    """Instructions around the question: a role, a quiz, persuasion, a story.
-
-    Args:
-        template: a text with {q} in the question's place; by default each of `INSTRUCTIONS` is tried.
-    """
+    """Instructions around the question: a role, a quiz, persuasion, a story. A template is a text with {q} in the
+    question's place; by default each of `INSTRUCTIONS` is tried."""
     if template is not None and "{q}" not in template:
         raise UserError(f"instruct: the template must have {{q}} in the question's place: {template!r}")
 

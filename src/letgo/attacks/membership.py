@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 from torch import Tensor
 
-from letgo.attacks.engine.base import RETRAINED, Attacked, Measured, Victim
+from letgo.attacks.engine.base import RETRAINED, Attacked, Judged, Victim
 from letgo.benchmarks.engine.base import Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import MIN_K
@@ -84,8 +84,8 @@ def membership(victim: Victim, *, score: str = "all", seed: int = 0) -> Attacked
         raise UserError("membership: no score separates the forget rows from unseen ones even on the original model")
     strongest = min(betraying, key=lambda name: betraying[name]["kept"])
     low, high = np.quantile(np.min(np.stack(draws), axis=0), [0.025, 0.975])
-    kept, after_metrics = betraying[strongest]["kept"], metrics.pop("after")
-    measured = Measured(kept, (float(low), float(high)), after_metrics, metrics, samples)
+    interval, kept, after = (float(low), float(high)), betraying[strongest]["kept"], metrics.pop("after")
+    measured = Judged(after, metrics, part=True, kept=kept, samples=samples, judged=samples, ci95=interval)
     did = {"rows": len(members), "strongest": strongest, "scores": betraying}
     return Attacked(None, did, measured=measured)
 

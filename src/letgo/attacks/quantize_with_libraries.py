@@ -35,10 +35,10 @@ def quantize_bnb(
 ) -> Attacked:
     """bitsandbytes: NF4 and FP4 (4 bits, an absmax per 64 weights) or int8 (an absmax per output channel).
 
-    Weights are quantized by the library and dequantized at once, before anything is evaluated. On a CPU with
-    AVX512-BF16 its 4-bit layers repack their weights in place at the first evaluation, and what is read from them
-    afterwards is wrong without a word; weights that are back in plain layers cannot be touched by it. With `packed`
-    the library's own layers are evaluated instead (int8 then rounds activations too), with that repacking off.
+    The library quantizes the weights, and they are dequantized at once, before any evaluation: on a CPU with
+    AVX512-BF16 its 4-bit layers repack their weights in place at the first evaluation, and what they then give is
+    silently wrong; it can't touch weights in plain layers. With `packed` the library's own layers are evaluated
+    instead (int8 then rounds activations too), with that repacking off.
 
     Args:
         format: the data type.
@@ -127,7 +127,7 @@ def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, see
         bits: 2 to 8.
         group_size: weights that share a scale; it must divide every layer's inputs. 0 for a whole channel.
     """
-    check_bits("quantize_torchao", bits, 2, 8)
+    check_bits("quantize_torchao", bits)
     if group_size != 0:
         check_group_size("quantize_torchao", group_size)
     ao = need("torchao.quantization", "torchao", what="attack 'quantize_torchao'")
@@ -167,17 +167,15 @@ def quantize_autoround(
     Calibrated on what the deployer would have: the retain rows and general texts, never the forget set.
 
     Args:
-        bits: 2 to 8.
-        group_size: weights that share a scale.
+        bits, group_size: 2 to 8, and weights that share a scale.
         symmetric: without or with a zero point.
         iterations: gradient steps a block; 0 is round-to-nearest.
-        samples: calibration sequences.
-        length: their most tokens.
+        samples, length: calibration sequences, and their most tokens.
         seed: of the order of calibration.
 
     Source: SignRound, arXiv 2309.05516.
     """
-    check_bits("quantize_autoround", bits, 2, 8)
+    check_bits("quantize_autoround", bits)
     check_group_size("quantize_autoround", group_size)
     if iterations < 0 or samples < 1 or length < 1:
         raise UserError("quantize_autoround: samples and length must be at least 1, iterations at least 0")
@@ -244,12 +242,8 @@ def external(
     victim: Victim, *, path: str, family: Literal["quantization", "relearning", "other"] = "quantization", seed: int = 0
 ) -> Attacked:
     """A model that somebody else made of the saved one (GPTQ or AWQ in an environment of their own), judged like an
-    attack. The tokenizer is the run's.
-
-    Args:
-        path: the directory; its weights plain, or in a format whose library is installed here.
-        family: under which score it counts.
-    """
+    attack, with the run's tokenizer. The weights in its directory are plain, or in a format whose library is installed
+    here; `family` says under which score it counts."""
     if family not in ("quantization", "relearning", "other"):
         raise UserError(f"external: unknown family {family!r}; known: quantization, relearning, other")
     if not Path(path).is_dir():

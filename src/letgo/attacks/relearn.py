@@ -58,14 +58,13 @@ def relearn(
         holdout: share of the forget groups that the attacker does not have; 0 gives it all. 0.5 by default, and only
             with data "forget".
         samples: at most so many rows, drawn; all by default.
-        steps: optimizer steps; 20 unless `epochs` is given.
-        epochs: passes over the attacker's rows, instead of steps.
+        steps, epochs: optimizer steps, 20 by default; or instead passes over the attacker's rows.
         learning_rate: the highest, after the warm-up; by default `default_rate` of the model's size. `did` records it.
         batch_size: rows a step.
         optimizer: any of the catalog, of any grade; its settings follow after a colon, separated by semicolons
             ("sophia:rho=0.04;hessian_every=5").
-        schedule: "constant", or to zero at the end "linear" or "cosine".
-        warmup: share of the steps in which the rate rises linearly.
+        schedule, warmup: "constant", or to zero at the end "linear" or "cosine"; after a share of the steps in which
+            the rate rises linearly.
         lora: rank of a LoRA adapter on all linear layers, merged at the end; 0 trains all parameters.
         max_grad_norm: gradient clipping; 0 for none.
         evaluations: how many times the headline metrics are taken on the way, on a few items; 0 for never.
@@ -167,14 +166,7 @@ def rate_at(step: int, total: int, schedule: str, warmup: float) -> float:
 
 
 class Stepper:
-    """The attacker's optimizer, of any grade, and how it is given a batch.
-
-    Args:
-        model: its trainable parameters are stepped.
-        spec: the optimizer, named as in the catalog; a colon and settings may follow, separated by semicolons.
-        learning_rate: of the first step.
-        max_grad_norm: gradient clipping; 0 for none.
-    """
+    """The attacker's optimizer, of any grade, for a model's trainable parameters; `spec` is `relearn`'s `optimizer`."""
 
     def __init__(self, model: Any, spec: str, learning_rate: float, max_grad_norm: float) -> None:
         name, settings = parse_spec(spec.replace(";", ","))

@@ -1,7 +1,7 @@
 """Round to nearest, in torch: the levels of a block of weights, the index of a weight among them, and back.
 
-A grid belongs to the weights that it was made of. Asking it for the index of *other* weights tells whether they would
-fall into the same bins: how little an update has to be for a quantizer to undo it.
+A grid belongs to the weights that it was made of. The index of *other* weights on it tells whether they would fall
+into the same bins: how little an update has to be for a quantizer to undo it.
 """
 
 from __future__ import annotations

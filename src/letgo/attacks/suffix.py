@@ -38,10 +38,9 @@ def suffix(
     on the groups held out.
 
     Args:
-        length: tokens of the string.
-        steps: exchanges.
+        length, steps: tokens of the string, and exchanges.
         candidates: exchanges scored a step.
-        top_k: tokens per place among which they are drawn.
+        top_k: tokens at each position among which they are drawn.
         items: questions that it is searched on.
         holdout: share of the forget groups that are held out.
         place: after the question, or before it; "auto": before prompts that the answer completes, else after.

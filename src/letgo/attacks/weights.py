@@ -17,11 +17,8 @@ def prune(
 ) -> Attacked:
     """Set the smallest weights of the linear layers to zero, by magnitude, without retraining.
 
-    Embeddings, norms, biases and the output layer stay. There is nothing random in it.
-
-    Args:
-        sparsity: the share of weights that goes.
-        scope: the smallest of each layer, or of the whole model.
+    Embeddings, norms, biases and the output layer stay. `sparsity` is the share of weights that goes; `scope` says
+    whether the smallest of each layer go, or of the whole model.
 
     Source: magnitude pruning, arXiv 1506.02626.
     """
@@ -71,12 +68,9 @@ def noise(victim: Victim, *, sigma: float = 1e-3, relative: bool = False, seed: 
 
 
 def interpolate(victim: Victim, *, share: float = 0.5, seed: int = 0) -> Attacked:
-    """Go back toward the original on a straight line: θ_u + a (θ_o − θ_u).
+    """Go back toward the original on a straight line, by a share a: θ_u + a (θ_o − θ_u).
 
     An attacker needs the original for it. It tells how far off the forgetting is, and whether a barrier is on the way.
-
-    Args:
-        share: a; 1 is the original.
     """
     if not 0.0 < share <= 1.0:
         raise UserError(f"interpolate: share must be above 0 and at most 1, not {share}")

@@ -107,35 +107,27 @@ class Planned:
         # Once more: what it keeps of the output layer must be of these parameters.
         if self.objective:
             self.objective.prepare(self.model, check=False)
-        self.merged = sum(
-            m.weight.numel() * m.weight.element_size()
-            for name, m in self.model.named_modules()
-            if name.endswith("base_layer")
-        )
+        self.merged = sum(m.weight.nbytes for name, m in self.model.named_modules() if name.endswith("base_layer"))
         self.dataset, more = prepare_data(self.benchmark, self.tokenizer, args, self.objective, context=self.context)
         self.notes = [*notes, *more]
         self.passes: tuple[Traced | None, Traced | None] = None, None
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.trained_bytes = sum(p.numel() * p.element_size() for p in self.trained)
+        self.trained_bytes = sum(p.nbytes for p in self.trained)
         self.adapters = self.trained_bytes if args.lora_rank else 0
         self.trained_here = self.trained_bytes
-        self.largest = max(p.numel() * p.element_size() for p in self.trained)
+        self.largest = max(p.nbytes for p in self.trained)
         self.held = {"weights": self.weights, "adapters": self.adapters}
 
     def _weight_bytes(self, model: Any) -> int:
         """Bytes of the weights as they will lie in memory."""
-        total = sum(p.numel() * p.element_size() for p in model.parameters())
-        kind = self.args.base_quantization
-        if kind is None:
-            return total
+        total, kind = sum(p.nbytes for p in model.parameters()), self.args.base_quantization
         output = model.get_output_embeddings()
         for module in self.linear:
-            if module is output:
-                continue
-            rows, columns = module.weight.shape
-            # 4 bits and a float32 scale for 64 of them; 8 bits and a scale a row.
-            packed = rows * columns // 2 + 4 * -(-rows * columns // 64) if kind != "int8" else rows * columns + 4 * rows
-            total += packed - module.weight.numel() * module.weight.element_size()
+            if kind is not None and module is not output:
+                rows, count = module.weight.shape[0], module.weight.numel()
+                # 4 bits and a float32 scale for 64 of them; 8 bits and a scale a row.
+                packed = count + 4 * rows if kind == "int8" else count // 2 + 4 * -(-count // 64)
+                total += packed - module.weight.nbytes
         return total
 
     def use(self, ranks: int) -> None:
@@ -167,8 +159,6 @@ class Planned:
         idle = self.ranks - work
         if idle > 0:
             self.notes.append(f"{self.ranks} devices, but {work} {unit}: {idle} have nothing of their own to do")
-
-    # -- the stages ----------------------------------------------------------------------------------------------------
 
     def evaluating(self) -> list[Phase]:
         scoring = self.scored
@@ -206,7 +196,13 @@ class Planned:
         args, cost = self.args, self.cost
         steps, epochs = planned_steps(args, len(self.dataset), self.readers)
         batch = self.batch(objective)
-        first, zeroth = self.traced(objective, batch, cost)
+        self.model.train()
+        if args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        loss = functools.partial(objective, self.model, batch)
+        first = self.trace_training(loss, args.gradient_accumulation_steps) if cost.backwards else None
+        zeroth = self.trace_forward("evaluation", loss) if cost.forwards else None
+        self.passes = first, zeroth
         phases, flops = self.reference(objective, epochs)
         evaluations = steps * args.gradient_accumulation_steps
         flops["train"] = 0.0
@@ -301,29 +297,14 @@ class Planned:
                     part[f"reference_{quantity}"] = torch.empty(shapes[quantity], dtype=dtype)
         return batch
 
-    def traced(self, objective: Objective, batch: Any, cost: OptimizerCost) -> tuple[Traced | None, Traced | None]:
-        """A first-order and a zeroth-order evaluation, as far as the optimizer makes them."""
-        self.model.train()
-        if self.args.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
-
-        def loss() -> Tensor:
-            return objective(self.model, batch)
-
-        windows = self.args.gradient_accumulation_steps
-        first = self.trace_training(loss, windows) if cost.backwards else None
-        self.passes = first, self.trace_forward("evaluation", loss) if cost.forwards else None
-        return self.passes
-
     def trace_training(self, loss: Callable[[], Tensor], windows: int) -> Traced:
         return trace_training(self.model, loss, windows=windows)
 
     def trace_forward(self, name: str, function: Callable[[], Any]) -> Traced:
-        """Args: a name for the pass, and what it runs."""
         return trace_forward(self.model, function)
 
     def reference(self, objective: Objective, epochs: int) -> tuple[list[Phase], dict[str, float]]:
-        """The stage that takes what the objective needs of the reference, if it needs any, and its operations."""
+        """The stage that computes what the objective needs of the reference, if anything, and its operations."""
         phases, flops = [], 0.0
         for name, quantities in objective.reference.items():
             rows: list[Encoded] = getattr(self.dataset, name)
@@ -360,12 +341,9 @@ class Planned:
         rows = max(1, scoring_budget(self.device) // max(1, longest))
         ids = torch.zeros((rows, longest), dtype=torch.long)
         self.model.eval()
-        traced = self.trace_forward(
-            "scoring", lambda: self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-        )
+        score = functools.partial(self.model, input_ids=ids, use_cache=False, logits_to_keep=1)
+        traced = self.trace_forward("scoring", lambda: score().logits)
         return _Scoring(traced, cache, scored + asked, traced.flops / ids.numel())
-
-    # -- time and disk -------------------------------------------------------------------------------------------------
 
     def evaluation_flops(self) -> float:
         """Of all evaluations; what they are is noted."""

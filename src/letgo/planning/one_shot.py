@@ -1,5 +1,5 @@
-"""The stages of one-shot methods, which have no objective and no optimizer of the run's choosing: what each holds and
-computes, as its own docstring says, with the passes it makes followed on the model without values."""
+"""The stages of one-shot methods, which choose their loss and optimizer themselves: what each holds and computes, as
+its own docstring says, with its passes followed on the model without values."""
 
 from __future__ import annotations
 
@@ -29,9 +29,6 @@ def one_shot_work(run: Planned) -> Work:
     settings = settings_of(ONE_SHOT.load(name), skip=("model", "data")) | (run.args.objective_args or {})
     run.model.eval()
     return _WORK[ONE_SHOT.record(name).name](run, settings)
-
-
-# -- fine-tuning -------------------------------------------------------------------------------------------------------
 
 
 def _fine_tuning(
@@ -86,27 +83,21 @@ def _whos_harry_potter(run: Planned, settings: Mapping[str, Any]) -> Work:
     return Work((*reinforcing, targets, *learning), flops, steps, part["input_ids"].shape)
 
 
-# -- influence ---------------------------------------------------------------------------------------------------------
-
-
 def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
     size, data = int(settings["batch_size"]), run.dataset
     if not data.retain:
         raise UserError("influence unlearning needs a retain set: the curvature is taken from it")
     vector = sum(p.numel() * max(4, p.element_size()) for p in run.trained)
 
-    def phase(name: str, passes: Traced, vectors: float, **others: int) -> Phase:
+    def phase(name: str, passes: Traced, vectors: int, products: int | None = None) -> Phase:
         gradients = run.fragmented() * passes.gradients
-        return Phase(
-            name,
-            {
-                **run.held,
-                "gradients": int(gradients),
-                "activations": int(run.fragmented() * passes.peak - gradients),
-                "vectors": int(vectors * vector),
-                **{key.replace("_", " "): count for key, count in others.items()},
-            },
-        )
+        items = {
+            **run.held,
+            "gradients": int(gradients),
+            "activations": int(run.fragmented() * passes.peak - gradients),
+            "vectors": vectors * vector,
+        }
+        return Phase(name, items if products is None else {**items, "products of gradients": products})
 
     of_forget, of_retain = (run.part(name, size) for name in ("forget", "retain"))
     forgetting, retaining = (_cross_entropy(run, part) for part in (of_forget, of_retain))
@@ -118,10 +109,8 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
     count = min(int(settings["samples"]), len(data.retain))
     if settings["hessian"] == "gnb":
         # v, the diagonal, and at the end v divided by it.
-        phases += [
-            phase("curvature", _sampled(run, of_retain), 2),
-            Phase("divide", {**run.held, "vectors": 3 * vector}),
-        ]
+        divide = Phase("divide", {**run.held, "vectors": 3 * vector})
+        phases += [phase("curvature", _sampled(run, of_retain), 2), divide]
         flops["curvature"] = -(-count // size) * retaining.flops
         return Work(tuple(phases), flops, 0, of_retain["input_ids"].shape)
     held = min(int(settings["held"] or gradients_held(run.trained)), count)
@@ -130,8 +119,8 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
     # Those held, v, and the gradient before the one that is being made.
     products = 8 * count**2
     phases += [
-        phase("curvature", single, held + 2, products_of_gradients=products),
-        phase("step", single, 3, products_of_gradients=3 * products),
+        phase("curvature", single, held + 2, products),
+        phase("step", single, 3, 3 * products),
     ]
     streamed = sum(count - start for start in range(0, count, held)) + count
     parameters = sum(p.numel() for p in run.trained)

@@ -64,7 +64,7 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
     generator = torch.Generator().manual_seed(0)
     shape = (_SIDE, _SIDE)
     parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for _ in range(count)]
-    unit = parameters[0].numel() * parameters[0].element_size()
+    unit = parameters[0].nbytes
     optimizer = create_optimizer(name, parameters, **settings)
     protocol = adapt(optimizer)
     protocol.use_labels(lambda generator: (_loss(parameters), 8))
@@ -124,5 +124,5 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
         # What torch does not know of (averages, directions) is in the extra state.
         for leaf in tree_leaves((list(inner.state.values()), adapt(inner).extra_state())):
             if isinstance(leaf, Tensor):
-                sizes.setdefault(leaf.data_ptr(), leaf.numel() * leaf.element_size())
+                sizes.setdefault(leaf.data_ptr(), leaf.nbytes)
     return sum(sizes.values())

@@ -27,13 +27,13 @@ from letgo.planning.tracing import Live, Traced
 
 
 def bytes_of(parameters: Sequence[Tensor]) -> int:
-    return sum(p.numel() * p.element_size() for p in parameters)
+    return sum(p.nbytes for p in parameters)
 
 
 def shard_bytes(parameter: Tensor, ranks: int) -> int:
     """What a rank holds of a parameter: an equal number of its rows, rounded up."""
     if not parameter.dim() or not parameter.shape[0]:
-        return parameter.numel() * parameter.element_size()
+        return parameter.nbytes
     rows = parameter.shape[0]
     return -(-rows // ranks) * (parameter.numel() // rows) * parameter.element_size()
 
@@ -94,12 +94,7 @@ def _final_norm(model: Any, blocks: nn.ModuleList) -> nn.Module | None:
 
 
 class Gathering:
-    """Plays the units' memory through while a model runs.
-
-    Args:
-        units: of the model.
-        ranks: that share them.
-    """
+    """Follows the memory of a model's units, shared by some ranks, while the model runs."""
 
     def __init__(self, units: Sequence[Unit], ranks: int) -> None:
         self.units, self.ranks = list(units), ranks
@@ -123,7 +118,7 @@ class Gathering:
         unit.coming = []
         unit.whole = [_bytes(unit.size)]
         if not self.backward:
-            # In a forward pass the last unit's buffer is kept until this one is together.
+            # In a forward pass the last unit's buffer is kept until this one is gathered.
             self._arrived = arriving[0]
             if not unit.stays:
                 self.order.append(unit)
@@ -138,7 +133,7 @@ class Gathering:
             unit.whole = []
 
     def begin_backward(self, unit: Unit, *_: Any) -> None:
-        """Before a unit's backward pass: it is put together, and the next one's buffer is begun."""
+        """Before a unit's backward pass: gather it, and begin the next one's buffer."""
         self.backward, self._arrived = True, None
         for other in self.units:
             if other is not unit and not other.stays:
@@ -249,14 +244,8 @@ def trace_sharded(
 
 
 def as_traced(whole: Traced, sharded: ShardedPass, gradients: int) -> Traced:
-    """A sharded pass beside the same pass of a whole model: activations are what that takes beside its gradients, and
-    the rest of the peak was gathered.
-
-    Args:
-        whole: the pass of the whole model.
-        sharded: the pass in shards, of some number of ranks.
-        gradients: bytes of the gradients' shards under the number of ranks that is planned.
-    """
+    """A sharded pass, with its gradients' bytes under another number of ranks, beside the same pass of a whole model:
+    activations are what that takes beside its gradients, and the rest of the peak was gathered."""
     activations = max(0, whole.peak - whole.gradients)
     peak = sharded.peak - sharded.gradients + gradients
     return Traced(peak, gradients, sharded.flops, max(0, peak - gradients - activations))

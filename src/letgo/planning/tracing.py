@@ -1,9 +1,9 @@
-"""Running a training step on tensors without values, and counting the bytes that are alive in it.
+"""Run a training step on tensors without values, and count the bytes that are alive in it.
 
 A fake model's parameters have shapes and types but no storage, so a step of a model of any size runs in seconds, on
-any machine: the run's own objective, its own adapters, the architecture's own forward pass. What every operation
-returns is entered in a tally and struck out when its storage is freed, as a real allocator would see it. What kernels
-use within themselves is not seen.
+any machine: the run's own objective, its own adapters, the architecture's own forward pass. A tally adds the result of
+every operation, and takes it out when its storage is freed, as an allocator does. It does not see what kernels use
+within themselves.
 """
 
 from __future__ import annotations
@@ -23,12 +23,8 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Live(TorchDispatchMode):
-    """A tally of the bytes alive among the results of torch operations, `now` and `peak`, and of their floating-point
-    operations, `flops` (matrix products and attention, as torch counts them).
-
-    Args:
-        known: tensors that are not to be counted (parameters).
-    """
+    """A tally of the bytes alive among the results of torch operations, `now` and `peak`, beside known tensors
+    (parameters), and of their floating-point operations, `flops` (matrix products and attention, as torch counts)."""
 
     def __init__(self, known: Any = ()) -> None:
         super().__init__()
@@ -126,13 +122,8 @@ def faked(model: Any) -> Any:
 
 
 def trace_training(model: Any, loss_of: Callable[[], Tensor], *, windows: int = 1) -> Traced:
-    """A forward and a backward pass, or the last of several whose gradients add up.
-
-    Args:
-        model: a fake one, with what is trained of it.
-        loss_of: the objective on a batch.
-        windows: micro-batches whose gradients are kept: one is the same as two, from the third on nothing changes.
-    """
+    """A forward and a backward pass of a fake model, or the last of several whose gradients add up: from the third of
+    these windows on nothing changes."""
     model.zero_grad()
     flops = 0
     live = Live(model.parameters())
@@ -142,7 +133,7 @@ def trace_training(model: Any, loss_of: Callable[[], Tensor], *, windows: int = 
             loss = loss_of()
             loss.backward()
             del loss
-    gradients = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None)
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     model.zero_grad()
     return Traced(live.peak, gradients, float(live.flops - flops))
 

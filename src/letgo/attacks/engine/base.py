@@ -67,17 +67,35 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The result of an attack that scores by itself (sampling many answers, membership inference).
+class Judged:
+    """One seed's outcome.
 
-    `kept` is the share of the forgetting that the attack leaves, computed from `metrics` and `baseline`.
+    Attributes:
+        metrics: after the attack; the forget set's over the rows judged, those trained on as `seen_*`.
+        baseline: "before" and "after" unlearning over the same rows.
+        part: whether a part of the rows is judged (groups held out, items that could be asked).
+        kept: the smallest share of the forgetting kept over the headlines; `ci95` where the attack measured it itself.
+        reasons: why the attack broke the model; empty where it did not.
+        loss: of utility, by the attack.
+        samples: all that were scored; `judged` those that count.
+        seen: groups that the attacker trained on, of those scored; `everything_seen` if there are no others.
+        ways: of an attack by prompts, each way of asking and what it left.
+        gain: R of this seed, against the retrained model under the same attack; None where it was not attacked.
     """
 
-    kept: float
-    kept_ci95: tuple[float, float]
     metrics: Metrics
-    baseline: Mapping[str, Metrics]
+    baseline: dict[str, Metrics]
+    part: bool
+    kept: float
+    reasons: Sequence[str] = ()
+    loss: float | None = 0.0
     samples: Sequence[Sample] = ()
+    judged: Sequence[Sample] = ()
+    seen: frozenset[str] = frozenset()
+    everything_seen: bool = False
+    ways: Sequence[dict[str, Any]] = ()
+    ci95: tuple[float, float] | None = None
+    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +110,7 @@ class Attacked:
         curve: rows of numbers over the attack's course.
         layers: a row of numbers for every layer whose weights it changed.
         asked: for an attack by prompts, the ways of asking; the judge takes the one that brings most back.
-        measured: for an attack that scores by itself.
+        measured: for an attack that scores by itself (sampling, membership inference): its judgement of a part.
     """
 
     model: Any
@@ -101,7 +119,7 @@ class Attacked:
     curve: Sequence[Mapping[str, float]] = ()
     layers: Sequence[Mapping[str, Any]] = ()
     asked: Sequence[Asked] = ()
-    measured: Measured | None = None
+    measured: Judged | None = None
 
 
 def linear_layers(model: torch.nn.Module) -> dict[str, Any]:

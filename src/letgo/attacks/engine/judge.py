@@ -1,15 +1,12 @@
-"""Judge what an attack left of the forgetting, against the same rows before and after unlearning.
-
-Everything here is a pure function of recorded samples: no model runs, no file is read.
-"""
+"""Judge what an attack left of the forgetting, against the same rows before and after unlearning: pure functions of
+recorded samples. No model runs, no file is read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from letgo.attacks.engine.base import RETRAINED, Measured
+from letgo.attacks.engine.base import RETRAINED, Judged
 from letgo.benchmarks.engine.base import Sample
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.metrics.records import Headline
@@ -49,51 +46,12 @@ class Recorded:
         return self.samples.get(name, ())
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One seed's outcome.
-
-    Attributes:
-        metrics: after the attack; the forget set's over the rows judged, those trained on as `seen_*`.
-        baseline: "before" and "after" unlearning over the same rows.
-        part: whether a part of the rows is judged (groups held out, items that could be asked).
-        kept: the smallest share of the forgetting kept over the headlines; `ci95` where the attack measured it itself.
-        reasons: why the attack broke the model; empty where it did not.
-        loss: of utility, by the attack.
-        samples: all that were scored; `judged` those that count.
-        seen: groups that the attacker trained on, of those scored; `everything_seen` if there are no others.
-        ways: of an attack by prompts, each way of asking and what it left.
-        gain: R of this seed, against the retrained model under the same attack; None where it was not attacked.
-    """
-
-    metrics: Metrics
-    baseline: dict[str, Metrics]
-    part: bool
-    kept: float
-    reasons: list[str]
-    loss: float | None
-    samples: Sequence[Sample] = ()
-    judged: Sequence[Sample] = ()
-    seen: frozenset[str] = frozenset()
-    everything_seen: bool = False
-    ways: Sequence[dict[str, Any]] = ()
-    ci95: tuple[float, float] | None = None
-    gain: float | None = None
-
-
 def judge_samples(
     recorded: Recorded, samples: Sequence[Sample], seen: frozenset[str], label: str, *, weights_changed: bool = True
 ) -> Judged:
-    """Judge samples, without the forget rows of groups that the attacker trained on, if any others remain, and without
-    rows that were not scored before and after unlearning.
-
-    Args:
-        recorded: the run before and after unlearning.
-        samples: of the attacked model.
-        seen: groups that the attacker trained on.
-        label: the attack's, for errors.
-        weights_changed: False of an attack that asks the same model in another way.
-    """
+    """Judge an attacked model's samples, without the forget rows of groups that the attacker trained on (`seen`), if
+    any others remain, and without rows that were not scored before and after unlearning. `label` is the attack's, for
+    errors; an attack that asks the same model in another way has not changed the weights."""
     forget = {sample.group for sample in samples if sample.set == "forget"}
     seen = seen & forget
     everything = bool(seen) and seen == forget
@@ -165,22 +123,10 @@ def judge_ways(
     return replace(min(judged, key=lambda outcome: outcome.kept), ways=shown)
 
 
-def judge_measured(recorded: Recorded, measured: Measured) -> Judged:
-    """Take over what an attack has scored by itself."""
-    # The weights are the same: what the attack did not measure itself still holds.
+def judge_measured(recorded: Recorded, measured: Judged) -> Judged:
+    """Take over what an attack has judged by itself. The weights are the same: what it did not measure still holds."""
     metrics = {k: v for k, v in recorded.after.items() if not k.startswith("forget_")} | measured.metrics
-    baseline = {stage: dict(values) for stage, values in measured.baseline.items()}
-    return Judged(
-        metrics,
-        baseline,
-        part=True,
-        kept=measured.kept,
-        reasons=[],
-        loss=0.0,
-        samples=measured.samples,
-        judged=measured.samples,
-        ci95=measured.kept_ci95,
-    )
+    return replace(measured, metrics=metrics)
 
 
 def interval_of(recorded: Recorded, seeds: Sequence[Judged]) -> tuple[float, float]:
@@ -214,13 +160,8 @@ def relearning_score(
     """R = min(Δ_retrained / Δ_unlearned, 1): what the retrained model gains under the attack over what the unlearned
     one gains, on the rows that the attacker trained on; the smallest over the headlines.
 
-    A gain of less than a tenth of what was known before counts as none, and R is then 1.
-
-    Args:
-        recorded: the run before and after unlearning, and the retrained model.
-        samples: of the attacked unlearned model.
-        reference: of the retrained model, attacked alike with the same seed.
-        seen: groups that the attacker trained on.
+    A gain of less than a tenth of what was known before counts as none, and R is then 1. `samples` are the attacked
+    unlearned model's, `reference` the retrained one's, attacked alike with the same seed.
     """
 
     def over_seen(rows: Sequence[Sample]) -> Metrics:

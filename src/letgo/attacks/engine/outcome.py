@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from letgo.attacks import ATTACKS
-from letgo.attacks.engine.base import Attacked
-from letgo.attacks.engine.judge import Judged, Recorded, interval_of
+from letgo.attacks.engine.base import Attacked, Judged
+from letgo.attacks.engine.judge import Recorded, interval_of
 from letgo.attacks.engine.search import summary
 from letgo.attacks.engine.spec import Plan
 from letgo.metrics.robustness import utility_names
@@ -32,16 +32,8 @@ def result_of(
     trials: list[dict[str, Any]],
     seconds: float,
 ) -> AttackResult:
-    """An attack's result, of all its seeds.
-
-    Args:
-        recorded: the run before and after unlearning.
-        plan: the attack as it was asked for.
-        settings: those that it was run with; after a search, its strongest.
-        seeds: at least one.
-        trials: of the search.
-        seconds: that the attack took.
-    """
+    """An attack's result, of all its seeds, at least one. `settings` are those that it was run with; after a search,
+    which has `trials`, its strongest."""
     judged, first = [seed.judged for seed in seeds], seeds[0]
     metrics = pooled([seed.metrics for seed in judged])
     kepts = [seed.kept for seed in judged]
@@ -170,10 +162,8 @@ def scores_of(family: str, seeds: Sequence[Judged], *, broken: bool) -> dict[str
 
 
 def robustness(attacks: Iterable[AttackResult]) -> dict[str, float]:
-    """R and Q of the strongest attacks of each kind, and their harmonic mean where there are both.
-
-    An attack that broke a sound model proves neither and is left out.
-    """
+    """R and Q of the strongest attacks of each kind, and their harmonic mean where there are both; without attacks that
+    broke a sound model, which prove neither."""
     proving = [a for a in attacks if a.scores and not (a.collapsed and any(v > 0 for v in a.scores.values()))]
     scores: dict[str, float] = {}
     for key in ("R", "Q"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import RETRAINED, Attacked, Probe, Victim
 from letgo.attacks.engine.judge import judge_measured, judge_samples, judge_ways, relearning_score
 from letgo.attacks.engine.outcome import Seed, family_of, result_of, robustness
-from letgo.attacks.engine.references import attacked_reference
 from letgo.attacks.engine.search import search
 from letgo.attacks.engine.spec import THRESHOLD, Plan, plan_attack
 from letgo.attacks.engine.target import Target, open_target
@@ -21,13 +20,19 @@ from letgo.benchmarks.engine.base import Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.core import processes
 from letgo.core.errors import LetgoError, UserError
+from letgo.core.files import read_json_lines, write_json_lines
 from letgo.core.progress import Quiet, Reporter
+from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.runs.results import AttackResult, Result, check_unused
+from letgo.scoring.resume_log import content_key
 
 __all__ = ["THRESHOLD", "Plan", "attack", "plan_attack", "run_attack"]
 
 PROBED_ITEMS = 24
 """Forget items that a look during an attack scores."""
+MOST_REFERENCES = 16
+"""How many a process remembers."""
+_REMEMBERED: dict[str, Sequence[Sample]] = {}
 
 
 def attack(
@@ -162,6 +167,36 @@ def _gain(
     circumstances = (plan.name, sorted(settings.items()), seed.seed, scored)
     reference = attacked_reference(victim, circumstances, make, shared_scores)
     return relearning_score(target.recorded, judged.samples, reference, judged.seen)
+
+
+def attacked_reference(
+    victim: Victim, circumstances: Sequence[object], make: Callable[[], Sequence[Sample]], folder: Path | None
+) -> Sequence[Sample]:
+    """The samples of the attacked reference: attacked and scored (`make`) where neither this process nor the folder, in
+    which runs leave them for each other, has them.
+
+    `circumstances` are what the samples depend on beside the weights: values that differ by their `repr`. A file's name
+    depends on the weights, not on their directory, and on what the last bits depend on.
+    """
+    key = repr((str(victim.directory), *circumstances))
+    if key in _REMEMBERED:
+        return _REMEMBERED[key]
+    path: Path | None = None
+    if folder is not None and processes.count() == 1:
+        model = victim.load()
+        name = content_key(weights_fingerprint(model), arithmetic_of(model), repr(circumstances))
+        path = folder / f"attacked-{name}.jsonl"
+    if path is not None and path.is_file():
+        samples: Sequence[Sample] = [Sample.from_row(row) for row in read_json_lines(path)]
+    else:
+        samples = make()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json_lines(path, (sample.as_row("reference", 0) for sample in samples))
+    while len(_REMEMBERED) >= MOST_REFERENCES:
+        del _REMEMBERED[next(iter(_REMEMBERED))]
+    _REMEMBERED[key] = samples
+    return samples
 
 
 def _probe(target: Target, label: str) -> Probe | None:

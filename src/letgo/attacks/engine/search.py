@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from letgo.attacks import ATTACKS
-from letgo.attacks.engine.judge import Judged
+from letgo.attacks.engine.base import Judged
 from letgo.attacks.engine.spec import Plan
 from letgo.core.catalog import format_spec
 from letgo.core.errors import NonFiniteLossError, UserError
@@ -24,11 +24,8 @@ def search(
     Settings that the plan names stay as they are. A trial counts where the attack did not break the model and cost it
     at most `plan.bound` of its utility; the strongest of those keeps least; where there are none, it is the empty
     mapping. Optuna's TPE sampler draws the trials where it is installed (extra `search`) and the space is larger than
-    their number; otherwise they come from a grid, all of it or a part in a seeded order.
-
-    Args:
-        plan: with `search` trials.
-        run: runs the attack with settings and a seed, and judges it.
+    their number; otherwise they come from a grid, all of it or a part in a seeded order. `run` runs the attack with
+    settings and a seed, and judges it.
     """
     space: dict[str, Any] = {
         key: Range(*values[1:]) if values[0] == "log" else values

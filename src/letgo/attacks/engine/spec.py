@@ -57,8 +57,7 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
 
     Args:
         spec: "NAME:key=value,…".
-        seeds: where the text names none; by default what the catalog says of the attack.
-        threshold: where the text names none.
+        seeds, threshold: where the text names none; by default the catalog's number of seeds.
     """
     name, settings = parse_spec(spec)
     record = ATTACKS.record(name)

@@ -125,10 +125,8 @@ def open_targets(
 
     Args:
         models: run directories, models' directories, hub ids or built-in names.
-        benchmark: what to measure on.
         template: how questions become prompts; by default the run's, or the named benchmark's.
         purpose: a verb, for errors.
-        reporter: where progress goes.
 
     Raises:
         UserError: for what is no model, or a failed run; or none is a run and no benchmark is named.
@@ -198,14 +196,19 @@ def open_target(
     dtype: str | None,
     reporter: Reporter,
 ) -> Target:
-    """What is to be attacked: a run with its record, or a bare model, which is measured first, with what is needed to
-    judge it; the `UserError` otherwise says what is missing."""
+    """The target of an attack: a run with its record, or a bare model, which is measured first. A `UserError` says what
+    is missing to judge it."""
     directory = Path(model)
     if directory.is_dir() and is_run(directory):
         given = [name for name, value in (("benchmark", benchmark), ("limit", limit), ("dtype", dtype)) if value]
         if given:
             raise UserError(f"{model} is a run, which has its own {given[0]}; leave --{given[0]} out")
-        return _open_run(directory, original, reporter)
+        [target] = open_targets([model], purpose="attack", reporter=reporter)
+        if not target.result.before or not target.result.after:
+            raise UserError(f"{model}: the record has no metrics of before and after unlearning to judge an attack by")
+        samples = directory / SAMPLES_FILE
+        rows = read_json_lines(samples) if samples.exists() else []
+        return replace(target, original=original or target.original, rows=rows)
     if benchmark is not None and original is not None:
         resolve_model(original)
         [target] = open_targets([model], benchmark=benchmark, purpose="attack", reporter=reporter)
@@ -220,15 +223,6 @@ def open_target(
         f"{model} is not a run directory: it has no result.json that says what was forgotten\n"
         f"  to attack a bare model, give {missing}: an attack is judged against the model before unlearning"
     )
-
-
-def _open_run(directory: Path, original: str | None, reporter: Reporter) -> Target:
-    [target] = open_targets([directory], purpose="attack", reporter=reporter)
-    if not target.result.before or not target.result.after:
-        raise UserError(f"{directory}: the record has no metrics of before and after unlearning to judge an attack by")
-    samples = directory / SAMPLES_FILE
-    rows = read_json_lines(samples) if samples.exists() else []
-    return replace(target, original=original or target.original, rows=rows)
 
 
 def _measured(target: Target, original: str) -> Target:
