@@ -11,7 +11,7 @@ from letgo.analysis.certificate import certificate
 from letgo.analysis.landscape import landscape
 from letgo.analysis.neighbours import scales_of
 from letgo.analysis.records import read_analyses
-from letgo.analysis.reveal import Criterion, criterion_of, parsed, says
+from letgo.analysis.reveal import criterion_of, parsed, says
 from letgo.analysis.smoothing import certified_radius, noisy_outcome
 from letgo.analysis.weights import Weights
 from letgo.benchmarks import benchmark_of
@@ -137,25 +137,6 @@ def test_zero_weights_have_a_scale():
     scale = scales_of(Weights(model))
     assert scale["weight"] == 2.0
     assert scale["bias"] == pytest.approx(math.sqrt(16 / 6))
-
-
-def test_a_killed_one_goes_on_and_more_draws_use_the_old_ones(run, tmp_path, monkeypatch):
-    settings = QUICK | {"sigma": 0.01, "rerun": False}
-    whole = certificate(run, output=tmp_path / "whole", **settings)
-    outcomes, calls = Criterion.outcomes, []
-
-    def dies(self, *args):
-        calls.append(1)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return outcomes(self, *args)
-
-    monkeypatch.setattr(Criterion, "outcomes", dies)
-    with pytest.raises(KeyboardInterrupt):
-        certificate(run, **settings)
-    found = certificate(run, **settings)
-    assert len(calls) == 8 + 20 - 7
-    assert found.model_dump(exclude=SAME) == whole.model_dump(exclude=SAME)
 
 
 def test_draws_that_give_no_finite_scores_reveal_nothing_and_are_counted(run):

@@ -103,27 +103,6 @@ def test_a_plane_along_an_attack_run_again(run):
     assert line.axes[0].norm == found.axes[0].norm
 
 
-def test_a_killed_grid_goes_on_and_ends_in_the_same_bits(run, tmp_path, monkeypatch):
-    whole = landscape(run, points=3, limit=2, output=tmp_path / "whole")
-    measure, calls = RowLosses.values, []
-
-    def dies(self, model):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return measure(self, model)
-
-    monkeypatch.setattr(RowLosses, "values", dies)
-    with pytest.raises(KeyboardInterrupt):
-        landscape(run, points=3, limit=2)
-    # Other settings are another grid.
-    landscape(run, points=3, limit=2, seed=1)
-    found = landscape(run, points=3, limit=2)
-    assert len(calls) == 5 + 9 + 5
-    assert found.model_dump(exclude=SAME) == whole.model_dump(exclude=SAME)
-    assert not list(run.glob(".analysis-*"))
-
-
 def test_a_loss_that_is_not_finite_is_a_gap(run):
     found = landscape(run, directions=["random"], points=3, span=(-1e40, 1e40), limit=2)
     assert [point.losses["forget_loss"] is None for point in found.points] == [True, False, True]

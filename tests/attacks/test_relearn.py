@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from letgo.attacks.engine.base import Victim
-from letgo.attacks.engine.run import plan_attack
 from letgo.attacks.relearn import default_rate, relearn
 from letgo.benchmarks import create_benchmark
-from letgo.core.errors import UserError
 from letgo.models.load import weights_fingerprint
 from tests import tiny
 
@@ -69,30 +67,6 @@ def test_seed_draws_the_groups(victim):
     assert len(drawn) > 1
     again = [weights_fingerprint(relearn(victim, steps=2, seed=3).model) for _ in range(2)]
     assert again[0] == again[1]
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("relern", "did you mean 'relearn'"),
-        ("relearn:step=3", "did you mean 'steps'"),
-        ("relearn:victim=3", "no setting 'victim'"),
-        ("relearn:seeds=0", "seeds must be"),
-        ("relearn:seeds=many", "seeds must be"),
-        ("quantize:threshold=2", "threshold must be"),
-    ],
-)
-def test_specs_are_checked_before_anything_is_loaded(spec, message):
-    with pytest.raises(UserError, match=message):
-        plan_attack(spec)
-
-
-def test_seeds_in_a_spec():
-    plan = plan_attack("relearn:steps=3,seeds=3,seed=5,threshold=0.9")
-    assert plan.seeds == (5, 6, 7)
-    assert plan.threshold == 0.9
-    assert plan.settings == {"steps": 3}
-    assert plan.label == "relearn:steps=3"
 
 
 @pytest.mark.parametrize(

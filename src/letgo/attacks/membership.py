@@ -84,8 +84,8 @@ def membership(victim: Victim, *, score: str = "all", seed: int = 0) -> Attacked
         raise UserError("membership: no score separates the forget rows from unseen ones even on the original model")
     strongest = min(betraying, key=lambda name: betraying[name]["kept"])
     low, high = np.quantile(np.min(np.stack(draws), axis=0), [0.025, 0.975])
-    interval, kept, after = (float(low), float(high)), betraying[strongest]["kept"], metrics.pop("after")
-    measured = Judged(after, metrics, part=True, kept=kept, samples=samples, judged=samples, ci95=interval)
+    interval, kept, attacked = (float(low), float(high)), betraying[strongest]["kept"], metrics.pop("after")
+    measured = Judged(attacked, metrics, part=True, kept=kept, samples=samples, judged=samples, ci95=interval)
     did = {"rows": len(members), "strongest": strongest, "scores": betraying}
     return Attacked(None, did, measured=measured)
 

@@ -13,7 +13,7 @@ from letgo.benchmarks.engine.base import Item, Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.metrics.memorization import rouge_l_recall
-from letgo.metrics.robustness import kept_interval, kept_share
+from letgo.metrics.robustness import Scored, kept_interval, kept_share
 from letgo.metrics.summary import mean_metric
 from letgo.scoring.scoring import Sampling, generate
 
