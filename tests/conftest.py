@@ -18,6 +18,7 @@ import sys
 import pytest
 import torch
 
+from letgo.core.environment import freeze_imports
 from tests import tiny
 
 torch.set_num_threads(int(os.environ["LETGO_TEST_THREADS"]))
@@ -62,6 +63,11 @@ def letgo(monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+def pytest_collection_finish():
+    """Every run of letgo collects garbage several times."""
+    freeze_imports()
 
 
 def pytest_collection_modifyitems(items):

@@ -40,7 +40,9 @@ def unlearn(
         str | None, typer.Option("--model", help="Model directory, .gguf file, hub id, or built-in name.")
     ] = None,
     benchmark: Annotated[str | None, typer.Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
-    forget: Annotated[str | None, typer.Option("--forget", help="Forget set: file or hub:ID:CONFIG:SPLIT.")] = None,
+    forget: Annotated[
+        str | None, typer.Option("--forget", help="Forget set: file or hub:OWNER/NAME:CONFIG:SPLIT.")
+    ] = None,
     retain: Annotated[str | None, typer.Option("--retain", help="Retain set: likewise.")] = None,
     objective: Annotated[str | None, typer.Option("--objective", help="NAME[:k=v,…]; see letgo list.")] = None,
     optimizer: Annotated[str | None, typer.Option("--optimizer", help="NAME[:k=v,…]; see letgo list.")] = None,
