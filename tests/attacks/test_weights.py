@@ -86,7 +86,7 @@ def test_displacement_and_bins_by_hand():
 
 
 def test_without_the_original_there_is_nothing_to_go_back_to(victim):
-    with pytest.raises(UserError, match="not to be had"):
+    with pytest.raises(UserError, match="can't be loaded"):
         interpolate(replace(victim, original="nowhere/at/all"))
     with pytest.raises(UserError, match="--original MODEL"):
         interpolate(replace(victim, original=None))

@@ -46,7 +46,7 @@ def test_no_times_are_told_of_several_devices(job):
     assert (several.plan.speed, several.plan.seconds) == (None, {})
     assert "FLOP/s" not in several.text()
     assert several.plan.steps == 4
-    with pytest.raises(UserError, match="times are told of one device alone"):
+    with pytest.raises(UserError, match="a plan has times for one device alone"):
         made(job, 2, flops=1e9)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -47,12 +48,11 @@ def certificate(
         at any distance r              p(θ + δ) ≤ Φ(r/σ − Φ⁻¹(p_lower)),  ‖δ‖ ≤ r
 
     Source: Cohen et al., Certified adversarial robustness via randomized smoothing (arXiv 1902.02918), theorem 1, with
-    the weights in the place of the input. What is certified is the smoothed model, which draws new noise for each
-    answer; nothing follows for the model without noise. `certified` and `not_certified` of the result say so.
+    weights as the input. The certificate is of the smoothed model, which draws new noise for each answer; nothing
+    follows for the model without noise. `certified` and `not_certified` of the result say so.
 
-    Two families of statements are made, each with confidence 1 − alpha as a whole: that of the questions together, at
-    alpha divided by the number of sigmas; and those of single questions, at alpha divided by sigmas and questions
-    (Bonferroni).
+    There are two families of statements, each with confidence 1 − alpha as a whole: on the questions together, at alpha
+    divided by the number of sigmas; and on single questions, at alpha divided by sigmas and questions (Bonferroni).
 
     Args:
         run: a run directory; or a model, with `benchmark` and `sigma`.
@@ -120,7 +120,7 @@ def _checked_sigmas(
     for each in (*(sigmas or ()), 1.0):
         check_smoothing(each, alpha)
     if utility_draws < 1:
-        raise UserError(f"utility_draws must be at least 1, not {utility_draws}: a certificate is nothing without")
+        raise UserError(f"utility_draws must be at least 1, not {utility_draws}: a certificate needs the utility")
     families = len(sigmas) if sigmas is not None else 1
     needed = draws_needed(alpha / families)
     if draws < needed:
@@ -135,7 +135,9 @@ def _checked_sigmas(
 def _notes(job: _Smoothing, draws: int, alpha: float, families: int) -> list[str]:
     notes = []
     if not job.plain_utility:
-        notes.append("the benchmark has nothing to measure utility on: of what use the smoothed model is, is not known")
+        notes.append(
+            "the benchmark has nothing to measure utility on: nobody knows what the smoothed model is good for"
+        )
     least = draws_needed(alpha / (families * len(job.plain)))
     if job.criterion.single and draws < least:
         notes.append(
@@ -190,16 +192,10 @@ class _Smoothing:
         ask for another number of them."""
         names = ("benchmark", "template", "reveals", "relative", "seed", "limit", "dtype")
         depends = {name: self.analysis.settings[name] for name in names}
-
-        def judge() -> list[bool]:
-            return self.criterion.outcomes(self.model, self.analysis.tokenizer, self.template)
-
-        return self.analysis.measure(
-            f"noise of {sigma:.3g}",
-            depends | {"sigma": sigma, "weights": self.fingerprint},
-            range(draws),
-            lambda number: noisy_outcome(self.weights, judge, sigma, self.seed, number, self.scale),
-        )
+        depends |= {"sigma": sigma, "weights": self.fingerprint}
+        judge = partial(self.criterion.outcomes, self.model, self.analysis.tokenizer, self.template)
+        outcome = partial(noisy_outcome, self.weights, judge, sigma, self.seed, scale=self.scale)
+        return self.analysis.measure(f"noise of {sigma:.3g}", depends, range(draws), outcome)
 
     def utility(self, sigma: float, draws: int) -> tuple[Metrics, int]:
         """The utility under the first draws, over all their samples together, and how many of them gave finite scores.
@@ -220,32 +216,22 @@ class _Smoothing:
 
     def question_bounds(self, outcomes: Sequence[list[bool] | None], sigma: float) -> list[QuestionBound]:
         """A bound for each single question, at its share of alpha."""
-        alpha = self.alpha / len(self.questions)
-        bounds = []
-        for number, sample in enumerate(self.questions):
+        alpha, bounds = self.alpha / len(self.questions), []
+        for number, (sample, plain) in enumerate(zip(self.questions, self.plain, strict=True)):
             revealed = sum(outcome is not None and outcome[number] for outcome in outcomes)
-            bounds.append(
-                QuestionBound(
-                    id=sample.id,
-                    question=sample.question or sample.id,
-                    plain=self.plain[number],
-                    bound=bound(revealed, len(outcomes), sigma, alpha),
-                )
-            )
+            proven = bound(revealed, len(outcomes), sigma, alpha)
+            question = sample.question or sample.id
+            bounds.append(QuestionBound(id=sample.id, question=question, plain=plain, bound=proven))
         return bounds
 
 
 def _reach(known: Sequence[Displacement], sigma: float, together: Bound) -> list[Reach]:
-    return [
-        Reach(
-            name=displacement.name,
-            displacement=displacement.value,
-            inside=displacement.value < together.radius,
-            reveals_at_most=reveals_at_most(displacement.value, sigma, together.p_lower),
-        )
-        for displacement in known
-        if displacement.value is not None
-    ]
+    reach = []
+    for name, value in ((displacement.name, displacement.value) for displacement in known):
+        if value is not None:
+            most = reveals_at_most(value, sigma, together.p_lower)
+            reach.append(Reach(name=name, displacement=value, inside=value < together.radius, reveals_at_most=most))
+    return reach
 
 
 def _among(families: int) -> str:

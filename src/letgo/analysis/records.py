@@ -38,7 +38,7 @@ class AnalysisEntry(_Model):
     """
 
     subject: str
-    """The run or model looked at; of connectivity, all models' names, joined."""
+    """The name of the run or model; of connectivity, all names, joined."""
     settings: dict[str, Any]
     parameters: int
     """The number d of weights."""
@@ -257,7 +257,7 @@ def _read(path: Path) -> list[Any]:
         newer = isinstance(version, int) and version > SCHEMA
         raise UserError(
             f"{path}: schema {version!r}, but this letgo reads schema {SCHEMA}"
-            + ("; it was written by a newer letgo: upgrade" if newer else "; remove the file, and analyse anew")
+            + ("; it was written by a newer letgo: upgrade" if newer else "; remove the file, and analyse again")
         )
     try:
         return _ENTRIES.validate_python(raw.get("entries"))

@@ -48,8 +48,8 @@ def sharpness(
     result is a lower bound of the worst. The fall of the forget loss is what an attacker who has the forget set gains
     with a change of that size.
 
-    Average changes are taken over pairs ε, −ε, which takes the gradient out of them. The trace needs a double backward
-    pass, and so eager attention.
+    Averages are over pairs ε, −ε, which cancel the gradient. The trace needs a double backward pass, and so eager
+    attention.
 
     Args:
         run: a run directory; or a model, with `benchmark`.

@@ -202,7 +202,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
         _attack(
             "membership:membership",
             aliases=("mia",),
-            summary="membership inference: can forget texts be told from texts never seen?",
+            summary="membership inference: does a score separate forget texts from texts never seen?",
             source="MUSE (arXiv 2407.06460), PrivLeak; each score in `letgo list metrics`",
             faithfulness="variant",
             note="all scores at once; an over-unlearned model, whose forget texts stand out, leaks too",

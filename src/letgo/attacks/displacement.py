@@ -25,7 +25,7 @@ def layer_weights(model: Any) -> dict[str, Tensor]:
 def original_weights(
     victim: Victim, weights_of: Callable[[Any], Mapping[str, Tensor]]
 ) -> tuple[dict[str, Tensor], str]:
-    """The original model's weights by name; empty where it is not to be had, with the reason."""
+    """The original model's weights by name; empty where it can't be loaded, with the reason."""
     try:
         return dict(weights_of(victim.load_original())), ""
     except UserError as error:
@@ -97,7 +97,7 @@ def summary(rows: Sequence[Mapping[str, Any]], why: str = "") -> dict[str, Any]:
 
 
 def weight_change(victim: Victim, model: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The same numbers, parameter by parameter, for an attack that has changed a model in whatever way."""
+    """The same numbers, parameter by parameter, for an attack that has changed a model in any way."""
     saved = dict(victim.load().named_parameters())
     original, why = original_weights(victim, lambda original: dict(original.named_parameters()))
     rows = []

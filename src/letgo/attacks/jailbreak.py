@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from letgo.attacks.engine.base import Asked, Attacked, Victim
+from letgo.attacks.engine.base import Attacked, Victim
 from letgo.attacks.engine.prompts import Writer, asked_otherwise, form_of, makes_prompts, question_of, with_question
-from letgo.benchmarks.engine.base import Item
+from letgo.benchmarks.engine.base import Benchmark, Item
 from letgo.core.errors import UserError
 
 PREFILLS = {
@@ -47,10 +47,10 @@ INSTRUCTIONS = {
 def in_context(
     victim: Victim, *, shots: int = 1, data: Literal["retain", "forget"] = "retain", seed: int = 0
 ) -> Attacked:
-    """Questions with their right answers before every question, drawn for each item anew.
+    """Questions with their right answers before every question, other ones for each item.
 
     From the retain set with one shot it is SOUL's jailbreak. From the forget set, the attacker knows some of what was
-    to be forgotten, always of other groups than the one asked about.
+    to be forgotten, always of other groups than the question's.
 
     Args:
         shots: pairs before each question.
@@ -81,8 +81,8 @@ def in_context(
         # A benchmark that gives one question and its answer so many tokens gives each pair as many (TOFU).
         longer: dict[str, Any] = {"length": room * (shots + 1)}
         benchmark = replace(benchmark, **longer)
-    asked = Asked(f"{shots} {data} pair(s) before", benchmark)
-    return Attacked(victim.load(), {"shots": shots, "asked": len(benchmark.items)}, asked=[asked])
+    asked = {f"{shots} {data} pair(s) before": benchmark}
+    return Attacked(victim.load(), {"shots": shots, "asked": len(benchmark.items)}, asked=asked)
 
 
 def prefill(victim: Victim, *, text: str | None = None, words: int = 0, seed: int = 0) -> Attacked:
@@ -181,11 +181,12 @@ def _wrapped(item: Item, template: str | None) -> Item | None:
 
 def _asked(victim: Victim, names: Sequence[str], change: Callable[[int, Item], Item | None]) -> Attacked:
     """The model asked in each way in which some item can be asked; `change` takes the way's number and an item."""
-    asked = []
+    asked: dict[str, Benchmark] = {}
     for number, name in enumerate(names):
         try:
-            asked.append(Asked(name, asked_otherwise(victim, partial(change, number))))
+            asked[name] = asked_otherwise(victim, partial(change, number))
         except UserError:
             if number == len(names) - 1 and not asked:
                 raise
-    return Attacked(victim.load(), {"ways": len(asked), "asked": len(asked[0].benchmark.items)}, asked=asked)
+    first = next(iter(asked.values()))
+    return Attacked(victim.load(), {"ways": len(asked), "asked": len(first.items)}, asked=asked)

@@ -65,8 +65,8 @@ def quantize_bnb(
         values, absmax = unpack_4bit(bnb, coded, state, plain)
         if packed and not torch.allclose(bnb.functional.dequantize_4bit(coded, state), values, rtol=1e-3, atol=1e-6):
             raise UserError(
-                f"quantize_bnb: layer {name} has {plain.shape[1]} inputs, and on this device bitsandbytes reads such "
-                "layers otherwise than it wrote them; leave packed out"
+                f"quantize_bnb: layer {name} has {plain.shape[1]} inputs, and on this device bitsandbytes does "
+                "not read such layers as it wrote them; leave packed out"
             )
         return values, Codebook(state.code.float().unique(), absmax, _BLOCK)
 
@@ -210,7 +210,7 @@ def quantize_autoround(
 
 
 def _levels(layer: Any, bits: int) -> Grid | None:
-    """The grid of a layer that auto-round has left, where it says it in a form that is known."""
+    """The grid of a layer that auto-round has quantized, where the layer has it in a known form."""
     scale = getattr(layer, "scale", None)
     if not isinstance(scale, Tensor) or scale.dim() != 2 or layer.weight.shape[1] % scale.shape[1]:
         return None

@@ -249,7 +249,7 @@ def _attackers_rows(
         order = torch.randperm(len(rows), generator=generator).tolist()[:samples]
         rows = [rows[index] for index in sorted(order)]
     if data == "forget":
-        # Groups of which no row was drawn are held out too.
+        # Groups without a drawn row are held out too.
         seen = frozenset(row.group for row in rows)
     elif data != "benign":
         forget = set(victim.benchmark.groups())

@@ -1,4 +1,4 @@
-"""Sampling: many answers are drawn to every forget question, and the best of them counts (leak@k)."""
+"""Sampling: draw many answers to every forget question; the best of them counts (leak@k)."""
 
 from __future__ import annotations
 

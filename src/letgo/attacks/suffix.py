@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from letgo.attacks.engine.base import Asked, Attacked, Victim
+from letgo.attacks.engine.base import Attacked, Victim
 from letgo.attacks.engine.prompts import askable, form_of, only, question_of, with_question, work_of
 from letgo.attacks.relearn import drawn_groups
 from letgo.benchmarks.engine.base import Item
@@ -84,7 +84,6 @@ def suffix(
             task.advance()
     text = search.text(best)
     changed = [replace(item, row=attached(item, text, place)) for item in every if item.group not in seen]
-    asked = Asked("the suffix", only(victim.benchmark, changed))
     did = {
         "suffix": text,
         "groups_seen": len(seen),
@@ -93,7 +92,7 @@ def suffix(
         "first_loss": losses[0],
         "last_loss": losses[-1],
     }
-    return Attacked(model, did, frozenset(seen), curve, asked=[asked])
+    return Attacked(model, did, frozenset(seen), curve, asked={"the suffix": only(victim.benchmark, changed)})
 
 
 def attached(item: Item, text: str, place: str) -> Any:

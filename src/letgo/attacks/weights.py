@@ -39,7 +39,7 @@ def prune(
 
 
 def _smallest(sizes: Tensor, share: float) -> Tensor:
-    """The size at or below which that share of the sizes lies; negative where it is none of them."""
+    """The size at or below which that share of the sizes lies; negative where the share is less than one size."""
     count = int(share * sizes.numel())
     return sizes.float().kthvalue(count).values.to(sizes.dtype) if count else sizes.new_tensor(-1.0)
 

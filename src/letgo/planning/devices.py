@@ -1,4 +1,4 @@
-"""The plan of a run: its stages put together, on one device or on several, and whether it fits there."""
+"""The plan of a run, from its stages, on one device or on several, and whether it fits there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from letgo.training.run_plan import check_shards
 STRATEGIES = ("single", "ddp", "fsdp2")
 DEVICES = ("cpu", "cuda")
 MOST_DEVICES = 1024
-"""As far as a number of devices is looked for on which a run fits."""
+"""The largest number of devices in the search for one on which a run fits."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class DevicesPlan:
 
     def _verdict(self) -> str:
         if self.usable is None or self.memory is None:
-            return f"a device needs {size(self.needed)}; give --device-memory to be told"
+            return f"a device needs {size(self.needed)}; give --device-memory to see whether it fits"
         part = f"{size(self.needed)} of {size(self.usable)}"
         if self.fits:
             return f"yes: {part} ({size(self.memory)} a device, less what it keeps)"
@@ -185,7 +185,7 @@ def plan_devices(
     _check_flops(flops)
     _check(devices, strategy, device, memory)
     if devices > 1 and (flops is not None or measure):
-        raise UserError("letgo plan: times are told of one device alone; leave flops and measure away")
+        raise UserError("letgo plan: a plan has times for one device alone; leave flops and measure out")
     if devices > 1 and strategy == "fsdp2":
         check_shards(config)
     run = planned(config, resident_bytes(), devices, strategy, None if device is None else torch.device(device))

@@ -104,7 +104,7 @@ class Planned:
         self.context = int(getattr(text, "max_position_embeddings", None) or 2048)
         model, notes = prepare_model(model, args, self.objective, check=False)
         self.model = faked(model)
-        # Once more: what it keeps of the output layer must be of these parameters.
+        # Again: what the objective keeps of the output layer must be of these parameters.
         if self.objective:
             self.objective.prepare(self.model, check=False)
         self.merged = sum(m.weight.nbytes for name, m in self.model.named_modules() if name.endswith("base_layer"))
@@ -255,7 +255,7 @@ class Planned:
     def on_device(self, phase: Phase) -> Phase:
         """A phase of the step, with what the strategy adds."""
         first, _ = self.passes
-        # Replicas of which no gradient is ever taken are not wrapped.
+        # DDP does not wrap replicas without gradients.
         if self.ranks == 1 or not first or not phase.name.startswith(("train", "step")):
             return phase
         return Phase(phase.name, {**phase.items, "buffers of DDP": self.trained_bytes})

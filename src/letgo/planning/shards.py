@@ -102,7 +102,7 @@ class Gathering:
         self.reduce = True
         """Whether gradients are sent at once; else they add up whole."""
         self.order: list[Unit] = []
-        """Of units that were let go, as their forward passes came; backward passes take from its end."""
+        """Units freed after their forward passes, in that order; backward passes take from its end."""
         self.sent = self.reduced = 0
         """Bytes that this rank has sent of its shards, and of gradients."""
         self._arrived: Tensor | None = None

@@ -68,7 +68,7 @@ _CPU_ATTENTION = (
 
 
 def _attention_flops(func: Any, args: tuple[Any, ...]) -> int:
-    """Two products of (queries, keys, width) forward; five backward, one of them made anew."""
+    """Two products of (queries, keys, width) forward; five backward, one of them again."""
     forward = func._overloadpacket is _CPU_ATTENTION[0]
     query, key = args[:2] if forward else args[1:3]
     batch, heads, length, width = query.shape

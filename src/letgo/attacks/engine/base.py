@@ -24,7 +24,7 @@ Probe = Callable[[Any, frozenset[str]], dict[str, float]]
 
 @dataclass(frozen=True)
 class Victim:
-    """A saved model under attack. Every attack loads it anew from its directory: what is attacked is what was saved.
+    """A saved model under attack. Every attack loads it again from its directory, as it was saved.
 
     Attributes:
         original: the model that the forgetting started from: a directory, a hub id or a built-in name.
@@ -49,21 +49,13 @@ class Victim:
         return load_tokenizer(self.directory)
 
     def load_original(self) -> Any:
-        """The original model; a `UserError` where it is not to be had."""
+        """The original model; a `UserError` where it can't be loaded."""
         if not self.original:
             raise UserError("the original model is not known; name it with --original MODEL")
         try:
             return load_model(self.original, dtype=self.dtype)
         except LetgoError as error:
-            raise UserError(f"the original model is not to be had: {error}") from error
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A way of asking: its name, and the benchmark with its questions put differently."""
-
-    name: str
-    benchmark: Benchmark
+            raise UserError(f"the original model can't be loaded: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,8 @@ class Attacked:
             groups were held out, the attack is judged on those.
         curve: rows of numbers over the attack's course.
         layers: a row of numbers for every layer whose weights it changed.
-        asked: for an attack by prompts, the ways of asking; the judge takes the one that brings most back.
+        asked: for an attack by prompts, its ways of asking: by name, the benchmark with its questions put differently;
+            the judge takes the one that brings most back.
         measured: for an attack that scores by itself (sampling, membership inference): its judgement of a part.
     """
 
@@ -118,7 +111,7 @@ class Attacked:
     seen: frozenset[str] = frozenset()
     curve: Sequence[Mapping[str, float]] = ()
     layers: Sequence[Mapping[str, Any]] = ()
-    asked: Sequence[Asked] = ()
+    asked: Mapping[str, Benchmark] = field(default_factory=dict)
     measured: Judged | None = None
 
 

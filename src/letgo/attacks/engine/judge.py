@@ -93,7 +93,7 @@ def _on_the_same_rows(
     recorded: Recorded, judged: list[Sample], *, all_groups: bool, whole_allowed: bool
 ) -> tuple[list[Sample], dict[str, Metrics], bool]:
     """The samples whose forget rows were scored before and after too; the metrics before and after over those rows; and
-    whether that is all of them."""
+    whether those are all rows."""
     stages = {stage: recorded.stage(stage) for stage in ("before", "after")}
     whole = all_groups and _ids(judged) == _ids(stages["after"])
     unrecorded = not any(stages.values())
@@ -161,7 +161,7 @@ def relearning_score(
     one gains, on the rows that the attacker trained on; the smallest over the headlines.
 
     A gain of less than a tenth of what was known before counts as none, and R is then 1. `samples` are the attacked
-    unlearned model's, `reference` the retrained one's, attacked alike with the same seed.
+    unlearned model's, `reference` the retrained one's under the same attack and seed.
     """
 
     def over_seen(rows: Sequence[Sample]) -> Metrics:

@@ -146,7 +146,7 @@ def scores_of(family: str, seeds: Sequence[Judged], *, broken: bool) -> dict[str
 
     Q is the share of the forgetting that is left after quantization, min(after/before, 1), which is `kept`. R is
     min(Δ_retrained/Δ_unlearned, 1) on the rows that the attacker trained on, where the retrained model was attacked
-    alike; else `kept` stands in for it, and "R_by_kept" says so.
+    too; else `kept` stands in for it, and "R_by_kept" says so.
     """
     if family not in ("relearning", "quantization"):
         return {}

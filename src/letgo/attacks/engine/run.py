@@ -89,7 +89,7 @@ def attack(
         result = merged.model_copy(update={"robustness": robustness(merged.attacks)})
         target = replace(target.with_rows(f"attack:{plan.label}", rows), result=result)
         if folder is not None:
-            # Written after every attack: what is finished is kept, whatever happens to the next one.
+            # Written after every attack, so that what is finished is kept if the next one fails.
             processes.first_does(partial(target.write, folder))
     return target.result
 
@@ -108,7 +108,7 @@ def run_attack(
         seed = _run_seed(target, plan, settings, number)
         gain = _gain(target, plan, settings, seed, shared_scores) if plan.reference else None
         # Of each seed, only the numbers stay in memory.
-        numbers = replace(seed.attacked, model=None, asked=())
+        numbers = replace(seed.attacked, model=None, asked={})
         seeds.append(replace(seed, attacked=numbers, judged=replace(seed.judged, gain=gain)))
     outcome = result_of(target.recorded, plan, settings, seeds, trials, time.perf_counter() - start)
     rows = []
@@ -130,8 +130,8 @@ def _run_seed(target: Target, plan: Plan, settings: Mapping[str, Any], number: i
         samples = target.samples(attacked.model, tokenizer, f"measuring after {plan.name}")
         return Seed(number, attacked, judge_samples(recorded, samples, attacked.seen, label))
     ways = [
-        (asked.name, target.samples(attacked.model, tokenizer, f"asking: {asked.name}", asked.benchmark))
-        for asked in attacked.asked
+        (name, target.samples(attacked.model, tokenizer, f"asking: {name}", benchmark))
+        for name, benchmark in attacked.asked.items()
     ]
     return Seed(number, attacked, judge_ways(recorded, ways, attacked.seen, label))
 
@@ -150,7 +150,7 @@ def apply_attack(victim: Victim, plan: Plan, settings: Mapping[str, Any], seed: 
 def _gain(
     target: Target, plan: Plan, settings: Mapping[str, Any], seed: Seed, shared_scores: Path | None
 ) -> float | None:
-    """R of a relearning seed: the retrained model attacked alike, where there is one."""
+    """R of a relearning seed, from the same attack on the retrained model, where there is one."""
     path, judged = target.benchmark.references.get(RETRAINED), seed.judged
     if family_of(plan.name, dict(settings)) != "relearning" or plan.name == "external" or not judged.seen:
         return None

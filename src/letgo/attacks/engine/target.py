@@ -1,4 +1,4 @@
-"""A run or a bare model, opened once: what attacks attack and analyses analyse, and what it is held against."""
+"""A run or a bare model, opened once: the target of attacks and analyses, and what they compare it with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Target:
     """A run or a bare model, before and after unlearning.
 
     Attributes:
-        name: its directory's, or what was given where two would be called alike.
+        name: its directory's, or what was given where two would have the same name.
         model: its directory, a hub id or a built-in name.
         run: whether `model` is a run directory, to which results can be added.
         result: its record so far; of a bare model nothing but the circumstances until it is measured.
@@ -181,7 +181,7 @@ def _read(model: str | Path, purpose: str) -> tuple[str, Result | None]:
 
 
 def _unmeasured() -> Result:
-    """The record of a bare model of which nothing is measured yet."""
+    """The record of a bare model before it is measured."""
     created = now()
     run_id = new_run_id(created, "attack-")
     return Result(run_id=run_id, created=created, seed=0, config={}, status="finished", **circumstances())
