@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from letgo.analysis.landscape import landscape as landscape
     from letgo.analysis.records import read_analyses as read_analyses
     from letgo.analysis.sharpness import sharpness as sharpness
-    from letgo.attacks.engine.robustness_scores import robustness as robustness
+    from letgo.attacks.engine.outcome import robustness as robustness
     from letgo.attacks.engine.run import attack as attack
     from letgo.attacks.engine.spec import plan_attack as plan_attack
     from letgo.benchmarks import create_benchmark as create_benchmark
@@ -79,7 +79,7 @@ _PUBLIC = {
     "read_result": "letgo.runs.results",
     "sharpness": "letgo.analysis.sharpness",
     "read_sweep": "letgo.runs.sweeps",
-    "robustness": "letgo.attacks.engine.robustness_scores",
+    "robustness": "letgo.attacks.engine.outcome",
     "unlearn": "letgo.training.unlearn",
     "unlearn_sequence": "letgo.training.requests",
     "write_report": "letgo.report",
