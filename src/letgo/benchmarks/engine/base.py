@@ -17,7 +17,15 @@ from typing import Any, Unpack
 
 from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, limited
-from letgo.benchmarks.engine.questions import general_metrics, items_part, means, membership_metrics, of_set, texts_part
+from letgo.benchmarks.engine.questions import (
+    QUESTION_SCORES,
+    general_metrics,
+    items_part,
+    means,
+    membership_metrics,
+    of_set,
+    texts_part,
+)
 from letgo.benchmarks.engine.requests import Work, joined, run_works
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
@@ -137,7 +145,7 @@ class Benchmark:
         every = list(samples)
         metrics: Metrics = {}
         for name in ("forget", "retain"):
-            metrics |= means(of_set(every, name), name, ("accuracy", "probability", "rouge", "truth_ratio"))
+            metrics |= means(of_set(every, name), name, QUESTION_SCORES)
         return self.checked(metrics | general_metrics(every) | membership_metrics(every))
 
     def checked(self, metrics: Metrics) -> Metrics:

@@ -20,6 +20,8 @@ MIN_K = 0.4
 """MUSE takes PrivLeak at Min-40 %."""
 MEMBERSHIP: tuple[Literal["forget", "holdout"], ...] = ("forget", "holdout")
 """The sets of a membership test: what the model was trained on, and what it was not."""
+QUESTION_SCORES = ("accuracy", "probability", "rouge", "truth_ratio")
+"""What `items_part` scores of a question, in the order of the record: a new score is computed there and named here."""
 _MAX_ANSWER_TOKENS = 24
 _GENERAL_PROMPT_WORDS = 12
 _GENERAL_NEW_TOKENS = 40
