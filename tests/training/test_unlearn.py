@@ -224,6 +224,31 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(job, tmp_path, optim
     assert os.listdir(run)
 
 
+class Killed(BaseException):
+    """As a kill: nothing of the run handles it."""
+
+
+@pytest.mark.parametrize("stage", ["save", "judge_run", "record"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", "weight_averaging:start=2,every=1", "fozo:fo_steps=2,zo_steps=3,zo_lr=1e-3"]
+)
+def test_a_run_killed_after_its_last_step_resumes_to_the_same_bits(job, tmp_path, monkeypatch, optimizer, stage):
+    """Five steps of an epoch of two: the last one ends within an epoch."""
+    job |= {"optimizer": optimizer, "max_steps": 5, "save_steps": 2, "eval_limit": 2, "per_device_train_batch_size": 2}
+
+    def killed(*_):
+        raise Killed
+
+    whole = letgo.unlearn(**job | {"output_dir": str(tmp_path / "whole")})
+    with monkeypatch.context() as patched:
+        patched.setattr(f"letgo.training.unlearn.{stage}", killed)
+        with pytest.raises(Killed):
+            letgo.unlearn(**job)
+    resumed = letgo.unlearn(resume=True, **job)
+    assert weights_fingerprint(load_model(resumed.directory)) == weights_fingerprint(whole.model)
+    assert read_json_lines(tmp_path / "run" / "history.jsonl") == read_json_lines(tmp_path / "whole" / "history.jsonl")
+
+
 @pytest.mark.parametrize("objective", ["npo_gdr", "task_vector"])
 def test_the_config_is_as_it_was_given_after_the_run(job, objective):
     """What a run derives (steps lengthened to a whole zeroth-order round, say) is not written into it."""

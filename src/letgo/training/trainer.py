@@ -327,6 +327,14 @@ class UnlearnTrainer(Trainer):
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, which asks only after a step whether it was the last one: a run that was killed after its last
+        step has none left."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As Trainer's; a loss that is not finite stops it with the step, the loss terms and the last checkpoint."""
         self._terms.clear()
