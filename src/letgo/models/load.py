@@ -142,28 +142,62 @@ def load_model(
 
 
 def _load_plain(name: str, dtype: str, device: torch.device, quantization: str | None) -> Any:
-    from transformers import AutoModelForCausalLM
-
     if is_adapter(name):
         return load_model(name, dtype=dtype, device=device)
     quantized: dict[str, Any] = {}
     if quantization:
         settings = quantization_config(quantization, DTYPES[dtype])
         quantized = {"quantization_config": settings, "device_map": {"": str(device)}}
+    loaded = _from_pretrained(name, dtype, **quantized)
+    return steady(loaded.eval()) if quantization else loaded.to(device).eval()
+
+
+def _from_pretrained(name: str, dtype: str, **settings: Any) -> Any:
+    """The model of a directory or a hub id, whose weights are all there and no others of its layers.
+
+    Raises:
+        UserError: it can't be read; or it could, but transformers would have made up the weights that are missing.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            name, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, **quantized
+        model, keys = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **settings,
         )
-    except (OSError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         hint = "" if os.path.isdir(name) else "\n  if the hub can't be reached, download the model and give its path"
         raise UserError(f"{name}: the model can't be loaded ({first_line(error)}){hint}") from error
-    return steady(loaded.eval()) if quantization else loaded.to(device).eval()
+    missing = sorted(keys["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{name}: its files lack {len(missing)} of the weights that config.json asks for, such as {missing[0]}\n"
+            "  the download may be incomplete, or config.json of another model"
+        )
+    ours = {_any_layer(key) for key in model.state_dict()}
+    surplus = sorted(key for key in keys["unexpected_keys"] if _any_layer(key) in ours)
+    if surplus:
+        raise UserError(
+            f"{name}: its files hold {len(surplus)} weights of layers that config.json does not have, such as "
+            f"{surplus[0]}\n  config.json may be of another model"
+        )
+    return model
+
+
+def _any_layer(key: str) -> str:
+    """A weight's name with any number in the place of its layer's."""
+    return re.sub(r"\.\d+\.", ".#.", key)
 
 
 def _load_shards(name: str, dtype: str, quantization: str | None, shards: int) -> Any:
     """Each process reads its own part of the weights from the files."""
-    from transformers import AutoModelForCausalLM
-
     if quantization or is_adapter(name):
         what = f"a base in {quantization}" if quantization else f"{name}, an adapter,"
         raise UserError(
@@ -174,14 +208,7 @@ def _load_shards(name: str, dtype: str, quantization: str | None, shards: int) -
         from transformers.distributed import DistributedConfig
     except ImportError as error:
         raise UserError("strategy: fsdp2 needs a newer transformers: pip install -U transformers") from error
-    common: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True, "trust_remote_code": False}
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            name, distributed_config=DistributedConfig(fsdp_size=shards), **common
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: the model can't be loaded in shards ({first_line(error)})") from error
-    return loaded.eval()
+    return _from_pretrained(name, dtype, distributed_config=DistributedConfig(fsdp_size=shards)).eval()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
