@@ -154,7 +154,7 @@ def test_sophia_under_ddp_has_the_hessian_of_all_rows(hessian, done):
 
 def test_without_other_ranks_nothing_is_shared():
     ranks = Ranks("directions", check_every=1)
-    assert (ranks.count, ranks.rank, ranks.own(5)) == (1, 0, [0, 1, 2, 3, 4])
+    assert (ranks.count, ranks.rank, ranks.assigned(5)) == (1, 0, [0, 1, 2, 3, 4])
     assert ranks.joined([1.0, 2.0], 2, torch.device("cpu")) == [1.0, 2.0]
     ranks.check([torch.zeros(1)], 1)
     assert ranks.bytes_exchanged == 0

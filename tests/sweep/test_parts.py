@@ -9,12 +9,12 @@ import time
 import pytest
 
 from letgo.core.errors import UserError
+from letgo.core.locks import has_locks, holder, locked
 from letgo.runs import Index
 from letgo.runs.sweeps import read_sweep
 from letgo.sweep.execute import sweep
 from letgo.sweep.grid import parse_part
 from letgo.sweep.local import Processes
-from letgo.sweep.locks import has_locks, holder, locked
 from letgo.sweep.resources import Resources, device_slots
 from tests.sweep.conftest import Killer, products
 

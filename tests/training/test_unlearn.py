@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import json
 import os
 import signal
@@ -17,11 +19,23 @@ from safetensors.torch import load_file
 import letgo
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.files import read_json_lines
+from letgo.core.locks import take
 from letgo.models.load import load_model, weights_fingerprint
 from letgo.models.save import save_model
 from letgo.runs.results import read_result
 from letgo.training.config import dump_config, make_config
 from tests import tiny
+
+
+@contextlib.contextmanager
+def locked_directory(path):
+    """A directory at which another process is at work: a lock belongs to the file as it was opened."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        assert take(handle, fcntl.LOCK_EX) == "held"
+        yield
+    finally:
+        os.close(handle)
 
 
 @pytest.fixture
@@ -228,6 +242,18 @@ class Killed(BaseException):
     """As a kill: nothing of the run handles it."""
 
 
+def cut_off(job, monkeypatch, stage="save"):
+    """A run that was killed when it came to a stage after its training."""
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"letgo.training.unlearn.{stage}", killed)
+        with pytest.raises(Killed):
+            letgo.unlearn(**job)
+
+
 @pytest.mark.parametrize("stage", ["save", "judge_run", "record"])
 @pytest.mark.parametrize(
     "optimizer", ["adamw", "weight_averaging:start=2,every=1", "fozo:fo_steps=2,zo_steps=3,zo_lr=1e-3"]
@@ -235,18 +261,40 @@ class Killed(BaseException):
 def test_a_run_killed_after_its_last_step_resumes_to_the_same_bits(job, tmp_path, monkeypatch, optimizer, stage):
     """Five steps of an epoch of two: the last one ends within an epoch."""
     job |= {"optimizer": optimizer, "max_steps": 5, "save_steps": 2, "eval_limit": 2, "per_device_train_batch_size": 2}
-
-    def killed(*_):
-        raise Killed
-
     whole = letgo.unlearn(**job | {"output_dir": str(tmp_path / "whole")})
-    with monkeypatch.context() as patched:
-        patched.setattr(f"letgo.training.unlearn.{stage}", killed)
-        with pytest.raises(Killed):
-            letgo.unlearn(**job)
+    cut_off(job, monkeypatch, stage)
     resumed = letgo.unlearn(resume=True, **job)
     assert weights_fingerprint(load_model(resumed.directory)) == weights_fingerprint(whole.model)
     assert read_json_lines(tmp_path / "run" / "history.jsonl") == read_json_lines(tmp_path / "whole" / "history.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 2e-3}, "learning_rate 0.001 .now 0.002."),
+        ({"seed": 7, "objective": "ga"}, "seed 42 .now 7., objective 'npo_gdr' .now 'ga'."),
+        ({"optimizer_args": {"eps": 1e-6}}, "optimizer_args None .now {'eps': 1e-06}"),
+        ({"max_steps": 9}, "max_steps 6 .now 9."),
+        ({"warmup_steps": 1}, "warmup_steps by default .now 1"),
+    ],
+)
+def test_a_run_goes_on_with_the_settings_it_was_begun_with_or_not_at_all(job, monkeypatch, changes, message):
+    cut_off(job | {"save_steps": 2}, monkeypatch)
+    with pytest.raises(UserError, match=f"begun with other settings: {message}.*\n.*run/config.yaml --resume"):
+        letgo.unlearn(**job | {"save_steps": 2} | changes, resume=True)
+
+
+def test_what_leaves_the_trajectory_alone_may_change_on_the_way(job, monkeypatch):
+    cut_off(job | {"save_steps": 2}, monkeypatch)
+    run = letgo.unlearn(**job, resume=True, attacks=["quantize:bits=4"], save_steps=3)
+    assert [attack.name for attack in run.result.attacks] == ["quantize"]
+
+
+def test_two_processes_do_not_write_to_one_directory(job, tmp_path):
+    (tmp_path / "run").mkdir()
+    with locked_directory(tmp_path / "run"), pytest.raises(UserError, match=r"another process is at work in .*run"):
+        letgo.unlearn(**job)
+    letgo.unlearn(**job)
 
 
 @pytest.mark.parametrize("objective", ["npo_gdr", "task_vector"])

@@ -9,10 +9,10 @@ from typing import Literal
 from letgo.attacks.engine.run import attack, plan_attack
 from letgo.core.errors import LetgoError
 from letgo.core.files import read_json, write_json
+from letgo.core.locks import locked
 from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
 from letgo.runs.results import Result, is_run, read_result
-from letgo.sweep.locks import locked
 from letgo.sweep.workers import Task
 from letgo.training.config import make_config
 from letgo.training.unlearn import unlearn

@@ -13,6 +13,7 @@ from typing import Any
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import write_text
 from letgo.core.fingerprints import digest_of
+from letgo.core.locks import has_locks, holder, locked
 from letgo.core.progress import Quiet, Reporter
 from letgo.runs import index_for, record_run
 from letgo.runs.results import RESULT_FILE, is_run, read_result
@@ -20,12 +21,15 @@ from letgo.runs.sweeps import RUNS_FOLDER, SWEEP_FILE, CellState, GroupState, Sw
 from letgo.sweep.cell import ERROR_FILE, Outcome, outcome, write_error
 from letgo.sweep.grid import Cell, Grid, Group, Part, with_setting
 from letgo.sweep.local import InProcess, Processes
-from letgo.sweep.locks import CLAIMS, STATE_LOCK, SWEEP_LOCK, has_locks, holder, locked
 from letgo.sweep.resources import Resources, device_slots
 from letgo.sweep.table import TABLE_FILE, as_csv
 from letgo.sweep.tuning import BROKEN, MEETS, choose, judge
-from letgo.sweep.workers import Ending, Task, Workers
+from letgo.sweep.workers import CLAIMS, Ending, Task, Workers
 
+SWEEP_LOCK = ".sweep.lock"
+"""In a sweep's folder: held alone by a whole sweep, shared by those that run a part of its cells."""
+STATE_LOCK = ".state.lock"
+"""In a sweep's folder: held while its state is read from the run directories and written."""
 PAUSE_SECONDS = 1.0
 """How long a cell that another process is at work on is left alone before it is asked for again."""
 SEEN_SECONDS = 90.0

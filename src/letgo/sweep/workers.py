@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from letgo.sweep.locks import CLAIMS
+CLAIMS = ".claims"
+"""In a sweep's folder: a file a run, locked by the process that is at work on it."""
 
 
 @dataclass(frozen=True)

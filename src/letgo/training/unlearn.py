@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,10 +31,8 @@ from letgo.runs.results import (
     Metrics,
     Result,
     Status,
-    is_run,
     new_run_id,
     now,
-    read_result,
     write_result,
 )
 from letgo.scoring.resume_log import ResumeLog, content_key
@@ -44,6 +41,7 @@ from letgo.training.distributed import exchange_note
 from letgo.training.one_shot import OneShot
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
+from letgo.training.run_directory import only_writer, prepare_directory
 from letgo.training.run_plan import RunPlan, objective_of, plan_run, planned_steps
 from letgo.training.trainer import UnlearnTrainer, last_checkpoint, rows_of_checkpoint
 
@@ -99,9 +97,9 @@ def unlearn(
         raise UserError("give unlearn() either a config or settings, not both")
     config = config if config is not None else make_config(settings, where="unlearn()")
     processes.start(config.processes)
-    processes.first_does(lambda: prepare_directory(config.output_dir, resume=resume))
+    directory = processes.first_does(lambda: prepare_directory(config, resume=resume))
     opened = open_run(config, resume, reporter, shared_scores)
-    with failure_recorded(opened):
+    with only_writer(directory), failure_recorded(opened):
         prepared = prepare(opened)
         with opened.log.clock("evaluate"):
             before = measure(prepared, prepared.model, "measuring before", common=True)
@@ -437,31 +435,6 @@ def publish(opened: Opened, result: Result) -> None:
     private = config.hub_private_repo is not False
     address = push_to_hub(opened.directory, str(config.hub_model_id), private=private, reporter=opened.reporter)
     say(f"  pushed to {address}")
-
-
-def prepare_directory(output: str | None, *, resume: bool = False) -> Path:
-    """The output directory, made and tried; one that holds another run is refused."""
-    if not output:
-        raise UserError("no output directory: give output_dir (--output DIR)")
-    directory = Path(output)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"output {directory} is a file; name a directory")
-    if directory.is_dir() and any(directory.iterdir()):
-        if not resume:
-            what = "holds another run" if is_run(directory) or (directory / CONFIG_FILE).exists() else "is not empty"
-            raise UserError(
-                f"output directory {directory} {what}; name another one, remove it, or resume it with --resume"
-            )
-        if is_run(directory) and read_result(directory).status == "finished":
-            raise UserError(f"output directory {directory} holds a finished run; there is nothing to resume")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".{uuid.uuid4().hex}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"output directory {directory} can't be written to ({error.strerror})") from error
-    return directory
 
 
 def write_samples(directory: Path, stages: Mapping[str, Sequence[Sample]], seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Locks of files: one writer for a sweep's folder, one process for a cell.
+"""Locks of files and folders: one writer for a run's directory and a sweep's folder, one process for a cell.
 
 They are the kernel's (`flock`): a process that is killed holds none. On NFS they are the server's, which all machines
 see.
@@ -14,13 +14,6 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
-
-SWEEP_LOCK = ".sweep.lock"
-"""In a sweep's folder: held alone by a whole sweep, shared by those that run a part of its cells."""
-STATE_LOCK = ".state.lock"
-"""In a sweep's folder: held while its state is read from the run directories and written."""
-CLAIMS = ".claims"
-"""In a sweep's folder: a file a run, locked by the process that is at work on it."""
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
@@ -38,7 +31,7 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
     # Opened for reading as well: over NFS a shared lock needs that, and one that is held alone needs writing.
     with open(path, "a+", encoding="utf-8") as handle:
         how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-        held = _take(handle, how) != "taken"
+        held = take(handle, how) != "taken"
         if held and not shared:
             handle.truncate(0)
             handle.write(f"{socket.gethostname()} {os.getpid()}\n")
@@ -59,12 +52,13 @@ def has_locks(folder: Path) -> bool:
     path = folder / f".locks-{os.getpid()}"
     try:
         with open(path, "a+", encoding="utf-8") as handle:
-            return _take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) != "no locks"
+            return take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) != "no locks"
     finally:
         path.unlink(missing_ok=True)
 
 
-def _take(handle: IO[str], how: int) -> Literal["held", "taken", "no locks"]:
+def take(handle: IO[str] | int, how: int) -> Literal["held", "taken", "no locks"]:
+    """Take the lock of an open file or folder, as `fcntl.flock`'s flags say: "taken" where somebody else holds it."""
     try:
         fcntl.flock(handle, how)
     except OSError as error:
