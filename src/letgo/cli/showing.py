@@ -85,22 +85,21 @@ def show_config(
 
 
 def _catalog(kind: str) -> Catalog[Any]:
-    import importlib
+    import pkgutil
 
     from letgo.core.catalog import did_you_mean
     from letgo.core.errors import UserError
 
     catalogs = {
-        "optimizers": ("letgo.optim", "OPTIMIZERS"),
-        "objectives": ("letgo.objectives", "METHODS"),
-        "retain-losses": ("letgo.objectives", "RETAIN_TERMS"),
-        "attacks": ("letgo.attacks", "ATTACKS"),
-        "benchmarks": ("letgo.benchmarks", "BENCHMARKS"),
-        "metrics": ("letgo.metrics", "METRICS"),
-        "analyses": ("letgo.analysis", "ANALYSES"),
+        "optimizers": "letgo.optim:OPTIMIZERS",
+        "objectives": "letgo.objectives:METHODS",
+        "retain-losses": "letgo.objectives:RETAIN_TERMS",
+        "attacks": "letgo.attacks:ATTACKS",
+        "benchmarks": "letgo.benchmarks:BENCHMARKS",
+        "metrics": "letgo.metrics:METRICS",
+        "analyses": "letgo.analysis:ANALYSES",
     }
     if kind not in catalogs:
         raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, catalogs)}; known: {', '.join(catalogs)}")
-    module, name = catalogs[kind]
-    catalog: Catalog[Any] = getattr(importlib.import_module(module), name)
+    catalog: Catalog[Any] = pkgutil.resolve_name(catalogs[kind])
     return catalog
