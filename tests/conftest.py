@@ -16,6 +16,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
+from letgo.core.environment import freeze_imports
 from tests import tiny
 
 torch.set_num_threads(int(os.environ["LETGO_TEST_THREADS"]))
@@ -42,6 +43,11 @@ def model_directory(tmp_path_factory):
     """A saved random Llama with its tokenizer, as a user's model directory."""
     directory = tmp_path_factory.mktemp("tiny-model")
     return tiny.save(directory, tiny.make_model(), tiny.make_tokenizer())
+
+
+def pytest_collection_finish():
+    """Every run of letgo collects garbage several times."""
+    freeze_imports()
 
 
 def pytest_collection_modifyitems(items):

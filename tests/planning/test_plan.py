@@ -250,6 +250,8 @@ def test_expected_times_have_two_digits():
 def test_the_peak_is_within_a_fifth_of_what_is_measured(tmp_path, name):
     """Runs that the plan was not calibrated on, each in a process of its own."""
     assert name not in CALIBRATED
+    if "bf16" in name and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor multiplies bfloat16 one number at a time: five minutes")
     peak, planned = run_case(name, tmp_path)
     assert planned["phases"]
     found = max(one["total"] for one in planned["phases"])

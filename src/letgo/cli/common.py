@@ -47,9 +47,12 @@ def passed_on(given: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def reporter(quiet: bool) -> Reporter:
+    """Where a command reports its progress. To be called when its imports are done and its work begins."""
+    from letgo.core.environment import freeze_imports
     from letgo.core.progress import Live, Quiet, quiet_libraries
 
     quiet_libraries()
+    freeze_imports()
     return Quiet() if quiet else Live()
 
 

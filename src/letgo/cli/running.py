@@ -39,7 +39,7 @@ def unlearn(
         str | None, Option("--model", help="Model directory, .gguf file, hub id, or built-in name.")
     ] = None,
     benchmark: Annotated[str | None, Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
-    forget: Annotated[str | None, Option("--forget", help="Forget set: file or hub:ID:CONFIG:SPLIT.")] = None,
+    forget: Annotated[str | None, Option("--forget", help="Forget set: file or hub:OWNER/NAME:CONFIG:SPLIT.")] = None,
     retain: Annotated[str | None, Option("--retain", help="Retain set: likewise.")] = None,
     objective: Annotated[str | None, Option("--objective", help="NAME[:k=v,…]; see letgo list.")] = None,
     optimizer: Annotated[str | None, Option("--optimizer", help="NAME[:k=v,…]; see letgo list.")] = None,

@@ -33,8 +33,10 @@ def serve(pipe: Connection, threads: int, devices: str | None, parent: int) -> N
 
     threading.Thread(target=watch, daemon=True).start()
     _prepare(threads)
+    from letgo.core.environment import freeze_imports
     from letgo.sweep.cell import run_task
 
+    freeze_imports()
     with contextlib.suppress(EOFError):
         while (task := pipe.recv()) is not None:
             pipe.send(run_task(task))
