@@ -28,9 +28,7 @@ def report(
 @app.command()
 def brief(
     directories: Annotated[list[Path], Argument(help="Run directories, folders of them, or sweeps.")],
-    output: Annotated[Path, Option("--output", "-o", help="brief.md; brief.html is written beside it.")] = Path(
-        "brief.md"
-    ),
+    output: Annotated[Path, Option("--output", "-o", help="brief.md; brief.html goes beside it.")] = Path("brief.md"),
 ) -> None:
     """Write one page for people who decide: what survived, what it cost, what to take."""
     from letgo.report.brief import write_brief
