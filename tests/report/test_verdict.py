@@ -109,29 +109,11 @@ def test_overall_counts_each_kind():
     assert overall([("c", verdict(result(status="failed")))]).tone == "bad"
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (0, "0.00"),
-        (1.0, "1.00"),
-        (0.999, "1.00"),
-        (0.5, "0.50"),
-        (0.0995, "0.10"),
-        (0.017, "0.017"),
-        (0.0042, "0.0042"),
-        (0.0001749, "1.7e-4"),
-        (3.2e-300, "3.2e-300"),
-        (9.996, "10.0"),
-        (14.23, "14.2"),
-        (999.96, "1,000"),
-        (12345.6, "12,346"),
-        (8.1e12, "8.1e12"),
-        (-0.25, "−0.25"),
-    ],
-)
-def test_numbers(value: float | None, text: str):
-    assert number(value) == text
+def test_numbers():
+    values = (None, 0, 1.0, 0.999, 0.5, 0.0995, 0.017, 0.0042, 0.0001749, 3.2e-300, 9.996, 14.23, 999.96, 12345.6)
+    texts = "– 0.00 1.00 1.00 0.50 0.10 0.017 0.0042 1.7e-4 3.2e-300 10.0 14.2 1,000 12,346"
+    assert " ".join(map(number, values)) == texts
+    assert [number(8.1e12), number(-0.25)] == ["8.1e12", "−0.25"]
 
 
 def test_other_units():
@@ -141,6 +123,4 @@ def test_other_units():
     assert [percent(x) for x in (0.0, 0.004, 0.31, 0.996, 1.0)] == ["0 %", "<1 %", "31 %", ">99 %", "100 %"]
     assert [duration(x) for x in (4.21, 41, 185, 7800)] == ["4.2 s", "41 s", "3 min 05 s", "2 h 10 min"]
     counts = (0, 12, 999, 1500, 999_600, 2.5e8, 2_345_678_901, 999_996_000_000, 4e12)
-    assert [size(x) for x in counts] == [
-        "0 B", "12 B", "999 B", "1.5 KB", "1 MB", "250 MB", "2.35 GB", "1.00 TB", "4.00 TB"
-    ]  # fmt: skip
+    assert ", ".join(map(size, counts)) == "0 B, 12 B, 999 B, 1.5 KB, 1 MB, 250 MB, 2.35 GB, 1.00 TB, 4.00 TB"

@@ -80,25 +80,6 @@ def test_picking_runs(folder, where, expected):
     assert names(folder.select(where)) == expected
 
 
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ("optimiser=fozo", "no run has a field 'optimiser'; did you mean 'optimizer'"),
-        ("optimizer fozo", "expected one of = != .* at 'fozo'"),
-        ("survives(quantize4)", "unknown survives.*did you mean 'survived'"),
-        ("(optimizer=fozo", r"expected '\)' at its end"),
-        ("optimizer=fozo seed=1", "expected end of the expression"),
-        ("seed=", "expected a value at its end"),
-        ("survived()", "needs an argument"),
-        ("retain_accuracy >= fozo*before", "only a number can be multiplied"),
-        ("", "empty expression"),
-    ],
-)
-def test_a_mistake_in_an_expression_says_where(folder, where, message):
-    with pytest.raises(UserError, match=message):
-        folder.select(where)
-
-
 def test_sorting_puts_runs_without_the_field_last(folder):
     assert names(folder.select(sort="-kept(quantize4)")) == ["robust", "fragile", "bare"]
     assert names(folder.select(sort="kept(quantize4)")) == ["fragile", "robust", "bare"]

@@ -10,6 +10,7 @@ import time
 import pytest
 import yaml
 
+from letgo.core.progress import Quiet
 from letgo.sweep.grid import read_grid
 from letgo.sweep.table import TABLE_FILE
 from tests import tiny
@@ -49,7 +50,7 @@ def small(tmp_path, model_directory):
     return make
 
 
-class Heard:
+class Heard(Quiet):
     """A reporter that keeps what it is told."""
 
     def __init__(self):
@@ -57,11 +58,6 @@ class Heard:
 
     def say(self, text):
         self.said.append(text)
-
-    def task(self, name, total):
-        from letgo.core.progress import Quiet
-
-        return Quiet().task(name, total)
 
 
 @pytest.fixture

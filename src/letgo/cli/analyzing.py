@@ -26,14 +26,10 @@ SeedOption = Annotated[int, Option("--seed", help="Of all noise.")]
 
 def _shared(
     limit: LimitOption = 32,
-    benchmark: Annotated[
-        str | None, Option("--benchmark", help="NAME[:k=v,…] to measure on, instead of the run's.")
-    ] = None,
+    benchmark: Annotated[str | None, Option("--benchmark", help="NAME[:k=v,…] to measure on, not the run's.")] = None,
     template: Annotated[str | None, Option("--template", help="auto, plain or chat, instead of the run's.")] = None,
     dtype: Annotated[str, Option("--dtype", help="The weights' type: float32, bfloat16, float16.")] = "float32",
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder for analysis-….json, instead of the run's.")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Folder for analysis-….json, not the run's.")] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

@@ -20,12 +20,8 @@ def plan(
         bool, Option("--measure", help="Measure FLOP/s with two layers of the model, for some seconds.")
     ] = False,
     devices: Annotated[int | None, Option("--devices", help="Plan for so many devices, a process each.")] = None,
-    strategy: Annotated[
-        str | None, Option("--strategy", help="single, ddp or fsdp2; by default as the YAML says.")
-    ] = None,
-    device_memory: Annotated[
-        str | None, Option("--device-memory", help="Of a device, such as 80GB: does it fit?")
-    ] = None,
+    strategy: Annotated[str | None, Option("--strategy", help="single, ddp or fsdp2; by default the YAML's.")] = None,
+    device_memory: Annotated[str | None, Option("--device-memory", help="Of a device, e.g. 80GB: does it fit?")] = None,
     device: Annotated[
         str | None, Option("--device", help="Of which kind they are, cpu or cuda; this machine's by default.")
     ] = None,

@@ -119,9 +119,7 @@ def diff_runs(
 
 
 @runs.command("rebuild")
-def rebuild(
-    root: Annotated[Path | None, Argument(help="The folder of runs.")] = None, as_json: JsonFlag = False
-) -> None:
+def rebuild(root: Annotated[Path | None, Argument(help="Folder of runs.")] = None, as_json: JsonFlag = False) -> None:
     """Make the index again from the run directories alone."""
     from letgo.runs import Index
 

@@ -14,9 +14,7 @@ from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, pr
 @app.command()
 def demo(
     tiny: Annotated[bool, Option("--tiny", help="The shipped tiny model: no download, under a minute.")] = False,
-    model: Annotated[
-        str | None, Option("--model", help="A model directory or hub id instead of the demo's own.")
-    ] = None,
+    model: Annotated[str | None, Option("--model", help="Model directory or hub id instead of the demo's own.")] = None,
     output: Annotated[Path, Option("--output", "-o", help="Folder for the run and report.html.")] = Path("letgo-runs"),
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -35,9 +33,7 @@ def demo(
 @app.command()
 def unlearn(
     config: Annotated[Path | None, yaml_argument("A run's YAML; flags go over it.")] = None,
-    model: Annotated[
-        str | None, Option("--model", help="Model directory, .gguf file, hub id, or built-in name.")
-    ] = None,
+    model: Annotated[str | None, Option("--model", help="Directory, .gguf file, hub id, or built-in name.")] = None,
     benchmark: Annotated[str | None, Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
     forget: Annotated[str | None, Option("--forget", help="Forget set: file or hub:OWNER/NAME:CONFIG:SPLIT.")] = None,
     retain: Annotated[str | None, Option("--retain", help="Retain set: likewise.")] = None,
@@ -84,18 +80,12 @@ def attack(
         list[str],
         Option("--attack", help="NAME[:k=v,…][,seeds=N][,threshold=SHARE][,search=N[,bound=SHARE]]; repeat."),
     ],
-    benchmark: Annotated[
-        str | None, Option("--benchmark", help="For a bare model: what it is judged by, NAME[:k=v,…].")
-    ] = None,
-    original: Annotated[
-        str | None, Option("--original", help="The model before unlearning; a run knows its own.")
-    ] = None,
+    benchmark: Annotated[str | None, Option("--benchmark", help="For a bare model: judged by NAME[:k=v,…].")] = None,
+    original: Annotated[str | None, Option("--original", help="The model before unlearning; a run knows it.")] = None,
     limit: Annotated[int | None, Option("--limit", help="For a bare model: at most so many items of each set.")] = None,
     dtype: Annotated[str | None, Option("--dtype", help="For a bare model: the weights' type.")] = None,
     seeds: Annotated[int | None, Option("--seeds", help="Of attacks with anything random that name none.")] = None,
-    threshold: Annotated[
-        float, Option("--threshold", help="The least share of the forgetting kept to have survived.")
-    ] = 0.5,
+    threshold: Annotated[float, Option("--threshold", help="The least share of the forgetting kept to survive.")] = 0.5,
     output: Annotated[Path | None, Option("--output", "-o", help="Write the result here, not into the run.")] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,

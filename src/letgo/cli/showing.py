@@ -28,9 +28,7 @@ def report(
 @app.command()
 def brief(
     directories: Annotated[list[Path], Argument(help="Run directories, folders of them, or sweeps.")],
-    output: Annotated[Path, Option("--output", "-o", help="brief.md; brief.html is written beside it.")] = Path(
-        "brief.md"
-    ),
+    output: Annotated[Path, Option("--output", "-o", help="brief.md; brief.html goes beside it.")] = Path("brief.md"),
 ) -> None:
     """Write one page for people who decide: what survived, what it cost, what to take."""
     from letgo.report.brief import write_brief
@@ -85,22 +83,21 @@ def show_config(
 
 
 def _catalog(kind: str) -> Catalog[Any]:
-    import importlib
+    import pkgutil
 
     from letgo.core.catalog import did_you_mean
     from letgo.core.errors import UserError
 
     catalogs = {
-        "optimizers": ("letgo.optim", "OPTIMIZERS"),
-        "objectives": ("letgo.objectives", "METHODS"),
-        "retain-losses": ("letgo.objectives", "RETAIN_TERMS"),
-        "attacks": ("letgo.attacks", "ATTACKS"),
-        "benchmarks": ("letgo.benchmarks", "BENCHMARKS"),
-        "metrics": ("letgo.metrics", "METRICS"),
-        "analyses": ("letgo.analysis", "ANALYSES"),
+        "optimizers": "letgo.optim:OPTIMIZERS",
+        "objectives": "letgo.objectives:METHODS",
+        "retain-losses": "letgo.objectives:RETAIN_TERMS",
+        "attacks": "letgo.attacks:ATTACKS",
+        "benchmarks": "letgo.benchmarks:BENCHMARKS",
+        "metrics": "letgo.metrics:METRICS",
+        "analyses": "letgo.analysis:ANALYSES",
     }
     if kind not in catalogs:
         raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, catalogs)}; known: {', '.join(catalogs)}")
-    module, name = catalogs[kind]
-    catalog: Catalog[Any] = getattr(importlib.import_module(module), name)
+    catalog: Catalog[Any] = pkgutil.resolve_name(catalogs[kind])
     return catalog

@@ -224,9 +224,7 @@ class Plot:
                 box = f"M{left:.1f} {top:.1f}h{width + 0.3:.1f}v{height + 0.3:.1f}h{-width - 0.3:.1f}z"
                 shade = "none" if value is None else sum(value >= edge for edge in edges)
                 cells.setdefault(f"heat-{shade}", []).append(box)
-        self.under += [
-            tag("path", class_=f"heat {class_}", d="".join(boxes)) for class_, boxes in sorted(cells.items())
-        ]
+        self.under += [tag("path", class_=f"heat {kind}", d="".join(boxes)) for kind, boxes in sorted(cells.items())]
         contours = {level: segments for level in edges if (segments := contour(xs, ys, grid, level))}
         self.under += [self._strokes(segments, "contour") for segments in contours.values()]
         for level in list(contours)[:: 2 if len(contours) > 4 else 1]:

@@ -112,9 +112,7 @@ class Index:
                 raise UserError(f"{run!r} means {len(matches)} runs: {names}; give the whole id or the path")
         if is_run(Path(run)):
             return RunRecord.read(Path(run), self.root)
-        raise UserError(
-            f"no run {run!r} in {self.root}; `letgo runs list` names them, `letgo runs rebuild` finds new ones"
-        )
+        raise UserError(f"no run {run!r} in {self.root}; `letgo runs list` names them, `letgo runs rebuild` finds more")
 
     def _records(self) -> list[RunRecord]:
         if not self.file.is_file():

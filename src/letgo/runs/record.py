@@ -189,19 +189,17 @@ def write_tags(directory: Path, tags: tuple[str, ...]) -> None:
 def difference(first: RunRecord, second: RunRecord) -> Rows:
     """What differs between two runs: first the settings, then versions, then metrics, then what was kept after each
     attack."""
-    rows = _differing(first.fields, second.fields, skip=_ALWAYS_UNLIKE)
+    rows = _differ(first.fields, second.fields, skip=_ALWAYS_UNLIKE)
     names = [name for name, _, _ in rows]
-    rows += _differing(_flattened(first.config), _flattened(second.config), skip=("output_dir", *names))
-    rows += _differing(first.versions, second.versions, prefix="version of ")
-    rows += _differing({"git": first.git}, {"git": second.git})
+    rows += _differ(_flattened(first.config), _flattened(second.config), skip=("output_dir", *names))
+    rows += _differ(first.versions, second.versions, prefix="version of ")
+    rows += _differ({"git": first.git}, {"git": second.git})
     for stage in dict.fromkeys([*first.stages, *second.stages]):
-        rows += _differing(first.stages.get(stage, {}), second.stages.get(stage, {}), prefix=f"{stage}.")
-    return rows + _differing(first.kept, second.kept)
+        rows += _differ(first.stages.get(stage, {}), second.stages.get(stage, {}), prefix=f"{stage}.")
+    return rows + _differ(first.kept, second.kept)
 
 
-def _differing(
-    first: Mapping[str, Any], second: Mapping[str, Any], *, skip: Sequence[str] = (), prefix: str = ""
-) -> Rows:
+def _differ(first: Mapping[str, Any], second: Mapping[str, Any], *, skip: Sequence[str] = (), prefix: str = "") -> Rows:
     names = [name for name in dict.fromkeys([*first, *second]) if name not in skip]
     rows = [(prefix + name, first.get(name), second.get(name)) for name in names]
     return [(name, before, after) for name, before, after in rows if before != after]

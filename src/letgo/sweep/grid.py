@@ -3,7 +3,6 @@
     output_dir: letgo-runs/sweep-tiny
     base: {model: biographies, benchmark: biographies, max_steps: 80}     # a run's YAML
     grid:                                       # every combination is a cell
-      objective: [npo_gdr, graddiff]
       optimizer: [adamw, "compressed:bits=1", {optimizer: ada_zo, max_steps: 400}]
       seed: [0, 1]
     attacks: ["quantize:bits=4", "relearn:steps=20,holdout=0.5"]
@@ -11,15 +10,10 @@
       learning_rate: {"*": [1.0e-4, 1.0e-3], ada_zo: [1.0e-5, 1.0e-4]}
       target: forget_accuracy <= 0.4
       bound: retain_accuracy >= 0.95*before
-    workers: 2
-    backend: local                              # or ray; how many machines: docs/sweeps.md
-    resources: {cpus: 2, gpus: 1, memory: 20GB} # optional: of one cell
-    retries: 2                                  # of a cell whose process was killed
-    ray: {address: "10.0.0.1:6379", wait: 0}    # optional: which cluster, and how long it may take to start a node
 
 An axis is a key of a run's YAML, or one inside a mapping (`optimizer_args.mu`); its values are such values, or mappings
 that set several keys at once. A group is what is left of a cell without its seed: the seeds of a group are compared as
-one, and tuned as one.
+one, and tuned as one. docs/sweeps.md has the keys of where and how a grid is run.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class Processes(Workers):
     and one that dies is replaced. Each has so many threads, by default an equal share of the processors."""
 
     def __init__(self, slots: Sequence[str | None], threads: int | None = None) -> None:
-        self.slots = list(slots)
-        self.threads = threads or max(1, processors() // len(self.slots))
+        self.free_slots = list(slots)
+        self.threads = threads or max(1, processors() // len(slots))
         self.workers: list[_Worker] = []
 
     def __exit__(self, *_: object) -> None:
@@ -69,15 +69,12 @@ class Processes(Workers):
         self.workers.clear()
 
     def free(self) -> int:
-        return len(self.slots) - sum(worker.task is not None for worker in self.workers)
+        return len(self.free_slots) + sum(worker.task is None for worker in self.workers)
 
     def start(self, task: Task) -> None:
         worker = next((worker for worker in self.workers if worker.task is None), None)
         if worker is None:
-            free = list(self.slots)
-            for busy in self.workers:
-                free.remove(busy.devices)
-            worker = _Worker(self.threads, free[0])
+            worker = _Worker(self.threads, self.free_slots.pop(0))
             self.workers.append(worker)
         worker.task = task
         # Where the worker has died since its last task, `ended` reports it.
@@ -96,6 +93,7 @@ class Processes(Workers):
             except (EOFError, OSError):
                 worker.end()
                 self.workers.remove(worker)
+                self.free_slots.append(worker.devices)
                 code = worker.process.exitcode or 0
                 why = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
                 endings.append(Ending(task, "died", why))

@@ -110,9 +110,7 @@ def compare(here: Mapping[str, Any], there: Mapping[str, Any]) -> tuple[str, lis
                 f"one kind; install the same there (pip install '{package}=={ours}')"
             )
         elif ours != theirs:
-            notes.append(
-                f"node {host} has {package} {theirs}, this machine {ours}: numbers may differ in the last bits"
-            )
+            notes.append(f"node {host} has {package} {theirs}, this machine {ours}: numbers may differ in the last bit")
     if here["code"] != there["code"]:
         problems.append(
             f"node {host} has other code of letgo {there['versions']['letgo']} than this machine: install the same "
