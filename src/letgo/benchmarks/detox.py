@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.engine.base import Benchmark, Headline, check_whole, checked_limit, spec_settings
+from letgo.benchmarks.engine.base import Benchmark, Headline, check_choice, check_whole, checked_limit, spec_settings
 from letgo.benchmarks.engine.corpora import c4, named_corpus
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, limited, shown
@@ -74,8 +74,7 @@ def detox(
     chosen = [name.strip() for name in str(prompts).split("+")]
     given["prompts"] = "+".join(chosen)
     for name in chosen:
-        if name not in ("forget", "pku", "real"):
-            raise UserError(f"benchmark 'detox': prompts are of forget, pku and real, not {name!r}")
+        check_choice("benchmark 'detox': prompts", name, ("forget", "pku", "real"))
     provenance: dict[str, Any] = {"classifier": classifier, "seed": seed}
     rows = _forget_rows(forget, data, count, seed, provenance)
     asked: list[Item] = []

@@ -4,13 +4,13 @@ Scoring makes samples (one for each question or text), and every metric is a pur
 can be taken again over a part of them (the groups that an attacker never saw) without running a model.
 
 A benchmark with its own prompts, generation or scores is a subclass that overrides `work` (what it asks of a model)
-and `summarise` (its metrics), and `encode` where its training rows are tokenised in a way of its own.
+and `summarise` (its metrics), and `encode` where its training rows are tokenised in another way.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -19,6 +19,7 @@ from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, limited
 from letgo.benchmarks.engine.questions import general_metrics, items_part, means, membership_metrics, of_set, texts_part
 from letgo.benchmarks.engine.requests import Work, joined, run_works
+from letgo.core.catalog import did_you_mean
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Encoded, EncodedRows, EncodeOptions, Template, encode_rows, resolve_template
@@ -191,6 +192,12 @@ def check_whole(name: str, value: Any, least: int = 1) -> None:
     """Raise a `UserError` for a setting that is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def check_choice(name: str, value: Any, known: Collection[str]) -> None:
+    """Raise a `UserError` for a setting that is none of the known values."""
+    if value not in known:
+        raise UserError(f"{name} is {value!r}; known: {', '.join(known)}{did_you_mean(str(value), known)}")
 
 
 def checked_limit(limit: int | None) -> int | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from letgo.benchmarks.engine.base import Benchmark, checked_limit
+from letgo.benchmarks.engine.base import Benchmark, check_choice, checked_limit
 from letgo.benchmarks.engine.items import Sample, limited
 from letgo.benchmarks.engine.lm_eval_tasks import Answered, load_tasks, run_task
 from letgo.benchmarks.engine.questions import cut_metrics, general_metrics, means, of_set, texts_part
@@ -125,8 +125,7 @@ class MultipleChoice(Benchmark):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.engine not in ENGINES:
-            raise UserError(f"benchmark {self.name!r}: engine is {self.engine!r}; known: {', '.join(ENGINES)}")
+        check_choice(f"benchmark {self.name!r}: engine", self.engine, ENGINES)
 
     def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
         """Prompts are the benchmark's own, whatever the template: they are part of what is measured."""
