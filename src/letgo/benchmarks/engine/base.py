@@ -4,7 +4,7 @@ Scoring makes samples (one for each question or text), and every metric is a pur
 can be taken again over a part of them (the groups that an attacker never saw) without running a model.
 
 A benchmark with its own prompts, generation or scores is a subclass that overrides `work` (what it asks of a model)
-and `summarise` (its metrics), and `encode` where its training rows are tokenised in another way.
+and `metrics_of` (its metrics), and `encode` where its training rows are tokenised in another way.
 """
 
 from __future__ import annotations
@@ -133,19 +133,20 @@ class Benchmark:
         return samples
 
     def summarise(self, samples: Iterable[Sample]) -> Metrics:
-        """The metrics of samples: a mean for every score of the forget and retain sets, general perplexity and
-        degeneration, and the membership AUC where forget and holdout texts were scored."""
+        """The metrics of samples: the benchmark's own, general perplexity and degeneration, and the membership AUC
+        where forget and holdout texts were scored; an error where there is none."""
         every = list(samples)
-        metrics: Metrics = {}
-        for name in ("forget", "retain"):
-            metrics |= means(of_set(every, name), name, ("accuracy", "probability", "rouge", "truth_ratio"))
-        return self.checked(metrics | general_metrics(every) | membership_metrics(every))
-
-    def checked(self, metrics: Metrics) -> Metrics:
-        """The metrics; an error where there is none."""
+        metrics = self.metrics_of(every) | general_metrics(every)
+        if "forget_membership_auc" not in metrics:
+            metrics |= membership_metrics(every)
         if not metrics:
             raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
         return metrics
+
+    def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
+        """The benchmark's own metrics: a mean for every score of the forget and retain sets."""
+        scores = ("accuracy", "probability", "rouge", "truth_ratio")
+        return means(of_set(samples, "forget"), "forget", scores) | means(of_set(samples, "retain"), "retain", scores)
 
     def reference_metrics(self) -> dict[str, Metrics]:
         """Metrics of other models, measured before and given by path (TOFU's retain model), by name."""

@@ -6,7 +6,7 @@ and cuts. For scalability and sustainability it has larger and repeated requests
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Unpack
@@ -14,7 +14,7 @@ from typing import Any, Unpack
 from letgo.benchmarks.engine.base import Benchmark, Item, Sample, Text, check_choice, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
-from letgo.benchmarks.engine.questions import general_metrics, texts_part
+from letgo.benchmarks.engine.questions import texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
 from letgo.benchmarks.engine.requests import Work, joined
 from letgo.benchmarks.engine.tables import PINNED, Table, Tables
@@ -175,11 +175,10 @@ class Muse(Benchmark):
         general = [text for text in texts if text.task != "privleak"]
         return joined([*parts, privacy_part(model, tokenizer, private), texts_part(tokenizer, general)])
 
-    def summarise(self, samples: Iterable[Sample]) -> Metrics:
+    def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
         """MUSE's metrics: VerbMem and KnowMem of the forget set, PrivLeak, and KnowMem of the retain set, which is its
-        utility; the membership AUCs behind PrivLeak; general perplexity and degeneration."""
-        every = list(samples)
-        return self.checked(muse_metrics(every, self.retrained_auc, self.reference) | general_metrics(every))
+        utility; the membership AUCs behind PrivLeak."""
+        return muse_metrics(samples, self.retrained_auc, self.reference)
 
     def reference_metrics(self) -> dict[str, Metrics]:
         return {} if self.reference is None else {"retrained": self.reference.metrics}

@@ -6,14 +6,14 @@ public code differs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Unpack, get_args
 
 from letgo.benchmarks.engine.base import Benchmark, check_choice, check_whole, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, limited
-from letgo.benchmarks.engine.questions import general_metrics, texts_part
+from letgo.benchmarks.engine.questions import texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
 from letgo.benchmarks.engine.requests import Work, joined
 from letgo.benchmarks.engine.tables import PINNED, Table, Tables
@@ -182,12 +182,11 @@ class Tofu(Benchmark):
             self.reference.check_rows(rows, "truth_ratio")
         return joined([part, texts_part(tokenizer, texts)])
 
-    def summarise(self, samples: Iterable[Sample]) -> Metrics:
+    def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
         """TOFU's metrics: probability, ROUGE and truth ratio of its four sets, model utility, and forget quality where
         the retain model's result is known; extraction strength and exact memorization of the forget set; membership
-        AUCs where there is a holdout split; general perplexity and degeneration."""
-        every = list(samples)
-        return self.checked(tofu_metrics(every, self.reference) | general_metrics(every))
+        AUCs where there is a holdout split."""
+        return tofu_metrics(samples, self.reference)
 
     def reference_metrics(self) -> dict[str, Metrics]:
         return {} if self.reference is None else {"retain": self.reference.metrics}
