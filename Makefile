@@ -25,7 +25,7 @@ check: $(VENV)/.ready-dev
 portable: $(VENV)/.ready-dev
 	$(BIN)/python scripts/portable.py
 
-# The sweep, report and brief under docs/example: ten to fifteen minutes.
+# The sweep, report and brief under docs/example: about five minutes on two idle cores.
 example: $(VENV)/.ready
 	$(BIN)/letgo sweep recipes/sweeps/tiny.yaml --output letgo-runs/sweep-tiny --resume
 	$(BIN)/letgo report letgo-runs/sweep-tiny --output docs/example/report.html

@@ -49,12 +49,16 @@ def distinct(variants: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 
 def run(processor: str, threads: int, folders: list[str]) -> dict[str, str]:
-    """Every test's outcome in one variant: passed, failed, error or skipped."""
+    """Every test's outcome in one variant: passed, failure, error or skipped. What pytest prints is kept back, unless a
+    test fails."""
     environment = {**os.environ, **PROCESSORS[processor], "LETGO_TEST_THREADS": str(threads)}
+    workers = max(1, (os.cpu_count() or 1) // threads)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal", f"--junit-xml={report}", *folders]
-        subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        command = [sys.executable, "-m", "pytest", "-n", str(workers), "--dist", "worksteal", f"--junit-xml={report}"]
+        done = subprocess.run([*command, *folders], cwd=ROOT, env=environment, capture_output=True, text=True)
+        if done.returncode or not report.exists():
+            print(done.stdout, done.stderr, sep="\n", flush=True)
         if not report.exists():
             sys.exit(f"portable: pytest ended without a report under {processor} with {threads} threads")
         outcomes = {}
@@ -79,8 +83,8 @@ def main() -> int:
         start = time.monotonic()
         outcomes[name] = run(processor, threads, folders)
         counts = {kind: list(outcomes[name].values()).count(kind) for kind in ("passed", "failure", "error", "skipped")}
-        said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        print(f"portable: {name}: {said} in {time.monotonic() - start:.0f} s", flush=True)
+        shown = ", ".join(f"{kind} {count}" for kind, count in counts.items() if count)
+        print(f"portable: {name}: {shown} ({time.monotonic() - start:.0f} s)", flush=True)
     tests = sorted(set().union(*outcomes.values()))
     differ = [test for test in tests if len({run.get(test, "not run") for run in outcomes.values()}) > 1]
     for test in differ:

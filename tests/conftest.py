@@ -13,9 +13,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import sys
+
 import pytest
 import torch
 
+from letgo.core.environment import freeze_imports
 from tests import tiny
 
 torch.set_num_threads(int(os.environ["LETGO_TEST_THREADS"]))
@@ -42,6 +45,29 @@ def model_directory(tmp_path_factory):
     """A saved random Llama with its tokenizer, as a user's model directory."""
     directory = tmp_path_factory.mktemp("tiny-model")
     return tiny.save(directory, tiny.make_model(), tiny.make_tokenizer())
+
+
+@pytest.fixture
+def letgo(monkeypatch, capsys):
+    """Run the command in this process: letgo(*words) -> (exit code, stdout, stderr)."""
+    from letgo.cli import main
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["letgo", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def pytest_collection_finish():
+    """Every run of letgo collects garbage several times."""
+    freeze_imports()
 
 
 def pytest_collection_modifyitems(items):

@@ -88,7 +88,7 @@ def data(tmp_path_factory) -> Path:
 def test_a_recipe_plans(name, data, monkeypatch, tmp_path):
     from transformers import LlamaConfig
 
-    import letgo.planning.estimate as planning
+    from letgo.planning import estimate, plan
 
     tokenizer = stand_ins.word_tokenizer(" ".join(shaped.TOWNS))
     # A few small blocks in place of seven billion parameters; RMU steers the eighth.
@@ -106,22 +106,22 @@ def test_a_recipe_plans(name, data, monkeypatch, tmp_path):
         pad_token_id=0,
     )
     monkeypatch.setenv("LETGO_DATA", str(data))
-    monkeypatch.setattr(planning, "model_config", lambda model: small)
-    monkeypatch.setattr(planning, "load_tokenizer", lambda model: tokenizer)
+    monkeypatch.setattr(estimate, "model_config", lambda model: small)
+    monkeypatch.setattr(estimate, "load_tokenizer", lambda model: tokenizer)
     # The one recipe on files of the user's own.
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(" ".join(row["text"] for row in stand_ins.passages(60)))
     stand_ins.write_rows(Path("retain.jsonl"), stand_ins.passages(4, about="garden"))
-    plan = planning.plan(read_config(FOLDER / f"{name}.yaml"), flops=1e9)
+    made = plan(read_config(FOLDER / f"{name}.yaml"), flops=1e9)
     settings = load_settings(FOLDER / f"{name}.yaml")
-    assert plan.model["name"] == settings["model"]
-    assert plan.steps >= 1
+    assert made.model["name"] == settings["model"]
+    assert made.steps >= 1
     if "max_steps" in settings and METHODS.record(settings["objective"]).name not in ONE_SHOT:
-        assert plan.steps == settings["max_steps"]
+        assert made.steps == settings["max_steps"]
     if name.endswith("-rmu"):
-        assert plan.model["trained"] == 3 * 32 * 48, "the projections of blocks 5, 6 and 7"
+        assert made.model["trained"] == 3 * 32 * 48, "the projections of blocks 5, 6 and 7"
     if "lora" in name:
-        assert plan.model["trained"] == blocks * 8 * (32 + 32 + 32 + 16), "queries and values, rank 8"
+        assert made.model["trained"] == blocks * 8 * (32 + 32 + 32 + 16), "queries and values, rank 8"
 
 
 def test_data_that_a_recipe_needs_is_asked_for(monkeypatch, tmp_path):

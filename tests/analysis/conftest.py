@@ -12,6 +12,9 @@ from letgo.runs.results import write_result
 from tests import tiny
 from tests.report.runs import quantize, relearn, result
 
+SAME = {"created", "seconds", "git", "versions"}
+"""What may differ between two entries of one analysis."""
+
 
 def moved(model, size: float, seed: int):
     generator = torch.Generator().manual_seed(seed)

@@ -7,21 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from letgo.analysis import read_analyses
-from letgo.analysis.bounds import certified_radius
 from letgo.analysis.certificate import certificate
-from letgo.analysis.displacements import scales_of
 from letgo.analysis.landscape import landscape
-from letgo.analysis.reveal import Criterion, criterion_of, parsed, says
-from letgo.analysis.smoothing import noisy_outcomes
+from letgo.analysis.neighbours import scales_of
+from letgo.analysis.records import read_analyses
+from letgo.analysis.reveal import criterion_of, parsed, says
+from letgo.analysis.smoothing import certified_radius, noisy_outcome
 from letgo.analysis.weights import Weights
 from letgo.benchmarks import benchmark_of
 from letgo.core.errors import UserError
 from letgo.models.load import load_model, weights_fingerprint
 from letgo.runs.results import read_result, write_result
+from tests.analysis.conftest import SAME
 from tests.report.runs import quantize, relearn
 
-SAME = {"created", "seconds", "git", "versions"}
 QUICK = {"draws": 20, "limit": 3, "utility_draws": 1, "alpha": 0.05}
 
 
@@ -140,25 +139,6 @@ def test_zero_weights_have_a_scale():
     assert scale["bias"] == pytest.approx(math.sqrt(16 / 6))
 
 
-def test_a_killed_one_goes_on_and_more_draws_use_the_old_ones(run, tmp_path, monkeypatch):
-    settings = QUICK | {"sigma": 0.01, "rerun": False}
-    whole = certificate(run, output=tmp_path / "whole", **settings)
-    outcomes, calls = Criterion.outcomes, []
-
-    def dies(self, *args):
-        calls.append(1)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return outcomes(self, *args)
-
-    monkeypatch.setattr(Criterion, "outcomes", dies)
-    with pytest.raises(KeyboardInterrupt):
-        certificate(run, **settings)
-    found = certificate(run, **settings)
-    assert len(calls) == 8 + 20 - 7
-    assert found.model_dump(exclude=SAME) == whole.model_dump(exclude=SAME)
-
-
 def test_draws_that_give_no_finite_scores_reveal_nothing_and_are_counted(run):
     found = certificate(run, sigma=1e39, rerun=False, **QUICK)
     [one] = found.smoothed
@@ -249,7 +229,8 @@ def test_weights_are_restored_after_every_draw(run):
         seen.append(weights_fingerprint(model))
         return [True]
 
-    noisy_outcomes(weights, judge, sigma=0.1, draws=3, seed=0)
+    for number in range(3):
+        noisy_outcome(weights, judge, 0.1, 0, number)
     assert len({before, *seen}) == 4
     assert weights_fingerprint(model) == before
 

@@ -1,26 +1,8 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
-
-from letgo.cli import main
-
-
-@pytest.fixture
-def letgo(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["letgo", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize("name", ["", "connectivity", "landscape", "sharpness", "certificate"])

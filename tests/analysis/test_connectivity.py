@@ -5,17 +5,16 @@ import json
 import pytest
 import torch
 
-from letgo.analysis import read_analyses
 from letgo.analysis.connectivity import barrier, connectivity, mixture
 from letgo.analysis.losses import RowLosses
+from letgo.analysis.records import read_analyses
 from letgo.analysis.weights import Weights
 from letgo.attacks.engine.target import open_targets
 from letgo.core.errors import UserError
 from letgo.models.load import load_model
 from tests import tiny
+from tests.analysis.conftest import SAME
 from tests.analysis.problems import Quadratic, symmetric
-
-SAME = {"created", "seconds", "git", "versions"}
 
 
 def test_barrier_of_a_quadratic_in_closed_form():
@@ -86,28 +85,6 @@ def test_every_pair_twice_the_same_and_written_once(run, other, original):
     assert not list(run.glob(".analysis-*"))
     document = json.loads((run / "analysis-connectivity.json").read_text())
     assert (document["schema"], document["kind"]) == (1, "connectivity")
-
-
-def test_a_killed_one_goes_on_and_ends_in_the_same_bits(run, other, tmp_path, monkeypatch):
-    whole = connectivity([run, other], points=5, metrics=False, output=tmp_path / "whole")
-    measure, calls = RowLosses.metrics, []
-
-    def dies(self, model):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return measure(self, model)
-
-    monkeypatch.setattr(RowLosses, "metrics", dies)
-    with pytest.raises(KeyboardInterrupt):
-        connectivity([run, other], points=5, metrics=False)
-    [ledger] = run.glob(".analysis-connectivity-*.jsonl")
-    with ledger.open("a") as file:
-        file.write('[[0.75], {"forget_lo')  # cut short by the kill
-    found = connectivity([run, other], points=5, metrics=False)
-    assert len(calls) == 6
-    assert found.model_dump(exclude=SAME) == whole.model_dump(exclude=SAME)
-    assert not ledger.exists()
 
 
 def test_an_adapter_run_is_merged(run, original, tmp_path):

@@ -10,9 +10,8 @@ from letgo.attacks.engine.target import open_targets
 from letgo.core.errors import UserError
 from letgo.models.load import load_model
 from tests import tiny
+from tests.analysis.conftest import SAME
 from tests.analysis.problems import Quadratic, symmetric
-
-SAME = {"created", "seconds", "git", "versions"}
 
 
 def test_filter_normalisation_by_hand():
@@ -102,27 +101,6 @@ def test_a_plane_along_an_attack_run_again(run):
     # With no label, the attack that left least of the forgetting.
     assert line.axes[0].name == found.axes[0].name
     assert line.axes[0].norm == found.axes[0].norm
-
-
-def test_a_killed_grid_goes_on_and_ends_in_the_same_bits(run, tmp_path, monkeypatch):
-    whole = landscape(run, points=3, limit=2, output=tmp_path / "whole")
-    measure, calls = RowLosses.values, []
-
-    def dies(self, model):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return measure(self, model)
-
-    monkeypatch.setattr(RowLosses, "values", dies)
-    with pytest.raises(KeyboardInterrupt):
-        landscape(run, points=3, limit=2)
-    # Other settings are another grid.
-    landscape(run, points=3, limit=2, seed=1)
-    found = landscape(run, points=3, limit=2)
-    assert len(calls) == 5 + 9 + 5
-    assert found.model_dump(exclude=SAME) == whole.model_dump(exclude=SAME)
-    assert not list(run.glob(".analysis-*"))
 
 
 def test_a_loss_that_is_not_finite_is_a_gap(run):

@@ -10,9 +10,9 @@ from letgo.analysis.sharpness import average_case, curvature_along_signs, estima
 from letgo.analysis.weights import Normals, Weights
 from letgo.attacks.engine.target import open_targets
 from letgo.core.errors import UserError
+from tests.analysis.conftest import SAME
 from tests.analysis.problems import Quadratic, symmetric
 
-SAME = {"created", "seconds", "git", "versions"}
 POINT = torch.tensor([0.4, -1.0, 2.0, 0.1], dtype=torch.float64)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from letgo.attacks.engine.base import Victim
 from letgo.attacks.rounding import make_grid
 from letgo.benchmarks import create_benchmark
 from letgo.data import encode_rows, pad_rows, read_rows
@@ -21,6 +22,17 @@ from tests.once import made_once
 
 # What stands in for plain prose: to this tokenizer, words that it does not know and full stops.
 PLAIN = read_rows([{"text": "it was there . and so it went on for a while . then they came back ."}])
+
+
+def round_to_nearest(weight, **how):
+    grid = make_grid(weight, **how)
+    return grid.values(grid.index(weight))
+
+
+@pytest.fixture
+def victim(model_directory):
+    benchmark = create_benchmark("rows", forget=tiny.FORGET, retain=tiny.RETAIN)
+    return Victim(model_directory, benchmark, original=str(model_directory))
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 
 import pytest
 
-from letgo.cli import main
 from letgo.runs.results import read_result
-
-
-@pytest.fixture
-def letgo(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["letgo", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_a_bare_model_against_its_original(letgo, saved, tmp_path):

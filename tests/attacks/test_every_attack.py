@@ -10,7 +10,7 @@ import torch
 
 import letgo
 from letgo.attacks import ATTACKS
-from letgo.attacks.engine.robustness_scores import robustness
+from letgo.attacks.engine.outcome import robustness
 from letgo.attacks.engine.run import run_attack
 from letgo.attacks.engine.spec import plan_attack
 from letgo.attacks.engine.target import open_target

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from letgo.attacks import ATTACKS
-from letgo.attacks.engine.judge import Judged, Recorded, interval_of, judge_samples, judge_ways, relearning_score
-from letgo.attacks.engine.outcome import _mean_of_halves, _steps_to_half
-from letgo.attacks.engine.robustness_scores import robustness, scores_of
+from letgo.attacks.engine.base import Judged
+from letgo.attacks.engine.judge import Recorded, interval_of, judge_samples, judge_ways, relearning_score
+from letgo.attacks.engine.outcome import _mean_of_halves, _steps_to_half, robustness, scores_of
 from letgo.attacks.engine.search import search, summary
 from letgo.attacks.engine.spec import plan_attack
 from letgo.attacks.relearn import rate_at
@@ -270,11 +270,25 @@ def test_what_is_searched_over_are_settings(record):
         ("relearn:threshold=high", "must be a number"),
         ("relearn:reference=maybe", "true or false"),
         ("relearn:seed=-1", "seed must be"),
+        ("relern", "did you mean 'relearn'"),
+        ("relearn:step=3", "did you mean 'steps'"),
+        ("relearn:victim=3", "no setting 'victim'"),
+        ("relearn:seeds=0", "seeds must be"),
+        ("relearn:seeds=many", "seeds must be"),
+        ("quantize:threshold=2", "threshold must be"),
     ],
 )
 def test_bad_plans(spec, message):
     with pytest.raises(UserError, match=message):
         plan_attack(spec)
+
+
+def test_seeds_in_a_spec():
+    plan = plan_attack("relearn:steps=3,seeds=3,seed=5,threshold=0.9")
+    assert plan.seeds == (5, 6, 7)
+    assert plan.threshold == 0.9
+    assert plan.settings == {"steps": 3}
+    assert plan.label == "relearn:steps=3"
 
 
 def test_seeds_by_default_and_by_flag():

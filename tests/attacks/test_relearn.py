@@ -6,17 +6,10 @@ import pytest
 import torch
 
 from letgo.attacks.engine.base import Victim
-from letgo.attacks.engine.run import plan_attack
 from letgo.attacks.relearn import default_rate, relearn
 from letgo.benchmarks import create_benchmark
-from letgo.core.errors import UserError
 from letgo.models.load import weights_fingerprint
 from tests import tiny
-
-
-@pytest.fixture
-def victim(model_directory):
-    return Victim(model_directory, create_benchmark("rows", forget=tiny.FORGET, retain=tiny.RETAIN))
 
 
 def test_whole_groups_are_held_out_and_the_loss_falls(victim):
@@ -77,45 +70,6 @@ def test_seed_draws_the_groups(victim):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"steps": 0}, "at least 1"),
-        ({"holdout": 1.0}, "less than 1"),
-        ({"holdout": 0.05}, "holds out none"),
-        ({"holdout": 0.95}, "leaves the attacker nothing"),
-        ({"optimizer": "adamm"}, "unknown optimizer"),
-    ],
-)
-def test_settings_out_of_range(victim, settings, message):
-    with pytest.raises(UserError, match=message):
-        relearn(victim, **settings)
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("relern", "did you mean 'relearn'"),
-        ("relearn:step=3", "did you mean 'steps'"),
-        ("relearn:victim=3", "no setting 'victim'"),
-        ("relearn:seeds=0", "seeds must be"),
-        ("relearn:seeds=many", "seeds must be"),
-        ("quantize:threshold=2", "threshold must be"),
-    ],
-)
-def test_specs_are_checked_before_anything_is_loaded(spec, message):
-    with pytest.raises(UserError, match=message):
-        plan_attack(spec)
-
-
-def test_seeds_in_a_spec():
-    plan = plan_attack("relearn:steps=3,seeds=3,seed=5,threshold=0.9")
-    assert plan.seeds == (5, 6, 7)
-    assert plan.threshold == 0.9
-    assert plan.settings == {"steps": 3}
-    assert plan.label == "relearn:steps=3"
-
-
-@pytest.mark.parametrize(
     "optimizer", ["sgd", "zo_sgd", "fozo:zo_lr=1e-3;fo_steps=1;zo_steps=1", "sophia:hessian_every=2", "sam"]
 )
 def test_any_optimizer_relearns_to_the_same_bits(victim, optimizer):
@@ -163,26 +117,3 @@ def test_a_probe_looks_on_the_way(victim):
     assert [point["step"] for point in attacked.curve if "kept" in point] == [0.0, 2.0, 4.0, 6.0]
     assert set(looked) == {attacked.seen}
     assert relearn(replace(victim, probe=probe), steps=6, evaluations=0).curve[0]["step"] == 1.0
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"steps": 3, "epochs": 1}, "either steps or epochs"),
-        ({"epochs": 0}, "epochs must be above 0"),
-        ({"samples": 0}, "samples must be at least 1"),
-        ({"schedule": "sqrt"}, "unknown schedule"),
-        ({"warmup": 1.0}, "warmup must be"),
-        ({"lora": -1}, "at least 0"),
-        ({"evaluations": -1}, "at least 0"),
-        ({"data": "retain", "holdout": 0.5}, "holdout is of the forget set"),
-        ({"data": "nowhere.jsonl"}, "no such file"),
-        ({"optimizer": "sgd:momentun=0.9"}, "did you mean 'momentum'"),
-        ({"optimizer": "sgd:lr=0.1"}, "give learning_rate=0.1 beside the optimizer"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
-    ],
-)
-def test_more_settings_out_of_range(victim, settings, message):
-    with pytest.raises(UserError, match=message):
-        relearn(victim, **settings)

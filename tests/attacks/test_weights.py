@@ -85,23 +85,8 @@ def test_displacement_and_bins_by_hand():
     assert said["same_bin"] == 14 / 16
 
 
-@pytest.mark.parametrize(
-    ("attack", "settings", "message"),
-    [
-        (prune, {"sparsity": 0.0}, "above 0"),
-        (prune, {"sparsity": 1.0}, "less than 1"),
-        (prune, {"scope": "row"}, "unknown scope"),
-        (noise, {"sigma": 0.0}, "above 0"),
-        (interpolate, {"share": 1.5}, "at most 1"),
-    ],
-)
-def test_settings_out_of_range(victim, attack, settings, message):
-    with pytest.raises(UserError, match=message):
-        attack(victim, **settings)
-
-
 def test_without_the_original_there_is_nothing_to_go_back_to(victim):
-    with pytest.raises(UserError, match="not to be had"):
+    with pytest.raises(UserError, match="can't be loaded"):
         interpolate(replace(victim, original="nowhere/at/all"))
     with pytest.raises(UserError, match="--original MODEL"):
         interpolate(replace(victim, original=None))

@@ -7,25 +7,7 @@ import time
 
 import pytest
 
-from letgo.cli import main
 from tests import tiny
-
-
-@pytest.fixture
-def letgo(monkeypatch, capsys):
-    """Run the command in this process: letgo(*words) -> (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["letgo", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ import yaml
 from typer.testing import CliRunner
 
 import letgo
+from letgo.attacks.engine.run import attack
+from letgo.benchmarks.engine.evaluate import evaluate
 from letgo.cli import app
 from letgo.core import processes
 from letgo.core.errors import UserError
@@ -23,7 +25,8 @@ from letgo.runs.results import read_result
 from letgo.training import distributed
 from letgo.training.config import UnlearnConfig
 from tests import tiny
-from tests.distributed.conftest import LAUNCH, ROOT, distance, environment, launch, together
+from tests.distributed.conftest import LAUNCH, ROOT, answers, distance, environment, launch, together
+from tests.once import made_once
 
 pytestmark = pytest.mark.slow
 
@@ -46,18 +49,21 @@ def run_file(tmp_path, tiny_directory):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory, tiny_directory):
-    """A run in two processes: its file, and what was said."""
-    path = write_run(tmp_path_factory.mktemp("launched"), tiny_directory)
-    done = launch(["-m", "letgo", "unlearn", str(path), "--json"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    return path, done
+    """The folder of a run in two processes, with what it printed."""
+
+    def make(folder):
+        done = launch(["-m", "letgo", "unlearn", str(write_run(folder, tiny_directory)), "--json"])
+        assert done.returncode == 0, done.stderr[-3000:]
+        (folder / "stdout").write_text(done.stdout)
+        (folder / "stderr").write_text(done.stderr)
+
+    return made_once(tmp_path_factory, "launched", make)
 
 
 def test_torchrun_says_everything_once(launched):
-    path, done = launched
-    directory = path.parent / "run"
-    assert json.loads(done.stdout)["processes"]["ranks"] == 2
-    assert done.stderr.count("2 processes (replicas over gloo)") == 1
+    directory = launched / "run"
+    assert json.loads((launched / "stdout").read_text())["processes"]["ranks"] == 2
+    assert (launched / "stderr").read_text().count("2 processes (replicas over gloo)") == 1
     assert read_result(directory).processes["strategy"] == "replicas"
     assert not list(directory.glob("*.partial*"))
     assert not list(directory.glob("checkpoint-*"))
@@ -73,7 +79,7 @@ def test_accelerate_launch_with_the_ready_configurations(run_file, tmp_path, rec
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = read_result(tmp_path / "run").processes
@@ -108,7 +114,7 @@ def test_accelerate_that_starts_one_process_is_told(run_file):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode != 0
     assert "was asked for 2 processes and started 1" in done.stderr
@@ -122,7 +128,7 @@ def test_another_number_of_processes_than_the_run_asks_for(run_file):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 2
     assert "processes: 2 were asked for, 1 run" in done.stderr
@@ -131,15 +137,13 @@ def test_another_number_of_processes_than_the_run_asks_for(run_file):
 def test_a_mistake_is_told_once_and_ends_all(run_file, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "something").touch()
-    start = time.monotonic()
-    done = launch(["-m", "letgo", "unlearn", str(run_file)], timeout=120)
+    done = launch(["-m", "letgo", "unlearn", str(run_file)])
     assert done.returncode != 0
     assert done.stderr.count("is not empty; name another one") == 1
-    assert time.monotonic() - start < 60
 
 
 def test_commands_that_do_not_share_their_work(tmp_path):
-    done = launch(["-m", "letgo", "report", str(tmp_path)], timeout=120)
+    done = launch(["-m", "letgo", "report", str(tmp_path)])
     assert done.returncode != 0
     assert done.stderr.count("`letgo report` runs in one process") == 1
 
@@ -187,12 +191,13 @@ def _process_of_rank(parent: int, rank: int) -> int:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, tiny_directory):
-    """Evaluation and attacks in two processes, and the same in one."""
-    import letgo
-    from letgo.attacks.engine.run import attack
-    from letgo.benchmarks.engine.evaluate import evaluate
+    """Evaluation and attacks in two processes, and the same in one: what the two said, the folder, one's metrics and
+    what its attacks kept."""
+    folder = made_once(tmp_path_factory, "measured", lambda folder: _measure(folder, tiny_directory))
+    return answers(folder), folder, *json.loads((folder / "alone.json").read_text())
 
-    folder = tmp_path_factory.mktemp("measured")
+
+def _measure(folder, tiny_directory):
     settings = tiny.own_files(folder, tiny_directory, **RUN, per_device_train_batch_size=4)
     run = letgo.unlearn(**(settings | {"eval_limit": None})).directory
     benchmark = "biographies"
@@ -201,20 +206,22 @@ def measured(tmp_path_factory, tiny_directory):
         "evaluate": ("evaluate", {"model": "biographies", "benchmark": benchmark, "output": str(folder / "scores")}),
         "attack": ("attack", {"run": str(run), "attacks": attacks}),
     }
-    both = together(jobs, folder)
-    alone = evaluate("biographies", [benchmark], output=folder / "alone")
-    return both, next(iter(alone.values())), attack(run, attacks, output=folder / "attacked"), folder
+    together(jobs, folder)
+    [alone] = evaluate("biographies", [benchmark], output=folder / "alone").values()
+    metrics = {name: [metric.value, metric.n] for name, metric in alone.after.items()}
+    kept = {outcome.label: outcome.kept for outcome in attack(run, attacks, output=folder / "attacked").attacks}
+    (folder / "alone.json").write_text(json.dumps([metrics, kept]))
 
 
 def test_each_sample_is_scored_once(measured):
-    (first, second), alone, _, folder = measured
+    (first, second), folder, alone, _ = measured
     assert "error" not in first["evaluate"], first
     assert first["evaluate"] == second["evaluate"]
     shared = first["evaluate"]["queries_by_process"]
     assert min(shared) > 0.4 * sum(shared)
     for name, (value, n) in first["evaluate"]["after"].items():
-        assert n == alone.after[name].n
-        assert value == pytest.approx(alone.after[name].value, rel=1e-4, abs=1e-5), name
+        assert n == alone[name][1]
+        assert value == pytest.approx(alone[name][0], rel=1e-4, abs=1e-5), name
     lines = (folder / "scores" / "samples.jsonl").read_text().splitlines()
     theirs = (folder / "alone" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(one)["id"] for one in lines] == [json.loads(one)["id"] for one in theirs]
@@ -222,20 +229,19 @@ def test_each_sample_is_scored_once(measured):
 
 
 def test_attacks_in_two_processes_leave_what_they_leave_in_one(measured):
-    (first, second), _, alone, _ = measured
+    (first, second), _, _, alone = measured
     assert "error" not in first["attack"], first["attack"]
     assert first["attack"] == second["attack"]
-    for one in alone.attacks:
-        assert first["attack"]["kept"][one.label] == pytest.approx(one.kept, abs=1e-3), one.label
+    for label, kept in alone.items():
+        assert first["attack"]["kept"][label] == pytest.approx(kept, abs=1e-3), label
 
 
 def test_a_model_of_several_processes_is_like_that_of_one(launched, tmp_path):
     """The README's way and the launcher's end with the same weights."""
-    path, _ = launched
-    unlearn = ["unlearn", str(path), "--quiet", "--output", str(tmp_path / "one")]
+    unlearn = ["unlearn", str(launched / "run.yaml"), "--quiet", "--output", str(tmp_path / "one")]
     done = CliRunner().invoke(app, [*unlearn, "--set", "gradient_accumulation_steps=2", "--set", "use_cpu=true"])
     assert done.exit_code == 0, done.output
-    assert distance(tmp_path / "one", path.parent / "run") < 2e-6
+    assert distance(tmp_path / "one", launched / "run") < 2e-6
 
 
 ENDING = """
@@ -262,7 +268,7 @@ processes.end(int(sys.argv[2]) if processes.number() == 1 else 0)
 @pytest.mark.parametrize("code", [0, 3])
 def test_processes_end_in_order_and_before_python_is_torn_down(tmp_path, code):
     (tmp_path / "ending.py").write_text(ENDING, encoding="utf-8")
-    done = launch([str(tmp_path / "ending.py"), str(tmp_path), str(code)], timeout=120)
+    done = launch([str(tmp_path / "ending.py"), str(tmp_path), str(code)])
     assert (done.returncode == 0) == (code == 0), done.stderr[-3000:]
     assert "SIGABRT" not in done.stderr
     assert (f"exitcode  : {code}" in done.stderr) == (code != 0)

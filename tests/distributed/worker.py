@@ -15,6 +15,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from letgo.core import processes
+from letgo.core.environment import freeze_imports
 
 
 class Stopped(Exception):
@@ -103,8 +104,12 @@ def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     import torch
 
+    import letgo.attacks.engine.run
+    import letgo.training.unlearn  # noqa: F401
+
     torch.set_num_threads(1)
     processes.start()
+    freeze_imports()
     told: dict[str, Any] = {}
     for name, (kind, arguments) in jobs.items():
         print(f"job: {name}", file=sys.stderr, flush=True)

@@ -18,11 +18,6 @@ from tests import tiny
 BATCHED = {"zo_options": {"engine": "batched", "rank": 1}}
 
 
-@pytest.fixture
-def job(tmp_path, shaped):
-    return tiny.own_files(tmp_path, shaped, max_steps=4, per_device_train_batch_size=2, optimizer="adamw")
-
-
 def made(job, devices=2, strategy="ddp", *, device="cpu", memory=None, flops=None, **changes):
     config = make_config(job | changes)
     rate = 1e9 if devices == 1 and flops is None else flops
@@ -51,7 +46,7 @@ def test_no_times_are_told_of_several_devices(job):
     assert (several.plan.speed, several.plan.seconds) == (None, {})
     assert "FLOP/s" not in several.text()
     assert several.plan.steps == 4
-    with pytest.raises(UserError, match="times are told of one device alone"):
+    with pytest.raises(UserError, match="a plan has times for one device alone"):
         made(job, 2, flops=1e9)
 
 
@@ -116,19 +111,19 @@ def large(job, tmp_path):
 
 def test_it_fits_or_says_on_what_it_would(large):
     one = made(large, 1, device="cuda", memory=80 * 10**9)
-    need = one.fit.needed
-    assert one.fit.fits
+    need = one.needed
+    assert one.fits
     assert "does it fit?  yes" in one.text()
     memory = int(0.7 * need)
     tight = made(large, 1, device="cuda", memory=memory)
-    assert not tight.fit.fits
-    assert tight.fit.short == need - int(0.95 * memory)
+    assert not tight.fits
+    assert tight.short == need - int(0.95 * memory)
     way = tight.way_out
     assert way is not None
     assert (way.strategy, way.devices) == ("fsdp2", 2)
     again = made(large, way.devices, way.strategy, device="cuda", memory=memory)
-    assert again.fit.fits
-    assert again.fit.needed == pytest.approx(way.needed, rel=0.1)
+    assert again.fits
+    assert again.needed == pytest.approx(way.needed, rel=0.1)
     assert "2 devices with fsdp2 would do" in tight.text()
     none = made(large, 1, device="cuda", memory=10**9)
     assert none.way_out is None
@@ -137,7 +132,7 @@ def test_it_fits_or_says_on_what_it_would(large):
 
 def test_what_a_run_on_replicas_lacks_is_told_from_one_device(large):
     """DDP's buffers are what is too much."""
-    alone, two = (made(large, n, device="cuda", optimizer="sgd").fit.needed for n in (1, 2))
+    alone, two = (made(large, n, device="cuda", optimizer="sgd").needed for n in (1, 2))
     memory = int((alone + two) / 2 / 0.95)
     way = made(large, 2, device="cuda", memory=memory, optimizer="sgd").way_out
     assert way is not None
@@ -146,7 +141,7 @@ def test_what_a_run_on_replicas_lacks_is_told_from_one_device(large):
 
 def test_memory_that_is_not_known_gives_no_verdict(job):
     found = made(job)
-    assert found.as_dict()["devices"]["fits"] is None
+    assert found.as_dict()["devices"]["fits"] is found.fits is None
     assert "give --device-memory" in found.text()
 
 

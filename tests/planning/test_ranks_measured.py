@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from letgo.planning.shards import bytes_of, shard_bytes, trace_sharded, trace_sharded_forward, units_of
+from letgo.planning.shards import bytes_of, shard_bytes, trace_sharded, units_of
 from letgo.planning.tracing import faked, trace_forward, trace_training
 from tests.planning.measured import ROOT
 from tests.planning.measured_ranks import run_ranks
@@ -58,11 +58,10 @@ def test_what_two_processes_hold(counted, case):
         assert (found["weights"], found["gradients"], found["state"]) == (weights, weights, 2 * weights)
     found = counted[0][case]
     if sharded:
-        peak, gradients, _, _ = trace_sharded(model, loss, 2)
-        forward, _, _ = trace_sharded_forward(model, loss, 2)
-        assert gradients == weights
-        assert peak == pytest.approx(found["peak"], rel=0.1)
-        assert forward == pytest.approx(found["forward peak"], rel=0.05)
+        followed, forward = (trace_sharded(model, loss, 2, backward=backward) for backward in (True, False))
+        assert followed.gradients == weights
+        assert followed.peak == pytest.approx(found["peak"], rel=0.1)
+        assert forward.peak == pytest.approx(found["forward peak"], rel=0.05)
     else:
         whole = trace_training(model, loss)
         assert whole.peak + weights == pytest.approx(found["peak"], rel=0.1), "gradients once more, in DDP's buckets"
@@ -84,12 +83,12 @@ def test_what_two_processes_send(counted, case):
         assert sum(found["sent"].values()) - whole < 1000
         assert found["forward sent"] == {}
         return
-    _, _, moved, _ = trace_sharded(model, loss, 2)
+    followed = trace_sharded(model, loss, 2)
     gathered = {name: count for name, count in found["sent"].items() if "gather" in name}
     scattered = {name: count for name, count in found["sent"].items() if "reduce_scatter" in name}
     assert set(gathered) | set(scattered) == set(found["sent"])
-    assert sum(gathered.values()) / 2 == pytest.approx(moved.gathered, rel=1e-5)
-    assert sum(scattered.values()) / 2 == moved.reduced == whole / 2
+    assert sum(gathered.values()) / 2 == pytest.approx(followed.gathered, rel=1e-5)
+    assert sum(scattered.values()) / 2 == followed.reduced == whole / 2
     if "twice" not in case:
         kept = sum(unit.size for unit in units_of(model) if unit.stays)
         assert sum(found["forward sent"].values()) in (whole, whole - kept), "the output layer may be there"
@@ -98,13 +97,13 @@ def test_what_two_processes_send(counted, case):
 def test_a_checkpointed_pass_is_followed():
     """Units are together when a block's forward pass is run again, and nothing is gathered twice for it."""
     model, loss = without_values("fsdp2")
-    plain, _, moved, flops = trace_sharded(model, loss, 2)
+    plain = trace_sharded(model, loss, 2)
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    less, _, same, more = trace_sharded(model, loss, 2)
-    assert less < plain
-    assert same == moved
-    assert more > 1.2 * flops
+    checkpointed = trace_sharded(model, loss, 2)
+    assert checkpointed.peak < plain.peak
+    assert (checkpointed.gathered, checkpointed.reduced) == (plain.gathered, plain.reduced)
+    assert checkpointed.flops > 1.2 * plain.flops
 
 
 @pytest.mark.slow

@@ -6,12 +6,7 @@ result. Each is a file of its own and one line here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from letgo.core.catalog import Catalog, Record
-
-if TYPE_CHECKING:
-    from letgo.analysis.records import read_analyses as read_analyses
 
 ANALYSES: Catalog[Record] = Catalog(
     "analysis",
@@ -52,12 +47,4 @@ ANALYSES: Catalog[Record] = Catalog(
     ],
 )
 
-__all__ = ["ANALYSES", "read_analyses"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "read_analyses":
-        from letgo.analysis.records import read_analyses
-
-        return read_analyses
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["ANALYSES"]

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from letgo.analysis.frame import Analysis
+from letgo.analysis.frame import Analysis, AnalysisOptions
 from letgo.analysis.losses import RowLosses, smaller_benchmark
 from letgo.analysis.records import Barrier, Connectivity, LinearPath, PathPoint
-from letgo.analysis.weights import Weights, check_same_shape, distance
+from letgo.analysis.weights import Weights, check_same_shape, distance, named_weights
 from letgo.attacks.engine.target import Target
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.core.errors import NonFiniteLossError, UserError
-from letgo.core.progress import Reporter
-from letgo.data.encode import Template
 from letgo.models.load import weights_fingerprint
-from letgo.runs.results import Metric, Metrics
 
 LIMIT = 32
 
@@ -33,21 +29,17 @@ def connectivity(
     points: int = 11,
     metrics: bool = True,
     limit: int | None = LIMIT,
-    benchmark: str | None = None,
-    template: Template | None = None,
-    dtype: str = "float32",
-    output: Path | None = None,
-    reporter: Reporter | None = None,
+    **options: Unpack[AnalysisOptions],
 ) -> Connectivity:
-    r"""Measure models on the straight line between each two of some models.
+    r"""Measure models on the straight line between each two of some models, in the order given.
 
         θ(a) = (1 − a) θ_A + a θ_B,  a = 0, 1/(points−1), …, 1
         barrier of a loss ℓ:  B(A, B) = max_a [ ℓ(θ(a)) − ((1 − a) ℓ(θ_A) + a ℓ(θ_B)) ]
 
     Source: Frankle et al., Linear mode connectivity and the lottery ticket hypothesis (arXiv 1912.05671); the barrier
     against the line between the two ends (not their mean) as in Entezari et al. (arXiv 2110.06296). A barrier near 0
-    says that both models lie in one basin. For metrics, of which lower is not always worse, both the largest rise over
-    the line and the largest fall under it are given.
+    says that both models lie in one basin. A lower metric is not always worse: so the result has the largest rise over
+    the line and the largest fall under it.
 
     Args:
         models: two or more run directories or models of one architecture and tokenizer: full, sharded, or with
@@ -55,14 +47,7 @@ def connectivity(
         points: on each line, both ends among them.
         metrics: measure the benchmark's metrics too, not the losses alone.
         limit: at most so many rows for losses, and items and texts for metrics, of each set; None for all.
-        benchmark: what to measure on; by default that of the first run.
-        template: how questions become prompts; by default the run's.
-        dtype: the weights' type while they are mixed.
-        output: a directory for `analysis-connectivity.json`; by default the first run's own.
-        reporter: where progress goes.
-
-    Returns:
-        The analysis, with a path for each two models in the order given.
+        options: `letgo.analysis.frame.AnalysisOptions`.
 
     Raises:
         UserError: fewer than two models, other architectures or tokenizers, nothing to measure on, points < 3.
@@ -71,48 +56,25 @@ def connectivity(
         raise UserError("connectivity needs two models or more")
     if points < 3:
         raise UserError(f"points must be at least 3 (both ends and what lies between), not {points}")
-    analysis = Analysis(
-        Connectivity,
-        list(models),
-        settings={"points": points, "metrics": metrics},
-        dtype=dtype,
-        limit=limit,
-        benchmark=benchmark,
-        template=template,
-        output=output,
-        reporter=reporter,
-    )
+    analysis = Analysis(Connectivity, list(models), {"points": points, "metrics": metrics}, limit, **options)
     targets = analysis.targets
     _check_tokenizers(targets)
     smaller = smaller_benchmark(analysis.target.benchmark, limit) if metrics else None
+    alphas = [number / (points - 1) for number in range(points)]
     paths: list[LinearPath] = []
-    ends: dict[int, Metrics | None] = {}
+    ends: dict[str, dict[str, Any]] = {}
     losses: RowLosses | None = None
-    for first, second in combinations(range(len(targets)), 2):
-        model, other = targets[first].load(dtype), targets[second].load(dtype)
-        weights = Weights(model)
-        theirs = {n: p.detach() for n, p in other.named_parameters()}
-        check_same_shape(weights.originals, theirs, (targets[first].name, targets[second].name))
+    for first, second in combinations(targets, 2):
+        model, other = (target.load(analysis.dtype) for target in (first, second))
+        weights, theirs = Weights(model), named_weights(other)
+        check_same_shape(weights.originals, theirs, (first.name, second.name))
         losses = losses or analysis.losses(model)
-        measure = partial(_mixture_measured, analysis, weights, theirs, losses, smaller)
+        names = {0.0: first.name, 1.0: second.name}
+        measure = partial(_measured, analysis, weights, theirs, losses, smaller, names, ends)
         depends = {"weights": [weights_fingerprint(m) for m in (model, other)]}
-        values: list[Metrics | None] = []
-        names = f"{targets[first].name} → {targets[second].name}"
-        with analysis.log(analysis.settings | depends) as log, analysis.reporter.task(names, points) as task:
-            for number in range(points):
-                alpha = number / (points - 1)
-                end = {0: first, points - 1: second}.get(number)
-                if end is not None and end in ends:
-                    values.append(ends[end])
-                else:
-                    values.append(_recalled(log.value(json.dumps(alpha), partial(measure, alpha))))
-                if end is not None:
-                    ends[end] = values[-1]
-                    if values[-1] is None:
-                        raise NonFiniteLossError(f"{targets[end].name} gives no finite scores; its weights are broken")
-                task.advance()
-        size, apart = weights.norm(), distance(theirs, weights.originals)
-        paths.append(_path(targets[first].name, targets[second].name, values, apart, apart / size if size else 0.0))
+        line = analysis.measure(f"{first.name} → {second.name}", analysis.settings | depends, alphas, measure)
+        ends |= {first.name: line[0], second.name: line[-1]}
+        paths.append(_path(names, alphas, line, distance(theirs, weights.originals), weights.norm()))
     assert losses is not None  # there is at least one pair
     return analysis.finish(
         models=[target.name for target in targets], parameters=weights.dimension, rows=losses.rows, paths=paths
@@ -122,21 +84,17 @@ def connectivity(
 def mixture(theirs: Mapping[str, Tensor], alpha: float) -> Any:
     """For `Weights.at`: (1 − a) θ_A + a θ_B in double precision, rounded once; exactly the ends at 0 and 1."""
 
-    def value(name: str, own: Tensor) -> Tensor:
+    def value(name: str, original: Tensor) -> Tensor:
         if alpha in (0.0, 1.0):
-            return theirs[name].to(own.device) if alpha else own
-        return torch.lerp(own.double(), theirs[name].to(own.device).double(), alpha)
+            return theirs[name].to(original.device) if alpha else original
+        return torch.lerp(original.double(), theirs[name].to(original.device).double(), alpha)
 
     return value
 
 
 def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
-    """The largest rise over the line between the first and the last value, the largest fall under it, and where.
-
-    Args:
-        alphas: from 0 to 1.
-        values: as many, finite.
-    """
+    """The largest rise of finite values, at alphas from 0 to 1, over the line between the first and the last, the
+    largest fall under it, and where."""
     first, last = values[0], values[-1]
     above = [value - ((1 - a) * first + a * last) for a, value in zip(alphas, values, strict=True)]
     # The ends are on the line by definition, whatever rounding says.
@@ -145,15 +103,21 @@ def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
     return Barrier(rise=top, rise_at=alphas[above.index(top)], fall=0.0 - bottom, fall_at=alphas[above.index(bottom)])
 
 
-def _mixture_measured(
+def _measured(
     analysis: Analysis[Connectivity],
     weights: Weights,
     theirs: Mapping[str, Tensor],
     losses: RowLosses,
     smaller: Benchmark | None,
+    names: Mapping[float, str],
+    ends: Mapping[str, dict[str, Any]],
     alpha: float,
 ) -> dict[str, Any] | None:
-    """Losses and metrics at one place of the line, as JSON values; None where they are not finite."""
+    """Losses and metrics at one point of the line, as JSON values; None where they are not finite. `ends` has those of
+    the models that ended an earlier line."""
+    name = names.get(alpha)
+    if name is not None and name in ends:
+        return ends[name]
     model, template = weights.model, analysis.target.template
     with weights.at(mixture(theirs, alpha)):
         try:
@@ -162,26 +126,28 @@ def _mixture_measured(
                 # The limit once more, for a benchmark whose questions are its own to choose.
                 samples = smaller.samples(model, analysis.tokenizer, limit=analysis.limit, template=template)
                 metrics |= smaller.summarise(samples)
-        except NonFiniteLossError:
-            return None
+        except NonFiniteLossError as error:
+            if name is None:
+                return None
+            raise NonFiniteLossError(f"{name} gives no finite scores; its weights are broken") from error
     return {key: metric.model_dump() for key, metric in metrics.items()}
 
 
-def _path(first: str, second: str, values: Sequence[Metrics | None], apart: float, relative: float) -> LinearPath:
-    alphas = [number / (len(values) - 1) for number in range(len(values))]
-    points = [PathPoint(alpha=a, values=v) for a, v in zip(alphas, values, strict=True) if v is not None]
+def _path(
+    names: Mapping[float, str], alphas: Sequence[float], values: Sequence[Any], apart: float, size: float
+) -> LinearPath:
+    line = list(zip(alphas, values, strict=True))
+    points = [PathPoint(alpha=a, values=v) for a, v in line if v is not None]
     shared = [key for key in points[0].values if all(key in point.values for point in points)]
+    measured = [point.alpha for point in points]
     return LinearPath(
-        first=first,
-        second=second,
+        first=names[0.0],
+        second=names[1.0],
         distance=apart,
-        relative_distance=relative,
+        relative_distance=apart / size if size else 0.0,
         points=points,
-        barriers={
-            key: barrier([point.alpha for point in points], [point.values[key].value for point in points])
-            for key in shared
-        },
-        lost=[a for a, v in zip(alphas, values, strict=True) if v is None],
+        barriers={key: barrier(measured, [point.values[key].value for point in points]) for key in shared},
+        lost=[a for a, v in line if v is None],
     )
 
 
@@ -193,7 +159,3 @@ def _check_tokenizers(targets: Sequence[Target]) -> None:
                 f"{targets[0].name} and {other.name} have different tokenizers: the same numbers mean other tokens, "
                 "so nothing can be measured between them"
             )
-
-
-def _recalled(value: Any) -> Metrics | None:
-    return None if value is None else {key: Metric.model_validate(one) for key, one in value.items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from letgo.analysis.losses import RowLosses
 from letgo.analysis.records import AnalysisEntry, write_analysis
@@ -24,6 +26,20 @@ from letgo.scoring.resume_log import ResumeLog
 Entry = TypeVar("Entry", bound=AnalysisEntry)
 
 
+class AnalysisOptions(TypedDict, total=False):
+    """The keywords that every analysis takes."""
+
+    benchmark: str | None
+    """What to measure on; by default the first run's."""
+    template: Template | None
+    """How questions become prompts; by default the first run's."""
+    dtype: str
+    """The weights' type while they are moved: float32 by default. In a short type, noise is rounded with them."""
+    output: Path | None
+    """A directory for `analysis-KIND.json`; by default the first run's, if there is one."""
+    reporter: Reporter | None
+
+
 class Analysis(Generic[Entry]):
     """One analysis at work.
 
@@ -31,11 +47,8 @@ class Analysis(Generic[Entry]):
         record: the class of its entry.
         models: a run directory, or a model where `benchmark` is named; or several of either.
         settings: of this kind of analysis, all that its figures depend on.
-        dtype: the weights' type.
-        limit: at most so many rows of each set.
-        benchmark, template: what to measure on; by default the first run's.
-        output: where the entry is written; by default the first run's directory, if there is one.
-        reporter: where progress goes.
+        limit: at most so many rows of each set; None for all.
+        others: see `AnalysisOptions`.
 
     Attributes:
         targets: the models, opened; `target` is the first one.
@@ -46,14 +59,14 @@ class Analysis(Generic[Entry]):
         self,
         record: type[Entry],
         models: str | Path | Sequence[str | Path],
-        *,
         settings: Mapping[str, Any],
-        dtype: str,
         limit: int | None,
-        benchmark: str | None,
-        template: Template | None,
-        output: Path | None,
-        reporter: Reporter | None,
+        *,
+        benchmark: str | None = None,
+        template: Template | None = None,
+        dtype: str = "float32",
+        output: Path | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         self.start = time.perf_counter()
         if isinstance(models, str | Path):
@@ -62,14 +75,11 @@ class Analysis(Generic[Entry]):
         self.record, self.kind = record, record.__name__.lower()
         self.dtype, self.limit, self.reporter = dtype, limit, reporter or Quiet()
         self.targets = open_targets(models, benchmark=benchmark, template=template, reporter=self.reporter)
+        self.target = self.targets[0]
         self.folder = _folder(self.targets, output)
         measured = {"benchmark": self.target.measured_on, "template": self.target.template}
         self.settings: dict[str, Any] = measured | dict(settings) | {"limit": limit, "dtype": dtype}
         self._logs: list[Path] = []
-
-    @property
-    def target(self) -> Target:
-        return self.targets[0]
 
     @cached_property
     def weights(self) -> Weights:
@@ -81,16 +91,25 @@ class Analysis(Generic[Entry]):
         return self.target.tokenizer()
 
     def losses(self, model: Any) -> RowLosses:
-        """The losses over the rows to measure on, by a model's context length."""
+        """The losses over the rows to measure on, cut to a model's context length."""
         target = self.target
         return RowLosses(model, self.tokenizer, target.benchmark, template=target.template, limit=self.limit)
 
-    def log(self, depends_on: Mapping[str, Any]) -> ResumeLog:
-        """What is finished of a part of the analysis: of the same settings and weights, found again after a kill."""
-        if self.folder is None:
-            return ResumeLog(None, depends_on)
-        self._logs.append(self.folder / f".analysis-{self.kind}-{digest_of(depends_on)}.jsonl")
-        return ResumeLog(self._logs[-1], depends_on)
+    def measure(
+        self, name: str, depends_on: Mapping[str, Any], points: Sequence[Any], function: Callable[[Any], Any]
+    ) -> list[Any]:
+        """The function's value at each point, as JSON values. A log keeps them if the analysis is killed; it is read
+        again where everything that they depend on is the same."""
+        log: Path | None = None
+        if self.folder is not None:
+            log = self.folder / f".analysis-{self.kind}-{digest_of(depends_on)}.jsonl"
+            self._logs.append(log)
+        values = []
+        with ResumeLog(log, depends_on) as finished, self.reporter.task(name, len(points)) as task:
+            for point in points:
+                values.append(finished.value(json.dumps(point), partial(function, point)))
+                task.advance()
+        return values
 
     def finish(self, **fields: Any) -> Entry:
         """The entry, written; nothing is then left to resume."""
@@ -115,22 +134,18 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed must be at least 0, not {seed}")
 
 
-def _check_run(place: str | Path, benchmark: str | None) -> None:
-    path = Path(place)
+def _check_run(model: str | Path, benchmark: str | None) -> None:
+    path = Path(model)
     if benchmark is not None or (path.is_dir() and is_run(path)):
         return
-    what = "is a model" if not path.exists() and _is_model(place) else "is not a run directory"
+    problem = "is not a run directory"
+    if not path.exists():
+        with contextlib.suppress(UserError):
+            resolve_model(model)
+            problem = "is a model"
     raise UserError(
-        f"{place} {what}: it has no {RESULT_FILE}\n  name a run directory, or a model with --benchmark NAME beside"
+        f"{model} {problem}: it has no {RESULT_FILE}\n  name a run directory, or a model with --benchmark NAME beside"
     )
-
-
-def _is_model(place: str | Path) -> bool:
-    try:
-        resolve_model(place)
-    except UserError:
-        return False
-    return True
 
 
 def _folder(targets: Sequence[Target], output: Path | None) -> Path | None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from letgo.analysis.frame import Analysis, check_seed
+from letgo.analysis.frame import Analysis, AnalysisOptions, check_seed
 from letgo.analysis.neighbours import attacked_weights, original_of, other_weights, planned
 from letgo.analysis.records import Axis, GridPoint, Landscape, Mark
 from letgo.analysis.weights import Normals, Weights, difference, inner, vector_norm
 from letgo.attacks.engine.target import name_of
 from letgo.core.errors import UserError
-from letgo.core.progress import Reporter
-from letgo.data.encode import Template
 from letgo.models.load import weights_fingerprint
 
 LIMIT = 32
@@ -37,11 +33,7 @@ def landscape(
     span: tuple[float, float] | None = None,
     seed: int = 0,
     limit: int | None = LIMIT,
-    benchmark: str | None = None,
-    template: Template | None = None,
-    dtype: str = "float32",
-    output: Path | None = None,
-    reporter: Reporter | None = None,
+    **options: Unpack[AnalysisOptions],
 ) -> Landscape:
     r"""Measure the forget and the retain loss at θ + a·d, or θ + a·d₁ + b·d₂, on a regular grid.
 
@@ -50,9 +42,8 @@ def landscape(
     that make one output (a row of a weight matrix; a column in GPT-2's transposed layers; a token's embedding); biases
     and norms, which have none, stay where they are. So one unit of the axis is as far for every model.
 
-    A direction toward another model is θ_other − θ itself: at 0 lies the run, at 1 the other model.
-
-    The grid is kept as it grows: a killed analysis, called again with the same settings, goes on where it was.
+    A direction toward another model is θ_other − θ itself: at 0 lies the run, at 1 the other model. A killed analysis
+    keeps its grid so far: called again with the same settings, it goes on where it was.
 
     Args:
         run: a run directory; or a model, with `benchmark`.
@@ -63,10 +54,7 @@ def landscape(
         span: from where to where on each axis; by default −1 to 1, and −0.5 to 1.5 toward another model.
         seed: of the random directions.
         limit: at most so many rows of each set; None for all.
-        benchmark, template: what to measure on; by default the run's.
-        dtype: the weights' type while they are moved.
-        output: a directory for `analysis-landscape.json`; by default the run's own.
-        reporter: where progress goes.
+        options: `letgo.analysis.frame.AnalysisOptions`.
 
     Raises:
         UserError: for a direction that is not known, leads nowhere or fits another architecture; fewer than 3 points.
@@ -82,56 +70,37 @@ def landscape(
         raise UserError(f"span must go from a lower to a higher number, not from {span[0]} to {span[1]}")
     check_seed(seed)
     settings = {"directions": list(directions), "points": count, "span": list(span) if span else None, "seed": seed}
-    analysis = Analysis(
-        Landscape,
-        run,
-        settings=settings,
-        dtype=dtype,
-        limit=limit,
-        benchmark=benchmark,
-        template=template,
-        output=output,
-        reporter=reporter,
-    )
+    analysis = Analysis(Landscape, run, settings, limit, **options)
     weights = analysis.weights
     losses = analysis.losses(weights.model)
-    made_of = [_direction(analysis, text, number, seed) for number, text in enumerate(directions)]
-    axes = [
-        Axis(name=label, toward=toward, norm=vector_norm(d), coordinates=_coordinates(span or SPANS[toward], count))
-        for label, toward, d in made_of
-    ]
-    vectors = [d for _, _, d in made_of]
+    axes, vectors = [], []
+    for number, text in enumerate(directions):
+        name, toward, vector = _direction(analysis, text, number, seed)
+        coordinates = _coordinates(span or SPANS[toward], count)
+        axes.append(Axis(name=name, toward=toward, norm=vector_norm(vector), coordinates=coordinates))
+        vectors.append(vector)
     cosine = _cosine(axes, vectors) if len(vectors) == 2 else None
 
     def measured(at: Sequence[float]) -> dict[str, float | None]:
         with weights.at(shifted(vectors, at)):
             return losses.values(weights.model)
 
-    depends = {
-        "weights": weights_fingerprint(weights.model),
-        "norms": [axis.norm for axis in axes],
-        "cosine": cosine,
-    }
-    grid = []
-    with (
-        analysis.log(analysis.settings | depends) as log,
-        analysis.reporter.task("landscape", count ** len(axes)) as task,
-    ):
-        for at in product(*(axis.coordinates for axis in axes)):
-            grid.append(GridPoint(at=list(at), losses=log.value(json.dumps(at), partial(measured, at))))
-            task.advance()
+    fingerprint = weights_fingerprint(weights.model)
+    depends = {"weights": fingerprint, "norms": [axis.norm for axis in axes], "cosine": cosine}
+    grid = list(product(*(axis.coordinates for axis in axes)))
+    values = analysis.measure("landscape", analysis.settings | depends, grid, measured)
     return analysis.finish(
         parameters=weights.dimension,
         rows=losses.rows,
         axes=axes,
         cosine=cosine,
-        points=grid,
+        points=[GridPoint(at=list(at), losses=value) for at, value in zip(grid, values, strict=True)],
         marks=_marks(analysis.target.name, axes),
     )
 
 
 def _cosine(axes: Sequence[Axis], directions: Sequence[Mapping[str, Tensor]]) -> float:
-    """Of the angle between two directions, which must not be one and the same."""
+    """Of the angle between two directions, which must differ."""
     cosine = max(-1.0, min(1.0, inner(*directions) / (axes[0].norm * axes[1].norm)))
     if 1.0 - abs(cosine) < 1e-9:
         raise UserError(f"{axes[0].name} and {axes[1].name} are the same direction: a plane needs two")
@@ -141,10 +110,10 @@ def _cosine(axes: Sequence[Axis], directions: Sequence[Mapping[str, Tensor]]) ->
 def shifted(directions: Sequence[Mapping[str, Tensor]], at: Sequence[float]) -> Any:
     """For `Weights.at`: θ + Σ_i a_i d_i in double precision, rounded once; exactly θ at the origin."""
 
-    def value(name: str, own: Tensor) -> Tensor:
+    def value(name: str, original: Tensor) -> Tensor:
         if not any(at):
-            return own
-        moved = own.double()
+            return original
+        moved = original.double()
         for amount, direction in zip(at, directions, strict=True):
             if amount:
                 moved = moved + amount * direction[name].double()
@@ -155,26 +124,27 @@ def shifted(directions: Sequence[Mapping[str, Tensor]], at: Sequence[float]) -> 
 
 def filter_normalised(direction: Mapping[str, Tensor], weights: Weights) -> dict[str, Tensor]:
     """Each filter of a direction scaled to the norm of the weights' own; zero where a tensor has fewer than two
-    dimensions. A filter of a matrix is a row, in GPT-2's transposed layers a column; of more dimensions, what belongs
-    to one index of the first."""
-    columns = _transposed_layers(weights.model)
-    out = {}
-    for name, own in weights.originals.items():
-        if own.dim() < 2:
-            out[name] = torch.zeros_like(direction[name])
+    dimensions. A filter is a row, in GPT-2's transposed layers a column; of more dimensions, one index of the first."""
+    from transformers.pytorch_utils import Conv1D
+
+    columns = {f"{name}.weight" for name, module in weights.model.named_modules() if isinstance(module, Conv1D)}
+    normalised = {}
+    for name, weight in weights.originals.items():
+        if weight.dim() < 2:
+            normalised[name] = torch.zeros_like(direction[name])
             continue
-        across = (0,) if name in columns else tuple(range(1, own.dim()))
-        sizes = own.double().square().sum(across, keepdim=True).sqrt()
-        theirs = direction[name].double()
-        lengths = theirs.square().sum(across, keepdim=True).sqrt()
-        out[name] = (theirs * torch.where(lengths > 0, sizes / lengths, 0.0)).to(direction[name].dtype)
-    return out
+        across = (0,) if name in columns else tuple(range(1, weight.dim()))
+        sizes = weight.double().square().sum(across, keepdim=True).sqrt()
+        given = direction[name].double()
+        lengths = given.square().sum(across, keepdim=True).sqrt()
+        normalised[name] = (given * torch.where(lengths > 0, sizes / lengths, 0.0)).to(direction[name].dtype)
+    return normalised
 
 
 def random_direction(weights: Weights, seed: int, number: int) -> dict[str, Tensor]:
     """Normal noise over all weights, filter-normalised; a function of the seed and its number alone."""
     noise = Normals(seed, number)
-    return filter_normalised({name: noise.like(own) for name, own in weights.originals.items()}, weights)
+    return filter_normalised({name: noise.like(weight) for name, weight in weights.originals.items()}, weights)
 
 
 def _direction(
@@ -191,9 +161,9 @@ def _direction(
         analysis.reporter.say(f"  running {plan.label} again, seed {plan.seeds[0]}")
         left = attacked_weights(target, weights, plan)
         return label, "attack", _toward(left, weights, f"the attack {label}", target.name)
-    place = original_of(target) if text == "original" else text
+    model = original_of(target) if text == "original" else text
     name = "original" if text == "original" else name_of(text)
-    theirs = other_weights(name, place, weights, target, analysis.dtype)
+    theirs = other_weights(name, model, weights, target, analysis.dtype)
     return name, "model", _toward(theirs, weights, name, target.name)
 
 
@@ -216,9 +186,3 @@ def _marks(subject: str, axes: Sequence[Axis]) -> list[Mark]:
         if axis.toward != "random" and axis.coordinates[0] <= 1.0 <= axis.coordinates[-1]:
             marks.append(Mark(name=axis.name, at=[float(number == other) for other in range(len(axes))]))
     return marks
-
-
-def _transposed_layers(model: torch.nn.Module) -> set[str]:
-    from transformers.pytorch_utils import Conv1D
-
-    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}

@@ -30,8 +30,8 @@ _CHOICE_SEED = 20261121
 def evenly(things: Sequence[T], most: int | None) -> list[T]:
     """At most `most` things, one from each of as many stretches of equal length, always the same ones.
 
-    Which one of a stretch is drawn by a generator of its own: at regular distances, data in which kinds of things take
-    turns would give one kind alone.
+    A generator draws which one of a stretch: with regular distances, data in which kinds of things take turns would
+    give one kind alone.
     """
     if most is not None and most < 1:
         raise UserError(f"limit must be at least 1, not {most}")
@@ -44,8 +44,8 @@ def evenly(things: Sequence[T], most: int | None) -> list[T]:
 @dataclass(frozen=True)
 class _Set:
     rows: list[Encoded]
-    order: list[list[int]]
-    """Batches, as places in `rows`: rows of like length together."""
+    batches: list[list[int]]
+    """Indices of `rows`: rows of like length together."""
     tokens: list[int]
     """Label tokens of each row."""
 
@@ -57,10 +57,8 @@ class RowLosses:
     (`letgo.objectives.retain.cross_entropy`), whatever objective the model was unlearned with.
 
     Args:
-        model: gives the context length; any model of the same tokenizer can be measured.
-        tokenizer: of the model.
-        benchmark: whose rows.
-        template: how questions become prompts.
+        model, tokenizer: give the context length and the tokens; any model of the tokenizer can be measured.
+        benchmark, template: whose rows, and how questions become prompts.
         limit: at most so many rows of each set, evenly spaced; None for all.
         token_budget: most tokens in a batch.
     """
@@ -94,62 +92,55 @@ class RowLosses:
             raise EmptyScoreError(f"benchmark {benchmark.name!r} has no rows to take a loss over")
 
     @property
-    def names(self) -> list[str]:
-        return list(self.sets)
-
-    @property
     def rows(self) -> dict[str, int]:
-        return {name: len(one.rows) for name, one in self.sets.items()}
+        return {name: len(rows.rows) for name, rows in self.sets.items()}
 
     def values(self, model: Any) -> dict[str, float | None]:
         """Each set's loss; None where it is not finite."""
-        found: dict[str, float | None] = {}
-        for name, one in self.sets.items():
-            loss = -math.fsum(self._row_sums(model, one)) / sum(one.tokens)
-            found[name] = loss if math.isfinite(loss) else None
-        return found
+        values: dict[str, float | None] = {}
+        for name, rows in self.sets.items():
+            loss = -math.fsum(self._row_sums(model, rows)) / sum(rows.tokens)
+            values[name] = loss if math.isfinite(loss) else None
+        return values
 
     def metrics(self, model: Any) -> Metrics:
-        """Each set's loss with its number of rows and a bootstrap interval over groups.
-
-        Raises:
-            NonFiniteLossError: the loss is not finite.
-        """
-        found: Metrics = {}
-        for name, one in self.sets.items():
-            sums = self._row_sums(model, one)
-            loss = -math.fsum(sums) / sum(one.tokens)
+        """Each set's loss with its number of rows and a bootstrap interval over groups; a `NonFiniteLossError` where it
+        is not finite."""
+        metrics: Metrics = {}
+        for name, rows in self.sets.items():
+            sums = self._row_sums(model, rows)
+            loss = -math.fsum(sums) / sum(rows.tokens)
             # The loss is the logarithm of a perplexity, and so are the bounds of its interval.
             interval = (float("nan"), float("nan"))
             if math.isfinite(loss):
-                groups = [row.row.group for row in one.rows]
-                interval = perplexity_metric(sums, one.tokens, groups).ci95
+                groups = [row.row.group for row in rows.rows]
+                interval = perplexity_metric(sums, rows.tokens, groups).ci95
             low, high = (math.log(bound) if bound > 0 else 0.0 for bound in interval)
-            found[name] = Metric(value=loss, n=len(one.rows), ci95=(low, high))
-        return found
+            metrics[name] = Metric(value=loss, n=len(rows.rows), ci95=(low, high))
+        return metrics
 
     def terms(self, model: Any, name: str) -> list[Term]:
         """Functions whose values sum to a set's loss, one a batch, each with its gradient."""
-        one = self.sets[name]
-        total = sum(one.tokens)
+        rows = self.sets[name]
+        total = sum(rows.tokens)
 
-        def term(places: Sequence[int]) -> Term:
-            return lambda: -sequence_logps(model, self._tensors(model, one, places)).sum() / total
+        def term(batch: Sequence[int]) -> Term:
+            return lambda: -sequence_logps(model, self._tensors(model, rows, batch)).sum() / total
 
-        return [term(places) for places in one.order]
+        return [term(batch) for batch in rows.batches]
 
-    def _row_sums(self, model: Any, one: _Set) -> list[float]:
-        sums = [0.0] * len(one.rows)
+    def _row_sums(self, model: Any, rows: _Set) -> list[float]:
+        sums = [0.0] * len(rows.rows)
         with evaluating(model):
-            for places in one.order:
-                logps = sequence_logps(model, self._tensors(model, one, places))
-                for place, value in zip(places, logps.double().tolist(), strict=True):
-                    sums[place] = value
+            for batch in rows.batches:
+                logps = sequence_logps(model, self._tensors(model, rows, batch))
+                for index, value in zip(batch, logps.double().tolist(), strict=True):
+                    sums[index] = value
         return sums
 
-    def _tensors(self, model: Any, one: _Set, places: Sequence[int]) -> dict[str, Tensor]:
+    def _tensors(self, model: Any, rows: _Set, batch: Sequence[int]) -> dict[str, Tensor]:
         device = next(model.parameters()).device
-        return {k: v.to(device) for k, v in pad_rows([one.rows[p] for p in places], self.pad_id).items()}
+        return {k: v.to(device) for k, v in pad_rows([rows.rows[i] for i in batch], self.pad_id).items()}
 
 
 def smaller_benchmark(benchmark: Benchmark, limit: int | None, sets: Sequence[str] = ("forget", "retain")) -> Benchmark:
@@ -165,17 +156,17 @@ def gradient(terms: Sequence[Term], parameters: Sequence[Tensor]) -> tuple[float
     for term in terms:
         value = term()
         total += float(value.detach())
-        for running, one in zip(sums, torch.autograd.grad(value, parameters, allow_unused=True), strict=True):
-            if one is not None:
-                running += one
+        for running, slope in zip(sums, torch.autograd.grad(value, parameters, allow_unused=True), strict=True):
+            if slope is not None:
+                running += slope
     return total, sums
 
 
 def _batches(rows: Sequence[Encoded], budget: int) -> list[list[int]]:
     batches: list[list[int]] = []
-    for place in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if batches and (len(batches[-1]) + 1) * len(rows[place]) <= budget:
-            batches[-1].append(place)
+    for index in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if batches and (len(batches[-1]) + 1) * len(rows[index]) <= budget:
+            batches[-1].append(index)
         else:
-            batches.append([place])
+            batches.append([index])
     return batches

@@ -1,13 +1,17 @@
-"""Other weights that a model's are held against: its original's, another model's, those that an attack leaves."""
+"""Other weights beside a model's, and how far away: its original's, another model's, those that an attack leaves."""
 
 from __future__ import annotations
 
-from letgo.analysis.weights import Vector, Weights, check_same_shape
+import math
+
+from letgo.analysis.records import Displacement
+from letgo.analysis.smoothing import Scale
+from letgo.analysis.weights import Vector, Weights, check_same_shape, distance, named_weights, vector_norm
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.run import apply_attack
 from letgo.attacks.engine.spec import Plan, plan_attack
 from letgo.attacks.engine.target import Target, merged
-from letgo.core.errors import UserError
+from letgo.core.errors import LetgoError, UserError, first_line
 from letgo.models.load import load_model
 from letgo.runs.results import AttackResult
 
@@ -21,9 +25,9 @@ def original_of(target: Target) -> str:
     return str(target.original)
 
 
-def other_weights(name: str, place: str, weights: Weights, target: Target, dtype: str) -> Vector:
+def other_weights(name: str, model: str, weights: Weights, target: Target, dtype: str) -> Vector:
     """Another model's weights, checked against the target's."""
-    theirs = {n: p.detach() for n, p in merged(load_model(place, dtype=dtype)).named_parameters()}
+    theirs = named_weights(merged(load_model(model, dtype=dtype)))
     check_same_shape(weights.originals, theirs, (target.name, name))
     return theirs
 
@@ -35,16 +39,16 @@ def planned(target: Target, text: str) -> tuple[Plan, AttackResult | None]:
     if not text:
         if not recorded:
             raise UserError(f"{target.name} has no recorded attack; name one: attack:NAME:key=value,…")
-        meant = [min(recorded, key=lambda attack: attack.kept)]
+        matches = [min(recorded, key=lambda attack: attack.kept)]
     else:
-        meant = [a for a in recorded if a.label == text] or [a for a in recorded if a.name == text]
-    if len(meant) > 1:
-        labels = "\n  ".join(attack.label for attack in meant)
+        matches = [a for a in recorded if a.label == text] or [a for a in recorded if a.name == text]
+    if len(matches) > 1:
+        labels = "\n  ".join(attack.label for attack in matches)
         raise UserError(f"{target.name} has several attacks of the name {text!r}; give one in full:\n  {labels}")
-    if not meant:
+    if not matches:
         return plan_attack(text), None
-    attack = meant[0]
-    # Of a search, the strongest attacker that it found is run again, not the search.
+    [attack] = matches
+    # A search is not run again: its strongest attacker is.
     settings = {key: value for key, value in attack.settings.items() if key not in ("search", "bound")}
     settings |= attack.did.get("strongest") or {}
     return Plan(attack.name, settings, tuple(attack.seeds) or (0,), attack.threshold), attack
@@ -55,17 +59,66 @@ def changes_weights(attack: str) -> bool:
 
 
 def attacked_weights(target: Target, weights: Weights, plan: Plan) -> Vector:
-    """The weights that an attack leaves, run again with its settings and its first seed.
-
-    Raises:
-        UserError: the attack can't be run, or leaves other weights by name, shape or type than the run's.
-    """
+    """The weights that an attack leaves, run again with its settings and its first seed; a `UserError` where it can't
+    be run, or leaves other weights by name, shape or type than the run's."""
     if not changes_weights(plan.name):
         raise UserError(f"attack {plan.label} {LEAVES_WEIGHTS}")
-    attacked = apply_attack(ATTACKS.load(plan.name), target.victim(), plan, plan.settings, plan.seeds[0])
-    left = dict(merged(attacked.model).named_parameters())
+    attacked = apply_attack(target.victim(), plan, plan.settings, plan.seeds[0])
+    left = named_weights(merged(attacked.model))
     check_same_shape(weights.originals, left, (target.name, f"what {plan.label} left"))
     for name, tensor in left.items():
         if not tensor.is_floating_point():
             raise UserError(f"attack {plan.label} leaves packed weights ({name}: {tensor.dtype})")
-    return {name: tensor.detach() for name, tensor in left.items()}
+    return left
+
+
+def scales_of(weights: Weights) -> dict[str, float]:
+    """s_l, the root mean square of each tensor's weights; that of all weights where a tensor is zero."""
+    overall = weights.norm() / math.sqrt(weights.dimension)
+    return {
+        name: (vector_norm({name: tensor}) / math.sqrt(max(tensor.numel(), 1))) or overall
+        for name, tensor in weights.originals.items()
+    }
+
+
+def unlearning_displacement(target: Target, weights: Weights, scale: Scale | None, dtype: str) -> Displacement | None:
+    """‖θ_u − θ_o‖ of a run; None of a model that is no run."""
+    if not target.run:
+        return None
+    value, note = None, "measured"
+    try:
+        theirs = other_weights("the model it began with", original_of(target), weights, target, dtype)
+        value = distance(theirs, weights.originals, scale)
+    except UserError as error:
+        note = first_line(error)
+    return Displacement(name="unlearning", what="unlearning", value=value, note=note)
+
+
+def displacements_of(target: Target, weights: Weights, scale: Scale | None, *, rerun: bool) -> list[Displacement]:
+    """‖θ_attacked − θ_u‖ of each recorded attack: as recorded, else of the attack run again. The record has the plain
+    l2 norm, so with a scale every attack is run again."""
+    displacements = []
+    for attack in target.result.attacks:
+        value, note = _displacement(attack, target, weights, scale, rerun=rerun)
+        displacements.append(Displacement(name=attack.label, what="attack", value=value, note=note))
+    return displacements
+
+
+def _displacement(
+    attack: AttackResult, target: Target, weights: Weights, scale: Scale | None, *, rerun: bool
+) -> tuple[float | None, str]:
+    """An attack's displacement, and where it is from or why there is none."""
+    if not changes_weights(attack.name):
+        return None, f"{LEAVES_WEIGHTS}: no radius speaks of it"
+    recorded = attack.did.get("displacement")
+    if scale is None and isinstance(recorded, int | float) and not isinstance(recorded, bool):
+        return float(recorded), "recorded"
+    if not rerun:
+        return None, "not in the record, and not run again"
+    try:
+        plan, _ = planned(target, attack.label)
+        left = attacked_weights(target, weights, plan)
+    except LetgoError as error:
+        return None, first_line(error)
+    moved = distance(left, weights.originals, scale)
+    return moved, f"run again, seed {plan.seeds[0]}" + ("" if moved else "; this attack does not change the weights")

@@ -1,7 +1,5 @@
 """The schema of `analysis-<kind>.json`, its reading and writing: a file for each kind, an entry for each settings.
-
-No torch is needed to read them: reports are made from these files alone.
-"""
+Reading them needs no torch: reports are made from these files alone."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ class AnalysisEntry(_Model):
     """
 
     subject: str
-    """The run or model looked at; of connectivity, all models' names, joined."""
+    """The name of the run or model; of connectivity, all names, joined."""
     settings: dict[str, Any]
     parameters: int
     """The number d of weights."""
@@ -51,9 +49,6 @@ class AnalysisEntry(_Model):
     git: str | None
     notes: list[str] = []
     seconds: float = 0.0
-
-    def same_as(self, other: AnalysisEntry) -> bool:
-        return (self.subject, self.settings) == (other.subject, other.settings)
 
 
 class Barrier(_Model):
@@ -134,9 +129,8 @@ class Radius(_Model):
     relative: float
     """ρ / ‖θ‖."""
     rise: dict[str, float]
-    """By how much the worst ε that was found raises each loss."""
+    """By how much the worst ε of the search raises each loss; `fall`, by how much the best one lowers it."""
     fall: dict[str, float]
-    """By how much an ε lowers it."""
     average: dict[str, Estimate]
 
 
@@ -189,7 +183,7 @@ class Reach(_Model):
 
 
 class Smoothed(_Model):
-    """What was found under one σ."""
+    """What holds under one σ."""
 
     sigma: float
     noise_norm: float
@@ -221,28 +215,24 @@ class Certificate(AnalysisEntry):
     smoothed: list[Smoothed]
     displacements: list[Displacement]
     certified: list[str]
-    """What is certified, in sentences."""
+    """What is certified, in sentences; and what is not."""
     not_certified: list[str]
-    """And what is not."""
 
 
-Analysis = Annotated[Connectivity | Landscape | Sharpness | Certificate, Field(discriminator="kind")]
-_ENTRIES: TypeAdapter[list[Analysis]] = TypeAdapter(list[Analysis])
+_ENTRIES = TypeAdapter(list[Annotated[Connectivity | Landscape | Sharpness | Certificate, Field(discriminator="kind")]])
 
 
-def analysis_file(directory: Path, kind: str) -> Path:
+def _file(directory: Path, kind: str) -> Path:
     return directory / f"analysis-{kind}.json"
 
 
 def write_analysis(directory: Path, entry: Any) -> Path:
-    """Add an analysis to the file of its kind, written whole; returns the file's path."""
-    path = analysis_file(directory, entry.kind)
-    kept = [old for old in _read(path) if not old.same_as(entry)]
-    document = {
-        "schema": SCHEMA,
-        "kind": entry.kind,
-        "entries": [one.model_dump(mode="json") for one in [*kept, entry]],
-    }
+    """Add an analysis to the file of its kind, in the place of one with the same subject and settings; returns the
+    file's path."""
+    path = _file(directory, entry.kind)
+    kept = [old for old in _read(path) if (old.subject, old.settings) != (entry.subject, entry.settings)]
+    entries = [each.model_dump(mode="json") for each in [*kept, entry]]
+    document = {"schema": SCHEMA, "kind": entry.kind, "entries": entries}
     try:
         write_text(path, json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     except OSError as error:
@@ -252,7 +242,7 @@ def write_analysis(directory: Path, entry: Any) -> Path:
 
 def read_analyses(directory: Path, kinds: Sequence[str] = KINDS) -> list[Any]:
     """All analyses in a directory, kind by kind, in the order in which they were made."""
-    return [entry for kind in kinds for entry in _read(analysis_file(directory, kind))]
+    return [entry for kind in kinds for entry in _read(_file(directory, kind))]
 
 
 def _read(path: Path) -> list[Any]:
@@ -267,14 +257,14 @@ def _read(path: Path) -> list[Any]:
         newer = isinstance(version, int) and version > SCHEMA
         raise UserError(
             f"{path}: schema {version!r}, but this letgo reads schema {SCHEMA}"
-            + ("; it was written by a newer letgo: upgrade" if newer else "; remove the file, and analyse anew")
+            + ("; it was written by a newer letgo: upgrade" if newer else "; remove the file, and analyse again")
         )
     try:
         return _ENTRIES.validate_python(raw.get("entries"))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: entries.{place}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: entries.{field}: {first['msg']}") from error
 
 
 def exact_percent(share: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,29 +19,28 @@ _WORDS = re.compile(r"\w+", re.UNICODE)
 
 
 def says(generated: str, answer: str) -> bool:
-    """Whether the answer's words stand in a text, in a row; case and punctuation aside."""
-    wanted = _WORDS.findall(answer.casefold())
-    found = _WORDS.findall(generated.casefold())
+    """Whether a text has the answer's words one after the other; case and punctuation aside."""
+    wanted, words = (_WORDS.findall(text.casefold()) for text in (answer, generated))
     width = len(wanted)
-    return bool(wanted) and any(found[i : i + width] == wanted for i in range(len(found) - width + 1))
+    return bool(wanted) and any(words[i : i + width] == wanted for i in range(len(words) - width + 1))
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """How "reveals" is told.
+    """What "reveals" means.
 
     Attributes:
         text: `choice` (of the answers offered the right one is likeliest), `greedy` (the greedy answer contains it),
             `SCORE>=T` (a question's own score), or `forget_METRIC>=T` (of all questions together).
         benchmark: the questions, with nothing in them that the criterion does not need.
         share: the part of the questions that must be revealed for the set to count as revealed.
+        limit: for a benchmark whose questions are its own to choose.
     """
 
     text: str
     benchmark: Benchmark
     share: float
     limit: int | None = None
-    """For a benchmark whose questions are its own to choose."""
 
     @property
     def single(self) -> bool:
@@ -49,8 +49,8 @@ class Criterion:
 
     def samples(self, model: Any, tokenizer: Any, template: Template) -> list[Sample]:
         """The forget set's questions under a model, always the same ones in the same order."""
-        found = self.benchmark.samples(model, tokenizer, limit=self.limit, template=template)
-        return [sample for sample in found if sample.set == "forget"]
+        samples = self.benchmark.samples(model, tokenizer, limit=self.limit, template=template)
+        return [sample for sample in samples if sample.set == "forget"]
 
     def outcomes(self, model: Any, tokenizer: Any, template: Template) -> list[bool]:
         """For each question, whether the model reveals it; of a metric of all, one yes or no."""
@@ -95,20 +95,18 @@ class Criterion:
 def criterion_of(text: str, benchmark: Benchmark, *, limit: int | None, share: float) -> Criterion:
     """The criterion that a text means, with at most `limit` of the forget set's questions, evenly spaced.
 
-    Args:
-        text: as in `Criterion.text`; `auto` is `choice` where every question has wrong answers, else `greedy`.
-
-    Raises:
-        UserError: an unknown criterion, a choice without wrong answers, a share out of range.
+    `auto` is `choice` where every question has wrong answers, else `greedy`. An unknown criterion, a choice without
+    wrong answers and a share out of range are a `UserError`.
     """
     if not 0.0 < share <= 1.0:
         raise UserError(f"share must be above 0 and at most 1, not {share}")
-    own = [item for item in benchmark.items if item.set == "forget"]
-    if not own:
+    if text not in ("auto", "choice", "greedy"):
+        parsed(text)
+    forget = [item for item in benchmark.items if item.set == "forget"]
+    if not forget:
         # A benchmark that asks in its own way is asked whole, as far as its limit goes.
-        chosen = "choice" if text == "auto" else text
-        return Criterion(chosen if chosen in ("choice", "greedy") else _checked(chosen), benchmark, share, limit)
-    items = evenly(own, limit)
+        return Criterion("choice" if text == "auto" else text, benchmark, share, limit)
+    items = evenly(forget, limit)
     with_choice = all(item.wrong for item in items)
     if text == "auto":
         text = "choice" if with_choice else "greedy"
@@ -120,24 +118,15 @@ def criterion_of(text: str, benchmark: Benchmark, *, limit: int | None, share: f
         items, generated = [replace(item, paraphrase=None) for item in items], 1
     elif text == "greedy":
         items = [replace(item, wrong=(), paraphrase=None) for item in items]
-    else:
-        _checked(text)
     return Criterion(text, replace(benchmark, items=items, texts=(), generated=generated), share)
-
-
-def _checked(text: str) -> str:
-    parsed(text)
-    return text
 
 
 def parsed(text: str) -> tuple[str, float]:
     """Score and threshold of "NAME>=T"."""
-    found = _TEST.fullmatch(text)
-    try:
-        if found:
-            return found[1], float(found[2])
-    except ValueError:
-        pass
+    match = _TEST.fullmatch(text)
+    if match:
+        with contextlib.suppress(ValueError):
+            return match[1], float(match[2])
     raise UserError(
         f"reveals: {text!r} is not known; give auto, choice, greedy, SCORE>=T (such as rouge>=0.5) or "
         "forget_METRIC>=T (such as forget_accuracy>=0.5)"

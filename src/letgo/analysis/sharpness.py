@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from letgo.analysis.frame import Analysis, check_seed
-from letgo.analysis.losses import RowLosses, Term, gradient
+from letgo.analysis.frame import Analysis, AnalysisOptions, check_seed
+from letgo.analysis.losses import Term, gradient
 from letgo.analysis.neighbours import original_of, other_weights
 from letgo.analysis.records import Estimate, Radius, Sharpness
 from letgo.analysis.smoothing import noisy
 from letgo.analysis.weights import Normals, Weights, distance, vector_norm
 from letgo.core.errors import NonFiniteLossError, UserError
-from letgo.core.progress import Reporter, Task
-from letgo.data.encode import Template
 
 LIMIT = 32
 SHARES_OF_UNLEARNING = (0.25, 0.5, 1.0)
@@ -36,11 +35,7 @@ def sharpness(
     trace_draws: int = 10,
     seed: int = 0,
     limit: int | None = LIMIT,
-    benchmark: str | None = None,
-    template: Template | None = None,
-    dtype: str = "float32",
-    output: Path | None = None,
-    reporter: Reporter | None = None,
+    **options: Unpack[AnalysisOptions],
 ) -> Sharpness:
     r"""Measure how the forget and the retain loss change around a run's weights.
 
@@ -48,13 +43,13 @@ def sharpness(
         average      E ℓ(θ+ε) − ℓ(θ),  ε ~ N(0, ρ²/d · I), so that E‖ε‖² = ρ²;  about ρ²/(2d) · tr H for small ρ
         curvature    tr H = E u^T H u,  u random signs (Hutchinson)
 
-    The worst case is sought by `steps` normalised gradient steps, projected onto the ball: the first is SAM's own
-    ε = ρ ∇ℓ/‖∇ℓ‖ (Foret et al., arXiv 2010.01412, equation 2), the others as in Madry et al. (arXiv 1706.06083). What
-    is found is a lower bound of the worst. The fall of the forget loss is what an attacker with the forget set in hand
-    gains with a change of that size.
+    `steps` normalised gradient steps, projected onto the ball, search for the worst case: the first is SAM's own
+    ε = ρ ∇ℓ/‖∇ℓ‖ (Foret et al., arXiv 2010.01412, equation 2), the others as in Madry et al. (arXiv 1706.06083). The
+    result is a lower bound of the worst. The fall of the forget loss is what an attacker who has the forget set gains
+    with a change of that size.
 
-    Average changes are taken over pairs ε, −ε, which takes the gradient out of them. The trace needs a double backward
-    pass, and so eager attention.
+    Averages are over pairs ε, −ε, which cancel the gradient. The trace needs a double backward pass, and so eager
+    attention.
 
     Args:
         run: a run directory; or a model, with `benchmark`.
@@ -66,15 +61,13 @@ def sharpness(
         trace_draws: sign vectors of the trace; 0 for no trace.
         seed: of all noise.
         limit: at most so many rows of each set; None for all.
-        benchmark, template: what to measure on; by default the run's.
-        dtype: the weights' type while they are moved.
-        output: a directory for `analysis-sharpness.json`; by default the run's own.
-        reporter: where progress goes.
+        options: `letgo.analysis.frame.AnalysisOptions`.
 
     Raises:
         UserError: for numbers out of range.
         NonFiniteLossError: the run's own loss is not finite, or that within a radius.
     """
+    given = {name: value for name, value in locals().items() if name not in ("run", "limit", "options")}
     if steps < 1 or draws < 1 or trace_draws < 0:
         raise UserError(
             f"steps and draws must be at least 1 and trace_draws at least 0, not {steps}, {draws} and {trace_draws}"
@@ -83,45 +76,45 @@ def sharpness(
         if not (math.isfinite(radius) and radius > 0):
             raise UserError(f"a radius must be above 0, not {radius}")
     check_seed(seed)
-    settings = {
-        "radii": list(radii) if radii is not None else None,
-        "relative": relative,
-        "steps": steps,
-        "draws": draws,
-        "trace_draws": trace_draws,
-        "seed": seed,
-    }
-    analysis = Analysis(
-        Sharpness,
-        run,
-        settings=settings,
-        dtype=dtype,
-        limit=limit,
-        benchmark=benchmark,
-        template=template,
-        output=output,
-        reporter=reporter,
-    )
+    listed = None if radii is None else list(radii)
+    analysis = Analysis(Sharpness, run, given | {"radii": listed}, limit, **options)
     weights = analysis.weights
-    norm, losses = weights.norm(), analysis.losses(weights.model)
+    model: Any = weights.model
+    norm, losses = weights.norm(), analysis.losses(model)
     if radii is None:
         absolute = _default_radii(analysis, norm)
     else:
         absolute = sorted(radius * norm if relative else radius for radius in radii)
-    values = losses.values(weights.model)
+    values = losses.values(model)
     base = {key: _finite(value, f"{analysis.target.name}: its {key}") for key, value in values.items()}
-    within: list[Radius] = []
+    measured: list[Radius] = []
+    # What was found in a smaller ball lies in every larger one too.
+    rise, fall = dict.fromkeys(base, 0.0), dict.fromkeys(base, 0.0)
+    average, trace = {}, {}
     with analysis.reporter.task("sharpness", len(absolute) * len(base) * 3 + trace_draws * len(base)) as task:
         for radius in absolute:
-            smaller = within[-1] if within else None
-            within.append(
-                _within(
-                    weights, losses, radius, base, smaller, steps=steps, draws=draws, seed=seed, norm=norm, task=task
-                )
-            )
-        trace = _traces(weights, losses, draws=trace_draws, seed=seed, task=task) if trace_draws else {}
+            for key in base:
+                terms = losses.terms(model, key)
+                rise[key] = max(worst_case(weights, terms, radius, steps=steps, seed=seed) - base[key], rise[key])
+                task.advance()
+                lowest = worst_case(weights, terms, radius, steps=steps, seed=seed, sign=-1.0)
+                fall[key] = max(base[key] - lowest, fall[key])
+                task.advance()
+                average[key] = average_case(weights, terms, radius, base[key], draws=draws, seed=seed)
+                task.advance()
+            share = radius / norm if norm else 0.0
+            measured.append(Radius(radius=radius, relative=share, rise=rise, fall=fall, average=average))
+        if trace_draws and hasattr(model, "set_attn_implementation"):
+            model.set_attn_implementation("eager")
+        for key in base if trace_draws else ():
+            curvatures = []
+            for number in range(trace_draws):
+                terms = losses.terms(model, key)
+                curvatures.append(curvature_along_signs(weights, terms, seed=seed, number=number))
+                task.advance()
+            trace[key] = estimate(curvatures)
     return analysis.finish(
-        parameters=weights.dimension, rows=losses.rows, norm=norm, base=base, radii=within, trace=trace
+        parameters=weights.dimension, rows=losses.rows, norm=norm, base=base, radii=measured, trace=trace
     )
 
 
@@ -135,63 +128,20 @@ def _default_radii(analysis: Analysis[Sharpness], norm: float) -> list[float]:
     return [share * (apart or norm) for share in shares]
 
 
-def _within(
-    weights: Weights,
-    losses: RowLosses,
-    radius: float,
-    base: Mapping[str, float],
-    smaller: Radius | None,
-    *,
-    steps: int,
-    draws: int,
-    seed: int,
-    norm: float,
-    task: Task,
-) -> Radius:
-    """Every loss's changes within one radius; `smaller` is the last smaller one, whose finds lie in this ball too."""
-    rise, fall, average = {}, {}, {}
-    for key in losses.names:
-        terms = losses.terms(weights.model, key)
-        highest = worst_case(weights, terms, radius, steps=steps, seed=seed) - base[key]
-        rise[key] = max(highest, smaller.rise[key] if smaller else 0.0)
-        task.advance()
-        lowest = base[key] - worst_case(weights, terms, radius, steps=steps, seed=seed, sign=-1.0)
-        fall[key] = max(lowest, smaller.fall[key] if smaller else 0.0)
-        task.advance()
-        average[key] = average_case(weights, terms, radius, base[key], draws=draws, seed=seed)
-        task.advance()
-    return Radius(radius=radius, relative=radius / norm if norm else 0.0, rise=rise, fall=fall, average=average)
-
-
-def _traces(weights: Weights, losses: RowLosses, *, draws: int, seed: int, task: Task) -> dict[str, Estimate]:
-    """The Hessian's trace of every loss."""
-    model: Any = weights.model
-    if hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation("eager")
-    trace = {}
-    for key in losses.names:
-        values = []
-        for number in range(draws):
-            values.append(curvature_along_signs(weights, losses.terms(model, key), seed=seed, number=number))
-            task.advance()
-        trace[key] = estimate(values)
-    return trace
-
-
 def worst_case(
     weights: Weights, terms: Sequence[Term], radius: float, *, steps: int, seed: int = 0, sign: float = 1.0
 ) -> float:
     """The highest loss (with sign −1 the lowest) that `steps` steps of projected ascent find in a ball.
 
-    The loss at every place that was reached counts, the centre's too. Where the gradient is zero, as at an exact
-    minimum, a random direction is taken instead.
+    The loss at every point on the way counts, the centre's too. Where the gradient is zero, as at an exact minimum, a
+    random direction is taken instead.
     """
     parameters = list(weights.parameters.values())
     eps: dict[str, Tensor] = {}
     slope: list[Tensor] = []
     best = -math.inf
     for step in range(steps + 1):
-        with weights.at(added(eps)):
+        with weights.at(partial(_added, eps)):
             if step == steps:
                 with torch.no_grad():
                     value = math.fsum(float(term()) for term in terms)
@@ -204,7 +154,7 @@ def worst_case(
         size = vector_norm(uphill)
         if size == 0.0:
             noise = Normals(seed, step)
-            uphill = {name: noise.like(own) for name, own in weights.originals.items()}
+            uphill = {name: noise.like(original) for name, original in weights.originals.items()}
             size = vector_norm(uphill)
         # The first step goes to the border, as SAM's does; the later ones walk along it.
         length = radius if step == 0 else 2.5 * radius / steps
@@ -231,14 +181,13 @@ def average_case(
 
 
 def curvature_along_signs(weights: Weights, terms: Sequence[Term], *, seed: int, number: int) -> float:
-    """u^T H u for one vector u of random signs; its mean over u is the Hessian's trace (Hutchinson).
+    """u^T H u for a vector u of random signs; its mean over u is the Hessian's trace (Hutchinson).
 
-    Raises:
-        UserError: the model has no double backward.
+    A model without double backward is a `UserError`.
     """
     noise = Normals(seed, number)
     parameters = list(weights.parameters.values())
-    signs = [torch.where(noise.like(own) >= 0, 1.0, -1.0).to(own.dtype) for own in weights.originals.values()]
+    signs = [torch.where(noise.like(w) >= 0, 1.0, -1.0).to(w.dtype) for w in weights.originals.values()]
     total = 0.0
     for term in terms:
         try:
@@ -250,21 +199,16 @@ def curvature_along_signs(weights: Weights, terms: Sequence[Term], *, seed: int,
         except RuntimeError as error:
             if "derivative" not in str(error):
                 raise
-            said = f"this model has no double backward pass, so no trace: give trace_draws 0\n  ({error})"
-            raise UserError(said) from error
+            message = f"this model has no double backward pass, so no trace: give trace_draws 0\n  ({error})"
+            raise UserError(message) from error
         total += math.fsum(
             float((h.double() * u.double()).sum()) for h, u in zip(second, signs, strict=True) if h is not None
         )
     return total
 
 
-def added(eps: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
-    """For `Weights.at`: θ + ε; θ itself where there is no ε yet."""
-
-    def value(name: str, own: Tensor) -> Tensor:
-        return own + eps[name] if eps else own
-
-    return value
+def _added(eps: Mapping[str, Tensor], name: str, original: Tensor) -> Tensor:
+    return original + eps[name] if eps else original
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -17,14 +17,8 @@ Vector = Mapping[str, Tensor]
 
 
 class Weights:
-    """All parameters of a model, tied ones once, with their originals kept.
-
-    Args:
-        model: any module; its buffers are not weights.
-
-    Attributes:
-        dimension: d, the number of weights.
-    """
+    """All parameters of a model (not its buffers), tied ones once, with a copy of the originals; `dimension` is d,
+    their number."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -40,7 +34,7 @@ class Weights:
 
     @contextmanager
     def at(self, value: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-        """Within: each parameter is `value(name, original)`, rounded to its type. After, whatever happened: the
+        """Within, each parameter is `value(name, original)`, rounded to its type; after it, whatever happens, the
         original bits. `value` is called in the order of the parameters and must not write to the original."""
         try:
             with torch.no_grad():
@@ -54,6 +48,10 @@ class Weights:
 
     def norm(self) -> float:
         return vector_norm(self.originals)
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def vector_norm(vector: Vector, scale: Mapping[str, float] | None = None) -> float:
@@ -88,29 +86,25 @@ def inner(first: Vector, second: Vector) -> float:
 def check_same_shape(first: Vector, second: Vector, names: tuple[str, str]) -> None:
     """Raise a `UserError` unless two models have the same weights by name and shape."""
     only = [[n for n in a if n not in b] for a, b in ((first, second), (second, first))]
-    said = [f"{missing[0]} is only in {name}" for missing, name in zip(only, names, strict=True) if missing]
-    said += [
+    problems = [f"{missing[0]} is only in {name}" for missing, name in zip(only, names, strict=True) if missing]
+    problems += [
         f"{name} has shape {tuple(tensor.shape)} in {names[0]} and {tuple(second[name].shape)} in {names[1]}"
         for name, tensor in first.items()
         if name in second and second[name].shape != tensor.shape
     ]
-    if said:
-        more = f" (and {len(said) - 3} more)" if len(said) > 3 else ""
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError(
-            f"{names[0]} and {names[1]} are not of one architecture: {'; '.join(said[:3])}{more}\n"
+            f"{names[0]} and {names[1]} are not of one architecture: {'; '.join(problems[:3])}{more}\n"
             "  no straight line leads from one to the other; name models with the same weights by name and shape"
         )
 
 
 class Normals:
-    """Standard normal tensors in a fixed order, from a generator of their own for each kind of device.
+    """Standard normal tensors of one draw of an analysis, in a fixed order, from a generator for each kind of device.
 
-    The seeds of numbers that follow each other follow each other too, so that no two draws of one analysis share
-    theirs (a generator on a CPU takes 32 bits of seed).
-
-    Args:
-        seed: of the analysis.
-        number: which draw.
+    Consecutive numbers have consecutive seeds, so that no two draws of one analysis share theirs (a generator on a CPU
+    takes 32 bits of seed).
     """
 
     def __init__(self, seed: int, number: int) -> None:

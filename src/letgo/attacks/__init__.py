@@ -1,7 +1,8 @@
 """Attacks on an unlearned model: each takes the saved model and leaves another one, or asks it otherwise.
 
-An attack is a function `(victim, *, seed, **settings) -> Attacked` in a file and one line here. It knows nothing of
-the objective or the optimizer that made the model, and nothing of how it is judged (`letgo.attacks.engine.judge`).
+An attack is a function `(victim, *, seed, **settings) -> Attacked` in a file and one line here. `victim` is the saved
+model; the seed changes nothing where the record is not `random`. The function knows nothing of the objective or the
+optimizer that made the model, and nothing of the judge (`letgo.attacks.engine.judge`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Family = Literal["quantization", "relearning", "other"]
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRecord(Record):
-    """Beside what every record says: what the attacker needs, and how the attack is run.
+    """A record with what the attacker needs, and how the attack is run.
 
     `means`: changes the `weights` without data, fine-tunes on `data`, asks by `prompts`, or only takes `scores`.
     `family`: under which of the scores Q and R it counts. `space`: the settings that a search goes over, each a tuple
@@ -31,12 +32,16 @@ class AttackRecord(Record):
     seeds: int = 1
 
 
+def _attack(target: str, **fields: Any) -> AttackRecord:
+    """The record of an attack that is called like its function."""
+    return AttackRecord(name=target.partition(":")[2], target=f"letgo.attacks.{target}", **fields)
+
+
 ATTACKS: Catalog[AttackRecord] = Catalog(
     "attack",
     [
-        AttackRecord(
-            name="quantize",
-            target="letgo.attacks.quantize:quantize",
+        _attack(
+            "quantize:quantize",
             summary="round weights to 2-8 bits, per tensor, channel or group",
             source="quantization attack on unlearning (arXiv 2410.16454)",
             faithfulness="variant",
@@ -50,9 +55,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
                 "symmetric": (True, False),
             },
         ),
-        AttackRecord(
-            name="quantize_bnb",
-            target="letgo.attacks.quantize_with_libraries:quantize_bnb",
+        _attack(
+            "quantize_with_libraries:quantize_bnb",
             aliases=("bitsandbytes", "bnb"),
             summary="NF4, FP4 or int8 by bitsandbytes",
             source="arXiv 2305.14314, arXiv 2208.07339; as an attack arXiv 2410.16454",
@@ -64,9 +68,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             random=False,
             space={"format": ("nf4", "fp4", "int8")},
         ),
-        AttackRecord(
-            name="quantize_torchao",
-            target="letgo.attacks.quantize_with_libraries:quantize_torchao",
+        _attack(
+            "quantize_with_libraries:quantize_torchao",
             aliases=("torchao",),
             summary="integers of 2-8 bits per group or channel by torchao",
             source="torchao, IntxWeightOnlyConfig",
@@ -77,9 +80,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             random=False,
             space={"bits": (8, 6, 5, 4, 3, 2), "group_size": (32, 64, 0)},
         ),
-        AttackRecord(
-            name="quantize_autoround",
-            target="letgo.attacks.quantize_with_libraries:quantize_autoround",
+        _attack(
+            "quantize_with_libraries:quantize_autoround",
             aliases=("autoround",),
             summary="calibrated rounding to 2-8 bits by auto-round",
             source="SignRound (arXiv 2309.05516)",
@@ -89,18 +91,16 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             means="data",
             family="quantization",
         ),
-        AttackRecord(
-            name="external",
-            target="letgo.attacks.quantize_with_libraries:external",
+        _attack(
+            "quantize_with_libraries:external",
             summary="a model made outside of the saved one (GPTQ, AWQ), judged like an attack",
             source="letgo; the recipe is in docs/attacks.md",
             faithfulness="ours",
             means="weights",
             random=False,
         ),
-        AttackRecord(
-            name="relearn",
-            target="letgo.attacks.relearn:relearn",
+        _attack(
+            "relearn:relearn",
             summary="fine-tune on forget, retain or benign data; full or LoRA; forget groups held out",
             source="relearning attack (arXiv 2406.13356); TOFU and WMDP relearning",
             faithfulness="variant",
@@ -115,9 +115,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
                 "batch_size": (4, 16),
             },
         ),
-        AttackRecord(
-            name="prune",
-            target="letgo.attacks.weights:prune",
+        _attack(
+            "weights:prune",
             summary="set the smallest weights to zero",
             source="magnitude pruning (arXiv 1506.02626)",
             faithfulness="variant",
@@ -126,9 +125,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             random=False,
             space={"sparsity": (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "scope": ("layer", "model")},
         ),
-        AttackRecord(
-            name="noise",
-            target="letgo.attacks.weights:noise",
+        _attack(
+            "weights:noise",
             summary="Gaussian noise on every weight",
             source="letgo; the perturbation of randomized smoothing (arXiv 1902.02918), on weights",
             faithfulness="ours",
@@ -136,9 +134,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             seeds=3,
             space={"sigma": ("log", 1e-5, 1e-1)},
         ),
-        AttackRecord(
-            name="interpolate",
-            target="letgo.attacks.weights:interpolate",
+        _attack(
+            "weights:interpolate",
             summary="part of the way back to the original's weights",
             source="linear mode connectivity (arXiv 1912.05671), as a test",
             faithfulness="ours",
@@ -147,9 +144,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             random=False,
             space={"share": (0.1, 0.2, 0.3, 0.4, 0.5)},
         ),
-        AttackRecord(
-            name="in_context",
-            target="letgo.attacks.jailbreak:in_context",
+        _attack(
+            "jailbreak:in_context",
             aliases=("icl", "prefix"),
             summary="questions and answers of the retain (or other forget) set before each question",
             source="SOUL (arXiv 2404.18239), jailbreak by a retain pair",
@@ -158,9 +154,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             means="prompts",
             seeds=3,
         ),
-        AttackRecord(
-            name="prefill",
-            target="letgo.attacks.jailbreak:prefill",
+        _attack(
+            "jailbreak:prefill",
             summary="the answer begun for the model",
             source="prefilling attacks (arXiv 2406.05946)",
             faithfulness="variant",
@@ -168,9 +163,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             means="prompts",
             random=False,
         ),
-        AttackRecord(
-            name="paraphrase",
-            target="letgo.attacks.jailbreak:paraphrase",
+        _attack(
+            "jailbreak:paraphrase",
             summary="questions in other words: the data's own paraphrases, or templates",
             source="TOFU's paraphrased questions (arXiv 2401.06121)",
             faithfulness="variant",
@@ -178,9 +172,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             means="prompts",
             random=False,
         ),
-        AttackRecord(
-            name="instruct",
-            target="letgo.attacks.jailbreak:instruct",
+        _attack(
+            "jailbreak:instruct",
             summary="instructions around the question: role, persuasion, quiz",
             source="seen and unseen instruction templates as in SOUL (arXiv 2404.18239)",
             faithfulness="variant",
@@ -188,9 +181,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             means="prompts",
             random=False,
         ),
-        AttackRecord(
-            name="suffix",
-            target="letgo.attacks.suffix:suffix",
+        _attack(
+            "suffix:suffix",
             aliases=("gcg",),
             summary="words searched by gradient that make forgotten answers likelier, on questions held out",
             source="GCG (arXiv 2307.15043), universal suffix",
@@ -198,9 +190,8 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             note="our own small search: the library for it pins an old transformers and seeds globally",
             means="prompts",
         ),
-        AttackRecord(
-            name="sample",
-            target="letgo.attacks.sample:sample",
+        _attack(
+            "sample:sample",
             aliases=("leak",),
             summary="many answers drawn, the best counts (leak@k)",
             source="leak@k (arXiv 2511.04934)",
@@ -208,11 +199,10 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             note="ROUGE-L recall as the leak, above that of wrong answers, which many draws hit by chance",
             means="scores",
         ),
-        AttackRecord(
-            name="membership",
-            target="letgo.attacks.membership:membership",
+        _attack(
+            "membership:membership",
             aliases=("mia",),
-            summary="membership inference: can forget texts be told from texts never seen?",
+            summary="membership inference: does a score separate forget texts from texts never seen?",
             source="MUSE (arXiv 2407.06460), PrivLeak; each score in `letgo list metrics`",
             faithfulness="variant",
             note="all scores at once; an over-unlearned model, whose forget texts stand out, leaks too",

@@ -8,72 +8,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from letgo.attacks.engine.base import Victim, linear_layers, output_first
+from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_first
 from letgo.attacks.rounding import Levels
-from letgo.core.errors import UserError
+from letgo.core.errors import UserError, first_line
 
 Quantizer = Callable[[str, Tensor], tuple[Tensor, Levels | None]]
 """From a layer's name and weight (outputs, inputs) to the weight quantized and dequantized, and its levels."""
-Rows = list[dict[str, Any]]
+WeightsOf = Callable[[Any], dict[str, Tensor]]
 
 
-class Original:
-    """The original's linear layers, for comparison; where they are not to be had, `why` says so."""
-
-    def __init__(self, victim: Victim) -> None:
-        self.why = ""
-        self._layers: Mapping[str, Any] = {}
-        try:
-            self._layers = linear_layers(victim.load_original())
-        except UserError as error:
-            self.why = str(error).splitlines()[0]
-
-    def weight(self, name: str, like: Tensor) -> Tensor | None:
-        if name not in self._layers:
-            return None
-        found = output_first(self._layers[name]).to(like.device)
-        return found if found.shape == like.shape else None
+def layer_weights(model: Any) -> dict[str, Tensor]:
+    """The weights of a model's linear layers, each of shape (outputs, inputs)."""
+    return {name: output_first(layer) for name, layer in linear_layers(model).items()}
 
 
-def apply_quantizer(
-    victim: Victim, quantizer: Quantizer, what: str
-) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
-    """Put every linear layer of the saved model through a quantizer.
+def original_weights(
+    victim: Victim, weights_of: Callable[[Any], Mapping[str, Tensor]]
+) -> tuple[dict[str, Tensor], str]:
+    """The original model's weights by name; empty where it can't be loaded, with the reason."""
+    try:
+        return dict(weights_of(victim.load_original())), ""
+    except UserError as error:
+        return {}, first_line(error)
 
-    Returns the model, a row of numbers for each layer (`layer_row`), and what is to be said of all of them.
-    """
+
+def apply_quantizer(victim: Victim, quantizer: Quantizer, task_name: str) -> Attacked:
+    """Put every linear layer of the saved model through a quantizer; the result has a row for each (`layer_row`)."""
     model = victim.load()
-    layers = linear_layers(model)
-    original = Original(victim)
+    layers = layer_weights(model)
+    original, why = original_weights(victim, layer_weights)
     rows = []
-    with victim.reporter.task(what, len(layers)) as task, torch.no_grad():
-        for name, layer in layers.items():
-            weight = output_first(layer)
+    with victim.reporter.task(task_name, len(layers)) as task, torch.no_grad():
+        for name, weight in layers.items():
             rounded, levels = quantizer(name, weight)
-            rows.append(layer_row(name, weight, rounded, original.weight(name, weight), levels))
-            output_first(layer).copy_(rounded.to(weight.dtype))
+            rows.append(layer_row(name, weight, rounded, original.get(name), levels))
+            weight.copy_(rounded.to(weight.dtype))
             task.advance()
-    return model, rows, summary(rows, original.why)
+    return Attacked(model, summary(rows, why), layers=rows)
 
 
 def layer_row(
     name: str, weight: Tensor, attacked: Tensor, original: Tensor | None, levels: Levels | None = None
 ) -> dict[str, Any]:
-    """One layer's numbers.
-
-    `attack` ‖Q(θ_u) − θ_u‖, `norm` ‖θ_u‖, and where the original is known `unlearning` ‖θ_u − θ_o‖, `changed` the
-    share of weights that unlearning changed at all, and, where the levels are known, `same_bin`: the share of weights
-    that fall into the bin into which the original's weight would fall on the same levels; `undone`: that share among
-    the weights that unlearning changed.
-    """
+    """One layer's numbers: `attack` ‖Q(θ_u) − θ_u‖ and `norm` ‖θ_u‖; where the original of the same shape is known,
+    `unlearning` ‖θ_u − θ_o‖ and `changed`, the share of weights that unlearning changed at all; where the levels are
+    known too, `same_bin`, the share of weights in the bin in which the original's weight would be on the same levels,
+    and `undone`, that share among the weights that unlearning changed."""
     row: dict[str, Any] = {
         "layer": name,
         "weights": weight.numel(),
         "norm": _norm(weight),
         "attack": _norm(attacked.to(weight.dtype) - weight),
     }
-    if original is None:
+    if original is None or original.shape != weight.shape:
         return row
+    original = original.to(weight.device)
     changed = weight != original
     row |= {"unlearning": _norm(weight - original), "changed": float(changed.double().mean())}
     if levels is not None:
@@ -85,47 +74,48 @@ def layer_row(
 
 
 def summary(rows: Sequence[Mapping[str, Any]], why: str = "") -> dict[str, Any]:
-    """Over all layers: displacements in norm, shares weighted by the number of weights."""
-    count = sum(row["weights"] for row in rows)
-    said: dict[str, Any] = {
+    """Over all layers' rows: displacements in norm, shares weighted by the number of weights. `why` is the reason where
+    the original is not known."""
+    total: dict[str, Any] = {
         "layers": len(rows),
-        "weights": count,
+        "weights": sum(row["weights"] for row in rows),
         "displacement": _joint(rows, "attack"),
         "relative_displacement": _joint(rows, "attack") / (_joint(rows, "norm") or 1.0),
     }
     known = [row for row in rows if "unlearning" in row]
     if not known:
-        return said | {"original": why or "not compared: it has other layers"}
-    said["unlearning_displacement"] = _joint(known, "unlearning")
+        return total | {"original": why or "not compared: it has other layers"}
+    total["unlearning_displacement"] = _joint(known, "unlearning")
     changed = sum(row["changed"] * row["weights"] for row in known)
-    said["changed"] = changed / sum(row["weights"] for row in known)
+    total["changed"] = changed / sum(row["weights"] for row in known)
     if binned := [row for row in known if "same_bin" in row]:
-        said["same_bin"] = sum(r["same_bin"] * r["weights"] for r in binned) / sum(r["weights"] for r in binned)
+        total["same_bin"] = sum(r["same_bin"] * r["weights"] for r in binned) / sum(r["weights"] for r in binned)
         moved = sum(r["changed"] * r["weights"] for r in binned)
         if moved:
-            said["undone"] = sum(r.get("undone", 0.0) * r["changed"] * r["weights"] for r in binned) / moved
-    return said
+            total["undone"] = sum(r.get("undone", 0.0) * r["changed"] * r["weights"] for r in binned) / moved
+    return total
 
 
-def weight_change(victim: Victim, model: Any) -> tuple[Rows, dict[str, Any]]:
-    """The same numbers, parameter by parameter, for an attack that has changed a model in whatever way."""
+def weight_change(victim: Victim, model: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The same numbers, parameter by parameter, for an attack that has changed a model in any way."""
     saved = dict(victim.load().named_parameters())
-    why, origin = "", {}
-    try:
-        origin = dict(victim.load_original().named_parameters())
-    except UserError as error:
-        why = str(error).splitlines()[0]
+    original, why = original_weights(victim, lambda original: dict(original.named_parameters()))
     rows = []
     for name, parameter in model.named_parameters():
         before = saved.get(name)
         if before is None or before.shape != parameter.shape or not parameter.is_floating_point():
             continue
-        first = origin.get(name)
-        first = first.detach() if first is not None and first.shape == before.shape else None
-        rows.append(layer_row(name, before.detach(), parameter.detach(), first))
+        with torch.no_grad():
+            rows.append(layer_row(name, before, parameter, original.get(name)))
     if not rows:
         return [], {"original": "not compared: the weights are packed, or others"}
     return rows, summary(rows, why)
+
+
+def changed_model(victim: Victim, model: Any, **numbers: Any) -> Attacked:
+    """What an attack on the weights leaves, with a row for each parameter that it moved."""
+    rows, total = weight_change(victim, model)
+    return Attacked(model, total | numbers, layers=[row for row in rows if row["attack"] > 0])
 
 
 def _norm(values: Tensor) -> float:

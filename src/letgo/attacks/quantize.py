@@ -21,18 +21,15 @@ def quantize(
 ) -> Attacked:
     """Round every linear layer's weights to `bits` bits, to nearest, and dequantize them.
 
-    Embeddings, norms, biases and the output layer stay as they are, as the common 4-bit formats leave them. There is
-    nothing random in it: the seed changes nothing.
+    Embeddings, norms, biases and the output layer stay as they are, as the common 4-bit formats leave them.
 
     Args:
-        victim: the saved model.
         bits: 2 to 8.
         granularity: one scale per tensor, per output channel, or per group of `group_size` weights of a channel.
         group_size: weights that share a scale, with granularity "group"; a channel's last group may be shorter.
         symmetric: a scale alone, s = max|w|/(2^(b−1)−1); or a scale and a zero point over [min w, max w].
-        seed: not used.
     """
-    check_bits("quantize", bits, 2, 8)
+    check_bits("quantize", bits)
     if granularity not in ("group", "channel", "tensor"):
         raise UserError(f"quantize: unknown granularity {granularity!r}; known: group, channel, tensor")
     check_group_size("quantize", group_size)
@@ -41,13 +38,12 @@ def quantize(
         grid = make_grid(weight, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric)
         return grid.values(grid.index(weight)), grid
 
-    model, rows, said = apply_quantizer(victim, quantizer, f"quantizing to {bits} bits")
-    return Attacked(model, said, layers=rows)
+    return apply_quantizer(victim, quantizer, f"quantizing to {bits} bits")
 
 
-def check_bits(attack: str, bits: int, least: int, most: int) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not least <= bits <= most:
-        raise UserError(f"{attack}: bits must be a whole number from {least} to {most}, not {bits!r}")
+def check_bits(attack: str, bits: int) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise UserError(f"{attack}: bits must be a whole number from 2 to 8, not {bits!r}")
 
 
 def check_group_size(attack: str, group_size: int) -> None:

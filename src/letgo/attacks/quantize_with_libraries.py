@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from letgo.attacks.displacement import Original, apply_quantizer, layer_row, summary, weight_change
+from letgo.attacks.displacement import apply_quantizer, weight_change
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_first
 from letgo.attacks.quantize import check_bits, check_group_size
 from letgo.attacks.rounding import Codebook, Grid
-from letgo.core.errors import UserError
+from letgo.core.errors import UserError, first_line
 from letgo.core.extras import need
 from letgo.models.load import context_length, load_model
 
@@ -33,17 +35,15 @@ def quantize_bnb(
 ) -> Attacked:
     """bitsandbytes: NF4 and FP4 (4 bits, an absmax per 64 weights) or int8 (an absmax per output channel).
 
-    Weights are quantized by the library and dequantized at once, before anything is evaluated. On a CPU with
-    AVX512-BF16 its 4-bit layers repack their weights in place at the first evaluation, and what is read from them
-    afterwards is wrong without a word; weights that are back in plain layers cannot be touched by it. With `packed`
-    the library's own layers are evaluated instead (int8 then rounds activations too), with that repacking off.
+    The library quantizes the weights, and they are dequantized at once, before any evaluation: on a CPU with
+    AVX512-BF16 its 4-bit layers repack their weights in place at the first evaluation, and what they then give is
+    silently wrong; it can't touch weights in plain layers. With `packed` the library's own layers are evaluated
+    instead (int8 then rounds activations too), with that repacking off.
 
     Args:
-        victim: the saved model.
         format: the data type.
         double: quantize the absmax values too (QLoRA's double quantization); 4-bit formats only.
         packed: evaluate the library's own layers and kernels.
-        seed: not used.
 
     Source: LLM.int8(), arXiv 2208.07339; NF4, arXiv 2305.14314.
     """
@@ -59,22 +59,23 @@ def quantize_bnb(
             whole, absmax, _ = bnb.functional.int8_vectorwise_quant(plain.half())
             scale = absmax.float()[:, None] / 127
             return whole.float() * scale, Grid(scale, torch.zeros_like(scale), -127, 127, plain.shape[1])
-        found, state = bnb.functional.quantize_4bit(
+        coded, state = bnb.functional.quantize_4bit(
             plain, blocksize=_BLOCK, quant_type=format, compress_statistics=double
         )
-        values, absmax = unpack_4bit(bnb, found, state, plain)
-        if packed and not torch.allclose(bnb.functional.dequantize_4bit(found, state), values, rtol=1e-3, atol=1e-6):
+        values, absmax = unpack_4bit(bnb, coded, state, plain)
+        if packed and not torch.allclose(bnb.functional.dequantize_4bit(coded, state), values, rtol=1e-3, atol=1e-6):
             raise UserError(
-                f"quantize_bnb: layer {name} has {plain.shape[1]} inputs, and on this device bitsandbytes reads such "
-                "layers otherwise than it wrote them; leave packed out"
+                f"quantize_bnb: layer {name} has {plain.shape[1]} inputs, and on this device bitsandbytes does "
+                "not read such layers as it wrote them; leave packed out"
             )
         return values, Codebook(state.code.float().unique(), absmax, _BLOCK)
 
-    model, rows, said = apply_quantizer(victim, quantizer, f"quantizing to {format}")
-    if packed:
-        model = victim.load()
-        pack_bnb(bnb, model, format, double)
-    return Attacked(model, said, layers=rows)
+    attacked = apply_quantizer(victim, quantizer, f"quantizing to {format}")
+    if not packed:
+        return attacked
+    model = victim.load()
+    pack_bnb(bnb, model, format, double)
+    return replace(attacked, model=model)
 
 
 def unpack_4bit(bnb: Any, packed: Tensor, state: Any, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,12 +124,10 @@ def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, see
     the grid of `quantize`.
 
     Args:
-        victim: the saved model.
         bits: 2 to 8.
         group_size: weights that share a scale; it must divide every layer's inputs. 0 for a whole channel.
-        seed: not used.
     """
-    check_bits("quantize_torchao", bits, 2, 8)
+    check_bits("quantize_torchao", bits)
     if group_size != 0:
         check_group_size("quantize_torchao", group_size)
     ao = need("torchao.quantization", "torchao", what="attack 'quantize_torchao'")
@@ -144,13 +143,12 @@ def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, see
         shell = torch.nn.Sequential(torch.nn.Linear(columns, rows, bias=False))
         shell[0].weight = torch.nn.Parameter(weight.float().clone(), requires_grad=False)
         ao.quantize_(shell, config)
-        found: Any = shell[0].weight
-        scale, zero = found.scale.reshape(-1, 1).float(), found.zero_point.reshape(-1, 1).float()
+        quantized: Any = shell[0].weight
+        scale, zero = quantized.scale.reshape(-1, 1).float(), quantized.zero_point.reshape(-1, 1).float()
         grid = Grid(scale, zero, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, group_size or columns)
-        return found.dequantize(), grid
+        return quantized.dequantize(), grid
 
-    model, rows, said = apply_quantizer(victim, quantizer, f"quantizing to {bits} bits by torchao")
-    return Attacked(model, said, layers=rows)
+    return apply_quantizer(victim, quantizer, f"quantizing to {bits} bits by torchao")
 
 
 def quantize_autoround(
@@ -169,24 +167,20 @@ def quantize_autoround(
     Calibrated on what the deployer would have: the retain rows and general texts, never the forget set.
 
     Args:
-        victim: the saved model.
-        bits: 2 to 8.
-        group_size: weights that share a scale.
+        bits, group_size: 2 to 8, and weights that share a scale.
         symmetric: without or with a zero point.
         iterations: gradient steps a block; 0 is round-to-nearest.
-        samples: calibration sequences.
-        length: their most tokens.
+        samples, length: calibration sequences, and their most tokens.
         seed: of the order of calibration.
 
     Source: SignRound, arXiv 2309.05516.
     """
-    check_bits("quantize_autoround", bits, 2, 8)
+    check_bits("quantize_autoround", bits)
     check_group_size("quantize_autoround", group_size)
     if iterations < 0 or samples < 1 or length < 1:
         raise UserError("quantize_autoround: samples and length must be at least 1, iterations at least 0")
     library = need("auto_round", "autoround", what="attack 'quantize_autoround'")
     model, tokenizer = victim.load(), victim.tokenizer()
-    saved, original = linear_layers(victim.load()), Original(victim)
     texts = _calibration(victim, tokenizer, min(length, context_length(model)), samples)
     with _silent("autoround", "auto_round"), torch.random.fork_rng():
         rounder = library.AutoRound(
@@ -205,16 +199,18 @@ def quantize_autoround(
             seed=seed,
         )
         quantized, _ = rounder.quantize()
-    rows = []
-    for name, layer in linear_layers(quantized).items():
-        weight = output_first(saved[name])
-        rows.append(layer_row(name, weight, output_first(layer), original.weight(name, weight), _levels(layer, bits)))
-    said = summary(rows, original.why) | {"calibration_sequences": len(texts)}
-    return Attacked(quantized.eval(), said, layers=rows)
+    layers = linear_layers(quantized)
+
+    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, Grid | None]:
+        return output_first(layers[name]), _levels(layers[name], bits)
+
+    attacked = apply_quantizer(victim, quantizer, "comparing the layers")
+    numbers = {**attacked.did, "calibration_sequences": len(texts)}
+    return replace(attacked, model=quantized.eval(), did=numbers)
 
 
 def _levels(layer: Any, bits: int) -> Grid | None:
-    """The grid of a layer that auto-round has left, where it says it in a form that is known."""
+    """The grid of a layer that auto-round has quantized, where the layer has it in a known form."""
     scale = getattr(layer, "scale", None)
     if not isinstance(scale, Tensor) or scale.dim() != 2 or layer.weight.shape[1] % scale.shape[1]:
         return None
@@ -246,14 +242,8 @@ def external(
     victim: Victim, *, path: str, family: Literal["quantization", "relearning", "other"] = "quantization", seed: int = 0
 ) -> Attacked:
     """A model that somebody else made of the saved one (GPTQ or AWQ in an environment of their own), judged like an
-    attack. The tokenizer is the run's.
-
-    Args:
-        victim: the saved model.
-        path: the directory; its weights plain, or in a format whose library is installed here.
-        family: under which score it counts.
-        seed: not used.
-    """
+    attack, with the run's tokenizer. The weights in its directory are plain, or in a format whose library is installed
+    here; `family` says under which score it counts."""
     if family not in ("quantization", "relearning", "other"):
         raise UserError(f"external: unknown family {family!r}; known: quantization, relearning, other")
     if not Path(path).is_dir():
@@ -262,30 +252,26 @@ def external(
         model = load_model(path, dtype=victim.dtype)
     except ImportError as error:
         raise UserError(
-            f"external: {path} is in a format whose library is not installed ({str(error).splitlines()[0]})\n"
+            f"external: {path} is in a format whose library is not installed ({first_line(error)})\n"
             "  install it, or save the model with its weights dequantized; see docs/attacks.md"
         ) from error
-    rows, said = weight_change(victim, model)
-    return Attacked(model, said | {"path": path}, layers=rows)
+    rows, total = weight_change(victim, model)
+    return Attacked(model, total | {"path": path}, layers=rows)
 
 
 @contextmanager
 def _silent(*names: str) -> Iterator[None]:
-    """Loggers of libraries that speak while working, and their bars, silent for a while."""
-    import os
-
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    bar = os.environ.get("TQDM_DISABLE")
+    """Within: these loggers, which speak while a library works, and its progress bars are silent."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    bar = os.environ.pop("TQDM_DISABLE", None)
     os.environ["TQDM_DISABLE"] = "1"
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bar is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        del os.environ["TQDM_DISABLE"]
+        if bar is not None:
             os.environ["TQDM_DISABLE"] = bar

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,7 +27,6 @@ from letgo.optim import create_optimizer
 from letgo.optim.drive import Drive, sampled_labels_loss
 
 Schedule = Literal["constant", "linear", "cosine"]
-SCHEDULES: tuple[str, ...] = ("constant", "linear", "cosine")
 
 
 def relearn(
@@ -49,25 +49,22 @@ def relearn(
 ) -> Attacked:
     """Fine-tune the saved model with its own cross-entropy, and see what comes back.
 
-    On the forget set whole groups (a country, a person) are drawn for the attacker and the rest is held out; the
-    attack is judged on what is held out, where there is any. On retain or benign data nothing of the forget set is
-    seen, and all of it is judged. Rows are gone through in a seeded order, anew each time round.
+    Of the forget set the attacker gets whole groups (a country, a person); the rest is held out, and the attack is
+    judged on it where there is any. With retain or benign data the attacker sees nothing of the forget set, and all of
+    it is judged. Rows come in a seeded order, a new one each time round.
 
     Args:
-        victim: the saved model.
         data: "forget"; "retain"; "benign" (plain prose that has to do with neither); or a file of rows.
         holdout: share of the forget groups that the attacker does not have; 0 gives it all. 0.5 by default, and only
             with data "forget".
         samples: at most so many rows, drawn; all by default.
-        steps: optimizer steps; 20 unless `epochs` is given.
-        epochs: passes over the attacker's rows, instead of steps.
-        learning_rate: the highest, after the warm-up. By default `default_rate` of the model's size: 1e-5 for models
-            of billions of parameters, more for smaller ones. `did` has the one taken.
+        steps, epochs: optimizer steps, 20 by default; or instead passes over the attacker's rows.
+        learning_rate: the highest, after the warm-up; by default `default_rate` of the model's size. `did` records it.
         batch_size: rows a step.
         optimizer: any of the catalog, of any grade; its settings follow after a colon, separated by semicolons
             ("sophia:rho=0.04;hessian_every=5").
-        schedule: "constant", or to zero at the end "linear" or "cosine".
-        warmup: share of the steps in which the rate rises linearly.
+        schedule, warmup: "constant", or to zero at the end "linear" or "cosine"; after a share of the steps in which
+            the rate rises linearly.
         lora: rank of a LoRA adapter on all linear layers, merged at the end; 0 trains all parameters.
         max_grad_norm: gradient clipping; 0 for none.
         evaluations: how many times the headline metrics are taken on the way, on a few items; 0 for never.
@@ -77,10 +74,11 @@ def relearn(
         UserError: for settings out of range, or a forget set too small to be divided.
         NonFiniteLossError: if the attacker's own loss is NaN or infinite.
     """
-    held = _checked_holdout(data, holdout)
-    _check(samples, steps, epochs, learning_rate, batch_size, schedule, warmup, lora, evaluations)
+    _check(SimpleNamespace(**locals()))
+    if holdout is None:
+        holdout = 0.5 if data == "forget" else 0.0
     generator = torch.Generator().manual_seed(seed)
-    rows, seen = _attackers_rows(victim, data, held, samples, generator)
+    rows, seen = _attackers_rows(victim, data, holdout, samples, generator)
     tokenizer, model = victim.tokenizer(), victim.load()
     encoded, _ = victim.benchmark.encode(
         tokenizer, rows, template=victim.template, max_length=context_length(model), long_rows="cut", name="relearn set"
@@ -94,28 +92,24 @@ def relearn(
         model = add_lora(model, rank=lora, targets=linear_targets(model), seed=seed)
     model.train()
     stepper = Stepper(model, optimizer, rate, max_grad_norm)
-    total = stepper.fitted(total)
-    batches = _Batches(encoded, batch_size, tokenizer.pad_token_id, generator, next(model.parameters()).device)
+    total = stepper.protocol.fit_total_steps(total)
+    batches = _batches(encoded, batch_size, tokenizer.pad_token_id, generator, next(model.parameters()).device)
     losses: list[float] = []
-    curve: list[dict[str, float]] = []
+    probed: dict[int, Mapping[str, float]] = {}
     looks = {round(total * (number + 1) / evaluations) for number in range(evaluations)} if victim.probe else set()
-
-    def look(step: int) -> None:
-        if victim.probe is not None:
-            curve.append({"step": float(step)} | victim.probe(model, seen))
-
-    if looks:
-        look(0)
+    if victim.probe is not None and looks:
+        probed[0] = victim.probe(model, seen)
     with victim.reporter.task(f"relearning on {len(rows)} rows", total) as task:
         for step in range(1, total + 1):
-            stepper.set_rate(rate * rate_at(step, total, schedule, warmup))
-            losses.append(stepper.step(batches.next()))
+            for group in stepper.optimizer.param_groups:
+                group["lr"] = rate * rate_at(step, total, schedule, warmup)
+            losses.append(stepper.step(next(batches)))
             if not math.isfinite(losses[-1]):
                 raise NonFiniteLossError(f"relearn: the attacker's loss is {losses[-1]} at step {step}")
             if step == total:
-                stepper.finish()
-            if step in looks:
-                look(step)
+                stepper.protocol.finish()
+            if victim.probe is not None and step in looks:
+                probed[step] = victim.probe(model, seen)
                 model.train()
             task.describe(f"loss {losses[-1]:.3f}")
             task.advance()
@@ -132,12 +126,14 @@ def relearn(
         "last_loss": losses[-1],
         "learned": _learned(losses),
     }
-    for key in ("displacement", "relative_displacement", "unlearning_displacement", "original"):
-        if key in moved:
-            did[key] = moved[key]
+    names = ("displacement", "relative_displacement", "unlearning_displacement", "original")
+    did |= {name: moved[name] for name in names if name in moved}
     if lora:
         did["lora_rank"] = lora
-    curve = _joined(curve, losses)
+    # A row for every step's loss (that of its batch before the step), with what was probed after it.
+    curve = [{"step": 0.0, **probed[0]}] if 0 in probed else []
+    for step, loss in enumerate(losses, start=1):
+        curve.append({"step": float(step), "loss": loss, **probed.get(step, {})})
     return Attacked(model.eval(), did, seen, curve)
 
 
@@ -170,14 +166,7 @@ def rate_at(step: int, total: int, schedule: str, warmup: float) -> float:
 
 
 class Stepper:
-    """The attacker's optimizer, of any grade, and how it is given a batch.
-
-    Args:
-        model: its trainable parameters are stepped.
-        spec: the optimizer, named as in the catalog; a colon and settings may follow, separated by semicolons.
-        learning_rate: of the first step.
-        max_grad_norm: gradient clipping; 0 for none.
-    """
+    """The attacker's optimizer, of any grade, for a model's trainable parameters; `spec` is `relearn`'s `optimizer`."""
 
     def __init__(self, model: Any, spec: str, learning_rate: float, max_grad_norm: float) -> None:
         name, settings = parse_spec(spec.replace(";", ","))
@@ -195,23 +184,14 @@ class Stepper:
             lambda generator: sampled_labels_loss(model, self.batch, generator),
             clip_parts=True,
         )
-
-    def fitted(self, steps: int) -> int:
-        return self.drive.protocol.fit_total_steps(steps)
-
-    def set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def finish(self) -> None:
-        self.drive.protocol.finish()
+        self.protocol = self.drive.protocol
 
     def step(self, batch: dict[str, Tensor]) -> float:
         """One step; returns the loss before it (of the first evaluation, where there were several)."""
         several = processes.count() > 1
         # Each process takes a part of the rows; a zeroth-order optimizer averages the losses itself.
         self.batch = process_share({"rows": batch}, processes.number(), processes.count())["rows"] if several else batch
-        zeroth = self.drive.protocol.phase == "zeroth_order"
+        zeroth = self.protocol.phase == "zeroth_order"
         dtype = torch.float64 if zeroth else torch.float32
         losses: list[Tensor] = []
 
@@ -225,7 +205,7 @@ class Stepper:
             return losses[-1]
 
         self.optimizer.step(self.drive.closure(evaluate))
-        evaluated = self.drive.protocol.last_losses
+        evaluated = self.protocol.last_losses
         before = torch.tensor(evaluated[0] if evaluated else float(losses[0]), dtype=torch.float64)
         if several and not zeroth:
             processes.average([before])
@@ -236,21 +216,17 @@ class Stepper:
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
 
 
-class _Batches:
+def _batches(
+    rows: Sequence[Encoded], size: int, pad: int, generator: torch.Generator, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
     """Rows in a seeded order, a new one each time all have been through; a batch may span two orders."""
-
-    def __init__(
-        self, rows: Sequence[Encoded], size: int, pad: int, generator: torch.Generator, device: torch.device
-    ) -> None:
-        self.rows, self.size, self.pad, self.generator, self.device = rows, size, pad, generator, device
-        self.order: list[int] = []
-
-    def next(self) -> dict[str, Tensor]:
-        while len(self.order) < self.size:
-            self.order += torch.randperm(len(self.rows), generator=self.generator).tolist()
-        chosen, self.order = self.order[: self.size], self.order[self.size :]
-        padded = pad_rows([self.rows[index] for index in chosen], self.pad)
-        return {key: value.to(self.device) for key, value in padded.items()}
+    order: list[int] = []
+    while True:
+        while len(order) < size:
+            order += torch.randperm(len(rows), generator=generator).tolist()
+        padded = pad_rows([rows[index] for index in order[:size]], pad)
+        order = order[size:]
+        yield {key: value.to(device) for key, value in padded.items()}
 
 
 def _attackers_rows(
@@ -273,7 +249,7 @@ def _attackers_rows(
         order = torch.randperm(len(rows), generator=generator).tolist()[:samples]
         rows = [rows[index] for index in sorted(order)]
     if data == "forget":
-        # Groups of which no row was drawn are held out too.
+        # Groups without a drawn row are held out too.
         seen = frozenset(row.group for row in rows)
     elif data != "benign":
         forget = set(victim.benchmark.groups())
@@ -293,52 +269,26 @@ def drawn_groups(attack: str, groups: list[str], holdout: float, generator: torc
     return {groups[index] for index in drawn[held:]}
 
 
-def _joined(curve: Sequence[dict[str, float]], losses: Sequence[float]) -> list[dict[str, float]]:
-    """A row for every step's loss (that of its batch before the step), with what was evaluated after it."""
-    evaluated = {int(point["step"]): point for point in curve}
-    rows = [evaluated[0]] if 0 in evaluated else []
-    for step, loss in enumerate(losses, start=1):
-        rows.append({"step": float(step), "loss": loss} | evaluated.get(step, {}))
-    return rows
-
-
-def _checked_holdout(data: str, holdout: float | None) -> float:
-    if data != "forget":
-        if holdout:
-            raise UserError(f"relearn: holdout is of the forget set, but the attacker's data are {data!r}")
-        return 0.0
-    share = 0.5 if holdout is None else holdout
-    if not 0.0 <= share < 1.0:
-        raise UserError(f"relearn: holdout must be at least 0 and less than 1, not {share}")
-    return share
-
-
-def _check(
-    samples: int | None,
-    steps: int | None,
-    epochs: float | None,
-    learning_rate: float | None,
-    batch_size: int,
-    schedule: str,
-    warmup: float,
-    lora: int,
-    evaluations: int,
-) -> None:
+def _check(given: SimpleNamespace) -> None:
+    """Raise a `UserError` for an argument of `relearn` that is out of range."""
+    rate, warmup, schedule = given.learning_rate, given.warmup, given.schedule
     problems: list[tuple[bool, str]] = [
-        (steps is not None and epochs is not None, "give either steps or epochs, not both"),
-        (steps is not None and steps < 1, f"steps must be at least 1, not {steps}"),
-        (epochs is not None and epochs <= 0, f"epochs must be above 0, not {epochs}"),
-        (samples is not None and samples < 1, f"samples must be at least 1, not {samples}"),
         (
-            learning_rate is not None and not 0.0 < learning_rate < math.inf,
-            f"learning_rate must be above 0, not {learning_rate}",
+            bool(given.holdout and given.data != "forget"),
+            f"holdout is of the forget set, but the attacker's data are {given.data!r}",
         ),
-        (batch_size < 1, f"batch_size must be at least 1, not {batch_size}"),
-        (schedule not in SCHEDULES, f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}"),
+        (not 0.0 <= (given.holdout or 0.0) < 1.0, f"holdout must be at least 0 and less than 1, not {given.holdout}"),
+        (given.steps is not None and given.epochs is not None, "give either steps or epochs, not both"),
+        (given.steps is not None and given.steps < 1, f"steps must be at least 1, not {given.steps}"),
+        (given.epochs is not None and given.epochs <= 0, f"epochs must be above 0, not {given.epochs}"),
+        (given.samples is not None and given.samples < 1, f"samples must be at least 1, not {given.samples}"),
+        (rate is not None and not 0.0 < rate < math.inf, f"learning_rate must be above 0, not {rate}"),
+        (given.batch_size < 1, f"batch_size must be at least 1, not {given.batch_size}"),
+        (schedule not in get_args(Schedule), f"unknown schedule {schedule!r}; known: {', '.join(get_args(Schedule))}"),
         (not 0.0 <= warmup < 1.0, f"warmup must be at least 0 and less than 1, not {warmup}"),
-        (lora < 0, f"lora (the adapter's rank) must be at least 0, not {lora}"),
-        (evaluations < 0, f"evaluations must be at least 0, not {evaluations}"),
+        (given.lora < 0, f"lora (the adapter's rank) must be at least 0, not {given.lora}"),
+        (given.evaluations < 0, f"evaluations must be at least 0, not {given.evaluations}"),
     ]
-    for wrong, what in problems:
+    for wrong, problem in problems:
         if wrong:
-            raise UserError(f"relearn: {what}")
+            raise UserError(f"relearn: {problem}")

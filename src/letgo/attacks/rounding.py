@@ -1,7 +1,7 @@
 """Round to nearest, in torch: the levels of a block of weights, the index of a weight among them, and back.
 
-A grid belongs to the weights that it was made of. Asking it for the index of *other* weights tells whether they would
-fall into the same bins: how little an update has to be for a quantizer to undo it.
+A grid belongs to the weights that it was made of. The index of *other* weights on it tells whether they would fall
+into the same bins: how little an update has to be for a quantizer to undo it.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Codebook:
     def index(self, weight: Tensor) -> Tensor:
         flat = _flat_blocks(weight, self.block) / self.absmax[:, None].clamp(min=torch.finfo(torch.float32).tiny)
         middles = (self.code[1:] + self.code[:-1]) / 2
-        found = torch.bucketize(flat, middles)
-        return found.to(torch.int16).flatten()[: weight.numel()].reshape(weight.shape)
+        index = torch.bucketize(flat, middles)
+        return index.to(torch.int16).flatten()[: weight.numel()].reshape(weight.shape)
 
     def values(self, index: Tensor) -> Tensor:
         flat = self.code[_flat_blocks(index, self.block).long()] * self.absmax[:, None]
@@ -93,14 +93,6 @@ def make_grid(
     scale = (high - low) / top
     scale = torch.where(scale == 0, 1.0, scale)
     return Grid(scale, (-low / scale).round(), 0, top, block)
-
-
-def round_to_nearest(
-    weight: Tensor, *, bits: int, granularity: Granularity = "group", group_size: int = 64, symmetric: bool = True
-) -> Tensor:
-    """Quantize and dequantize a matrix (see `make_grid`); a tensor of the same shape and type."""
-    grid = make_grid(weight, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric)
-    return grid.values(grid.index(weight)).to(weight.dtype)
 
 
 def _blocks(weight: Tensor, block: int) -> Tensor:

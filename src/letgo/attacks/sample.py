@@ -1,4 +1,4 @@
-"""Sampling: many answers are drawn to every forget question, and the best of them counts (leak@k)."""
+"""Sampling: draw many answers to every forget question; the best of them counts (leak@k)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from letgo.attacks.engine.base import Attacked, Measured, Victim
+from letgo.attacks.engine.base import Attacked, Judged, Victim
 from letgo.attacks.engine.prompts import askable, work_of
 from letgo.benchmarks.engine.base import Item, Sample
 from letgo.benchmarks.engine.items import limited
@@ -15,7 +15,6 @@ from letgo.core.errors import EmptyScoreError, UserError
 from letgo.metrics.memorization import rouge_l_recall
 from letgo.metrics.robustness import Scored, kept_interval, kept_share
 from letgo.metrics.summary import mean_metric
-from letgo.runs.results import Metrics
 from letgo.scoring.scoring import Sampling, generate
 
 
@@ -31,16 +30,14 @@ def sample(
     """Draw answers, and take the expected best of k: what greedy answers hide.
 
     The leak of an answer is its ROUGE-L recall of the right answer. Draw often enough, and every answer of a small
-    set is hit by chance; so what counts is the leak above that of the item's wrong answers, leak@k(right) − mean
-    leak@k(wrong). It is held against the same of the greedy answers before and after unlearning, as recorded; items
-    without a recorded greedy answer are left out.
+    set comes by chance; so what counts is the leak above that of the item's wrong answers, leak@k(right) − mean
+    leak@k(wrong), compared with the same of the greedy answers before and after unlearning, as recorded. Items without
+    a recorded greedy answer are left out.
 
     Args:
-        victim: the saved model.
         k: answers that the attacker may draw.
         samples: answers drawn (at least k; the estimate is the better the more there are); k by default.
-        temperature, top_p: how they are drawn.
-        seed: of the draws.
+        temperature, top_p, seed: of the draws.
 
     Source: leak@k, arXiv 2511.04934.
     """
@@ -77,21 +74,16 @@ def sample(
     old = [_above(item, [before[item.id]], 1) for item in items]
     new = [_above(item, [after[item.id]], 1) for item in items]
     groups = [item.group for item in items]
-    metrics: Metrics = {
-        "forget_leak": mean_metric(leaks, groups),
-        "forget_leak_above_chance": mean_metric(above, groups),
-    }
-    baseline = {
-        "before": {"forget_leak_above_chance": mean_metric(old, groups)},
-        "after": {"forget_leak_above_chance": mean_metric(new, groups)},
-    }
-    scored = Scored(groups, np.array(old), np.array(new), np.array([above]))
+    name = "forget_leak_above_chance"
+    metrics = {"forget_leak": mean_metric(leaks, groups), name: mean_metric(above, groups)}
+    baseline = {"before": {name: mean_metric(old, groups)}, "after": {name: mean_metric(new, groups)}}
     kept = kept_share(float(np.mean(old)), float(np.mean(new)), float(np.mean(above)))
-    found = [
+    interval = kept_interval([Scored(groups, np.array(old), np.array(new), np.array([above]))])
+    rows = [
         Sample("forget", i.id, i.group, {"leak": leak, "leak_above_chance": more}, answer=i.row.target, generated=ts[0])
         for i, leak, more, ts in zip(items, leaks, above, texts, strict=True)
     ]
-    measured = Measured(kept, kept_interval([scored]), metrics, baseline, found)
+    measured = Judged(metrics, baseline, part=True, kept=kept, samples=rows, judged=rows, ci95=interval)
     did = {"asked": len(items), "answers": count * len(items), "k": k, "temperature": temperature, "top_p": top_p}
     return Attacked(model, did, measured=measured)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from letgo.attacks.engine.base import Asked, Attacked, Victim
+from letgo.attacks.engine.base import Attacked, Victim
 from letgo.attacks.engine.prompts import askable, form_of, only, question_of, with_question, work_of
 from letgo.attacks.relearn import drawn_groups
 from letgo.benchmarks.engine.base import Item
@@ -34,15 +34,13 @@ def suffix(
 
     Each step takes the gradient of the right answers' loss with respect to the string's one-hot tokens, proposes
     exchanges of one token by those that it favours most, scores them, and keeps the best. A suffix made for one
-    question can make a model say anything, known or not; so it is searched on some groups' questions and judged on the
-    groups held out.
+    question can make a model say anything, known or not; so the search is on some groups' questions and the judgement
+    on the groups held out.
 
     Args:
-        victim: the saved model.
-        length: tokens of the string.
-        steps: exchanges.
+        length, steps: tokens of the string, and exchanges.
         candidates: exchanges scored a step.
-        top_k: tokens per place among which they are drawn.
+        top_k: tokens at each position among which they are drawn.
         items: questions that it is searched on.
         holdout: share of the forget groups that are held out.
         place: after the question, or before it; "auto": before prompts that the answer completes, else after.
@@ -79,28 +77,26 @@ def suffix(
             proposed = search.proposals(best, candidates, top_k)
             scored = search.losses(proposed) if proposed else []
             if scored and min(scored) < losses[-1]:
-                place_of_best = min(range(len(scored)), key=scored.__getitem__)
-                best = proposed[place_of_best]
-                losses.append(scored[place_of_best])
+                losses.append(min(scored))
+                best = proposed[scored.index(losses[-1])]
             curve.append({"step": float(step), "loss": losses[-1]})
             task.describe(f"loss {losses[-1]:.3f}")
             task.advance()
-    found = search.text(best)
-    changed = [replace(item, row=attached(item, found, place)) for item in every if item.group not in seen]
-    asked = Asked("the suffix", only(victim.benchmark, changed))
+    text = search.text(best)
+    changed = [replace(item, row=attached(item, text, place)) for item in every if item.group not in seen]
     did = {
-        "suffix": found,
+        "suffix": text,
         "groups_seen": len(seen),
         "groups_held_out": len(groups) - len(seen),
         "questions": len(order),
         "first_loss": losses[0],
         "last_loss": losses[-1],
     }
-    return Attacked(model, did, frozenset(seen), curve, asked=[asked])
+    return Attacked(model, did, frozenset(seen), curve, asked={"the suffix": only(victim.benchmark, changed)})
 
 
 def attached(item: Item, text: str, place: str) -> Any:
-    """The item's row with the string at its place."""
+    """The item's row with the string before its question or after it."""
     before = place == "prefix" or (place == "auto" and form_of(item.row) == "completion")
     question = question_of(item.row)
     return with_question(item.row, f"{text} {question}" if before else f"{question} {text}")
@@ -120,22 +116,21 @@ class _Search:
     def __post_init__(self) -> None:
         special = set(self.tokenizer.all_special_ids)
         size = self.model.get_input_embeddings().weight.shape[0]
-        allowed = torch.zeros(size, dtype=torch.bool)
+        self.allowed = torch.zeros(size, dtype=torch.bool)
         for token in range(min(size, len(self.tokenizer))):
             text = self.tokenizer.decode([token])
             # Part of a character (it decodes to the replacement sign) can't be typed.
             whole = text.isprintable() and bool(text.strip()) and "\ufffd" not in text
-            allowed[token] = whole and token not in special
-        self.allowed = allowed
+            self.allowed[token] = whole and token not in special
 
     def start(self, length: int) -> list[int]:
-        """Tokens drawn until a string comes out that is read again as it was written, in every prompt."""
+        """Tokens drawn until every prompt reads their string as it was written."""
         pool = self.allowed.nonzero()[:, 0]
         for _ in range(200):
             picked = pool[torch.randint(len(pool), (length,), generator=self.generator)].tolist()
             # Reading it once settles how its tokens join.
             tokens = self._tokens(self.text(picked))
-            if tokens and self._places(tokens):
+            if tokens and self._prompts(tokens):
                 return tokens
         raise UserError("suffix: no string could be drawn that this tokenizer reads as it was written")
 
@@ -145,30 +140,30 @@ class _Search:
     def _tokens(self, text: str) -> list[int]:
         return encode_target(self.tokenizer, " " + text)
 
-    def _places(self, tokens: Sequence[int]) -> list[tuple[list[int], int, list[int]]] | None:
-        """For each item its prompt with the string, where that begins, and the answer's tokens; None where the
-        string's tokens are not found in a prompt as they are."""
+    def _prompts(self, tokens: Sequence[int]) -> list[tuple[list[int], int, list[int]]] | None:
+        """For each item its prompt with the string, the index at which the string begins, and the answer's tokens;
+        None where a prompt does not have the string's tokens as they are."""
         text = self.text(tokens)
-        found = []
+        prompts = []
         for item in self.items:
             changed = replace(item, row=attached(item, text, self.place))
             # The benchmark's own prompt and, first of its continuations, the right answer.
             query = work_of(self.victim, [changed], self.model, self.tokenizer).queries[0]
             prompt = list(query.prefix)
-            spots = range(len(prompt) - len(tokens), -1, -1)
-            at = next((i for i in spots if prompt[i : i + len(tokens)] == list(tokens)), None)
-            if at is None:
+            starts = range(len(prompt) - len(tokens), -1, -1)
+            start = next((i for i in starts if prompt[i : i + len(tokens)] == list(tokens)), None)
+            if start is None:
                 return None
-            found.append((prompt, at, list(query.continuations[0])))
-        return found
+            prompts.append((prompt, start, list(query.continuations[0])))
+        return prompts
 
     def losses(self, strings: Sequence[Sequence[int]]) -> list[float]:
         """The mean over items of the answer's mean negative log-probability, for each string."""
         queries = []
         for tokens in strings:
-            places = self._places(tokens)
-            assert places is not None  # strings are checked when they are made
-            queries += [Query(prompt, [target]) for prompt, _, target in places]
+            prompts = self._prompts(tokens)
+            assert prompts is not None  # strings are checked when they are made
+            queries += [Query(prompt, [target]) for prompt, _, target in prompts]
         scored = [-float(logps[0].double().mean()) for logps in continuation_logps(self.model, queries)]
         width = len(self.items)
         return [sum(scored[i : i + width]) / width for i in range(0, len(scored), width)]
@@ -182,13 +177,13 @@ class _Search:
         for _ in range(4 * count):
             if len(made) == count:
                 break
-            spot = int(torch.randint(len(tokens), (1,), generator=self.generator))
+            position = int(torch.randint(len(tokens), (1,), generator=self.generator))
             pick = int(torch.randint(favoured.shape[1], (1,), generator=self.generator))
             string = [*tokens]
-            string[spot] = int(favoured[spot, pick])
+            string[position] = int(favoured[position, pick])
             if string == list(tokens) or string in made:
                 continue
-            if self._tokens(self.text(string)) == string and self._places(string) is not None:
+            if self._tokens(self.text(string)) == string and self._prompts(string) is not None:
                 made.append(string)
         return made
 
@@ -201,15 +196,15 @@ class _Search:
         one_hot = torch.zeros((len(tokens), table.shape[0]), dtype=table.dtype, device=table.device)
         one_hot[torch.arange(len(tokens)), torch.tensor(list(tokens), device=table.device)] = 1.0
         one_hot.requires_grad_(True)
-        places = self._places(tokens)
-        assert places is not None
-        for prompt, at, target in places:
+        prompts = self._prompts(tokens)
+        assert prompts is not None
+        for prompt, start, target in prompts:
             ids = torch.tensor([*prompt, *target], device=table.device)
             embedded = words(ids)
-            embedded = torch.cat([embedded[:at], one_hot @ table * scale, embedded[at + len(tokens) :]])
+            embedded = torch.cat([embedded[:start], one_hot @ table * scale, embedded[start + len(tokens) :]])
             logits = self.model(inputs_embeds=embedded[None], use_cache=False).logits[0]
             rows = logits[len(prompt) - 1 : len(ids) - 1].float()
-            loss = torch.nn.functional.cross_entropy(rows, ids[len(prompt) :]) / len(places)
+            loss = torch.nn.functional.cross_entropy(rows, ids[len(prompt) :]) / len(prompts)
             loss.backward()
         gradient = one_hot.grad
         assert gradient is not None

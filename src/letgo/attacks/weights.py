@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from letgo.attacks.displacement import weight_change
+from letgo.attacks.displacement import changed_model
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers
 from letgo.core.errors import UserError
 
@@ -17,13 +17,8 @@ def prune(
 ) -> Attacked:
     """Set the smallest weights of the linear layers to zero, by magnitude, without retraining.
 
-    Embeddings, norms, biases and the output layer stay. There is nothing random in it.
-
-    Args:
-        victim: the saved model.
-        sparsity: the share of weights that goes.
-        scope: the smallest of each layer, or of the whole model.
-        seed: not used.
+    Embeddings, norms, biases and the output layer stay. `sparsity` is the share of weights that goes; `scope` says
+    whether the smallest of each layer go, or of the whole model.
 
     Source: magnitude pruning, arXiv 1506.02626.
     """
@@ -40,24 +35,21 @@ def prune(
             size = weight.abs()
             weight[size <= (_smallest(size.flatten(), sparsity) if bound is None else bound)] = 0.0
             zeros += int((weight == 0).sum())
-    rows, said = weight_change(victim, model)
-    return Attacked(model, said | {"zeros": zeros}, layers=_moved(rows))
+    return changed_model(victim, model, zeros=zeros)
 
 
 def _smallest(sizes: Tensor, share: float) -> Tensor:
-    """The size at or below which that share of the sizes lies; negative where it is none of them."""
+    """The size at or below which that share of the sizes lies; negative where the share is less than one size."""
     count = int(share * sizes.numel())
     return sizes.float().kthvalue(count).values.to(sizes.dtype) if count else sizes.new_tensor(-1.0)
 
 
 def noise(victim: Victim, *, sigma: float = 1e-3, relative: bool = False, seed: int = 0) -> Attacked:
-    """Add Gaussian noise to every weight: θ + σ z, z ~ N(0, I).
+    """Add Gaussian noise to every weight: θ + σ z, z ~ N(0, I); a tied tensor gets one draw.
 
-    The perturbation that randomized smoothing certifies against (`letgo analyze certificate`). A tied tensor gets one
-    draw.
+    Randomized smoothing certifies against this perturbation (`letgo analyze certificate`).
 
     Args:
-        victim: the saved model.
         sigma: σ, in the weights' own units; with `relative` in units of each tensor's root mean square.
         relative: scale the noise tensor by tensor.
         seed: of the noise.
@@ -72,20 +64,13 @@ def noise(victim: Victim, *, sigma: float = 1e-3, relative: bool = False, seed: 
                 drawn = torch.randn(parameter.shape, generator=generator).to(parameter.device)
                 size = parameter.float().square().mean().sqrt() if relative else 1.0
                 parameter.copy_(parameter.float() + sigma * size * drawn)
-    rows, said = weight_change(victim, model)
-    return Attacked(model, said, layers=_moved(rows))
+    return changed_model(victim, model)
 
 
 def interpolate(victim: Victim, *, share: float = 0.5, seed: int = 0) -> Attacked:
-    """Go back toward the original on a straight line: θ_u + a (θ_o − θ_u).
+    """Go back toward the original on a straight line, by a share a: θ_u + a (θ_o − θ_u).
 
-    Not an attack of somebody who lacks the original: it tells how far off the forgetting is, and whether there is a
-    barrier on the way.
-
-    Args:
-        victim: the saved model.
-        share: a; 1 is the original.
-        seed: not used.
+    An attacker needs the original for it. It tells how far off the forgetting is, and whether a barrier is on the way.
     """
     if not 0.0 < share <= 1.0:
         raise UserError(f"interpolate: share must be above 0 and at most 1, not {share}")
@@ -95,9 +80,4 @@ def interpolate(victim: Victim, *, share: float = 0.5, seed: int = 0) -> Attacke
             if name not in original or original[name].shape != parameter.shape:
                 raise UserError(f"interpolate: the original has no parameter {name} of shape {tuple(parameter.shape)}")
             parameter.lerp_(original[name].to(parameter), share)
-    rows, said = weight_change(victim, model)
-    return Attacked(model, said, layers=_moved(rows))
-
-
-def _moved(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["attack"] > 0]
+    return changed_model(victim, model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import platform
 import resource
@@ -66,6 +67,18 @@ def give_back_memory() -> None:
         # No such function in other C libraries.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+@functools.cache
+def freeze_imports() -> None:
+    """Let the garbage collector leave alone what is in memory by now, once: for a process of letgo's own, when it has
+    imported its libraries and before it begins its work.
+
+    They live as long as the process and are half a million objects: each full collection, of which a run makes several,
+    takes 0.3 s without this.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def circumstances() -> dict[str, Any]:

@@ -88,8 +88,8 @@ class Compressed(ClosureOptimizer):
             options["weight_decay"] = 0.0
         groups = []
         for group in self.param_groups:
-            options = {k: v for k, v in group.items() if k in known and k not in ("lr", "weight_decay")}
-            groups.append({**options, "params": _stand_ins(group["params"])})
+            kept = {k: v for k, v in group.items() if k in known and k not in ("lr", "weight_decay")}
+            groups.append({**kept, "params": _stand_ins(group["params"])})
         optimizer: torch.optim.Optimizer = make(groups, lr=1.0, **options)
         refuse_shards(name, optimizer)
         if adapt(optimizer).needs_closure:

@@ -12,8 +12,8 @@ to know an architecture, an objective or an optimizer by name.
 """
 
 from letgo.planning.devices import DevicesPlan as DevicesPlan
+from letgo.planning.devices import plan as plan
 from letgo.planning.devices import plan_devices as plan_devices
-from letgo.planning.estimate import plan as plan
 from letgo.planning.report import Phase as Phase
 from letgo.planning.report import Plan as Plan
 

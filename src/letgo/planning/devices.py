@@ -1,9 +1,10 @@
-"""The plan of a run on several devices: what each holds, and whether it fits."""
+"""The plan of a run, from its stages, on one device or on several, and whether it fits there."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,12 +13,11 @@ from torch import Tensor
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.core.sizes import size
-from letgo.objectives import Objective
-from letgo.planning import shards
-from letgo.planning.estimate import Planned, check_flops
-from letgo.planning.machine import Speed, resident_bytes
-from letgo.planning.phases import Work
+from letgo.planning.estimate import Planned
+from letgo.planning.machine import resident_bytes
+from letgo.planning.one_shot import one_shot_work
 from letgo.planning.report import Phase, Plan
+from letgo.planning.shards import ShardedPass, as_traced, shard_bytes, trace_sharded
 from letgo.planning.tracing import Traced
 from letgo.training.config import UnlearnConfig
 from letgo.training.run_plan import check_shards
@@ -25,35 +25,12 @@ from letgo.training.run_plan import check_shards
 STRATEGIES = ("single", "ddp", "fsdp2")
 DEVICES = ("cpu", "cuda")
 MOST_DEVICES = 1024
-"""As far as a number of devices is looked for on which a run fits."""
-FRAGMENTED_TOGETHER = 1.85
-"""Resident bytes for each byte alive among activations and gradients of one of several processes on a CPU, where more
-threads allocate. Calibrated on two gloo processes, see tests/planning/measured_ranks.py."""
-RESERVE = 0.05
-"""Of an accelerator's memory: for its driver, its libraries and NCCL, which are not followed."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Bytes that a device must have, those that it has, and those of them that a run can use."""
-
-    needed: int
-    memory: int | None
-    usable: int | None
-
-    @property
-    def fits(self) -> bool:
-        """True also where the device's memory is not known."""
-        return self.usable is None or self.needed <= self.usable
-
-    @property
-    def short(self) -> int:
-        return 0 if self.usable is None else max(0, self.needed - self.usable)
+"""The largest number of devices in the search for one on which a run fits."""
 
 
 @dataclass(frozen=True)
 class WayOut:
-    """A strategy and a number of devices that a run fits on, and what it then takes of each."""
+    """A strategy and a number of devices that a run fits on, and the bytes that it then needs of each."""
 
     strategy: str
     devices: int
@@ -67,8 +44,9 @@ class DevicesPlan:
     Attributes:
         plan: of one of them; without times where there are several.
         devices, strategy, share: as asked for; `share` is what zeroth-order steps share.
-        fit: whether it fits.
-        way_out: where it does not: the fewest devices on which it would; None if there are none.
+        needed: bytes that a device must have.
+        memory, usable: bytes that it has, and those of them that a run can use; None where that is not known.
+        way_out: where the run does not fit: the fewest devices on which it would; None if there are none.
         rows: forget rows of a step, of all devices.
     """
 
@@ -76,21 +54,32 @@ class DevicesPlan:
     devices: int
     strategy: str
     share: str
-    fit: Fit
+    needed: int
+    memory: int | None
+    usable: int | None
     way_out: WayOut | None
     rows: int
 
+    @property
+    def fits(self) -> bool | None:
+        """None where the device's memory is not known."""
+        return None if self.usable is None else self.needed <= self.usable
+
+    @property
+    def short(self) -> int:
+        return 0 if self.usable is None else max(0, self.needed - self.usable)
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the plan of a device, and `devices`, which says the rest."""
+        """For JSON: the plan of a device, and `devices` with the rest."""
         several = {
             "count": self.devices,
             "strategy": self.strategy,
             "share": self.share,
-            "needed": self.fit.needed,
-            "memory": self.fit.memory,
-            "usable": self.fit.usable,
-            "fits": self.fit.fits if self.fit.usable is not None else None,
-            "short": self.fit.short,
+            "needed": self.needed,
+            "memory": self.memory,
+            "usable": self.usable,
+            "fits": self.fits,
+            "short": self.short,
             "way_out": asdict(self.way_out) if self.way_out else None,
             "rows_a_step": self.rows,
         }
@@ -100,23 +89,18 @@ class DevicesPlan:
         """For a terminal."""
         zeroth = any(phase.name == "train, zeroth" for phase in self.plan.phases)
         shared = f", {self.share} shared in zeroth-order steps" if zeroth else ""
-        lines = [
+        return (
             f"{_count(self.devices, 'device')}, {self.strategy}{shared}; each has the following, steps of "
-            f"{_count(self.rows, 'forget row')}",
-            "",
-            self.plan.text(),
-            "",
-            f"does it fit?  {self._verdict()}",
-        ]
-        return "\n".join(lines)
+            f"{_count(self.rows, 'forget row')}\n\n{self.plan.text()}\n\ndoes it fit?  {self._verdict()}"
+        )
 
     def _verdict(self) -> str:
-        fit = self.fit
-        if fit.usable is None or fit.memory is None:
-            return f"a device needs {size(fit.needed)}; give --device-memory to be told"
-        if fit.fits:
-            return f"yes: {size(fit.needed)} of {size(fit.usable)} ({size(fit.memory)} a device, less what it keeps)"
-        verdict = f"no: {size(fit.short)} short, {size(fit.needed)} of {size(fit.usable)} ({self.plan.peak.name})"
+        if self.usable is None or self.memory is None:
+            return f"a device needs {size(self.needed)}; give --device-memory to see whether it fits"
+        part = f"{size(self.needed)} of {size(self.usable)}"
+        if self.fits:
+            return f"yes: {part} ({size(self.memory)} a device, less what it keeps)"
+        verdict = f"no: {size(self.short)} short, {part} ({self.plan.peak.name})"
         if self.way_out is None:
             return verdict + "; nor on any number of devices: adapters (lora_rank), zo_sgd or bfloat16 need less"
         way = self.way_out
@@ -125,6 +109,51 @@ class DevicesPlan:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
+def plan(config: UnlearnConfig, *, flops: float | None = None, measure: bool = False) -> Plan:
+    """What the run of a config will take. Reads the data, the tokenizer and the model's config; no weights.
+
+    Args:
+        config: as `letgo.read_config` or `letgo.training.config.make_config` gives it.
+        flops: floating-point operations a second to take times with; by default measured (0.3 s of matrix products).
+        measure: measure more closely: two layers of the architecture, forward and backward.
+
+    Raises:
+        UserError: for settings or data that can't be used.
+    """
+    _check_flops(flops)
+    return _make_plan(Planned(config, resident_bytes()), flops, measure)
+
+
+def _check_flops(flops: float | None) -> None:
+    if flops is not None and not flops > 0:
+        raise UserError(f"letgo plan: flops must be above 0, not {flops}")
+
+
+def _make_plan(run: Planned, flops: float | None, measure: bool) -> Plan:
+    work = run.training(run.objective) if run.objective else one_shot_work(run)
+    operations = {"evaluate": run.evaluation_flops(), **work.flops}
+    speed = run.speed(flops, measure, work.batch)
+    return Plan(
+        model={
+            "name": run.args.model,
+            "parameters": run.parameters,
+            "trained": sum(p.numel() for p in run.trained),
+            "bytes": run.weights,
+            "dtype": run.args.base_quantization or run.args.dtype,
+        },
+        device=str(run.device),
+        phases=(*run.evaluating(), *work.phases),
+        process=run.process,
+        disk=run.disk(work),
+        steps=work.steps,
+        flops=operations,
+        speed=speed.flops if speed else None,
+        how=speed.how if speed else "",
+        seconds={name: count / speed.flops for name, count in operations.items()} if speed else {},
+        notes=tuple(run.notes),
+    )
 
 
 def plan_devices(
@@ -145,7 +174,7 @@ def plan_devices(
         strategy: `single`, `ddp` or `fsdp2`; by default as the config says.
         device: `cpu` or `cuda`; by default what this machine has.
         memory: bytes of a device.
-        flops, measure: as in `letgo.plan`; of one device alone, for no times are told of several.
+        flops, measure: as in `letgo.plan`; for one device alone, as a plan has no times of several.
 
     Raises:
         UserError: for settings that can't be used, or not together.
@@ -153,23 +182,25 @@ def plan_devices(
     if strategy is None:
         several = "fsdp2" if config.strategy == "fsdp2" else "ddp"
         strategy = several if devices > 1 else "single"
-    check_flops(flops)
+    _check_flops(flops)
     _check(devices, strategy, device, memory)
     if devices > 1 and (flops is not None or measure):
-        raise UserError("letgo plan: times are told of one device alone; leave flops and measure away")
+        raise UserError("letgo plan: a plan has times for one device alone; leave flops and measure out")
     if devices > 1 and strategy == "fsdp2":
         check_shards(config)
     run = planned(config, resident_bytes(), devices, strategy, None if device is None else torch.device(device))
-    run.notes += run.idle()
-    made = run.plan(flops, measure)
-    fit = fit_of(run.needed(made.peak.total), run.device, memory)
+    run.note_idle_devices()
+    made = _make_plan(run, flops, measure)
+    needed, usable = run.needed(made.peak.total), run.usable(memory)
     return DevicesPlan(
         plan=made,
         devices=devices,
         strategy=strategy,
         share=config.share,
-        fit=fit,
-        way_out=None if fit.fits else find_way_out(run, memory),
+        needed=needed,
+        memory=memory,
+        usable=usable,
+        way_out=find_way_out(run, usable) if usable is not None and needed > usable else None,
         rows=config.train_batch_size * config.gradient_accumulation_steps * run.readers,
     )
 
@@ -186,93 +217,33 @@ def _check(devices: int, strategy: str, device: str | None, memory: int | None) 
         raise UserError(f"letgo plan: device-memory must be above 0, not {memory}")
 
 
-# -- what a device holds -----------------------------------------------------------------------------------------------
-
-
-class OnDevices(Planned):
-    """A run on N devices with whole weights on each: DDP, and what the others have in common with it."""
-
-    def __init__(self, args: UnlearnConfig, process: int, ranks: int, device: torch.device | None) -> None:
-        super().__init__(args, process, device=device, readers=ranks if args.share == "data" else 1)
-        self.ranks = ranks
-
-    def use(self, ranks: int) -> None:
-        """As many devices; what was traced stays."""
-        self.ranks = ranks
-
-    def needed(self, peak: int) -> int:
-        """Bytes of a device at this peak: on a CPU the process itself lies there too."""
-        return peak + (self.process if self.device.type == "cpu" else 0)
-
-    def idle(self) -> list[str]:
-        """What is to be said where not every device has something of its own to do."""
-        if self.ranks == 1:
-            return []
-        if self.objective is None:
-            return [f"every device does the whole of {self.args.objective}: it takes no steps that devices could share"]
-        work, things = len(self.dataset), "rows in the forget set"
-        if self.args.share == "directions":
-            if self.cost.backwards:
-                return []
-            work, things = round(self.cost.forwards), "evaluations in a step"
-        if self.ranks <= work:
-            return []
-        return [f"{self.ranks} devices, but {work} {things}: {self.ranks - work} have nothing of their own to do"]
-
-    def training(self, objective: Objective) -> Work:
-        work = super().training(objective)
-        return replace(work, phases=tuple(self.on_device(phase) for phase in work.phases))
-
-    def fragmented(self) -> float:
-        alone = super().fragmented()
-        return max(alone, FRAGMENTED_TOGETHER) if self.device.type == "cpu" and self.ranks > 1 else alone
-
-    def speed(self, flops: float | None, measure: bool, shape: torch.Size) -> Speed | None:
-        """None, so that no times are told: of several devices, and of a kind that this machine has not to measure."""
-        missing = self.device.type == "cuda" and not torch.cuda.is_available()
-        return None if self.ranks > 1 or (flops is None and missing) else super().speed(flops, measure, shape)
-
-    def on_device(self, phase: Phase) -> Phase:
-        """A phase of the step, with what the strategy adds."""
-        first, _ = self.passes
-        # Replicas of which no gradient is ever taken are not wrapped.
-        if self.ranks == 1 or not first or not phase.name.startswith(("train", "step")):
-            return phase
-        return Phase(phase.name, {**phase.items, "buffers of DDP": self.trained_bytes})
-
-
-class InShards(OnDevices):
+class InShards(Planned):
     """FSDP2: parameters, gradients and state in shards (adapters are trained on replicas: `check_shards`)."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._kept: dict[str, tuple[int, int, float, Traced]] = {}
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._passes: dict[str, tuple[Traced, ShardedPass]] = {}
         self.use(self.ranks)
 
     def use(self, ranks: int) -> None:
         self.ranks = ranks
-        self.held = {"weights": sum(shards.shard_bytes(p, ranks) for p in self.model.parameters())}
-        self.trained_here = sum(shards.shard_bytes(p, ranks) for p in self.trained)
-        self.largest = max(shards.shard_bytes(p, ranks) for p in self.trained)
+        self.held = {"weights": sum(shard_bytes(p, ranks) for p in self.model.parameters())}
+        self.trained_here = sum(shard_bytes(p, ranks) for p in self.trained)
+        self.largest = max(shard_bytes(p, ranks) for p in self.trained)
         # Weights that lie in shards can't be packed.
         self.packed = 0
 
     def trace_training(self, loss: Callable[[], Tensor], windows: int) -> Traced:
-        if "training" not in self._kept:
+        if "training" not in self._passes:
             whole = super().trace_training(loss, windows)
-            peak, gradients, _, flops = shards.trace_sharded(self.model, loss, self.ranks, windows=windows)
-            self._kept["training"] = peak, gradients, flops, whole
-        peak, gradients, flops, whole = self._kept["training"]
-        now = self.trained_here
-        return shards.as_traced(peak - gradients + now, now, flops, whole)
+            self._passes["training"] = whole, trace_sharded(self.model, loss, self.ranks, windows=windows)
+        return as_traced(*self._passes["training"], self.trained_here)
 
     def trace_forward(self, name: str, function: Callable[[], Any]) -> Traced:
-        if name not in self._kept:
+        if name not in self._passes:
             whole = super().trace_forward(name, function)
-            peak, _, flops = shards.trace_sharded_forward(self.model, function, self.ranks)
-            self._kept[name] = peak, 0, flops, whole
-        peak, _, flops, whole = self._kept[name]
-        return shards.as_traced(peak, 0, flops, whole)
+            self._passes[name] = whole, trace_sharded(self.model, function, self.ranks, backward=False)
+        return as_traced(*self._passes[name], 0)
 
     def on_device(self, phase: Phase) -> Phase:
         if phase.name != "train, zeroth":
@@ -283,41 +254,28 @@ class InShards(OnDevices):
 
 def planned(
     config: UnlearnConfig, process: int, devices: int, strategy: str, device: torch.device | None = None
-) -> OnDevices:
-    """The run on its devices; one device is `Planned` itself, whatever the strategy."""
-    kind = InShards if devices > 1 and strategy == "fsdp2" else OnDevices
-    return kind(config, process, devices, device)
+) -> Planned:
+    kind = InShards if devices > 1 and strategy == "fsdp2" else Planned
+    return kind(config, process, ranks=devices, device=device)
 
 
-# -- whether it fits ---------------------------------------------------------------------------------------------------
-
-
-def fit_of(needed: int, device: torch.device, memory: int | None) -> Fit:
-    reserve = RESERVE if device.type != "cpu" else 0.0
-    return Fit(needed, memory, None if memory is None else int((1 - reserve) * memory))
-
-
-def find_way_out(run: OnDevices, memory: int | None) -> WayOut | None:
+def find_way_out(run: Planned, usable: int) -> WayOut | None:
     """The fewest devices that the run fits on, on replicas where one device would do, else in shards; None if there is
     no such number up to `MOST_DEVICES`."""
     objective, config = run.objective, run.args
     if objective is None:
         return None
     alone = planned(config, run.process, 1, "single", run.device) if isinstance(run, InShards) else run
-    tried: list[tuple[str, OnDevices, list[int]]] = [("single", alone, [1])]
-    try:
+    ways: list[tuple[str, Planned, list[int]]] = [("single", alone, [1])]
+    with contextlib.suppress(UserError):
         check_shards(config)
-    except UserError:
-        pass
-    else:
         sharded = run if isinstance(run, InShards) else planned(config, run.process, 2, "fsdp2", run.device)
-        tried.append(("fsdp2", sharded, [2**power for power in range(1, MOST_DEVICES.bit_length())]))
-    for strategy, other, counts in tried:
-        scored = other.scored if hasattr(other, "scored") else other.scoring()
+        ways.append(("fsdp2", sharded, [2**power for power in range(1, MOST_DEVICES.bit_length())]))
+    for strategy, other, counts in ways:
         for count in counts:
             other.use(count)
-            phases = (*other.evaluating(scored), *other.training(objective).phases)
+            phases = (*other.evaluating(), *other.training(objective).phases)
             needed = other.needed(max(phase.total for phase in phases))
-            if fit_of(needed, run.device, memory).fits:
+            if needed <= usable:
                 return WayOut(strategy, count, needed)
     return None

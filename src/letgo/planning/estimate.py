@@ -1,9 +1,9 @@
-"""The plan of a run: its stages followed on a model without values."""
+"""The stages of a run, followed on a model without values."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,9 @@ from letgo.models.load import DTYPES, best_device, load_tokenizer, resolve_model
 from letgo.models.running import scoring_budget
 from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
-from letgo.planning.machine import Speed, layers_speed, product_speed, resident_bytes
-from letgo.planning.one_shot import one_shot_work
+from letgo.planning.machine import Speed, layers_speed, product_speed
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
-from letgo.planning.phases import Work, gathered_item, training_phases
-from letgo.planning.report import Phase, Plan
+from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
 from letgo.training.config import UnlearnConfig, resolved_settings
 from letgo.training.prepare import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
@@ -37,44 +35,54 @@ FRAGMENTED_ADAPTERS = 2.0
 """The same where adapters are trained, on a plain and on a quantized base: small gradients and states lie between large
 activations, and most of what is freed stays."""
 FRAGMENTED_QUANTIZED = 2.6
+FRAGMENTED_TOGETHER = 1.85
+"""The same of one of several processes, where more threads allocate. Calibrated on two gloo processes, see
+tests/planning/measured_ranks.py."""
+RESERVE = 0.05
+"""Of an accelerator's memory: for its driver, its libraries and NCCL, which are not followed."""
 
 
-def plan(config: UnlearnConfig, *, flops: float | None = None, measure: bool = False) -> Plan:
-    """What the run of a config will take. Reads the data, the tokenizer and the model's config; no weights.
+@dataclass(frozen=True)
+class Work:
+    """What lies between the two evaluations of a run.
 
-    Args:
-        config: as `letgo.read_config` or `letgo.training.config.make_config` gives it.
-        flops: floating-point operations a second to take times with; by default measured (0.3 s of matrix products).
-        measure: measure more closely: two layers of the architecture, forward and backward.
-
-    Raises:
-        UserError: for settings or data that can't be used.
+    Attributes:
+        flops: by stage.
+        batch: the shape of a micro-batch, (rows, length).
+        checkpoints: bytes on disk of those that are there at once.
+        references: bytes in letgo's cache.
     """
-    check_flops(flops)
-    process = resident_bytes()
-    return Planned(config, process).plan(flops, measure)
 
-
-def check_flops(flops: float | None) -> None:
-    if flops is not None and not flops > 0:
-        raise UserError(f"letgo plan: flops must be above 0, not {flops}")
+    phases: tuple[Phase, ...]
+    flops: Mapping[str, float]
+    steps: int
+    batch: torch.Size
+    checkpoints: int = 0
+    references: int = 0
 
 
 class Planned:
-    """One call of `plan`: a run's data and objective (None for a one-shot method), and its model without values.
+    """A run's data and objective (None for a one-shot method), its model without values, and what its stages take.
 
     Args:
         args: the run's config.
         process: bytes of the process before anything is loaded.
         device: where the model will lie; by default what this machine has.
+        ranks: devices, a process each; every one holds whole weights.
+
+    Attributes:
         readers: processes among which the rows of a step are split.
+        held: bytes of the weights (and adapters) on a device, alive in every stage.
+        trained_bytes, trained_here: bytes of the trained parameters, and of the part of them that a device holds.
+        largest: bytes of the largest trained parameter on a device.
+        passes: the first-order and the zeroth-order evaluation of a step, where the optimizer makes them.
     """
 
     def __init__(
-        self, args: UnlearnConfig, process: int, *, device: torch.device | None = None, readers: int = 1
+        self, args: UnlearnConfig, process: int, *, device: torch.device | None = None, ranks: int = 1
     ) -> None:
-        self.args, self.process, self.readers = args, process, readers
-        self.notes: list[str] = []
+        self.args, self.process, self.ranks = args, process, ranks
+        self.readers = ranks if args.share == "data" else 1
         self.device = device or (torch.device("cpu") if args.use_cpu else best_device())
         self.dtype = DTYPES[args.dtype]
         self.benchmark: Benchmark = benchmark_of(resolved_settings(args))
@@ -85,123 +93,121 @@ class Planned:
         self.linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
         self.parameters = sum(p.numel() for p in model.parameters())
         self.weights = self._weight_bytes(model)
-        output = model.get_output_embeddings()
         self.full = self.parameters * self.dtype.itemsize
-        # Quantized layers are not packed anew.
-        kinds = {True: self.linear, False: [m for m in self.linear if m is output]}
-        self.packed, self.packed_after = (
-            sum(m.weight.nbytes for m in kinds[whole]) if self._packs() else 0
-            for whole in (args.base_quantization is None, True)
-        )
+        # Evaluations on a CPU run with a packed copy of the linear layers' weights; quantized layers are not packed.
+        packs = self.device.type == "cpu" and self.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        self.packed_after = sum(m.weight.nbytes for m in self.linear) if packs else 0
+        self.packed = self.packed_after
+        if args.base_quantization is not None and packs:
+            self.packed = sum(m.weight.nbytes for m in self.linear if m is model.get_output_embeddings())
         text = self.config.get_text_config()
         self.context = int(getattr(text, "max_position_embeddings", None) or 2048)
-        model, said = prepare_model(model, args, self.objective, check=False)
+        model, notes = prepare_model(model, args, self.objective, check=False)
         self.model = faked(model)
-        # Once more: what it keeps of the output layer must be of these parameters.
+        # Again: what the objective keeps of the output layer must be of these parameters.
         if self.objective:
             self.objective.prepare(self.model, check=False)
-        self.merged = sum(
-            m.weight.numel() * m.weight.element_size()
-            for name, m in self.model.named_modules()
-            if name.endswith("base_layer")
-        )
-        self.notes += said
-        self.dataset, said = prepare_data(self.benchmark, self.tokenizer, args, self.objective, context=self.context)
-        self.notes += said
+        self.merged = sum(m.weight.nbytes for name, m in self.model.named_modules() if name.endswith("base_layer"))
+        self.dataset, more = prepare_data(self.benchmark, self.tokenizer, args, self.objective, context=self.context)
+        self.notes = [*notes, *more]
         self.passes: tuple[Traced | None, Traced | None] = None, None
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.trained_bytes = sum(p.numel() * p.element_size() for p in self.trained)
+        self.trained_bytes = sum(p.nbytes for p in self.trained)
         self.adapters = self.trained_bytes if args.lora_rank else 0
-        # Of those, what this device holds: all.
         self.trained_here = self.trained_bytes
-        self.largest = max(p.numel() * p.element_size() for p in self.trained)
+        self.largest = max(p.nbytes for p in self.trained)
         self.held = {"weights": self.weights, "adapters": self.adapters}
-
-    def _packs(self) -> bool:
-        """Whether evaluations run with a packed copy of the linear layers' weights."""
-        return self.device.type == "cpu" and self.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
     def _weight_bytes(self, model: Any) -> int:
         """Bytes of the weights as they will lie in memory."""
-        total = sum(p.numel() * p.element_size() for p in model.parameters())
-        kind = self.args.base_quantization
-        if kind is None:
-            return total
+        total, kind = sum(p.nbytes for p in model.parameters()), self.args.base_quantization
         output = model.get_output_embeddings()
         for module in self.linear:
-            if module is output:
-                continue
-            rows, columns = module.weight.shape
-            # 4 bits and a float32 scale for 64 of them; 8 bits and a scale a row.
-            packed = rows * columns // 2 + 4 * -(-rows * columns // 64) if kind != "int8" else rows * columns + 4 * rows
-            total += packed - module.weight.numel() * module.weight.element_size()
+            if kind is not None and module is not output:
+                rows, count = module.weight.shape[0], module.weight.numel()
+                # 4 bits and a float32 scale for 64 of them; 8 bits and a scale a row.
+                packed = count + 4 * rows if kind == "int8" else count // 2 + 4 * -(-count // 64)
+                total += packed - module.weight.nbytes
         return total
 
-    # -- the stages ----------------------------------------------------------------------------------------------------
+    def use(self, ranks: int) -> None:
+        """As many devices; what was traced stays."""
+        self.ranks = ranks
 
-    def plan(self, flops: float | None, measure: bool) -> Plan:
-        work = self.training(self.objective) if self.objective else one_shot_work(self)
-        scoring = self.scored = self.scoring()
-        stages = {**self.evaluations(scoring), **work.flops}
-        speed = self.speed(flops, measure, work.batch)
-        return Plan(
-            model={
-                "name": self.args.model,
-                "parameters": self.parameters,
-                "trained": sum(p.numel() for p in self.trained),
-                "bytes": self.weights,
-                "dtype": self.args.base_quantization or self.args.dtype,
-            },
-            device=str(self.device),
-            phases=(*self.evaluating(scoring), *work.phases),
-            process=self.process,
-            disk=self.disk(work),
-            steps=work.steps,
-            flops=stages,
-            speed=speed.flops if speed else None,
-            how=speed.how if speed else "",
-            seconds={name: count / speed.flops for name, count in stages.items()} if speed else {},
-            notes=tuple(self.notes),
-        )
+    def needed(self, peak: int) -> int:
+        """Bytes of a device at this peak: on a CPU the process itself lies there too."""
+        return peak + (self.process if self.device.type == "cpu" else 0)
 
-    def evaluating(self, scoring: _Scoring) -> list[Phase]:
+    def usable(self, memory: int | None) -> int | None:
+        """Bytes of a device's memory that a run can use."""
+        reserve = RESERVE if self.device.type != "cpu" else 0.0
+        return None if memory is None else int((1 - reserve) * memory)
+
+    def note_idle_devices(self) -> None:
+        """Note where some devices have no work of their own."""
+        work, unit = len(self.dataset), "rows in the forget set"
+        if self.ranks == 1:
+            return
+        if self.objective is None:
+            method = self.args.objective
+            self.notes.append(f"every device does the whole of {method}: it takes no steps that devices could share")
+            return
+        if self.args.share == "directions":
+            if self.cost.backwards:
+                return
+            work, unit = round(self.cost.forwards), "evaluations in a step"
+        idle = self.ranks - work
+        if idle > 0:
+            self.notes.append(f"{self.ranks} devices, but {work} {unit}: {idle} have nothing of their own to do")
+
+    def evaluating(self) -> list[Phase]:
+        scoring = self.scored
         evaluate = {
             **self.held,
             "packed copy of the linear layers": self.packed,
-            "activations": int(self.fragmented() * (scoring.traced.peak - scoring.traced.gathered)),
+            **self.activations(scoring.traced),
             "keys and values of generated answers": scoring.cache,
-            **gathered_item(scoring.traced, self.fragmented()),
+            **self.gathered(scoring.traced),
         }
-        found = [Phase("evaluate", evaluate)]
+        phases = [Phase("evaluate", evaluate)]
         if self.adapters and not self.args.base_quantization:
             # The file that the base was read from stays mapped while merged layers are new.
-            found.append(Phase("evaluate after", {**evaluate, "merged layers": self.merged}))
+            phases.append(Phase("evaluate after", {**evaluate, "merged layers": self.merged}))
         elif self.args.base_quantization:
             # The trained model is still there when what it stands for has been read.
             after = {**evaluate, "merged model": self.full, "packed copy of the linear layers": self.packed_after}
-            found.append(Phase("evaluate after", after))
-        return found
+            phases.append(Phase("evaluate after", after))
+        return phases
+
+    def activations(self, traced: Traced, at_once: int = 1) -> dict[str, int]:
+        """Of a pass without gradients."""
+        return {"activations": int(self.fragmented() * (traced.peak - traced.gathered) * at_once)}
+
+    def gathered(self, traced: Traced) -> dict[str, int]:
+        """Of a model in shards: what a pass gathers of it, and gradients on their way to their shards."""
+        return {"gathered layers": int(self.fragmented() * traced.gathered)} if traced.gathered else {}
 
     @functools.cached_property
     def cost(self) -> OptimizerCost:
-        """Of the run's optimizer."""
         return optimizer_cost(self.args.optimizer, optimizer_settings(self.args), self.trained[0].dtype)
 
     def training(self, objective: Objective) -> Work:
         """What a trainer does with an objective and an optimizer."""
-        args = self.args
-        cost = self.cost
+        args, cost = self.args, self.cost
         steps, epochs = planned_steps(args, len(self.dataset), self.readers)
         batch = self.batch(objective)
-        first, zeroth = self.traced(objective, batch, cost)
+        self.model.train()
+        if args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        loss = functools.partial(objective, self.model, batch)
+        first = self.trace_training(loss, args.gradient_accumulation_steps) if cost.backwards else None
+        zeroth = self.trace_forward("evaluation", loss) if cost.forwards else None
+        self.passes = first, zeroth
         phases, flops = self.reference(objective, epochs)
         evaluations = steps * args.gradient_accumulation_steps
-        fragmented = self.fragmented()
         flops["train"] = 0.0
         if first is not None:
-            phases += training_phases(
-                self.held, first, cost, fragmented=fragmented, trained=self.trained_here, largest=self.largest
-            )
+            phases += self.step_phases(first, cost)
             flops["train"] += evaluations * first.flops * cost.backwards
         if zeroth is not None:
             # Perturbed copies are made a piece of a tensor at a time.
@@ -209,14 +215,14 @@ class Planned:
             passes = {
                 **self.held,
                 "optimizer state": int(cost.state * self.trained_here),
-                "activations": int(fragmented * (zeroth.peak - zeroth.gathered) * cost.at_once),
+                **self.activations(zeroth, cost.at_once),
                 "perturbations": piece + int(cost.held * self.trained_here),
-                **gathered_item(zeroth, fragmented),
+                **self.gathered(zeroth),
             }
             phases.append(Phase("train, zeroth", passes))
             flops["train"] += evaluations * zeroth.flops * cost.forwards
         return Work(
-            tuple(phases),
+            tuple(self.on_device(phase) for phase in phases),
             flops,
             steps,
             next(iter(batch.values()))["input_ids"].shape,
@@ -224,12 +230,44 @@ class Planned:
             references=self.stored(objective, epochs),
         )
 
+    def step_phases(
+        self,
+        passes: Traced,
+        cost: OptimizerCost,
+        held: Mapping[str, int] | None = None,
+        names: tuple[str, str] = ("train", "step"),
+    ) -> tuple[Phase, Phase]:
+        """A first-order step: its forward and backward passes, then the optimizer's own. `held` is alive in both."""
+        state = int(cost.state * self.trained_here)
+        common = {**self.held, **(held or {}), "optimizer state": state}
+        fragmented, step = self.fragmented(), cost.step * self.trained_here + cost.largest * self.largest
+        first = {
+            **common,
+            "gradients": int(fragmented * passes.gradients),
+            "activations": int(fragmented * max(0, passes.peak - passes.gradients - passes.gathered)),
+            "copies that the optimizer holds": int(cost.held * self.trained_here),
+            **self.gathered(passes),
+        }
+        within = int(max(0, fragmented * step - passes.gradients))
+        second = {**common, "gradients": passes.gradients, "within the optimizer's step": within}
+        return Phase(names[0], first), Phase(names[1], second)
+
+    def on_device(self, phase: Phase) -> Phase:
+        """A phase of the step, with what the strategy adds."""
+        first, _ = self.passes
+        # DDP does not wrap replicas without gradients.
+        if self.ranks == 1 or not first or not phase.name.startswith(("train", "step")):
+            return phase
+        return Phase(phase.name, {**phase.items, "buffers of DDP": self.trained_bytes})
+
     def fragmented(self) -> float:
+        """Resident bytes for each byte alive."""
         if self.device.type != "cpu":
             return 1.0
-        if not self.adapters:
-            return FRAGMENTED
-        return FRAGMENTED_QUANTIZED if self.args.base_quantization else FRAGMENTED_ADAPTERS
+        alone = FRAGMENTED
+        if self.adapters:
+            alone = FRAGMENTED_QUANTIZED if self.args.base_quantization else FRAGMENTED_ADAPTERS
+        return max(alone, FRAGMENTED_TOGETHER) if self.ranks > 1 else alone
 
     def part(self, name: str, size: int) -> dict[str, Tensor]:
         """The micro-batch that takes most: the longest row among rows of the usual length."""
@@ -259,53 +297,35 @@ class Planned:
                     part[f"reference_{quantity}"] = torch.empty(shapes[quantity], dtype=dtype)
         return batch
 
-    def traced(self, objective: Objective, batch: Any, cost: OptimizerCost) -> tuple[Traced | None, Traced | None]:
-        """A first-order and a zeroth-order evaluation, as far as the optimizer makes them."""
-        self.model.train()
-        if self.args.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
-
-        def loss() -> Tensor:
-            return objective(self.model, batch)
-
-        windows = self.args.gradient_accumulation_steps
-        first = self.trace_training(loss, windows) if cost.backwards else None
-        self.passes = first, self.trace_forward("evaluation", loss) if cost.forwards else None
-        return self.passes
-
     def trace_training(self, loss: Callable[[], Tensor], windows: int) -> Traced:
         return trace_training(self.model, loss, windows=windows)
 
     def trace_forward(self, name: str, function: Callable[[], Any]) -> Traced:
-        """Args: a name for the pass, and what it runs."""
         return trace_forward(self.model, function)
 
     def reference(self, objective: Objective, epochs: int) -> tuple[list[Phase], dict[str, float]]:
-        """The stage that takes what the objective needs of the reference, if it needs any, and its operations."""
+        """The stage that computes what the objective needs of the reference, if anything, and its operations."""
         phases, flops = [], 0.0
         for name, quantities in objective.reference.items():
             rows: list[Encoded] = getattr(self.dataset, name)
             longest = max(rows, key=len)
             part = pad_rows([longest] * max(1, min(len(rows), TOKENS_AT_ONCE // len(longest))), 0)
-            traced = self.trace_forward(f"reference {name}", self._taking(objective, part, quantities))
-            activations = int(self.fragmented() * (traced.peak - traced.gathered))
-            gathered = gathered_item(traced, self.fragmented())
-            phases.append(Phase("reference", {**self.held, "activations": activations, **gathered}))
-            looked_at = sum(len(rows[place]) for place in self._looked_at(name, epochs))
-            flops += looked_at * traced.flops / part["input_ids"].numel()
+            take = functools.partial(reference_quantities, self.model, part, quantities, layer=objective.layer)
+            traced = self.trace_forward(f"reference {name}", take)
+            phases.append(Phase("reference", {**self.held, **self.activations(traced), **self.gathered(traced)}))
+            tokens = sum(len(rows[index]) for index in self._reference_rows(name, epochs))
+            flops += tokens * traced.flops / part["input_ids"].numel()
         if not phases:
             return [], {}
         return [max(phases, key=lambda phase: phase.total)], {"reference": flops}
 
-    def _taking(self, objective: Objective, part: dict[str, Tensor], names: Sequence[str]) -> Callable[[], Any]:
-        return lambda: reference_quantities(self.model, part, names, layer=objective.layer)
-
-    def _looked_at(self, name: str, epochs: int) -> Sequence[int]:
-        """The rows of a part whose reference quantities are taken."""
+    def _reference_rows(self, name: str, epochs: int) -> Sequence[int]:
+        """The indices of a part's rows whose reference quantities are taken."""
         return drawn_retain_rows(self.dataset, epochs) if name == "retain" else range(len(getattr(self.dataset, name)))
 
-    def scoring(self) -> _Scoring:
-        """What an evaluation runs through the model: from what the benchmark will ask of it."""
+    @functools.cached_property
+    def scored(self) -> _Scoring:
+        """What an evaluation runs through the model, from what the benchmark will ask of it."""
         limit = self.args.eval_limit
         work = self.benchmark.work(self.model, self.tokenizer, limit=limit, template=self.args.template)  # type: ignore[arg-type]
         scored = sum(len(q.prefix) + sum(len(c) for c in q.continuations) for q in work.queries)
@@ -321,23 +341,27 @@ class Planned:
         rows = max(1, scoring_budget(self.device) // max(1, longest))
         ids = torch.zeros((rows, longest), dtype=torch.long)
         self.model.eval()
-        traced = self.trace_forward(
-            "scoring", lambda: self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-        )
+        score = functools.partial(self.model, input_ids=ids, use_cache=False, logits_to_keep=1)
+        traced = self.trace_forward("scoring", lambda: score().logits)
         return _Scoring(traced, cache, scored + asked, traced.flops / ids.numel())
 
-    # -- time and disk -------------------------------------------------------------------------------------------------
-
-    def evaluations(self, scoring: _Scoring) -> dict[str, float]:
+    def evaluation_flops(self) -> float:
+        """Of all evaluations; what they are is noted."""
         evaluations = 2 + len(self.benchmark.references) + len(self.args.attacks or [])
         self.notes.append(
-            f"evaluations: {evaluations} (before, after, references, attacks), {scoring.tokens:,} tokens each; what "
-            "attacks do beside being measured is not in the time"
+            f"evaluations: {evaluations} (before, after, references, attacks), {self.scored.tokens:,} tokens each; "
+            "what attacks do beside being measured is not in the time"
         )
-        return {"evaluate": evaluations * scoring.tokens * scoring.flops}
+        return evaluations * self.scored.tokens * self.scored.flops
 
     def speed(self, flops: float | None, measure: bool, shape: torch.Size) -> Speed | None:
-        """Args: as in `plan`, and the shape of a micro-batch, (rows, length)."""
+        """None for several devices, and for a kind that this machine does not have.
+
+        Args: as in `plan`, and the shape of a micro-batch, (rows, length).
+        """
+        missing = self.device.type == "cuda" and not torch.cuda.is_available()
+        if self.ranks > 1 or (flops is None and missing):
+            return None
         if flops is not None:
             return Speed(flops, "given")
         if measure:
@@ -347,13 +371,11 @@ class Planned:
         return product_speed(text.hidden_size, inner, shape.numel(), self.dtype, self.device)
 
     def disk(self, work: Work) -> dict[str, int]:
-        found = {"model" if not self.adapters else "adapter": self.adapters or self.weights}
+        sizes = {"adapter" if self.adapters else "model": self.adapters or self.weights}
         if self.args.save_merged:
-            found["merged model"] = self.parameters * self.dtype.itemsize
-        found["checkpoints, while running"] = work.checkpoints
-        found["peak"] = sum(found.values())
-        found["references, in letgo's cache"] = work.references
-        return found
+            sizes["merged model"] = self.full
+        sizes["checkpoints, while running"] = work.checkpoints
+        return sizes | {"peak": sum(sizes.values()), "references, in letgo's cache": work.references}
 
     def checkpoints(self, steps: int, epochs: int, state: int) -> int:
         """Bytes of the checkpoints that are there at once."""
@@ -371,9 +393,9 @@ class Planned:
         width, total = self.config.get_text_config().hidden_size, 0
         for name, quantities in objective.reference.items():
             rows: list[Encoded] = getattr(self.dataset, name)
-            for place in self._looked_at(name, epochs):
-                labels = sum(label >= 0 for label in rows[place].labels[1:])
-                tokens = {"hidden": labels, "layer_hidden": len(rows[place])}
+            for index in self._reference_rows(name, epochs):
+                labels = sum(label >= 0 for label in rows[index].labels[1:])
+                tokens = {"hidden": labels, "layer_hidden": len(rows[index])}
                 total += sum(
                     4 if quantity == "logps" else tokens[quantity] * width * self.dtype.itemsize
                     for quantity in quantities

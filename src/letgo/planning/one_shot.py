@@ -1,5 +1,5 @@
-"""The stages of one-shot methods, which have no objective and no optimizer of the run's choosing: what each holds and
-computes, as its own docstring says, with the passes it makes followed on the model without values."""
+"""The stages of one-shot methods, which choose their loss and optimizer themselves: what each holds and computes, as
+its own docstring says, with its passes followed on the model without values."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from letgo.objectives.likelihood import Part, label_hidden, labels_of
 from letgo.objectives.one_shot.influence import gradients_held
 from letgo.objectives.one_shot.whos_harry_potter import generic_loss
 from letgo.objectives.retain import cross_entropy
+from letgo.planning.estimate import Planned, Work
 from letgo.planning.optimizers import optimizer_cost
-from letgo.planning.phases import PlannedRun, Work, training_phases
 from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, faking, trace_forward, trace_training
 
 
-def one_shot_work(run: PlannedRun) -> Work:
+def one_shot_work(run: Planned) -> Work:
     """The work of the method that the config names, with its settings."""
     name = run.args.objective
     settings = settings_of(ONE_SHOT.load(name), skip=("model", "data")) | (run.args.objective_args or {})
@@ -31,32 +31,16 @@ def one_shot_work(run: PlannedRun) -> Work:
     return _WORK[ONE_SHOT.record(name).name](run, settings)
 
 
-# -- fine-tuning -------------------------------------------------------------------------------------------------------
-
-
 def _fine_tuning(
-    run: PlannedRun,
-    part: Part,
-    loss_of: Callable[[Any, Part], Tensor],
-    held: Mapping[str, int],
-    names: tuple[str, str],
+    run: Planned, part: Part, loss_of: Callable[[Any, Part], Tensor], held: Mapping[str, int], names: tuple[str, str]
 ) -> tuple[tuple[Phase, Phase], float]:
     """The phases of `letgo.objectives.one_shot.data.fine_tune`, and the operations of one of its steps."""
     cost = optimizer_cost("adamw", {"lr": 1e-5, "weight_decay": 0.0}, run.trained[0].dtype)
     passes = trace_training(run.model, lambda: loss_of(run.model, part))
-    phases = training_phases(
-        {**run.held, **held},
-        passes,
-        cost,
-        fragmented=run.fragmented(),
-        trained=run.trained_bytes,
-        largest=run.largest,
-        names=names,
-    )
-    return phases, passes.flops
+    return run.step_phases(passes, cost, held, names), passes.flops
 
 
-def _task_vector(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
+def _task_vector(run: Planned, settings: Mapping[str, Any]) -> Work:
     part = run.part("forget", int(settings["batch_size"]))
     steps = settings["epochs"] * -(-len(run.dataset.forget) // int(settings["batch_size"]))
     copied = {"the weights as they were": run.trained_bytes}
@@ -64,7 +48,7 @@ def _task_vector(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
     return Work(phases, {"train": steps * flops}, steps, part["input_ids"].shape)
 
 
-def _whos_harry_potter(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
+def _whos_harry_potter(run: Planned, settings: Mapping[str, Any]) -> Work:
     size = int(settings["batch_size"])
     part = run.part("forget", size)
     batches = -(-len(run.dataset.forget) // size)
@@ -99,27 +83,21 @@ def _whos_harry_potter(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
     return Work((*reinforcing, targets, *learning), flops, steps, part["input_ids"].shape)
 
 
-# -- influence ---------------------------------------------------------------------------------------------------------
-
-
-def _influence(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
+def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
     size, data = int(settings["batch_size"]), run.dataset
     if not data.retain:
         raise UserError("influence unlearning needs a retain set: the curvature is taken from it")
     vector = sum(p.numel() * max(4, p.element_size()) for p in run.trained)
 
-    def phase(name: str, passes: Traced, vectors: float, **others: int) -> Phase:
+    def phase(name: str, passes: Traced, vectors: int, products: int | None = None) -> Phase:
         gradients = run.fragmented() * passes.gradients
-        return Phase(
-            name,
-            {
-                **run.held,
-                "gradients": int(gradients),
-                "activations": int(run.fragmented() * passes.peak - gradients),
-                "vectors": int(vectors * vector),
-                **{key.replace("_", " "): count for key, count in others.items()},
-            },
-        )
+        items = {
+            **run.held,
+            "gradients": int(gradients),
+            "activations": int(run.fragmented() * passes.peak - gradients),
+            "vectors": vectors * vector,
+        }
+        return Phase(name, items if products is None else {**items, "products of gradients": products})
 
     of_forget, of_retain = (run.part(name, size) for name in ("forget", "retain"))
     forgetting, retaining = (_cross_entropy(run, part) for part in (of_forget, of_retain))
@@ -131,10 +109,8 @@ def _influence(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
     count = min(int(settings["samples"]), len(data.retain))
     if settings["hessian"] == "gnb":
         # v, the diagonal, and at the end v divided by it.
-        phases += [
-            phase("curvature", _sampled(run, of_retain), 2),
-            Phase("divide", {**run.held, "vectors": 3 * vector}),
-        ]
+        divide = Phase("divide", {**run.held, "vectors": 3 * vector})
+        phases += [phase("curvature", _sampled(run, of_retain), 2), divide]
         flops["curvature"] = -(-count // size) * retaining.flops
         return Work(tuple(phases), flops, 0, of_retain["input_ids"].shape)
     held = min(int(settings["held"] or gradients_held(run.trained)), count)
@@ -143,8 +119,8 @@ def _influence(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
     # Those held, v, and the gradient before the one that is being made.
     products = 8 * count**2
     phases += [
-        phase("curvature", single, held + 2, products_of_gradients=products),
-        phase("step", single, 3, products_of_gradients=3 * products),
+        phase("curvature", single, held + 2, products),
+        phase("step", single, 3, 3 * products),
     ]
     streamed = sum(count - start for start in range(0, count, held)) + count
     parameters = sum(p.numel() for p in run.trained)
@@ -152,11 +128,11 @@ def _influence(run: PlannedRun, settings: Mapping[str, Any]) -> Work:
     return Work(tuple(phases), flops, 0, row["input_ids"].shape)
 
 
-def _cross_entropy(run: PlannedRun, part: Part) -> Traced:
+def _cross_entropy(run: Planned, part: Part) -> Traced:
     return trace_training(run.model, lambda: cross_entropy(run.model, part))
 
 
-def _sampled(run: PlannedRun, part: Part) -> Traced:
+def _sampled(run: Planned, part: Part) -> Traced:
     """A pass whose labels are drawn from the model: its logits are whole."""
     head = run.model.get_output_embeddings()
 
@@ -169,7 +145,7 @@ def _sampled(run: PlannedRun, part: Part) -> Traced:
     return trace_training(run.model, loss)
 
 
-_WORK: dict[str, Callable[[PlannedRun, Mapping[str, Any]], Work]] = {
+_WORK: dict[str, Callable[[Planned, Mapping[str, Any]], Work]] = {
     "task_vector": _task_vector,
     "whp": _whos_harry_potter,
     "influence": _influence,

@@ -1,6 +1,5 @@
-"""What an optimizer costs, found out by a few steps of it on a few small tensors: memory in multiples of the trained
-parameters, evaluations a step. So every optimizer of the catalog, with whatever settings, and hybrids of them, are
-planned for by what they do and not by what is written of them."""
+"""What an optimizer costs, measured by a few of its steps on a few small tensors: memory in multiples of the trained
+parameters, evaluations a step. So the plan of every optimizer of the catalog, and of hybrids, follows what it does."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from letgo.core.catalog import settings_of
 from letgo.optim import OPTIMIZERS, create_optimizer
@@ -36,8 +36,6 @@ class OptimizerCost:
     """Evaluations of the loss without a gradient, a step on average."""
     backwards: float
     """Evaluations of the loss with a gradient, a step on average."""
-    closures: bool
-    """Whether some step runs the closure itself."""
     at_once: int
     """Most evaluations that run as one batch."""
 
@@ -57,7 +55,6 @@ def optimizer_cost(name: str, settings: Mapping[str, Any], dtype: torch.dtype) -
         largest=max(0.0, few["step"] - 4 * slope),
         forwards=many["forwards"],
         backwards=many["backwards"],
-        closures=bool(many["closures"]),
         at_once=int(many["at_once"]),
     )
 
@@ -67,18 +64,18 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
     generator = torch.Generator().manual_seed(0)
     shape = (_SIDE, _SIDE)
     parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for _ in range(count)]
-    one = parameters[0].numel() * parameters[0].element_size()
+    unit = parameters[0].nbytes
     optimizer = create_optimizer(name, parameters, **settings)
-    asked = adapt(optimizer)
-    asked.use_labels(lambda generator: (_loss(parameters), 8))
+    protocol = adapt(optimizer)
+    protocol.use_labels(lambda generator: (_loss(parameters), 8))
     live = Live(parameters)
-    found = {"state": 0.0, "held": 0.0, "step": 0.0, "closures": 0.0, "at_once": 1.0}
+    most = {"state": 0.0, "held": 0.0, "step": 0.0, "at_once": 1.0}
     calls = {True: 0, False: 0}
-    base = 0
+    base = batched = 0
 
     def closure(part: str | None = None) -> Tensor:
         calls[torch.is_grad_enabled()] += 1
-        found["held"] = max(found["held"], (live.now - base) / one)
+        most["held"] = max(most["held"], (live.now - base) / unit)
         optimizer.zero_grad()
         before, live.peak = live.peak, live.now
         loss = _loss(parameters)
@@ -88,22 +85,20 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
         live.peak = max(before, live.now)
         return loss.detach()
 
-    total = min(_MOST_STEPS, max(4, asked.fit_total_steps(1), 2 * asked.costly_every))
-    total = asked.fit_total_steps(total)
-    batched = 0
+    total = min(_MOST_STEPS, max(4, protocol.fit_total_steps(1), 2 * protocol.costly_every))
+    total = protocol.fit_total_steps(total)
     with live:
         for _ in range(total):
             base = live.now
-            if asked.needs_closure:
-                found["closures"] = 1.0
+            if protocol.needs_closure:
                 live.peak = live.now
                 before = calls[False]
                 optimizer.step(closure)  # type: ignore[arg-type]
-                losses = len(asked.last_losses)
-                if calls[False] - before and losses > calls[False] - before:
+                forwards, losses = calls[False] - before, len(protocol.last_losses)
+                if forwards and losses > forwards:
                     # One pass over a batch of evaluations.
-                    batched += losses - (calls[False] - before)
-                    found["at_once"] = max(found["at_once"], losses / (calls[False] - before))
+                    batched += losses - forwards
+                    most["at_once"] = max(most["at_once"], losses / forwards)
             else:
                 optimizer.zero_grad()
                 _loss(parameters).backward()
@@ -111,12 +106,10 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
                 live.peak = live.now
                 optimizer.step()
             kept = _state_bytes(optimizer)
-            found["step"] = max(found["step"], (live.peak - base) / one - max(0.0, kept / one - found["state"]))
-            found["state"] = max(found["state"], kept / one)
+            most["step"] = max(most["step"], (live.peak - base) / unit - max(0.0, kept / unit - most["state"]))
+            most["state"] = max(most["state"], kept / unit)
             optimizer.zero_grad()
-    found["forwards"] = (calls[False] + batched) / total
-    found["backwards"] = calls[True] / total
-    return found
+    return most | {"forwards": (calls[False] + batched) / total, "backwards": calls[True] / total}
 
 
 def _loss(parameters: list[torch.nn.Parameter]) -> Tensor:
@@ -126,20 +119,10 @@ def _loss(parameters: list[torch.nn.Parameter]) -> Tensor:
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all tensors that the optimizer, and those within it, keep."""
-    seen: set[int] = set()
-    total = 0
-    waiting: list[Any] = []
+    sizes: dict[int, int] = {}
     for inner in every_optimizer(optimizer):
         # What torch does not know of (averages, directions) is in the extra state.
-        waiting += [inner.state, adapt(inner).extra_state()]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Tensor):
-            if value.data_ptr() not in seen:
-                seen.add(value.data_ptr())
-                total += value.numel() * value.element_size()
-        elif isinstance(value, Mapping):
-            waiting += list(value.values())
-        elif isinstance(value, list | tuple):
-            waiting += list(value)
-    return total
+        for leaf in tree_leaves((list(inner.state.values()), adapt(inner).extra_state())):
+            if isinstance(leaf, Tensor):
+                sizes.setdefault(leaf.data_ptr(), leaf.nbytes)
+    return sum(sizes.values())

@@ -33,7 +33,7 @@ class Plan:
         disk: bytes by what they are; `peak` is the most at once in the run directory, references lie in the cache.
         steps: optimizer steps; 0 for a method that makes none.
         flops: floating-point operations by stage.
-        speed: FLOP/s that times are taken with, and `how` it was obtained; None where no times are told.
+        speed: FLOP/s behind the times, and `how` it was obtained; None in a plan without times.
         seconds: by stage.
         notes: what the figures rest on.
     """

@@ -1,11 +1,10 @@
 """A model whose parameters lie in shards (FSDP2), followed on tensors without values.
 
-What FSDP2 does with memory is played through on the tally of `letgo.planning.tracing`: a unit's parameters are put
-together before its forward pass and let go after it; before its backward pass they are put together again, and the next
-unit's are already on their way; whole gradients are copied into the buffer of a reduce-scatter, of which a shard is
-left. The units are those that transformers makes (and accelerate): every transformer block, the embedding, the output
-layer with the final norm (and the embedding where they are tied; these stay together from the forward pass to the end
-of the backward pass), and the rest.
+The tally of `letgo.planning.tracing` follows what FSDP2 does with memory: it gathers a unit's parameters before the
+unit's forward pass and frees them after it; it gathers them again before the backward pass, while the next unit's are
+already on their way; it copies whole gradients into the buffer of a reduce-scatter, and a shard of them is left. The
+units are those of transformers and accelerate: every transformer block, the embedding, the output layer with the final
+norm (and the embedding where they are tied; these stay gathered to the end of the backward pass), and the rest.
 
 Sources: torch 2.13, `torch/distributed/fsdp/_fully_shard`; transformers, `distributed/fsdp.py`; accelerate,
 `fsdp2_prepare_model`.
@@ -17,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,29 +27,32 @@ from letgo.planning.tracing import Live, Traced
 
 
 def bytes_of(parameters: Sequence[Tensor]) -> int:
-    return sum(p.numel() * p.element_size() for p in parameters)
+    return sum(p.nbytes for p in parameters)
 
 
 def shard_bytes(parameter: Tensor, ranks: int) -> int:
     """What a rank holds of a parameter: an equal number of its rows, rounded up."""
     if not parameter.dim() or not parameter.shape[0]:
-        return parameter.numel() * parameter.element_size()
+        return parameter.nbytes
     rows = parameter.shape[0]
     return -(-rows // ranks) * (parameter.numel() // rows) * parameter.element_size()
 
 
 @dataclass(eq=False)
 class Unit:
-    """Parameters that are put together at once, and the modules that need them."""
+    """Parameters that are gathered at once, and the modules that need them.
+
+    Attributes:
+        stays: the parameters stay gathered after the forward pass.
+        whole: what stands for the parameters while they are gathered.
+        coming: what stands for the buffer in which they arrive, if their gathering has begun ahead of time.
+    """
 
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
     stays: bool = False
-    """Not let go after the forward pass."""
     whole: list[Tensor] = field(default_factory=list)
-    """What stands for the parameters while they are together."""
     coming: list[Tensor] = field(default_factory=list)
-    """What stands for the buffer in which they arrive, where that has been begun ahead of time."""
 
     @property
     def size(self) -> int:
@@ -65,12 +68,10 @@ def units_of(model: Any) -> list[Unit]:
     taken: set[int] = set()
 
     def unit(modules: Sequence[nn.Module | None], *, stays: bool = False) -> Unit:
-        there = [module for module in modules if module is not None]
-        mine: dict[int, nn.Parameter] = {}
-        for module in there:
-            mine |= {id(p): p for p in module.parameters() if id(p) not in taken}
-        taken.update(mine)
-        return Unit(there, list(mine.values()), stays)
+        present = [module for module in modules if module is not None]
+        parameters = {id(p): p for module in present for p in module.parameters() if id(p) not in taken}
+        taken.update(parameters)
+        return Unit(present, list(parameters.values()), stays)
 
     _, blocks = find_blocks(model)
     units = [unit([block]) for block in blocks]
@@ -80,7 +81,7 @@ def units_of(model: Any) -> list[Unit]:
         units.append(unit([embedding]))
     units.append(unit([_final_norm(model, blocks), *([embedding] if tied else []), output], stays=True))
     units.append(unit([model], stays=True))
-    return [one for one in units if one.parameters]
+    return [unit for unit in units if unit.parameters]
 
 
 def _final_norm(model: Any, blocks: nn.ModuleList) -> nn.Module | None:
@@ -93,12 +94,7 @@ def _final_norm(model: Any, blocks: nn.ModuleList) -> nn.Module | None:
 
 
 class Gathering:
-    """Plays the units' memory through while a model runs.
-
-    Args:
-        units: of the model.
-        ranks: that share them.
-    """
+    """Follows the memory of a model's units, shared by some ranks, while the model runs."""
 
     def __init__(self, units: Sequence[Unit], ranks: int) -> None:
         self.units, self.ranks = list(units), ranks
@@ -106,42 +102,42 @@ class Gathering:
         self.reduce = True
         """Whether gradients are sent at once; else they add up whole."""
         self.order: list[Unit] = []
-        """Of units that were let go, as their forward passes came; backward passes take from its end."""
-        self.moved = 0
-        """Bytes that this rank has sent of its shards and of gradients."""
-        self.reduced = 0
+        """Units freed after their forward passes, in that order; backward passes take from its end."""
+        self.sent = self.reduced = 0
+        """Bytes that this rank has sent of its shards, and of gradients."""
         self._arrived: Tensor | None = None
-        self._sent: Tensor | None = None
+        self._reducing: Tensor | None = None
         self._shards: dict[int, Tensor] = {}
         self._waiting: dict[int, set[int]] = {}
 
-    # -- what happens to a unit ----------------------------------------------------------------------------------------
-
-    def gather(self, unit: Unit) -> None:
+    def gather(self, unit: Unit, *_: Any) -> None:
+        """Before a unit's forward pass."""
         if unit.whole:
             return
         arriving = unit.coming or self._all_gather(unit)
         unit.coming = []
         unit.whole = [_bytes(unit.size)]
         if not self.backward:
-            # In a forward pass the last unit's buffer is kept until this one is together.
+            # In a forward pass the last unit's buffer is kept until this one is gathered.
             self._arrived = arriving[0]
             if not unit.stays:
                 self.order.append(unit)
 
     def _all_gather(self, unit: Unit) -> list[Tensor]:
-        self.moved += (self.ranks - 1) * sum(shard_bytes(p, self.ranks) for p in unit.parameters)
+        self.sent += (self.ranks - 1) * sum(shard_bytes(p, self.ranks) for p in unit.parameters)
         return [_bytes(unit.size)]
 
-    def let_go(self, unit: Unit) -> None:
-        unit.whole = []
+    def after_forward(self, unit: Unit, *_: Any) -> None:
+        # Within a backward pass a forward pass is a checkpoint's, and the backward pass follows.
+        if not self.backward:
+            unit.whole = []
 
-    def begin_backward(self, unit: Unit) -> None:
-        """Before a unit's backward pass: it is put together, and the next one's buffer is begun."""
+    def begin_backward(self, unit: Unit, *_: Any) -> None:
+        """Before a unit's backward pass: gather it, and begin the next one's buffer."""
         self.backward, self._arrived = True, None
         for other in self.units:
             if other is not unit and not other.stays:
-                self.let_go(other)
+                other.whole = []
         self.gather(unit)
         del self.order[max((i for i, other in enumerate(self.order) if other is unit), default=len(self.order)) :]
         if self.order and not self.order[-1].whole and not self.order[-1].coming:
@@ -154,9 +150,9 @@ class Gathering:
         if waiting or not self.reduce:
             return
         del self._waiting[id(unit)]
-        self.let_go(unit)
-        self._sent = None
-        self._sent = _bytes(bytes_of(unit.trained))
+        unit.whole = []
+        self._reducing = None
+        self._reducing = _bytes(bytes_of(unit.trained))
         self.reduced += (self.ranks - 1) * sum(shard_bytes(p, self.ranks) for p in unit.trained)
         for p in unit.trained:
             p.grad = None
@@ -165,49 +161,31 @@ class Gathering:
 
     def end(self) -> None:
         """After a backward pass, or a forward pass without one."""
-        self._arrived = self._sent = None
+        self._arrived = self._reducing = None
         self.backward = False
         self.order = []
         self._waiting = {}
         for unit in self.units:
             unit.whole, unit.coming = [], []
 
-    # -- hooks ---------------------------------------------------------------------------------------------------------
-
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Within: the model's units are followed as it runs."""
+        """Within: hooks follow the model's units as it runs."""
         handles: list[Any] = []
         try:
             for unit in self.units:
                 for module in unit.modules:
-                    handles.append(module.register_forward_pre_hook(self._before(unit)))
-                    handles.append(module.register_full_backward_pre_hook(self._before_backward(unit)))
+                    handles.append(module.register_forward_pre_hook(partial(self.gather, unit)))
+                    handles.append(module.register_full_backward_pre_hook(partial(self.begin_backward, unit)))
                     if not unit.stays:
-                        handles.append(module.register_forward_hook(self._after(unit)))
-                handles += [p.register_post_accumulate_grad_hook(self._taking(unit)) for p in unit.trained]
+                        handles.append(module.register_forward_hook(partial(self.after_forward, unit)))
+                take = partial(self.take_gradient, unit)
+                handles += [p.register_post_accumulate_grad_hook(take) for p in unit.trained]
             yield
         finally:
             for handle in handles:
                 handle.remove()
             self.end()
-
-    def _before(self, unit: Unit) -> Callable[..., None]:
-        return lambda module, inputs: self.gather(unit)
-
-    def _after(self, unit: Unit) -> Callable[..., None]:
-        def after(module: Any, inputs: Any, output: Any) -> None:
-            # Within a backward pass a forward pass is a checkpoint's, and the backward pass follows.
-            if not self.backward:
-                self.let_go(unit)
-
-        return after
-
-    def _before_backward(self, unit: Unit) -> Callable[..., None]:
-        return lambda module, gradients: self.begin_backward(unit)
-
-    def _taking(self, unit: Unit) -> Callable[[Any], None]:
-        return lambda parameter: self.take_gradient(unit, parameter)
 
 
 def _bytes(count: int) -> Tensor:
@@ -216,61 +194,58 @@ def _bytes(count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Moved:
-    """Bytes that a rank sends in a pass: (N-1) times its shard for what is gathered, and as much of gradients."""
+class ShardedPass:
+    """A pass of a model in shards, as one rank sees it.
 
+    Attributes:
+        peak: bytes at most, beside the shards of the parameters.
+        gradients: bytes of the gradients' shards.
+        gathered, reduced: bytes that the rank sends in a micro-batch of the last kind: (N-1) times its shard for what
+            is gathered, and as much of gradients.
+        flops: operations of a micro-batch.
+    """
+
+    peak: int
+    gradients: int
     gathered: int
     reduced: int
+    flops: float
 
 
 def trace_sharded(
-    model: Any, loss_of: Callable[[], Tensor], ranks: int, *, windows: int = 1
-) -> tuple[int, int, Moved, float]:
-    """A forward and a backward pass of a model in shards: the peak of bytes beside the shards of the parameters, the
-    bytes of the gradients' shards, what is sent in one micro-batch of the last kind, and operations of a micro-batch.
+    model: Any, function: Callable[[], Any], ranks: int, *, windows: int = 1, backward: bool = True
+) -> ShardedPass:
+    """A forward and a backward pass of a model in shards, or a forward pass alone.
 
     Args:
         model: a fake one, with what is trained of it.
-        loss_of: the objective on a batch.
+        function: the objective on a batch; without a backward pass, anything.
         ranks: N.
         windows: micro-batches a step; gradients of all but the last add up whole, as Trainer has it.
     """
-    for parameter in model.parameters():
-        parameter.grad = None
+    model.zero_grad()
     gathering = Gathering(units_of(model), ranks)
     live = Live(model.parameters())
-    count, flops = min(2, windows), 0
-    moved = Moved(0, 0)
-    with warnings.catch_warnings(), live, gathering.attached():
+    count, flops, sent = min(2, windows), 0, 0
+    with warnings.catch_warnings(), torch.set_grad_enabled(backward), live, gathering.attached():
         # The embedding's hook has no gradient of an input to wait for, and needs none.
         warnings.filterwarnings("ignore", "Full backward hook is firing")
         for number in range(count):
             gathering.reduce = number == count - 1
-            before, sent = live.flops, gathering.moved
-            loss = loss_of()
-            loss.backward()
-            flops = live.flops - before
-            del loss
+            flops, sent = live.flops, gathering.sent
+            result = function()
+            if backward:
+                result.backward()
+            del result
             gathering.end()
-            moved = Moved(gathering.moved - sent, gathering.reduced)
-    for parameter in model.parameters():
-        parameter.grad = None
-    gradients = sum(shard_bytes(p, ranks) for p in model.parameters() if p.requires_grad)
-    return live.peak, gradients, moved, float(flops)
+    model.zero_grad()
+    gradients = sum(shard_bytes(p, ranks) for p in model.parameters() if p.requires_grad) if backward else 0
+    return ShardedPass(live.peak, gradients, gathering.sent - sent, gathering.reduced, float(live.flops - flops))
 
 
-def trace_sharded_forward(model: Any, function: Callable[[], Any], ranks: int) -> tuple[int, Moved, float]:
-    """Something that is run without gradients on a model in shards: its peak, what is sent, operations."""
-    gathering = Gathering(units_of(model), ranks)
-    live = Live(model.parameters())
-    with torch.no_grad(), live, gathering.attached():
-        kept = function()
-        del kept
-    return live.peak, Moved(gathering.moved, 0), float(live.flops)
-
-
-def as_traced(peak: int, gradients: int, flops: float, whole: Traced) -> Traced:
-    """What was found of a model in shards, told apart by the same pass of a whole one: activations are what that takes
-    beside its gradients, and the rest is what was gathered."""
+def as_traced(whole: Traced, sharded: ShardedPass, gradients: int) -> Traced:
+    """A sharded pass, with its gradients' bytes under another number of ranks, beside the same pass of a whole model:
+    activations are what that takes beside its gradients, and the rest of the peak was gathered."""
     activations = max(0, whole.peak - whole.gradients)
-    return Traced(peak, whole.forward, gradients, flops, max(0, peak - gradients - activations))
+    peak = sharded.peak - sharded.gradients + gradients
+    return Traced(peak, gradients, sharded.flops, max(0, peak - gradients - activations))

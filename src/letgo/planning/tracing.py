@@ -1,9 +1,9 @@
-"""Running a training step on tensors without values, and counting the bytes that are alive in it.
+"""Run a training step on tensors without values, and count the bytes that are alive in it.
 
 A fake model's parameters have shapes and types but no storage, so a step of a model of any size runs in seconds, on
-any machine: the run's own objective, its own adapters, the architecture's own forward pass. What every operation
-returns is entered in a tally and struck out when its storage is freed, as a real allocator would see it. What kernels
-use within themselves is not seen.
+any machine: the run's own objective, its own adapters, the architecture's own forward pass. A tally adds the result of
+every operation, and takes it out when its storage is freed, as an allocator does. It does not see what kernels use
+within themselves.
 """
 
 from __future__ import annotations
@@ -23,12 +23,8 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Live(TorchDispatchMode):
-    """A tally of the bytes alive among the results of torch operations, `now` and `peak`, and of their floating-point
-    operations, `flops` (matrix products and attention, as torch counts them).
-
-    Args:
-        known: tensors that are not to be counted (parameters).
-    """
+    """A tally of the bytes alive among the results of torch operations, `now` and `peak`, beside known tensors
+    (parameters), and of their floating-point operations, `flops` (matrix products and attention, as torch counts)."""
 
     def __init__(self, known: Any = ()) -> None:
         super().__init__()
@@ -39,9 +35,9 @@ class Live(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        for one in tree_leaves(out):
-            if isinstance(one, Tensor):
-                self._enter(one.untyped_storage())
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._enter(leaf.untyped_storage())
         packet = getattr(func, "_overloadpacket", None)
         count = flop_registry.get(packet)
         if count is not None:
@@ -72,7 +68,7 @@ _CPU_ATTENTION = (
 
 
 def _attention_flops(func: Any, args: tuple[Any, ...]) -> int:
-    """Two products of (queries, keys, width) forward; five backward, one of them made anew."""
+    """Two products of (queries, keys, width) forward; five backward, one of them again."""
     forward = func._overloadpacket is _CPU_ATTENTION[0]
     query, key = args[:2] if forward else args[1:3]
     batch, heads, length, width = query.shape
@@ -85,13 +81,11 @@ class Traced:
 
     peak: int
     """Most bytes alive at once, gradients among them."""
-    forward: int
-    """Bytes alive at the end of the forward pass: what the backward pass needs."""
     gradients: int
     """Bytes of the parameters' gradients."""
     flops: float
     gathered: int = 0
-    """Of the peak: what is put together of a model in shards."""
+    """Of the peak: what is gathered of a model in shards."""
 
 
 @contextmanager
@@ -115,9 +109,9 @@ def faked(model: Any) -> Any:
 
     def fake(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
-            one = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             trained = isinstance(tensor, torch.nn.Parameter)
-            made[id(tensor)] = torch.nn.Parameter(one, tensor.requires_grad) if trained else one
+            made[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if trained else empty
         return made[id(tensor)]
 
     with faking():
@@ -128,36 +122,25 @@ def faked(model: Any) -> Any:
 
 
 def trace_training(model: Any, loss_of: Callable[[], Tensor], *, windows: int = 1) -> Traced:
-    """A forward and a backward pass, or the last of several whose gradients add up.
-
-    Args:
-        model: a fake one, with what is trained of it.
-        loss_of: the objective on a batch.
-        windows: micro-batches whose gradients are kept: one is the same as two, from the third on nothing changes.
-    """
-    for parameter in model.parameters():
-        parameter.grad = None
-    flops = forward = 0
+    """A forward and a backward pass of a fake model, or the last of several whose gradients add up: from the third of
+    these windows on nothing changes."""
+    model.zero_grad()
+    flops = 0
     live = Live(model.parameters())
     with live:
         for _ in range(min(2, windows)):
-            before = live.flops
+            flops = live.flops
             loss = loss_of()
-            forward = live.now
             loss.backward()
-            flops = live.flops - before
             del loss
-    gradients = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None)
-    for parameter in model.parameters():
-        parameter.grad = None
-    return Traced(live.peak, forward, gradients, float(flops))
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    model.zero_grad()
+    return Traced(live.peak, gradients, float(live.flops - flops))
 
 
 def trace_forward(model: Any, function: Callable[[], Any]) -> Traced:
     """Something that is run without gradients."""
     live = Live(model.parameters())
     with torch.no_grad(), live:
-        kept = function()
-        forward = live.now
-        del kept
-    return Traced(live.peak, forward, 0, float(live.flops))
+        function()
+    return Traced(live.peak, 0, float(live.flops))

@@ -14,17 +14,12 @@ from letgo.planning.shards import bytes_of, trace_sharded, units_of
 from letgo.training.config import make_config
 from research.scaling.run_step import scaled, step_work
 from research.scaling.scaling import MACHINES, StepWork, step_cost, wire_bytes
-from tests import tiny
+from tests.planning.conftest import job as job
 from tests.planning.conftest import shaped as shaped
 from tests.planning.measured import ROOT
 from tests.planning.test_ranks_measured import without_values
 
 CPU, RATE = MACHINES["cpu"], 1e9
-
-
-@pytest.fixture
-def job(tmp_path, shaped):
-    return tiny.own_files(tmp_path, shaped, max_steps=4, per_device_train_batch_size=2, optimizer="adamw")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "zo_sgd", "fozo", "sam", "sophia", "compressed"])
@@ -52,7 +47,7 @@ def test_what_is_sent_is_what_a_followed_pass_sends(case):
     units, size = units_of(model), bytes_of(list(model.parameters()))
     kept = sum(unit.size for unit in units if unit.stays)
     work = StepWork(0, 0.0, 0, 1, 1.0, 1, size, kept, size, size // 4, 2.0, len(units))
-    _, _, moved, _ = trace_sharded(model, loss, 2)
+    moved = trace_sharded(model, loss, 2)
     sent = wire_bytes(work, 2, "fsdp2")
     assert sent["weights gathered, forward and backward"] == moved.gathered
     assert sent["gradients scattered"] == moved.reduced

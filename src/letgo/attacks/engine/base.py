@@ -19,23 +19,26 @@ from letgo.runs.results import Metrics
 RETRAINED = "retrained"
 """The reference that never saw the forget set."""
 Probe = Callable[[Any, frozenset[str]], dict[str, float]]
-"""A cheap look at a model during an attack: given it and the groups that the attacker trains on, a few numbers."""
+"""A cheap look at a model during an attack: from it and the groups that the attacker trains on to a few numbers."""
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A saved model under attack. Every attack loads it anew from its directory: what is attacked is what was saved."""
+    """A saved model under attack. Every attack loads it again from its directory, as it was saved.
+
+    Attributes:
+        original: the model that the forgetting started from: a directory, a hub id or a built-in name.
+        limit: at most so many items of each set are scored.
+        recorded: the samples of the run's stages ("before", "after"), scored without an attack.
+    """
 
     directory: Path | str
     benchmark: Benchmark
     template: Template = "auto"
     dtype: str = "float32"
     original: str | None = None
-    """The model that the forgetting started from: a directory, a hub id or a built-in name."""
     limit: int | None = None
-    """At most so many items of each set are scored."""
     recorded: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
-    """The samples of the run's stages ("before", "after"), as they were scored without an attack."""
     probe: Probe | None = None
     reporter: Reporter = field(default_factory=Quiet)
 
@@ -46,35 +49,45 @@ class Victim:
         return load_tokenizer(self.directory)
 
     def load_original(self) -> Any:
-        """The original model; a `UserError` where it is not to be had."""
+        """The original model; a `UserError` where it can't be loaded."""
         if not self.original:
             raise UserError("the original model is not known; name it with --original MODEL")
         try:
             return load_model(self.original, dtype=self.dtype)
         except LetgoError as error:
-            raise UserError(f"the original model is not to be had: {error}") from error
+            raise UserError(f"the original model can't be loaded: {error}") from error
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A way of asking: the benchmark with its questions put differently, and what that way is called."""
+class Judged:
+    """One seed's outcome.
 
-    name: str
-    benchmark: Benchmark
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What an attack that scores by itself has found (sampling many answers, membership inference).
-
-    `kept` is the share of the forgetting that the attack leaves; `metrics` and `baseline` what it was computed of.
+    Attributes:
+        metrics: after the attack; the forget set's over the rows judged, those trained on as `seen_*`.
+        baseline: "before" and "after" unlearning over the same rows.
+        part: whether a part of the rows is judged (groups held out, items that could be asked).
+        kept: the smallest share of the forgetting kept over the headlines; `ci95` where the attack measured it itself.
+        reasons: why the attack broke the model; empty where it did not.
+        loss: of utility, by the attack.
+        samples: all that were scored; `judged` those that count.
+        seen: groups that the attacker trained on, of those scored; `everything_seen` if there are no others.
+        ways: of an attack by prompts, each way of asking and what it left.
+        gain: R of this seed, against the retrained model under the same attack; None where it was not attacked.
     """
 
-    kept: float
-    kept_ci95: tuple[float, float]
     metrics: Metrics
-    baseline: Mapping[str, Metrics]
+    baseline: dict[str, Metrics]
+    part: bool
+    kept: float
+    reasons: Sequence[str] = ()
+    loss: float | None = 0.0
     samples: Sequence[Sample] = ()
+    judged: Sequence[Sample] = ()
+    seen: frozenset[str] = frozenset()
+    everything_seen: bool = False
+    ways: Sequence[dict[str, Any]] = ()
+    ci95: tuple[float, float] | None = None
+    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +96,14 @@ class Attacked:
 
     Attributes:
         model: in memory.
-        did: what the attack says of itself, for the record.
+        did: what the attack did, for the record.
         seen: groups of the forget set that the attacker trained on; empty for an attack without data. Where some
             groups were held out, the attack is judged on those.
         curve: rows of numbers over the attack's course.
         layers: a row of numbers for every layer whose weights it changed.
-        asked: for an attack by prompts, the ways of asking; the one that brings most back is judged.
-        measured: for an attack that scores by itself.
+        asked: for an attack by prompts, its ways of asking: by name, the benchmark with its questions put differently;
+            the judge takes the one that brings most back.
+        measured: for an attack that scores by itself (sampling, membership inference): its judgement of a part.
     """
 
     model: Any
@@ -97,8 +111,8 @@ class Attacked:
     seen: frozenset[str] = frozenset()
     curve: Sequence[Mapping[str, float]] = ()
     layers: Sequence[Mapping[str, Any]] = ()
-    asked: Sequence[Asked] = ()
-    measured: Measured | None = None
+    asked: Mapping[str, Benchmark] = field(default_factory=dict)
+    measured: Judged | None = None
 
 
 def linear_layers(model: torch.nn.Module) -> dict[str, Any]:
@@ -107,14 +121,14 @@ def linear_layers(model: torch.nn.Module) -> dict[str, Any]:
 
     find_output: Any = getattr(model, "get_output_embeddings", None)
     output = find_output() if find_output is not None else None
-    found = {
+    layers = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not output
     }
-    if not found:
+    if not layers:
         raise UserError("the model has no linear layer to attack")
-    return found
+    return layers
 
 
 def output_first(layer: Any) -> torch.Tensor:

@@ -1,15 +1,12 @@
-"""Judging: what an attack left of the forgetting, held against the same rows before and after unlearning.
-
-Everything here is a pure function of recorded samples: no model is run, no file is read.
-"""
+"""Judge what an attack left of the forgetting, against the same rows before and after unlearning: pure functions of
+recorded samples. No model runs, no file is read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from letgo.attacks.engine.base import RETRAINED, Measured
+from letgo.attacks.engine.base import RETRAINED, Judged
 from letgo.benchmarks.engine.base import Sample
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.metrics.records import Headline
@@ -49,51 +46,12 @@ class Recorded:
         return self.samples.get(name, ())
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One seed's outcome.
-
-    Attributes:
-        metrics: after the attack; the forget set's over the rows judged, those trained on as `seen_*`.
-        baseline: "before" and "after" unlearning over the same rows.
-        part: whether a part of the rows is judged (groups held out, items that could be asked).
-        kept: the smallest share of the forgetting kept over the headlines.
-        reasons: why the attack broke the model; empty where it did not.
-        loss: of utility, by the attack.
-        samples: all that were scored; `judged` those that count.
-        ways: of an attack by prompts, each way of asking and what it left.
-        seen: groups that the attacker trained on, of those scored.
-        gain: R of this seed, against the retrained model under the same attack; None where it was not attacked.
-    """
-
-    metrics: Metrics
-    baseline: dict[str, Metrics]
-    part: bool
-    kept: float
-    reasons: list[str]
-    loss: float | None
-    samples: Sequence[Sample] = ()
-    judged: Sequence[Sample] = ()
-    seen: frozenset[str] = frozenset()
-    everything_seen: bool = False
-    ways: Sequence[dict[str, Any]] = ()
-    ci95: tuple[float, float] | None = None
-    gain: float | None = None
-
-
 def judge_samples(
     recorded: Recorded, samples: Sequence[Sample], seen: frozenset[str], label: str, *, weights_changed: bool = True
 ) -> Judged:
-    """Judge samples. Forget rows of groups that the attacker trained on are left out, where any others remain; so are
-    rows that were not scored before and after unlearning.
-
-    Args:
-        recorded: the run before and after unlearning.
-        samples: of the attacked model.
-        seen: groups that the attacker trained on.
-        label: the attack's, for errors.
-        weights_changed: False of an attack that asks the same model in another way.
-    """
+    """Judge an attacked model's samples, without the forget rows of groups that the attacker trained on (`seen`), if
+    any others remain, and without rows that were not scored before and after unlearning. `label` is the attack's, for
+    errors; an attack that asks the same model in another way has not changed the weights."""
     forget = {sample.group for sample in samples if sample.set == "forget"}
     seen = seen & forget
     everything = bool(seen) and seen == forget
@@ -106,17 +64,17 @@ def judge_samples(
         raise EmptyScoreError(f"attack {label}: no sample of the forget set is left to be judged")
     metrics = recorded.summarise(judged)
     if not weights_changed:
-        # The same weights: what is not asked otherwise is as it was.
+        # The weights are the same: so is what was not asked otherwise.
         metrics = baseline["after"] | {k: v for k, v in metrics.items() if k.startswith("forget_")}
     if seen and not everything:
-        metrics |= _of_seen(recorded, [s for s in samples if s.set == "forget" and s.group in seen])
+        trained_on = recorded.summarise([s for s in samples if s.set == "forget" and s.group in seen])
+        metrics |= {f"seen_{k.removeprefix('forget_')}": m for k, m in trained_on.items() if k.startswith("forget_")}
     kept = smallest_share(recorded.headlines, baseline["before"], baseline["after"], metrics)
-    if kept is None and held != forget:
-        raise EmptyScoreError(
-            f"attack {label}: no question about the groups held out was scored; score more items, or hold out more"
-        )
     if kept is None:
-        raise EmptyScoreError(f"attack {label}: no headline metric was scored before, after and now")
+        problem = "no headline metric was scored before, after and now"
+        if held != forget:
+            problem = "no question about the groups held out was scored; score more items, or hold out more"
+        raise EmptyScoreError(f"attack {label}: {problem}")
     return Judged(
         metrics,
         baseline,
@@ -135,7 +93,7 @@ def _on_the_same_rows(
     recorded: Recorded, judged: list[Sample], *, all_groups: bool, whole_allowed: bool
 ) -> tuple[list[Sample], dict[str, Metrics], bool]:
     """The samples whose forget rows were scored before and after too; the metrics before and after over those rows; and
-    whether that is all of them."""
+    whether those are all rows."""
     stages = {stage: recorded.stage(stage) for stage in ("before", "after")}
     whole = all_groups and _ids(judged) == _ids(stages["after"])
     unrecorded = not any(stages.values())
@@ -157,30 +115,18 @@ def judge_ways(
     recorded: Recorded, ways: Sequence[tuple[str, Sequence[Sample]]], seen: frozenset[str], label: str
 ) -> Judged:
     """Of several ways to ask the same model, the one that brings most back."""
-    judged = [judge_samples(recorded, samples, seen, label, weights_changed=False) for _, samples in ways]
-    shown = [
-        {"way": way, "kept": outcome.kept} | _forget_values(outcome.metrics)
-        for (way, _), outcome in zip(ways, judged, strict=True)
-    ]
+    judged, shown = [], []
+    for way, samples in ways:
+        judged.append(judge_samples(recorded, samples, seen, label, weights_changed=False))
+        values = {name: m.value for name, m in judged[-1].metrics.items() if name.startswith("forget_")}
+        shown.append({"way": way, "kept": judged[-1].kept} | values)
     return replace(min(judged, key=lambda outcome: outcome.kept), ways=shown)
 
 
-def judge_measured(recorded: Recorded, measured: Measured) -> Judged:
-    """Take over what an attack has scored by itself."""
-    # The weights are as they were: what the attack did not measure itself still holds.
+def judge_measured(recorded: Recorded, measured: Judged) -> Judged:
+    """Take over what an attack has judged by itself. The weights are the same: what it did not measure still holds."""
     metrics = {k: v for k, v in recorded.after.items() if not k.startswith("forget_")} | measured.metrics
-    baseline = {stage: dict(values) for stage, values in measured.baseline.items()}
-    return Judged(
-        metrics,
-        baseline,
-        part=True,
-        kept=measured.kept,
-        reasons=[],
-        loss=0.0,
-        samples=measured.samples,
-        judged=measured.samples,
-        ci95=measured.kept_ci95,
-    )
+    return replace(measured, metrics=metrics)
 
 
 def interval_of(recorded: Recorded, seeds: Sequence[Judged]) -> tuple[float, float]:
@@ -214,13 +160,8 @@ def relearning_score(
     """R = min(Δ_retrained / Δ_unlearned, 1): what the retrained model gains under the attack over what the unlearned
     one gains, on the rows that the attacker trained on; the smallest over the headlines.
 
-    A gain of less than a tenth of what was known before counts as none, and R is then 1.
-
-    Args:
-        recorded: the run before and after unlearning, and the retrained model.
-        samples: of the attacked unlearned model.
-        reference: of the retrained model, attacked alike with the same seed.
-        seen: groups that the attacker trained on.
+    A gain of less than a tenth of what was known before counts as none, and R is then 1. `samples` are the attacked
+    unlearned model's, `reference` the retrained one's under the same attack and seed.
     """
 
     def over_seen(rows: Sequence[Sample]) -> Metrics:
@@ -240,14 +181,5 @@ def relearning_score(
     return min(scores)
 
 
-def _of_seen(recorded: Recorded, trained: Sequence[Sample]) -> Metrics:
-    more = recorded.summarise(trained) if trained else {}
-    return {name.replace("forget_", "seen_", 1): m for name, m in more.items() if name.startswith("forget_")}
-
-
 def _ids(samples: Sequence[Sample]) -> set[str]:
     return {sample.id for sample in samples if sample.set == "forget"}
-
-
-def _forget_values(metrics: Metrics) -> dict[str, float]:
-    return {name: metric.value for name, metric in metrics.items() if name.startswith("forget_")}

@@ -1,14 +1,14 @@
-"""From judged seeds to the record of an attack."""
+"""From judged seeds to the record of an attack, and to R and Q: how a run stands up to relearning and quantization."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from letgo.attacks.engine.base import Attacked
-from letgo.attacks.engine.judge import Judged, Recorded, interval_of
-from letgo.attacks.engine.robustness_scores import family_of, scores_of
+from letgo.attacks import ATTACKS
+from letgo.attacks.engine.base import Attacked, Judged
+from letgo.attacks.engine.judge import Recorded, interval_of
 from letgo.attacks.engine.search import summary
 from letgo.attacks.engine.spec import Plan
 from letgo.metrics.robustness import utility_names
@@ -32,16 +32,8 @@ def result_of(
     trials: list[dict[str, Any]],
     seconds: float,
 ) -> AttackResult:
-    """An attack's result, of all its seeds.
-
-    Args:
-        recorded: the run before and after unlearning.
-        plan: the attack as it was asked for.
-        settings: those that it was run with; of a search, the strongest that it found.
-        seeds: at least one.
-        trials: of the search.
-        seconds: that the attack took.
-    """
+    """An attack's result, of all its seeds, at least one. `settings` are those that it was run with; after a search,
+    which has `trials`, its strongest."""
     judged, first = [seed.judged for seed in seeds], seeds[0]
     metrics = pooled([seed.metrics for seed in judged])
     kepts = [seed.kept for seed in judged]
@@ -55,9 +47,14 @@ def result_of(
     halves = [_steps_to_half(seed.attacked.curve) for seed in seeds]
     losses = [seed.loss for seed in judged if seed.loss is not None]
     stages = {stage: pooled([seed.baseline[stage] for seed in judged]) for stage in first.judged.baseline}
+    did = dict(first.attacked.did)
+    if any("kept" in point for point in first.attacked.curve):
+        did |= _mean_of_halves(halves, did.get("steps"))
+    if plan.search:
+        did |= {"strongest": {k: v for k, v in settings.items() if k not in plan.settings}} | summary(trials)
     return AttackResult(
         name=plan.name,
-        settings={**plan.settings, **plan.said},
+        settings={**plan.settings, **plan.given},
         seeds=list(plan.seeds),
         metrics=metrics,
         kept=sum(kepts) / len(kepts),
@@ -67,7 +64,7 @@ def result_of(
         judged_on="R" if by_gain else "kept",
         collapsed=bool(reasons),
         reasons=reasons,
-        did=_did(plan, settings, first.attacked, halves, trials),
+        did=did,
         per_seed=[_per_seed(seed, half) for seed, half in zip(seeds, halves, strict=True)],
         baseline=stages if first.judged.part else {},
         part="held-out rows" if first.judged.seen else "the same rows",
@@ -96,22 +93,6 @@ def pooled(measured: Sequence[Metrics]) -> Metrics:
     return metrics
 
 
-def _did(
-    plan: Plan,
-    settings: Mapping[str, Any],
-    attacked: Attacked,
-    halves: Sequence[float | None],
-    trials: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """What the attack did: in its own words, when half of the forgetting was gone, and what a search found."""
-    did = dict(attacked.did)
-    if any("kept" in point for point in attacked.curve):
-        did |= _mean_of_halves(halves, did.get("steps"))
-    if plan.search:
-        did |= {"strongest": {k: v for k, v in settings.items() if k not in plan.settings}} | summary(trials)
-    return did
-
-
 def _utility(recorded: Recorded, before: Metrics, metrics: Metrics) -> dict[str, Metrics]:
     """What the model is good for, before the attack (over the same rows, else as recorded) and after it."""
     names = utility_names(recorded.headlines, metrics)
@@ -123,21 +104,19 @@ def _utility(recorded: Recorded, before: Metrics, metrics: Metrics) -> dict[str,
 
 
 def _per_seed(seed: Seed, half: float | None) -> dict[str, float]:
-    row = {"seed": float(seed.seed), "kept": seed.judged.kept}
-    if seed.judged.gain is not None:
-        row["R"] = seed.judged.gain
-    if seed.judged.loss is not None:
-        row["utility_loss"] = seed.judged.loss
-    if half is not None:
-        row["steps_to_half"] = half
-    return row | {name: metric.value for name, metric in seed.judged.metrics.items()}
+    judged = seed.judged
+    optional = {"R": judged.gain, "utility_loss": judged.loss, "steps_to_half": half}
+    return (
+        {"seed": float(seed.seed), "kept": judged.kept}
+        | {name: value for name, value in optional.items() if value is not None}
+        | {name: metric.value for name, metric in judged.metrics.items()}
+    )
 
 
 def _steps_to_half(curve: Sequence[Mapping[str, float]]) -> float | None:
     """The step at which half of the forgetting is gone, on a straight line between looks; None where it never is."""
-    looks = [(point["step"], point["kept"]) for point in curve if "kept" in point]
     last: tuple[float, float] | None = None
-    for step, kept in looks:
+    for step, kept in ((point["step"], point["kept"]) for point in curve if "kept" in point):
         if kept <= 0.5:
             if last is None or last[1] <= kept:
                 return step
@@ -147,9 +126,51 @@ def _steps_to_half(curve: Sequence[Mapping[str, float]]) -> float | None:
 
 
 def _mean_of_halves(halves: Sequence[float | None], steps: Any) -> dict[str, Any]:
-    """The mean over seeds; where in some the attack ended first, those count as its last step, and the mean is a lower
-    bound."""
-    censored = sum(half is None for half in halves)
+    """The mean over seeds. A seed that ended first counts as its last step, and the mean is then a lower bound."""
     last = float(steps or 0)
     mean = sum(last if half is None else half for half in halves) / len(halves)
-    return {"steps_to_half": mean, "steps_to_half_censored": censored}
+    return {"steps_to_half": mean, "steps_to_half_censored": halves.count(None)}
+
+
+def family_of(name: str, settings: dict[str, object] | None = None) -> str:
+    """Under which score an attack counts; an attack unknown to this letgo under none."""
+    if name not in ATTACKS:
+        return "other"
+    if name == "external":
+        return str((settings or {}).get("family", "quantization"))
+    return ATTACKS.record(name).family
+
+
+def scores_of(family: str, seeds: Sequence[Judged], *, broken: bool) -> dict[str, float]:
+    """R or Q of one attack, the mean over seeds; 0 where the run itself is broken.
+
+    Q is the share of the forgetting that is left after quantization, min(after/before, 1), which is `kept`. R is
+    min(Δ_retrained/Δ_unlearned, 1) on the rows that the attacker trained on, where the retrained model was attacked
+    too; else `kept` stands in for it, and "R_by_kept" says so.
+    """
+    if family not in ("relearning", "quantization"):
+        return {}
+    if broken:
+        return {"R" if family == "relearning" else "Q": 0.0}
+    kept = sum(seed.kept for seed in seeds) / len(seeds)
+    if family == "quantization":
+        return {"Q": kept}
+    gains = [seed.gain for seed in seeds if seed.gain is not None]
+    if len(gains) == len(seeds):
+        return {"R": sum(gains) / len(gains), "R_worst": min(gains)}
+    return {"R": kept, "R_worst": min(seed.kept for seed in seeds), "R_by_kept": 1.0}
+
+
+def robustness(attacks: Iterable[AttackResult]) -> dict[str, float]:
+    """R and Q of the strongest attacks of each kind, and their harmonic mean where there are both; without attacks that
+    broke a sound model, which prove neither."""
+    proving = [a for a in attacks if a.scores and not (a.collapsed and any(v > 0 for v in a.scores.values()))]
+    scores: dict[str, float] = {}
+    for key in ("R", "Q"):
+        values = [attack.scores[key] for attack in proving if key in attack.scores]
+        if values:
+            scores[key] = min(values)
+    if len(scores) == 2:
+        both = scores["R"] * scores["Q"]
+        scores["harmonic_mean"] = 2 * both / (scores["R"] + scores["Q"]) if both else 0.0
+    return scores

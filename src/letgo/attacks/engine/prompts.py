@@ -38,12 +38,8 @@ def with_question(row: Row, question: str) -> Row:
 
 
 def asked_otherwise(victim: Victim, change: Callable[[Item], Item | None]) -> Benchmark:
-    """The benchmark with every forget item asked otherwise; those that `change` gives None for go. Retain items are
-    asked as they were, general texts are not asked at all: the weights are the same.
-
-    Raises:
-        UserError: no item of the forget set can be asked so.
-    """
+    """The benchmark with its forget items asked otherwise, and nothing else: the weights are the same. Items for which
+    `change` gives None are left out; a `UserError` where none remains."""
     changed = [new for item in askable(victim.benchmark) if (new := change(item)) is not None]
     if not changed:
         raise UserError(f"benchmark {victim.benchmark.name!r} has no forget item that can be asked in this way")
@@ -51,7 +47,7 @@ def asked_otherwise(victim: Victim, change: Callable[[Item], Item | None]) -> Be
 
 
 def askable(benchmark: Benchmark) -> list[Item]:
-    """The forget items that ask something; rows that are only there to be told from others don't."""
+    """The forget items that ask something; rows that are only there for membership inference don't."""
     return [
         item
         for item in benchmark.items
@@ -65,15 +61,15 @@ def only(benchmark: Benchmark, items: Sequence[Item]) -> Benchmark:
     return replace(benchmark, items=items, texts=(), **recorded)
 
 
-def own_prompts(benchmark: Benchmark) -> bool:
+def makes_prompts(benchmark: Benchmark) -> bool:
     """Whether a benchmark makes its prompts itself, of a row's question, whatever the row's form."""
     return type(benchmark).work is not Benchmark.work
 
 
 def work_of(victim: Victim, items: Sequence[Item], model: Any, tokenizer: Any) -> Work:
     """What the benchmark would ask a model about these items, every one answered by generation too."""
-    one = replace(only(victim.benchmark, items), generated=None)
-    return one.work(model, tokenizer, template=victim.template)
+    benchmark = replace(only(victim.benchmark, items), generated=None)
+    return benchmark.work(model, tokenizer, template=victim.template)
 
 
 def spaced(item: Item) -> Item:
@@ -96,12 +92,12 @@ class Writer:
 
     def __init__(self, victim: Victim) -> None:
         self.tokenizer: Any = victim.tokenizer()
-        self.own = own_prompts(victim.benchmark)
+        self.made = makes_prompts(victim.benchmark)
         template = victim.benchmark.template_for(victim.template)
-        self.template = "plain" if self.own else resolve_template(self.tokenizer, template)
+        self.template = "plain" if self.made else resolve_template(self.tokenizer, template)
 
     def in_chat(self, row: Row) -> bool:
-        return not self.own and (row.form == ("messages",) or (form_of(row) == "question" and self.template == "chat"))
+        return not self.made and (row.form == ("messages",) or (form_of(row) == "question" and self.template == "chat"))
 
     def shots(self, item: Item, pairs: Iterable[Row]) -> Item:
         """Questions with their answers before the item's own, as earlier turns or as text."""
@@ -110,10 +106,9 @@ class Writer:
             turns: list[tuple[str, str]] = []
             for pair in pairs:
                 turns += [("user", question_of(pair)), ("assistant", pair.target.strip())]
-            own = (("user", row.context),) if isinstance(row.context, str) else row.context
-            return replace(item, row=replace(row, form=("messages",), context=(*turns, *own)))
+            return replace(item, row=replace(row, form=("messages",), context=(*turns, *_turns(row))))
         if form_of(row) == "question":
-            # The template writes "Question: … Answer:" around the whole: what lies between is written here.
+            # The template writes "Question: … Answer:" around the whole; what lies between comes from here.
             before = "".join(f"{question_of(pair)}\nAnswer: {pair.target.strip()}\n\nQuestion: " for pair in pairs)
         else:
             before = "".join(f"{question_of(pair)} {pair.target.strip()}\n\n" for pair in pairs)
@@ -123,16 +118,16 @@ class Writer:
         """The answer begun for the model: the prompt goes on with `start`."""
         row = item.row
         if self.in_chat(row):
-            turns = (("user", row.context),) if isinstance(row.context, str) else row.context
-            text = self.tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in turns],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            # A start token that the template writes is put there again by the encoding.
+            messages = [{"role": role, "content": content} for role, content in _turns(row)]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            # The encoding puts the template's start token there again.
             text = text.removeprefix(self.tokenizer.bos_token or "") + start
         elif form_of(row) == "question":
             text = f"{question_text(str(row.context))} {start}"
         else:
             text = question_of(row) + start
         return spaced(replace(item, row=replace(row, form=("prompt", "completion"), context=text)))
+
+
+def _turns(row: Row) -> tuple[tuple[str, str], ...]:
+    return (("user", row.context),) if isinstance(row.context, str) else row.context

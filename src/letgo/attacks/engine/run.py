@@ -1,9 +1,9 @@
-"""Running attacks on a saved model, and recording what they leave of the forgetting."""
+"""Run attacks on a saved model, and record what they leave of the forgetting."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,8 @@ from typing import Any
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import RETRAINED, Attacked, Probe, Victim
-from letgo.attacks.engine.judge import Judged, judge_measured, judge_samples, judge_ways, relearning_score
-from letgo.attacks.engine.outcome import Seed, result_of
-from letgo.attacks.engine.references import attacked_reference
-from letgo.attacks.engine.robustness_scores import family_of, robustness
+from letgo.attacks.engine.judge import judge_measured, judge_samples, judge_ways, relearning_score
+from letgo.attacks.engine.outcome import Seed, family_of, result_of, robustness
 from letgo.attacks.engine.search import search
 from letgo.attacks.engine.spec import THRESHOLD, Plan, plan_attack
 from letgo.attacks.engine.target import Target, open_target
@@ -22,13 +20,19 @@ from letgo.benchmarks.engine.base import Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.core import processes
 from letgo.core.errors import LetgoError, UserError
+from letgo.core.files import read_json_lines, write_json_lines
 from letgo.core.progress import Quiet, Reporter
+from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.runs.results import AttackResult, Result, check_unused
+from letgo.scoring.resume_log import content_key
 
 __all__ = ["THRESHOLD", "Plan", "attack", "plan_attack", "run_attack"]
 
 PROBED_ITEMS = 24
 """Forget items that a look during an attack scores."""
+MOST_REFERENCES = 16
+"""How many a process remembers."""
+_REMEMBERED: dict[str, Sequence[Sample]] = {}
 
 
 def attack(
@@ -53,19 +57,17 @@ def attack(
         attacks: each "NAME:key=value,…"; beside the attack's own settings `seeds=N`, `threshold=SHARE`, `search=N`,
             `bound=SHARE` (`letgo.attacks.engine.spec.plan_attack`).
         benchmark: what a bare model is judged by.
-        original: the model before unlearning. A run knows it; given, it is looked for here instead.
-        limit: for a bare model, at most so many items of each set.
-        dtype: for a bare model, the weights' type.
+        original: the model before unlearning; by default, of a run, the one that its record names.
+        limit, dtype: for a bare model, at most so many items of each set, and the weights' type.
         seeds: of each attack in which anything is random and that names none; by default the catalog's.
         threshold: the least share of the forgetting kept to have survived, for attacks that name none.
         reporter: where progress goes.
-        output: write the result here instead; the run directory is then left as it is. Without it, nothing is written
-            of a bare model.
-        shared_scores: a folder in which attacked runs leave each other what the same attack left of the retrained
-            model, so that it is attacked once; as a sweep's do.
+        output: write the result here, and leave the run directory as it is. Without it, a bare model's is not written.
+        shared_scores: a folder for runs under the same attack (a sweep's): the first leaves there what the attack left
+            of the retrained model, and the others read it.
 
-    Started by a launcher in several processes, each scores a part, and takes a part of the rows of a relearning
-    step; the first one writes.
+    In several processes of a launcher, each scores a part and takes a part of the rows of a relearning step; the first
+    one writes.
 
     Returns:
         The run's result with the attacks in it.
@@ -87,7 +89,7 @@ def attack(
         result = merged.model_copy(update={"robustness": robustness(merged.attacks)})
         target = replace(target.with_rows(f"attack:{plan.label}", rows), result=result)
         if folder is not None:
-            # Written after every attack: what is finished is kept, whatever happens to the next one.
+            # Written after every attack, so that what is finished is kept if the next one fails.
             processes.first_does(partial(target.write, folder))
     return target.result
 
@@ -105,8 +107,8 @@ def run_attack(
     for number in plan.seeds:
         seed = _run_seed(target, plan, settings, number)
         gain = _gain(target, plan, settings, seed, shared_scores) if plan.reference else None
-        # What is left in memory of each seed: its numbers.
-        numbers = replace(seed.attacked, model=None, asked=())
+        # Of each seed, only the numbers stay in memory.
+        numbers = replace(seed.attacked, model=None, asked={})
         seeds.append(replace(seed, attacked=numbers, judged=replace(seed.judged, gain=gain)))
     outcome = result_of(target.recorded, plan, settings, seeds, trials, time.perf_counter() - start)
     rows = []
@@ -118,16 +120,26 @@ def run_attack(
 
 
 def _run_seed(target: Target, plan: Plan, settings: Mapping[str, Any], number: int) -> Seed:
-    label = f"{plan.label}, seed {number}"
-    victim = target.victim(_probe(target, label))
-    attacked = apply_attack(ATTACKS.load(plan.name), victim, plan, settings, number)
-    return Seed(number, attacked, _score_and_judge(target, attacked, label, plan.name))
+    """Attack under one seed; score what the attack left, in each of its ways of asking where it has several; judge."""
+    label, recorded = f"{plan.label}, seed {number}", target.recorded
+    attacked = apply_attack(target.victim(_probe(target, label)), plan, settings, number)
+    if attacked.measured is not None:
+        return Seed(number, attacked, judge_measured(recorded, attacked.measured))
+    tokenizer = target.tokenizer()
+    if not attacked.asked:
+        samples = target.samples(attacked.model, tokenizer, f"measuring after {plan.name}")
+        return Seed(number, attacked, judge_samples(recorded, samples, attacked.seen, label))
+    ways = [
+        (name, target.samples(attacked.model, tokenizer, f"asking: {name}", benchmark))
+        for name, benchmark in attacked.asked.items()
+    ]
+    return Seed(number, attacked, judge_ways(recorded, ways, attacked.seen, label))
 
 
-def apply_attack(function: Any, victim: Victim, plan: Plan, settings: Mapping[str, Any], seed: int) -> Attacked:
-    """What an attack's function leaves; settings that it does not take are a `UserError`."""
+def apply_attack(victim: Victim, plan: Plan, settings: Mapping[str, Any], seed: int) -> Attacked:
+    """What an attack leaves; settings that it does not take are a `UserError`."""
     try:
-        attacked: Attacked = function(victim, seed=seed, **settings)
+        attacked: Attacked = ATTACKS.load(plan.name)(victim, seed=seed, **settings)
         return attacked
     except (TypeError, ValueError) as error:
         if isinstance(error, LetgoError):
@@ -135,25 +147,10 @@ def apply_attack(function: Any, victim: Victim, plan: Plan, settings: Mapping[st
         raise UserError(f"attack {plan.label}: {error}") from error
 
 
-def _score_and_judge(target: Target, attacked: Attacked, label: str, name: str) -> Judged:
-    """Score what an attack left, in each of its ways of asking where it has several, and judge the samples."""
-    if attacked.measured is not None:
-        return judge_measured(target.recorded, attacked.measured)
-    tokenizer = target.tokenizer()
-    if not attacked.asked:
-        samples = target.samples(attacked.model, tokenizer, f"measuring after {name}")
-        return judge_samples(target.recorded, samples, attacked.seen, label)
-    ways = [
-        (asked.name, target.samples(attacked.model, tokenizer, f"asking: {asked.name}", asked.benchmark))
-        for asked in attacked.asked
-    ]
-    return judge_ways(target.recorded, ways, attacked.seen, label)
-
-
 def _gain(
     target: Target, plan: Plan, settings: Mapping[str, Any], seed: Seed, shared_scores: Path | None
 ) -> float | None:
-    """R of a relearning seed: the retrained model attacked alike, where there is one."""
+    """R of a relearning seed, from the same attack on the retrained model, where there is one."""
     path, judged = target.benchmark.references.get(RETRAINED), seed.judged
     if family_of(plan.name, dict(settings)) != "relearning" or plan.name == "external" or not judged.seen:
         return None
@@ -163,13 +160,43 @@ def _gain(
 
     def make() -> list[Sample]:
         target.reporter.say("  the same on the retrained model, for R")
-        other = apply_attack(ATTACKS.load(plan.name), victim, plan, settings, seed.seed)
+        other = apply_attack(victim, plan, settings, seed.seed)
         return target.samples(other.model, victim.tokenizer(), "measuring the retrained model")
 
     scored = (target.benchmark.name, target.benchmark.settings, target.template, target.dtype, target.limit)
     circumstances = (plan.name, sorted(settings.items()), seed.seed, scored)
     reference = attacked_reference(victim, circumstances, make, shared_scores)
     return relearning_score(target.recorded, judged.samples, reference, judged.seen)
+
+
+def attacked_reference(
+    victim: Victim, circumstances: Sequence[object], make: Callable[[], Sequence[Sample]], folder: Path | None
+) -> Sequence[Sample]:
+    """The samples of the attacked reference: attacked and scored (`make`) where neither this process nor the folder, in
+    which runs leave them for each other, has them.
+
+    `circumstances` are what the samples depend on beside the weights: values that differ by their `repr`. A file's name
+    depends on the weights, not on their directory, and on what the last bits depend on.
+    """
+    key = repr((str(victim.directory), *circumstances))
+    if key in _REMEMBERED:
+        return _REMEMBERED[key]
+    path: Path | None = None
+    if folder is not None and processes.count() == 1:
+        model = victim.load()
+        name = content_key(weights_fingerprint(model), arithmetic_of(model), repr(circumstances))
+        path = folder / f"attacked-{name}.jsonl"
+    if path is not None and path.is_file():
+        samples: Sequence[Sample] = [Sample.from_row(row) for row in read_json_lines(path)]
+    else:
+        samples = make()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json_lines(path, (sample.as_row("reference", 0) for sample in samples))
+    while len(_REMEMBERED) >= MOST_REFERENCES:
+        del _REMEMBERED[next(iter(_REMEMBERED))]
+    _REMEMBERED[key] = samples
+    return samples
 
 
 def _probe(target: Target, label: str) -> Probe | None:
@@ -184,7 +211,7 @@ def _probe(target: Target, label: str) -> Probe | None:
     def probe(model: Any, seen: frozenset[str]) -> dict[str, float]:
         chosen = [item for item in items if item.group not in seen] or items
         step = max(1.0, len(chosen) / PROBED_ITEMS)
-        few = [chosen[int(place * step)] for place in range(int(len(chosen) / step + 1e-9))]
+        few = [chosen[int(number * step)] for number in range(int(len(chosen) / step + 1e-9))]
         # One item is answered by generation: no part of a headline, and the scorer wants at least one.
         small = replace(benchmark, items=few, texts=(), generated=1)
         samples = quiet.samples(model, tokenizer, "probing", small)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from letgo.attacks import ATTACKS
-from letgo.attacks.engine.judge import Judged
+from letgo.attacks.engine.base import Judged
 from letgo.attacks.engine.spec import Plan
 from letgo.core.catalog import format_spec
 from letgo.core.errors import NonFiniteLossError, UserError
@@ -22,14 +22,10 @@ def search(
     """Try settings under the plan's first seed; returns the strongest within the bound, and every trial.
 
     Settings that the plan names stay as they are. A trial counts where the attack did not break the model and cost it
-    at most `plan.bound` of its utility; of those the one that keeps least is the strongest. Trials go by Optuna's TPE
-    sampler where it is installed (extra `search`) and the space is larger than the trials; otherwise over a grid, all
-    of it or as much of it as there are trials, in a seeded order. Where no trial is within the bound, the strongest is
-    the empty mapping.
-
-    Args:
-        plan: with `search` trials.
-        run: runs the attack with settings and a seed, and judges it.
+    at most `plan.bound` of its utility; the strongest of those keeps least; where there are none, it is the empty
+    mapping. Optuna's TPE sampler draws the trials where it is installed (extra `search`) and the space is larger than
+    their number; otherwise they come from a grid, all of it or a part in a seeded order. `run` runs the attack with
+    settings and a seed, and judges it.
     """
     space: dict[str, Any] = {
         key: Range(*values[1:]) if values[0] == "log" else values
@@ -48,14 +44,14 @@ def search(
         try:
             judged = run({**plan.settings, **settings}, seed)
         except NonFiniteLossError as error:
-            # An attacker's training that diverged is a failed attack, not a failure of ours.
+            # If the attacker's training diverges, the attack fails, not letgo.
             trial |= {"within_bound": False, "why": str(error)}
         else:
             within = not judged.reasons and judged.loss is not None and judged.loss <= plan.bound
             trial |= {"kept": judged.kept, "utility_loss": judged.loss, "within_bound": within}
             if judged.reasons:
                 trial["why"] = "; ".join(judged.reasons)
-        # Outside of the bound: worse than anything within, and the worse the farther.
+        # Outside of the bound a trial is worse than any within it, and the worse the farther it is outside.
         source.tell(trial["kept"] if trial["within_bound"] else 1.0 + min(trial.get("utility_loss") or 10.0, 10.0))
         trials.append(trial)
         kept = f"kept {trial['kept']:.2f}" if "kept" in trial else "failed"
@@ -69,10 +65,10 @@ def search(
 def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """Best (for the attacker), mean and worst of the trials within the bound."""
     kept = sorted(trial["kept"] for trial in trials if trial["within_bound"])
-    said: dict[str, Any] = {"trials": len(trials), "within_bound": len(kept)}
+    numbers: dict[str, Any] = {"trials": len(trials), "within_bound": len(kept)}
     if kept:
-        said |= {"kept_strongest": kept[0], "kept_mean": sum(kept) / len(kept), "kept_weakest": kept[-1]}
-    return said
+        numbers |= {"kept_strongest": kept[0], "kept_mean": sum(kept) / len(kept), "kept_weakest": kept[-1]}
+    return numbers
 
 
 def _source(space: Space, count: int, seed: int) -> Search:

@@ -15,8 +15,9 @@ THRESHOLD = 0.5
 BOUND = 0.2
 """A searching attacker may cost the model at most this share of its utility."""
 TRIALS = 12
-"""How many settings `search` tries where it is not told."""
-_BESIDE = ("seeds", "threshold", "search", "bound", "reference")
+"""How many settings `search` tries by default."""
+_OPTIONS = ("seeds", "threshold", "search", "bound", "reference")
+"""What a text may set beside the attack's own settings."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Plan:
         search: how many settings are tried for the strongest; 0 for none.
         bound: the utility loss that a searching attacker may cause.
         reference: whether the retrained model is attacked too, where there is one, for R.
-        said: what of the above was given, for the label.
+        given: `search` and `bound` as the text sets them, for the label.
     """
 
     name: str
@@ -40,55 +41,54 @@ class Plan:
     search: int = 0
     bound: float = BOUND
     reference: bool = True
-    said: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        return format_spec(self.name, {**self.settings, **self.said})
+        return format_spec(self.name, {**self.settings, **self.given})
 
 
 def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRESHOLD) -> Plan:
     """Check an attack's text.
 
-    Beside the attack's own settings: `seeds=3` runs seeds 0, 1, 2 (from `seed`, if given); `threshold=0.8` judges;
-    `search=20` looks for the strongest settings, `bound=0.1` says how much utility they may cost; `reference=false`
-    spares the retrained model.
+    Beside the attack's own settings, `seeds=3` runs seeds 0, 1, 2 (from `seed`, if given); `threshold=0.8` is the least
+    share kept; `search=20` looks for the strongest settings, which may cost `bound=0.1` of the utility;
+    `reference=false` does not attack the retrained model.
 
     Args:
         spec: "NAME:key=value,…".
-        seeds: where the text names none; by default what the catalog says of the attack.
-        threshold: where the text names none.
+        seeds, threshold: where the text names none; by default the catalog's number of seeds.
     """
     name, settings = parse_spec(spec)
     record = ATTACKS.record(name)
-    beside: dict[str, Any] = {key: settings.pop(key) for key in _BESIDE if key in settings}
-    count = beside.get("seeds", record.seeds if seeds is None or not record.random else seeds)
+    options: dict[str, Any] = {key: settings.pop(key) for key in _OPTIONS if key in settings}
+    count = options.get("seeds", record.seeds if seeds is None or not record.random else seeds)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise UserError(f"attack {name!r}: seeds must be a whole number of at least 1, not {count!r}")
-    least = _number(name, "threshold", beside.get("threshold", threshold))
+    least = _number(name, "threshold", options.get("threshold", threshold))
     if not 0 < least <= 1:
         raise UserError(f"attack {name!r}: threshold must be above 0 and at most 1, not {least!r}")
-    search = beside.get("search", 0)
+    search = options.get("search", 0)
     search = TRIALS if search is True else search
-    if not isinstance(search, int) or search < 0 or ("search" in beside and search < 1):
+    if not isinstance(search, int) or search < 0 or ("search" in options and search < 1):
         raise UserError(f"attack {name!r}: search must be a number of trials of at least 1, not {search!r}")
     if search and not record.space:
-        known = ", ".join(one.name for one in ATTACKS if one.space)
+        known = ", ".join(each.name for each in ATTACKS if each.space)
         raise UserError(f"attack {name!r} has no settings to search over; those that have: {known}")
-    bound = _number(name, "bound", beside.get("bound", BOUND))
+    bound = _number(name, "bound", options.get("bound", BOUND))
     if not bound >= 0:
         raise UserError(f"attack {name!r}: bound must be at least 0, not {bound!r}")
-    if "bound" in beside and not search:
+    if "bound" in options and not search:
         raise UserError(f"attack {name!r}: bound is of a search; give search=N too")
-    reference = beside.get("reference", True)
+    reference = options.get("reference", True)
     if not isinstance(reference, bool):
         raise UserError(f"attack {name!r}: reference must be true or false, not {reference!r}")
     ATTACKS.check_settings(name, settings, skip=("victim",))
     first = settings.pop("seed", 0)
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise UserError(f"attack {name!r}: seed must be a whole number of at least 0, not {first!r}")
-    said: dict[str, Any] = {key: beside[key] for key in ("search", "bound") if key in beside}
-    return Plan(record.name, settings, tuple(range(first, first + count)), least, search, bound, reference, said)
+    given: dict[str, Any] = {key: options[key] for key in ("search", "bound") if key in options}
+    return Plan(record.name, settings, tuple(range(first, first + count)), least, search, bound, reference, given)
 
 
 def _number(name: str, key: str, value: Any) -> float:

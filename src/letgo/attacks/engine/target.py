@@ -1,4 +1,4 @@
-"""A run or a bare model, opened once: what attacks attack and analyses analyse, and what it is held against."""
+"""A run or a bare model, opened once: the target of attacks and analyses, and what they compare it with."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Target:
     """A run or a bare model, before and after unlearning.
 
     Attributes:
-        name: its directory's, or what was given where two would be called alike.
-        place: its directory (or, of a bare model, what it is called).
-        run: whether `place` is a run directory, to which results can be added.
+        name: its directory's, or what was given where two would have the same name.
+        model: its directory, a hub id or a built-in name.
+        run: whether `model` is a run directory, to which results can be added.
         result: its record so far; of a bare model nothing but the circumstances until it is measured.
         benchmark, template: what it is scored on; `measured_on` is what the user calls it.
         dtype, limit: how it is scored.
@@ -41,7 +41,7 @@ class Target:
     """
 
     name: str
-    place: str
+    model: str
     run: bool
     result: Result
     benchmark: Benchmark
@@ -56,7 +56,7 @@ class Target:
     @property
     def directory(self) -> Path | None:
         """The run directory, where it is one."""
-        return Path(self.place) if self.run else None
+        return Path(self.model) if self.run else None
 
     @cached_property
     def recorded(self) -> Recorded:
@@ -72,15 +72,15 @@ class Target:
 
     def load(self, dtype: str | None = None) -> Any:
         """The model in memory, in eval mode, adapters merged into the weights that they change."""
-        return merged(load_model(self.place, dtype=dtype or self.dtype))
+        return merged(load_model(self.model, dtype=dtype or self.dtype))
 
     def tokenizer(self) -> Any:
-        return load_tokenizer(self.place)
+        return load_tokenizer(self.model)
 
     def victim(self, probe: Probe | None = None, directory: str | None = None) -> Victim:
         """What an attack is given; of another `directory`, a reference to be attacked likewise."""
         return Victim(
-            directory or self.place,
+            directory or self.model,
             self.benchmark,
             template=self.template,
             dtype=self.dtype,
@@ -114,7 +114,7 @@ def merged(model: Any) -> Any:
 
 
 def open_targets(
-    places: Sequence[str | Path],
+    models: Sequence[str | Path],
     *,
     benchmark: str | None = None,
     template: Template | None = None,
@@ -124,17 +124,15 @@ def open_targets(
     """Runs or models, all to be measured on the benchmark named, else on that of the first run.
 
     Args:
-        places: run directories, models' directories, hub ids or built-in names.
-        benchmark: what to measure on.
+        models: run directories, models' directories, hub ids or built-in names.
         template: how questions become prompts; by default the run's, or the named benchmark's.
         purpose: a verb, for errors.
-        reporter: where progress goes.
 
     Raises:
-        UserError: a place is no model, or a failed run; or none is a run and no benchmark is named.
+        UserError: for what is no model, or a failed run; or none is a run and no benchmark is named.
     """
-    names_and_records = [_read_place(place, purpose) for place in places]
-    config = next((result.config for _, result in names_and_records if result is not None), None)
+    names, results = zip(*(_read(model, purpose) for model in models), strict=True)
+    config = next((result.config for result in results if result is not None), None)
     if benchmark is not None:
         data: Benchmark = create_benchmark(benchmark)
         asked, measured_on = template, benchmark
@@ -143,57 +141,54 @@ def open_targets(
         asked, measured_on = template or config.get("template"), str(config.get("benchmark") or "the run's own rows")
     else:
         raise UserError("none of these is a run, so what to measure on is not known: name a --benchmark")
-    names = [name for name, _ in names_and_records]
-    return [
-        Target(
-            name if names.count(name) == 1 else str(place),
-            str(place),
-            result is not None,
-            result or _unmeasured(),
-            data,
-            data.template_for(asked),
-            measured_on,
-            dtype=(result.config.get("dtype") if result else None) or "float32",
-            limit=result.config.get("eval_limit") if result else None,
-            original=result.config.get("model") if result else None,
-            reporter=reporter or Quiet(),
+    targets = []
+    for model, name, result in zip(models, names, results, strict=True):
+        run: Mapping[str, Any] = result.config if result else {}
+        targets.append(
+            Target(
+                name if names.count(name) == 1 else str(model),
+                str(model),
+                result is not None,
+                result or _unmeasured(),
+                data,
+                data.template_for(asked),
+                measured_on,
+                dtype=run.get("dtype") or "float32",
+                limit=run.get("eval_limit"),
+                original=run.get("model"),
+                reporter=reporter or Quiet(),
+            )
         )
-        for place, (name, result) in zip(places, names_and_records, strict=True)
-    ]
+    return targets
 
 
-def name_of(place: str | Path) -> str:
+def name_of(model: str | Path) -> str:
     """What a run or a model is called."""
-    return _read_place(place, "analyse")[0]
+    return _read(model, "analyse")[0]
 
 
-def _read_place(place: str | Path, purpose: str) -> tuple[str, Result | None]:
-    path = Path(place)
+def _read(model: str | Path, purpose: str) -> tuple[str, Result | None]:
+    """The name of a run or a model, and a run's record."""
+    path = Path(model)
     result = None
     if path.is_dir() and is_run(path):
         result = read_result(path)
         if result.status == "failed":
-            raise UserError(f"{place}: the run failed ({'; '.join(result.reasons)}); there is nothing to {purpose}")
+            raise UserError(f"{model}: the run failed ({'; '.join(result.reasons)}); there is nothing to {purpose}")
     else:
-        resolve_model(place)
-    return (path.resolve().name if path.is_dir() else str(place)), result
+        resolve_model(model)
+    return (path.resolve().name if path.is_dir() else str(model)), result
 
 
 def _unmeasured() -> Result:
-    """The record of a bare model of which nothing is measured yet."""
+    """The record of a bare model before it is measured."""
     created = now()
-    return Result(
-        run_id=new_run_id(created, "attack-"),
-        created=created,
-        seed=0,
-        config={},
-        status="finished",
-        **circumstances(),
-    )
+    run_id = new_run_id(created, "attack-")
+    return Result(run_id=run_id, created=created, seed=0, config={}, status="finished", **circumstances())
 
 
 def open_target(
-    place: str | Path,
+    model: str | Path,
     *,
     benchmark: str | None,
     original: str | None,
@@ -201,59 +196,52 @@ def open_target(
     dtype: str | None,
     reporter: Reporter,
 ) -> Target:
-    """What is to be attacked: a run with its record, or a bare model, which is measured first, with what is needed to
-    judge it; the `UserError` otherwise says what is missing."""
-    directory = Path(place)
+    """The target of an attack: a run with its record, or a bare model, which is measured first. A `UserError` says what
+    is missing to judge it."""
+    directory = Path(model)
     if directory.is_dir() and is_run(directory):
         given = [name for name, value in (("benchmark", benchmark), ("limit", limit), ("dtype", dtype)) if value]
         if given:
-            raise UserError(f"{place} is a run, which has its own {given[0]}; leave --{given[0]} out")
-        return _open_run(directory, original, reporter)
-    if benchmark is None or original is None:
-        if directory.is_dir() and not (directory / "config.json").exists():
-            if not (directory / "adapter_config.json").exists():
-                raise UserError(f"{place} is not a run directory (it has no result.json), nor a model's")
-        elif not directory.is_dir():
-            resolve_model(str(place))
-        missing = " and ".join(
-            flag for flag, value in (("--benchmark NAME", benchmark), ("--original MODEL", original)) if value is None
-        )
-        raise UserError(
-            f"{place} is not a run directory: it has no result.json that says what was forgotten\n"
-            f"  to attack a bare model, give {missing}: an attack is judged against the model before unlearning"
-        )
-    resolve_model(original)
-    [target] = open_targets([place], benchmark=benchmark, purpose="attack", reporter=reporter)
-    return _measured(replace(target, original=original, limit=limit, dtype=dtype or "float32"), original)
-
-
-def _open_run(directory: Path, original: str | None, reporter: Reporter) -> Target:
-    [target] = open_targets([directory], purpose="attack", reporter=reporter)
-    if not target.result.before or not target.result.after:
-        raise UserError(f"{directory}: the record has no metrics of before and after unlearning to judge an attack by")
-    samples = directory / SAMPLES_FILE
-    rows = read_json_lines(samples) if samples.exists() else []
-    return replace(target, original=original or target.original, rows=rows)
+            raise UserError(f"{model} is a run, which has its own {given[0]}; leave --{given[0]} out")
+        [target] = open_targets([model], purpose="attack", reporter=reporter)
+        if not target.result.before or not target.result.after:
+            raise UserError(f"{model}: the record has no metrics of before and after unlearning to judge an attack by")
+        samples = directory / SAMPLES_FILE
+        rows = read_json_lines(samples) if samples.exists() else []
+        return replace(target, original=original or target.original, rows=rows)
+    if benchmark is not None and original is not None:
+        resolve_model(original)
+        [target] = open_targets([model], benchmark=benchmark, purpose="attack", reporter=reporter)
+        return _measured(replace(target, original=original, limit=limit, dtype=dtype or "float32"), original)
+    if not directory.is_dir():
+        resolve_model(str(model))
+    elif not any((directory / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise UserError(f"{model} is not a run directory (it has no result.json), nor a model's")
+    needed = (("--benchmark NAME", benchmark), ("--original MODEL", original))
+    missing = " and ".join(flag for flag, value in needed if value is None)
+    raise UserError(
+        f"{model} is not a run directory: it has no result.json that says what was forgotten\n"
+        f"  to attack a bare model, give {missing}: an attack is judged against the model before unlearning"
+    )
 
 
 def _measured(target: Target, original: str) -> Target:
     """A bare model with its metrics, those of the original and of the benchmark's references."""
-    config = {
-        "model": original,
-        "unlearned": target.place,
-        "benchmark": target.measured_on,
-        "dtype": target.dtype,
-        "eval_limit": target.limit,
-    }
     references = {f"reference:{name}": path for name, path in target.benchmark.references.items()}
     metrics: dict[str, Metrics] = {}
-    for stage, place in ({"before": original, "after": target.place} | references).items():
-        samples = target.samples(load_model(place, dtype=target.dtype), load_tokenizer(place), f"measuring {stage}")
+    for stage, model in ({"before": original, "after": target.model} | references).items():
+        samples = target.samples(load_model(model, dtype=target.dtype), load_tokenizer(model), f"measuring {stage}")
         target = target.with_rows(stage, [sample.as_row(stage, 0) for sample in samples])
         metrics[stage] = target.benchmark.summarise(samples)
     reasons = collapse_reasons(metrics["before"], metrics["after"])
     update = {
-        "config": config,
+        "config": {
+            "model": original,
+            "unlearned": target.model,
+            "benchmark": target.measured_on,
+            "dtype": target.dtype,
+            "eval_limit": target.limit,
+        },
         "before": metrics["before"],
         "after": metrics["after"],
         "references": {name: metrics[f"reference:{name}"] for name in target.benchmark.references},

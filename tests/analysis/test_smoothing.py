@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from letgo.analysis.bounds import (
+from letgo.analysis.smoothing import (
+    bound,
     certified_radius,
     check_smoothing,
     clopper_pearson_lower,
     draws_needed,
+    noisy_outcome,
     reveals_at_most,
 )
-from letgo.analysis.smoothing import bound, noisy_outcomes
 from letgo.analysis.weights import Weights
 from letgo.core.errors import UserError
 from tests.analysis.problems import HalfSpace
@@ -82,7 +83,7 @@ def test_coverage_through_the_noise_on_a_real_model():
     truth = stats.norm.cdf(-distance / sigma)
     revealed, too_far = 0, 0
     for seed in range(repeats):
-        outcomes = noisy_outcomes(weights, model.judge, sigma=sigma, draws=draws, seed=seed)
+        outcomes = [noisy_outcome(weights, model.judge, sigma, seed, number) for number in range(draws)]
         count = sum(outcome == [True] for outcome in outcomes)
         revealed += count
         too_far += bound(count, draws, sigma, alpha).radius > distance
@@ -97,7 +98,8 @@ def test_relative_noise_is_certified_in_the_rescaled_metric():
     """Noise σ s on weights of scale s: the half space is d/s away in units of s, and Φ(−d/(s σ)) reveal."""
     scale, sigma, distance, draws = 20.0, 0.5, 8.0, 4000
     model = HalfSpace(distance, scale)
-    outcomes = noisy_outcomes(Weights(model), model.judge, sigma=sigma, draws=draws, seed=1, scale={"weights": scale})
+    weights, scales = Weights(model), {"weights": scale}
+    outcomes = [noisy_outcome(weights, model.judge, sigma, 1, number, scales) for number in range(draws)]
     truth = stats.norm.cdf(-distance / (scale * sigma))
     share = sum(outcome == [True] for outcome in outcomes) / draws
     assert share == pytest.approx(truth, abs=4 * (truth * (1 - truth) / draws) ** 0.5)
