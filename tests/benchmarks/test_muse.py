@@ -44,13 +44,7 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def directories(tokenizer, tmp_path_factory):
-    folders = []
-    for seed in (0, 1):
-        folder = tmp_path_factory.mktemp(f"muse-model-{seed}")
-        made(tokenizer, seed).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        folders.append(folder)
-    return folders
+    return [tiny.save(tmp_path_factory.mktemp("model"), made(tokenizer, seed), tokenizer) for seed in (0, 1)]
 
 
 def rows_of(data, name):

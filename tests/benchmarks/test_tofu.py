@@ -50,23 +50,19 @@ def tokenizer():
     return shaped.tokenizer()
 
 
+def made(tokenizer, seed=0):
+    return tiny.make_model(seed, vocab_size=len(tokenizer), max_position_embeddings=256, tie_word_embeddings=False)
+
+
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return tiny.make_model(vocab_size=len(tokenizer), max_position_embeddings=256, tie_word_embeddings=False)
+    return made(tokenizer)
 
 
 @pytest.fixture(scope="module")
 def directories(tokenizer, tmp_path_factory):
     """Two models: the one to be judged, and the one that stands for the retain model."""
-    made = []
-    for seed in (0, 1):
-        folder = tmp_path_factory.mktemp(f"model-{seed}")
-        tiny.make_model(
-            seed, vocab_size=len(tokenizer), max_position_embeddings=256, tie_word_embeddings=False
-        ).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        made.append(folder)
-    return made
+    return [tiny.save(tmp_path_factory.mktemp("model"), made(tokenizer, seed), tokenizer) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
