@@ -67,7 +67,7 @@ def test_zero_samples_and_a_used_output_are_refused(letgo, saved, tmp_path):
     words = ["attack", saved.forms["full"], "--benchmark", saved.benchmark, "--original", saved.original]
     code, _, err = letgo(*words, "--attack", "quantize", "--limit", "0")
     assert code == 2
-    assert "limit must be at least 1" in err
+    assert "limit must be a whole number of at least 1" in err
     code, _, err = letgo(*words, "--attack", "relearn:samples=0", "--limit", "4")
     assert code == 2
     assert "samples must be at least 1" in err

@@ -136,7 +136,7 @@ def test_own_rows_in_the_same_fields(data, classifier, tmp_path):
         ("detox:count=0", "count must be"),
         ("detox:count=99", "only 16 unsafe responses; set count=16"),
         ("detox:limit=0", "at least 1"),
-        ("detox:prompts=forget+fake", "are of forget, pku and real, not 'fake'"),
+        ("detox:prompts=forget+fake", "prompts is 'fake'; known: forget, pku, real"),
     ],
 )
 def test_bad_settings(spec, message, data):

@@ -41,11 +41,24 @@ def specs(data):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
+    return saved(tmp_path_factory.mktemp("model"))
+
+
+def saved(folder, seed=0):
     tokenizer = shaped.tokenizer()
-    tiny.make_model(vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tiny.save(folder, tiny.make_model(seed, vocab_size=len(tokenizer), max_position_embeddings=512), tokenizer)
+
+
+def settings_on(directory, spec):
+    """Those of a run of one step."""
+    return {
+        "model": str(directory),
+        "benchmark": spec,
+        "objective": "graddiff",
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+    }
 
 
 def values(result):
@@ -168,12 +181,8 @@ def test_an_evaluation_goes_on_after_a_kill(directory, specs, tmp_path, after):
 def test_another_models_scores_are_not_gone_on_with(directory, specs, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         letgo.evaluate(directory, specs, output=tmp_path / "out", reporter=Killed(5))
-    other = tmp_path / "other"
-    tokenizer = shaped.tokenizer()
-    tiny.make_model(7, vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(other)
-    tokenizer.save_pretrained(other)
     with pytest.raises(UserError, match="differs in 'weights'"):
-        letgo.evaluate(other, specs, output=tmp_path / "out", resume=True)
+        letgo.evaluate(saved(tmp_path / "other", seed=7), specs, output=tmp_path / "out", resume=True)
 
 
 def test_a_limit_beyond_what_there_is_is_said(directory, tmp_path):
@@ -235,15 +244,7 @@ def test_a_tokenizer_without_a_pad_token(directory, specs, tmp_path):
 
 
 def test_a_run_killed_while_it_measures_scores_nothing_twice(directory, specs, tmp_path, monkeypatch):
-    settings = {
-        "model": str(directory),
-        "benchmark": specs[0],
-        "objective": "graddiff",
-        "learning_rate": 1e-3,
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-        "use_cpu": True,
-    }
+    settings = settings_on(directory, specs[0]) | {"learning_rate": 1e-3}
     whole = letgo.unlearn(**settings, output_dir=str(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         letgo.unlearn(**settings, output_dir=str(tmp_path / "cut"), reporter=Killed(5))
@@ -262,19 +263,11 @@ def test_a_run_killed_while_it_measures_scores_nothing_twice(directory, specs, t
     assert fresh
     assert not keys & set(fresh)
     assert (again.result.before, again.result.after) == (whole.result.before, whole.result.after)
-    for place in ("whole", "cut"):
-        assert not list((tmp_path / place).glob("*.partial.jsonl"))
+    assert not list(tmp_path.glob("*/*.partial.jsonl"))
 
 
 def test_runs_that_share_scores_measure_what_they_have_in_common_once(directory, specs, tmp_path, monkeypatch):
-    settings = {
-        "model": str(directory),
-        "benchmark": specs[0],
-        "objective": "graddiff",
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-        "use_cpu": True,
-    }
+    settings = settings_on(directory, specs[0])
     alone = letgo.unlearn(**settings, learning_rate=2e-3, output_dir=str(tmp_path / "alone"))
     shared = tmp_path / "scores"
     letgo.unlearn(**settings, learning_rate=1e-3, output_dir=str(tmp_path / "first"), shared_scores=shared)

@@ -44,13 +44,7 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def directories(tokenizer, tmp_path_factory):
-    folders = []
-    for seed in (0, 1):
-        folder = tmp_path_factory.mktemp(f"muse-model-{seed}")
-        made(tokenizer, seed).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        folders.append(folder)
-    return folders
+    return [tiny.save(tmp_path_factory.mktemp("model"), made(tokenizer, seed), tokenizer) for seed in (0, 1)]
 
 
 def rows_of(data, name):
@@ -104,9 +98,9 @@ def test_requests_are_the_larger_and_the_later_forget_sets(data):
     ("settings", "message"),
     [
         ({"corpus": "new"}, "did you mean 'news'"),
-        ({"request": "sust_5"}, "no request 'sust_5'; it has scal, .*, sust_4; did you mean 'sust_4'"),
+        ({"request": "sust_5"}, "request is 'sust_5'; known: scal, .*, sust_4; did you mean 'sust_4'"),
         ({"corpus": "books", "request": "scal_1"}, "is of the news corpus"),
-        ({"retain": "retain3"}, "it has retain1, retain2"),
+        ({"retain": "retain3"}, "known: retain1, retain2"),
         ({"limit": 0}, "at least 1"),
         ({"retrain": "nowhere"}, "no such directory"),
     ],

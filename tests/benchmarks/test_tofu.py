@@ -50,23 +50,19 @@ def tokenizer():
     return shaped.tokenizer()
 
 
+def made(tokenizer, seed=0):
+    return tiny.make_model(seed, vocab_size=len(tokenizer), max_position_embeddings=256, tie_word_embeddings=False)
+
+
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return tiny.make_model(vocab_size=len(tokenizer), max_position_embeddings=256, tie_word_embeddings=False)
+    return made(tokenizer)
 
 
 @pytest.fixture(scope="module")
 def directories(tokenizer, tmp_path_factory):
     """Two models: the one to be judged, and the one that stands for the retain model."""
-    made = []
-    for seed in (0, 1):
-        folder = tmp_path_factory.mktemp(f"model-{seed}")
-        tiny.make_model(
-            seed, vocab_size=len(tokenizer), max_position_embeddings=256, tie_word_embeddings=False
-        ).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        made.append(folder)
-    return made
+    return [tiny.save(tmp_path_factory.mktemp("model"), made(tokenizer, seed), tokenizer) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +116,8 @@ def test_limits_and_short_tables_are_said(data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "forget20"}, "no split 'forget20'; it has forget01, forget05, forget10; did you mean"),
-        ({"split": "retain90"}, "no split 'retain90'"),
+        ({"split": "forget20"}, "split is 'forget20'; known: forget01, forget05, forget10; did you mean"),
+        ({"split": "retain90"}, "split is 'retain90'; known"),
         ({"split": "forget05"}, "has no table 'forget05_perturbed'"),
         ({"template": "lama2"}, "did you mean 'llama2'"),
         ({"length": 4}, "length must be"),
@@ -129,7 +125,7 @@ def test_limits_and_short_tables_are_said(data):
         ({"train_limit": 0}, "at least 1"),
         ({"gradnorm": True}, "compares forget01 with holdout01, which this data does not have"),
         ({"holdout": True}, "no table 'holdout01'"),
-        ({"learn": "all"}, "learn must be one of full, retain, not 'all'"),
+        ({"learn": "all"}, "learn is 'all'; known: full, retain"),
         ({"retain": "nowhere"}, "no such directory; make it with `letgo eval"),
     ],
 )

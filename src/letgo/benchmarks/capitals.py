@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from letgo.benchmarks.engine.base import Benchmark, Item, SetName
 from letgo.benchmarks.engine.general_text import PARAGRAPHS_TRAINED, general_paragraphs, read_paragraphs
 from letgo.core.errors import UserError
+from letgo.core.files import read_json_lines
 from letgo.data.rows import Row, rows_from_records
 
 ASSETS = Path(__file__).parent / "assets"
@@ -65,8 +65,7 @@ def capitals(*, seed: int = 0) -> Benchmark:
 
 def load_capitals() -> list[dict[str, str]]:
     """Rows {country, capital, split}, split "forget" or "retain"."""
-    lines = (ASSETS / "capitals.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    return read_json_lines(ASSETS / "capitals.jsonl")
 
 
 def _record(wording: str, fact: Mapping[str, str]) -> dict[str, Any]:

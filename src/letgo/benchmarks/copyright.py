@@ -7,7 +7,7 @@ under any instruction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from letgo.benchmarks.engine.base import Benchmark, check_whole, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, Text, limited
-from letgo.benchmarks.engine.questions import general_metrics, items_part, means, of_set, texts_part
+from letgo.benchmarks.engine.questions import items_part, means, of_set, texts_part
 from letgo.benchmarks.engine.requests import Advance, Answers, Ask, Scored, Work, joined
 from letgo.core.errors import UserError
 from letgo.core.extras import need
@@ -183,17 +183,15 @@ class Copyright(Benchmark):
                 )
         return notes
 
-    def summarise(self, samples: Iterable[Sample]) -> Metrics:
+    def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
         """`forget_rouge`, `forget_bleu`, `forget_probability` over everything asked, each also by kind of instruction
-        and prefix length (`forget_unseen_300_rouge`); `retain_probability`; general text."""
-        every = list(samples)
-        forget = of_set(every, "forget")
+        and prefix length (`forget_unseen_300_rouge`); `retain_probability`."""
+        forget = of_set(samples, "forget")
         metrics = means(forget, "forget", ("rouge", "bleu", "probability"))
         for key in dict.fromkeys("/".join(s.id.split("/")[:2]) for s in forget):
             alike = [s for s in forget if s.id.startswith(f"{key}/")]
             metrics |= means(alike, f"forget_{key.replace('/', '_')}", ("rouge", "bleu"))
-        metrics |= means(of_set(every, "retain"), "retain", ("probability",))
-        return self.checked(metrics | general_metrics(every))
+        return metrics | means(of_set(samples, "retain"), "retain", ("probability",))
 
 
 def _question(tokenizer: Any, row: Row) -> Row:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from letgo.benchmarks.engine.base import checked_limit, spec_settings
+from letgo.benchmarks.engine.base import check_choice, checked_limit, spec_settings
 from letgo.benchmarks.engine.corpora import (
     LazyRows,
     encode_chunks,
@@ -64,8 +64,7 @@ def wmdp(
     """
     given = dict(locals())
     chosen = _listed("topics", topics, TOPICS)
-    if documents not in ("whole", "chunks"):
-        raise UserError(f"benchmark 'wmdp': documents is {documents!r}; known: whole, chunks")
+    check_choice("benchmark 'wmdp': documents", documents, ("whole", "chunks"))
     checked_limit(train_limit)
     tables = PINNED["wmdp"].open(data=data)
     questions = []

@@ -37,7 +37,7 @@ class MetricRecord(Record):
     Attributes:
         meaning: what a value says, in a line; "" of what never stands in a table.
         better: by set, whether lower or higher is better there.
-        headline: the sets of which the main table shows it.
+        headline: the sets for which the main table shows it.
         amount: whether it falls with what is known of the forget set; else it says how like a retrained model one is.
         floor: what a model that knows nothing scores.
         ceiling: the largest value; None where there is none.

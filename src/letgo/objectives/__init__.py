@@ -35,8 +35,9 @@ def _presets(
     *, ce: tuple[str, ...] | None = None, kl: tuple[str, ...] | None = None, **fields: Any
 ) -> Iterator[ObjectiveRecord]:
     """A forget term made of hidden states at label tokens, by its record's fields: alone, and with the retain terms
-    whose aliases are given (`ce` as NAME_gdr, `kl` as NAME_klr)."""
-    alone = ObjectiveRecord(hidden="label", **fields)
+    whose aliases are given (`ce` as NAME_gdr, `kl` as NAME_klr). It is faithful to its source unless a `note` says how
+    it varies."""
+    alone = ObjectiveRecord(hidden="label", faithfulness="variant" if "note" in fields else "faithful", **fields)
     yield alone
     for retain, suffix, aliases in (("ce", "gdr", ce), ("kl", "klr", kl)):
         if aliases is not None:
@@ -59,7 +60,6 @@ _DPO: dict[str, Any] = {
     "reference": {"forget": ("logps",), "alternative": ("logps",)},
 }
 _REFUSALS: dict[str, Any] = {
-    "faithfulness": "variant",
     "note": "a refusal list of our own; each row keeps its refusal over a run",
     "alternative": "refusal",
 }
@@ -90,7 +90,6 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             target="letgo.objectives.npo:npo",
             summary="negative preference optimization",
             source=f"{_NPO}; with a retain term: {_MUSE}",
-            faithfulness="faithful",
             reference={"forget": ("logps",)},
             ce=("npo_rt",),
             kl=("npo_kl",),
@@ -100,7 +99,6 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             target="letgo.objectives.npo:simnpo",
             summary="NPO against the answer's length, without a reference",
             source="SimNPO (arXiv 2410.07163)",
-            faithfulness="faithful",
             ce=(),
             kl=(),
         ),
@@ -108,7 +106,6 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             name="dpo",
             summary="the row's own alternative answer preferred to the one to forget",
             source=_DPO_SOURCE,
-            faithfulness="faithful",
             alternative="own",
             ce=(),
             kl=(),
@@ -139,7 +136,6 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             target="letgo.objectives.random_label:random_label",
             summary="random tokens taught in place of the answers",
             source="Yao et al. (arXiv 2402.15159), random labels",
-            faithfulness="variant",
             note="a row's random labels stay the same over a run",
             aliases=("random_labels",),
             ce=(),
@@ -160,7 +156,6 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             target="letgo.objectives.distillation:undial",
             summary="self-distillation with the labels' logits taken down",
             source="UNDIAL (arXiv 2402.10052)",
-            faithfulness="faithful",
             reference={"forget": ("hidden",)},
             ce=(),
         ),
@@ -169,7 +164,6 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             target="letgo.objectives.reweighted:wga",
             summary="gradient ascent weighted by the labels' probability",
             source="WGA (arXiv 2502.19301)",
-            faithfulness="variant",
             note=_ITS_GRADIENT,
             ce=(),
             kl=(),
@@ -179,7 +173,6 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             target="letgo.objectives.reweighted:satimp",
             summary="gradient ascent weighted by saturation and importance",
             source="SatImp (arXiv 2505.11953), section 5",
-            faithfulness="variant",
             note=_ITS_GRADIENT,
             ce=(),
             kl=(),
@@ -189,7 +182,6 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             target="letgo.objectives.distillation:ce_u",
             summary="cross-entropy to the model's own distribution without the label",
             source="CE-U (arXiv 2503.01224)",
-            faithfulness="variant",
             note=f"{_ITS_GRADIENT}: without the entropy of that distribution",
             aliases=("ceu",),
             ce=("ceu_gdr",),

@@ -108,8 +108,8 @@ def summed(head: OutputHead, summand: Summand, hidden: Tensor, *aligned: Tensor)
 
 
 class _Summed(torch.autograd.Function):
-    """A sum whose gradient is taken in the forward pass, chunk by chunk; one that is to be differentiated again is
-    taken the ordinary way, with all chunks' graphs."""
+    """A sum that takes its gradient in the forward pass, chunk by chunk. Where the gradient is differentiated again, it
+    is taken the ordinary way, with all chunks' graphs."""
 
     @staticmethod
     def forward(ctx: Any, piecewise: Any, whole: Any, hidden: Tensor, *parameters: Tensor) -> Tensor:

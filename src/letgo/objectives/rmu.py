@@ -50,7 +50,7 @@ def rmu(
 
 @lru_cache(maxsize=8)
 def control_vector(width: int, seed: int) -> Tensor:
-    """u of shape (width,), of length 1, from a generator of its own."""
+    """u of shape (width,), of length 1, from a separate generator."""
     # Not torch's: under vmap, where all evaluations of a step run at once, its draws are not allowed.
     drawn = numpy.random.default_rng(seed).random(width)
     return torch.from_numpy(drawn / numpy.linalg.norm(drawn)).float()

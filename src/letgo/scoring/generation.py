@@ -194,15 +194,12 @@ def _families(prompts: Sequence[_Prompt], able: Abilities) -> Iterator[tuple[int
     if not able.padding:
         yield 0, list(prompts)
         return
-    apart: list[_Prompt] = []
-    for stem, indices in shared_prefixes([prompt.tokens for prompt in prompts]):
-        group = [prompts[index] for index in indices]
-        if stem and able.fits(max(len(prompt) + prompt.room for prompt in group)):
-            yield stem, group
-        else:
-            apart += group
-    if apart:
-        yield 0, apart
+
+    def worth(length: int, group: list[int]) -> bool:
+        return able.fits(max(len(prompts[index]) + prompts[index].room for index in group))
+
+    for stem, indices in shared_prefixes([prompt.tokens for prompt in prompts], worth):
+        yield stem, [prompts[index] for index in indices]
 
 
 def _batches(group: Sequence[_Prompt], able: Abilities, budget: int) -> Iterator[list[_Prompt]]:

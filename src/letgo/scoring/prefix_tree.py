@@ -8,7 +8,7 @@ see its ancestors only, and its position is its depth.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,11 +87,11 @@ def build_trees(
     return alone
 
 
-def shared_prefixes(prefixes: Sequence[Sequence[int]]) -> Iterable[tuple[int, list[int]]]:
-    """Groups of prefixes, each with the number of first tokens that all of it share; 0 where sharing is not worth it.
-
-    At least one token of every prefix is left outside of its stem.
-    """
+def shared_prefixes(
+    prefixes: Sequence[Sequence[int]], worth: Callable[[int, list[int]], bool] = lambda length, group: True
+) -> Iterator[tuple[int, list[int]]]:
+    """Groups of prefixes (their indices), each with the number of first tokens that all of it share; 0 for the last
+    group, where sharing is not worth it. At least one token of every prefix is left outside of its stem."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     alone: list[int] = []
     for index, prefix in enumerate(prefixes):
@@ -99,6 +99,7 @@ def shared_prefixes(prefixes: Sequence[Sequence[int]]) -> Iterable[tuple[int, li
             groups[tuple(prefix[:STEM_KEY])].append(index)
         else:
             alone.append(index)
+    apart: list[int] = []
     for group in groups.values():
         if len(group) < 2:
             alone += group
@@ -106,9 +107,13 @@ def shared_prefixes(prefixes: Sequence[Sequence[int]]) -> Iterable[tuple[int, li
         # The first and the last in order differ from each other no later than any two between them.
         low, high = min(tuple(prefixes[i]) for i in group), max(tuple(prefixes[i]) for i in group)
         length = next((n for n, (x, y) in enumerate(zip(low, high, strict=False)) if x != y), min(len(low), len(high)))
-        yield min(length, min(len(prefixes[i]) for i in group) - 1), group
-    if alone:
-        yield 0, sorted(alone)
+        length = min(length, min(len(prefixes[i]) for i in group) - 1)
+        if worth(length, group):
+            yield length, group
+        else:
+            apart += group
+    if apart or alone:
+        yield 0, apart + sorted(alone)
 
 
 def ancestors(parents: Sequence[int]) -> np.ndarray:

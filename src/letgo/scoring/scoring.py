@@ -244,17 +244,14 @@ def _stemmed(trees: list[Tree], able: Abilities) -> Iterator[tuple[int, list[Tre
     if not able.trees or len(trees) < 2:
         yield 0, trees
         return
-    apart: list[Tree] = []
+
+    def worth(length: int, group: list[int]) -> bool:
+        sizes = [len(trees[index]) for index in group]
+        return length * (len(group) - 1) > 0.1 * sum(sizes) and able.fits(max(sizes))
+
     prefixes = [tree.tokens[: 1 + min(nodes[0] for nodes, _ in tree.paths.values())] for tree in trees]
-    for length, indices in shared_prefixes(prefixes):
-        group = [trees[index] for index in indices]
-        total, longest = sum(map(len, group)), max(map(len, group))
-        if length * (len(group) - 1) > 0.1 * total and able.fits(longest):
-            yield length, group
-        else:
-            apart += group
-    if apart:
-        yield 0, apart
+    for length, indices in shared_prefixes(prefixes, worth):
+        yield length, [trees[index] for index in indices]
 
 
 def _batches(trees: Sequence[Tree], stem: int, budget: int) -> Iterator[list[Tree]]:

@@ -4,13 +4,13 @@ Scoring makes samples (one for each question or text), and every metric is a pur
 can be taken again over a part of them (the groups that an attacker never saw) without running a model.
 
 A benchmark with its own prompts, generation or scores is a subclass that overrides `work` (what it asks of a model)
-and `summarise` (its metrics), and `encode` where its training rows are tokenised in a way of its own.
+and `metrics_of` (its metrics), and `encode` where its training rows are tokenised in another way.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -27,6 +27,7 @@ from letgo.benchmarks.engine.questions import (
     texts_part,
 )
 from letgo.benchmarks.engine.requests import Work, joined, run_works
+from letgo.core.catalog import did_you_mean
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Encoded, EncodedRows, EncodeOptions, Template, encode_rows, resolve_template
@@ -140,19 +141,20 @@ class Benchmark:
         return samples
 
     def summarise(self, samples: Iterable[Sample]) -> Metrics:
-        """The metrics of samples: a mean for every score of the forget and retain sets, general perplexity and
-        degeneration, and the membership AUC where forget and holdout texts were scored."""
+        """The metrics of samples: the benchmark's own, general perplexity and degeneration, and the membership AUC
+        where forget and holdout texts were scored; an error where there is none."""
         every = list(samples)
-        metrics: Metrics = {}
-        for name in ("forget", "retain"):
-            metrics |= means(of_set(every, name), name, QUESTION_SCORES)
-        return self.checked(metrics | general_metrics(every) | membership_metrics(every))
-
-    def checked(self, metrics: Metrics) -> Metrics:
-        """The metrics; an error where there is none."""
+        metrics = self.metrics_of(every) | general_metrics(every)
+        if "forget_membership_auc" not in metrics:
+            metrics |= membership_metrics(every)
         if not metrics:
             raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
         return metrics
+
+    def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
+        """The benchmark's own metrics: a mean for every score of the forget and retain sets."""
+        scores = ("accuracy", "probability", "rouge", "truth_ratio")
+        return means(of_set(samples, "forget"), "forget", scores) | means(of_set(samples, "retain"), "retain", scores)
 
     def reference_metrics(self) -> dict[str, Metrics]:
         """Metrics of other models, measured before and given by path (TOFU's retain model), by name."""
@@ -199,6 +201,12 @@ def check_whole(name: str, value: Any, least: int = 1) -> None:
     """Raise a `UserError` for a setting that is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def check_choice(name: str, value: Any, known: Collection[str]) -> None:
+    """Raise a `UserError` for a setting that is none of the known values."""
+    if value not in known:
+        raise UserError(f"{name} is {value!r}; known: {', '.join(known)}{did_you_mean(str(value), known)}")
 
 
 def checked_limit(limit: int | None) -> int | None:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from letgo.benchmarks.engine.base import Benchmark, checked_limit
+from letgo.benchmarks.engine.base import Benchmark, check_choice, checked_limit
 from letgo.benchmarks.engine.items import Sample, limited
 from letgo.benchmarks.engine.lm_eval_tasks import Answered, load_tasks, run_task
-from letgo.benchmarks.engine.questions import cut_metrics, general_metrics, means, of_set, texts_part
+from letgo.benchmarks.engine.questions import cut_metrics, means, of_set, texts_part
 from letgo.benchmarks.engine.requests import Advance, Answers, Scored, Work, joined
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.extras import need
@@ -125,8 +125,7 @@ class MultipleChoice(Benchmark):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.engine not in ENGINES:
-            raise UserError(f"benchmark {self.name!r}: engine is {self.engine!r}; known: {', '.join(ENGINES)}")
+        check_choice(f"benchmark {self.name!r}: engine", self.engine, ENGINES)
 
     def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
         """Prompts are the benchmark's own, whatever the template: they are part of what is measured."""
@@ -159,13 +158,12 @@ class MultipleChoice(Benchmark):
 
         return Work(finish, steps=len(questions))
 
-    def summarise(self, samples: Iterable[Sample]) -> Metrics:
+    def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
         """`forget_accuracy`, `retain_accuracy` (every question counts once, as in lm-eval's groups) and the right
-        answers' share of probability; accuracies of each hazardous topic where there are several; general text."""
-        every = list(samples)
+        answers' share of probability; accuracies of each hazardous topic where there are several."""
         metrics: Metrics = {}
         for name in ("forget", "retain"):
-            members = of_set(every, name)
+            members = of_set(samples, name)
             metrics |= means(members, name, ("accuracy", "probability"))
             topics: dict[str, list[Sample]] = {}
             for sample in members:
@@ -174,7 +172,7 @@ class MultipleChoice(Benchmark):
                 for topic, samples_on_it in topics.items():
                     metrics |= means(samples_on_it, f"forget_{topic.rpartition('-')[2]}", ("accuracy",))
             metrics |= cut_metrics(members, name)
-        return self.checked(metrics | general_metrics(every))
+        return metrics
 
 
 def _part(model: Any, tokenizer: Any, questions: Sequence[Question]) -> Work:

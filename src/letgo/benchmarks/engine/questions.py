@@ -151,7 +151,7 @@ def spread(indices: Sequence[int], items: Sequence[Item], most: int | None) -> l
 
 
 def first_line(text: str) -> str:
-    """A generated answer ends where the model begins a new question of its own."""
+    """The first line of a generated answer: after it the model often begins a new question."""
     return text.strip().split("\n")[0].strip()
 
 

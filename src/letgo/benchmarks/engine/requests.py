@@ -44,11 +44,11 @@ class Work:
     """What a benchmark, or a part of it, needs of one model.
 
     Attributes:
-        finish: makes the samples of the scores, the answers, and a function to report steps of its own. A benchmark
+        finish: makes the samples, given the scores, the answers, and a function to report further steps. A benchmark
             that scores by other means (another library, a classifier, gradients) does so here.
         queries, asks: what the engine runs.
         statistics, matches: what to score beside log-probabilities (see `letgo.scoring.scoring.score`).
-        steps: what `finish` adds to the progress by itself.
+        steps: the further steps that `finish` reports.
     """
 
     finish: Callable[[Scored, Answers, Advance], list[Sample]]

@@ -6,20 +6,20 @@ and cuts. For scalability and sustainability it has larger and repeated requests
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Unpack
 
-from letgo.benchmarks.engine.base import Benchmark, Item, Sample, Text, checked_limit, spec_settings
+from letgo.benchmarks.engine.base import Benchmark, Item, Sample, Text, check_choice, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
-from letgo.benchmarks.engine.questions import general_metrics, texts_part
+from letgo.benchmarks.engine.questions import texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
 from letgo.benchmarks.engine.requests import Work, joined
 from letgo.benchmarks.engine.tables import PINNED, Table, Tables
 from letgo.benchmarks.muse.scores import knowledge_part, muse_metrics, privacy_part, verbatim_part
-from letgo.core.catalog import did_you_mean, format_spec
+from letgo.core.catalog import format_spec
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import digest_of
 from letgo.data.encode import Encoded, EncodedRows, EncodeOptions, Template, start_tokens
@@ -77,11 +77,15 @@ def muse(
         UserError: an unknown corpus or request, data that can't be had, a retrain result on something else.
     """
     settings = spec_settings(locals(), retain="retain1", general=True)
-    if corpus not in CORPORA:
-        raise UserError(f"muse has no corpus {corpus!r}; it has {', '.join(CORPORA)}{did_you_mean(corpus, CORPORA)}")
-    sequence = _checked_request(corpus, request)
-    if retain not in ("retain1", "retain2"):
-        raise UserError(f"muse has no retain set {retain!r}; it has retain1, retain2")
+    check_choice("muse: corpus", corpus, CORPORA)
+    check_choice("muse: retain", retain, ("retain1", "retain2"))
+    sequence: tuple[str, ...] = ()
+    if request is not None:
+        check_choice("muse: request", request, [*SEQUENCES, *chain(*SEQUENCES.values())])
+        if corpus != "news":
+            raise UserError(f"muse: request={request} is of the news corpus; {corpus} has its whole forget set only")
+        # A single request stands for itself alone.
+        sequence = SEQUENCES.get(request, ())
     scored, trained = checked_limit(limit), checked_limit(train_limit)
     tables = PINNED[f"muse-{corpus}"].open(data=data, revision=revision)
     notes: list[str] = []
@@ -171,11 +175,10 @@ class Muse(Benchmark):
         general = [text for text in texts if text.task != "privleak"]
         return joined([*parts, privacy_part(model, tokenizer, private), texts_part(tokenizer, general)])
 
-    def summarise(self, samples: Iterable[Sample]) -> Metrics:
+    def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
         """MUSE's metrics: VerbMem and KnowMem of the forget set, PrivLeak, and KnowMem of the retain set, which is its
-        utility; the membership AUCs behind PrivLeak; general perplexity and degeneration."""
-        every = list(samples)
-        return self.checked(muse_metrics(every, self.retrained_auc, self.reference) | general_metrics(every))
+        utility; the membership AUCs behind PrivLeak."""
+        return muse_metrics(samples, self.retrained_auc, self.reference)
 
     def reference_metrics(self) -> dict[str, Metrics]:
         return {} if self.reference is None else {"retrained": self.reference.metrics}
@@ -201,18 +204,6 @@ def _retrained_result(retrain: str | None, corpus: str, notes: list[str]) -> Ref
         "give its own (retrain=RESULT)"
     )
     return None
-
-
-def _checked_request(corpus: str, request: str | None) -> tuple[str, ...]:
-    """The requests that a sequence's name stands for; none for a single request."""
-    if request is None:
-        return ()
-    known = [*SEQUENCES, *chain(*SEQUENCES.values())]
-    if request not in known:
-        raise UserError(f"muse has no request {request!r}; it has {', '.join(known)}{did_you_mean(request, known)}")
-    if corpus != "news":
-        raise UserError(f"muse: request={request} is of the news corpus; {corpus} has its whole forget set only")
-    return SEQUENCES.get(request, ())
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _units(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def tofu_metrics(samples: Sequence[Sample], reference: ReferenceResult | None) -> Metrics:
-    """TOFU's metrics of samples; see `letgo.benchmarks.tofu.tofu.Tofu.summarise`."""
+    """TOFU's metrics of samples; see `letgo.benchmarks.tofu.tofu.Tofu.metrics_of`."""
     metrics: Metrics = {}
     for name in ("forget", *UTILITY_SETS):
         members = _units(of_set(samples, name))

@@ -6,20 +6,19 @@ public code differs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Unpack, get_args
 
-from letgo.benchmarks.engine.base import Benchmark, Item, Sample, check_whole, checked_limit, spec_settings
+from letgo.benchmarks.engine.base import Benchmark, check_choice, check_whole, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
-from letgo.benchmarks.engine.items import limited
-from letgo.benchmarks.engine.questions import general_metrics, texts_part
+from letgo.benchmarks.engine.items import Item, Sample, limited
+from letgo.benchmarks.engine.questions import texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
 from letgo.benchmarks.engine.requests import Work, joined
 from letgo.benchmarks.engine.tables import PINNED, Table, Tables
 from letgo.benchmarks.tofu.prompts import FORMS, Form, encode_answer, resolve_form
 from letgo.benchmarks.tofu.scores import item_digest, tofu_metrics, tofu_part
-from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.data.encode import IGNORE, Encoded, EncodedRows, EncodeOptions, Template, fit_rows
 from letgo.data.rows import Row
@@ -97,7 +96,11 @@ def tofu(
         UserError: an unknown split or template, data that can't be had, a retain result on something else.
     """
     settings = spec_settings(locals(), template="auto", length=LENGTH, gradnorm=False, general=True)
-    _check(split, template, length, learn)
+    check_choice("tofu: split", split, SPLITS)
+    check_choice("tofu: template", template, ("auto", *FORMS))
+    check_whole("tofu: length", length, _FEWEST_TOKENS)
+    if learn is not None:
+        check_choice("tofu: learn", learn, LEARN)
     scored, trained = checked_limit(limit), checked_limit(train_limit)
     tables = PINNED["tofu"].open(data=data, revision=revision)
     notes: list[str] = []
@@ -122,20 +125,6 @@ def tofu(
         reference=_retain_result(retain, split, length, items, notes),
         notes=tuple(notes),
     )
-
-
-def _check(split: str, template: str, length: int, learn: str | None) -> None:
-    if split not in SPLITS:
-        raise UserError(f"tofu has no split {split!r}; it has {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
-    if template not in ("auto", *FORMS):
-        raise UserError(
-            f"tofu has no template {template!r}; it has auto, {', '.join(FORMS)}{did_you_mean(template, FORMS)}"
-        )
-    check_whole("tofu: length", length, _FEWEST_TOKENS)
-    if learn not in (None, *LEARN):
-        raise UserError(
-            f"tofu: learn must be one of {', '.join(LEARN)}, not {learn!r}{did_you_mean(str(learn), LEARN)}"
-        )
 
 
 def _retain_result(
@@ -193,12 +182,11 @@ class Tofu(Benchmark):
             self.reference.check_rows(rows, "truth_ratio")
         return joined([part, texts_part(tokenizer, texts)])
 
-    def summarise(self, samples: Iterable[Sample]) -> Metrics:
+    def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
         """TOFU's metrics: probability, ROUGE and truth ratio of its four sets, model utility, and forget quality where
         the retain model's result is known; extraction strength and exact memorization of the forget set; membership
-        AUCs where there is a holdout split; general perplexity and degeneration."""
-        every = list(samples)
-        return self.checked(tofu_metrics(every, self.reference) | general_metrics(every))
+        AUCs where there is a holdout split."""
+        return tofu_metrics(samples, self.reference)
 
     def reference_metrics(self) -> dict[str, Metrics]:
         return {} if self.reference is None else {"retain": self.reference.metrics}
@@ -224,8 +212,8 @@ class _Reader:
     def scored(self, limit: int | None) -> list[Item]:
         """The items of TOFU's four sets."""
         return [
-            *self.items("forget", f"{self.split}_perturbed", limit, first_author=self.first_author),
-            *self.items("retain", "retain_perturbed", limit, first_author=0),
+            *self.items("forget", f"{self.split}_perturbed", limit),
+            *self.items("retain", "retain_perturbed", limit),
             *self.items("authors", "real_authors_perturbed", limit),
             *self.items("facts", "world_facts_perturbed", limit),
         ]
@@ -235,7 +223,7 @@ class _Reader:
         held_out = _holdout_of(self.split)
         if holdout or (holdout is None and held_out in self.tables):
             return [
-                *self.items("forget", self.split, limit, first_author=self.first_author, task="membership"),
+                *self.items("forget", self.split, limit, task="membership"),
                 *self.items("holdout", held_out, limit, task="membership"),
             ]
         if gradnorm:
@@ -261,18 +249,17 @@ class _Reader:
             for number, (where, row) in enumerate(table.records)
         ]
 
-    def items(
-        self, name: str, config: str, limit: int | None, *, first_author: int | None = None, task: str = ""
-    ) -> list[Item]:
+    def items(self, name: str, config: str, limit: int | None, *, task: str = "") -> list[Item]:
         """The first 300 (or fewer) rows of a table. Rows of one author are one group; other rows are each a group."""
         fields: list[str] = []
         if config.endswith("_perturbed"):
             fields = ["perturbed_answer"] + (["paraphrased_answer"] if name in ("forget", "retain") else [])
         table = self._table(config, fields, min(limit or SCORED_ROWS, SCORED_ROWS), "its scores are over")
+        first_author = {"forget": self.first_author, "retain": 0}.get(name)
         items = []
         for number, (where, record) in enumerate(table.records):
-            author = None if first_author is None else first_author + number // AUTHOR_ROWS
-            row = _row(where, record, f"{name} {number}" if author is None else f"author {author}")
+            group = f"{name} {number}" if first_author is None else f"author {first_author + number // AUTHOR_ROWS}"
+            row = _row(where, record, group)
             wrong, paraphrase = _perturbed(where, record), None
             if wrong:
                 # Authors and facts have no paraphrase: the answer stands for itself.

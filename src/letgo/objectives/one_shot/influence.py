@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ _LEAST_HELD = 16
 _HELD_BYTES = 1 << 30
 
 Vector = list[Tensor]
-"""A vector of the trained parameters' dimension: one float32 tensor a parameter."""
+"""A vector of the trained parameters' dimension: one float32 tensor for each parameter."""
 Gradients = Callable[[int, int], Iterator[Vector]]
 """A function of a first and a last number: the gradients of these samples, in order, made anew at each call."""
 
@@ -137,7 +138,7 @@ def inverse_fisher_product(gradients: Gradients, v: Vector, count: int, damping:
 def _take_products(gradients: Gradients, v: Vector, start: int, stop: int, products: Tensor, with_v: Tensor) -> None:
     """The products of one block of gradients with each other, with all later ones and with v, entered in place. Only
     in here does the block exist."""
-    # One matrix a parameter, a gradient a row: their products are taken a block at a time.
+    # One matrix for each parameter, with a gradient in each row: products are taken a block at a time.
     block = [torch.empty((stop - start, t.numel()), dtype=t.dtype, device=t.device) for t in v]
 
     def with_block(g: Sequence[Tensor]) -> Tensor:
@@ -186,14 +187,9 @@ def _row_gradients(
     """The gradients of single rows' mean cross-entropy."""
 
     def gradients(start: int, stop: int) -> Iterator[Vector]:
-        if start >= stop:
-            return
-        for number, part in enumerate(batches(1)):
-            if number >= stop:
-                return
-            if number >= start:
-                advance("gradients of retain rows", 1)
-                yield _gradient(cross_entropy(model, part), parameters)
+        for part in islice(batches(1), start, stop):
+            advance("gradients of retain rows", 1)
+            yield _gradient(cross_entropy(model, part), parameters)
 
     return gradients
 
