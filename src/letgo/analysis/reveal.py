@@ -12,7 +12,6 @@ from letgo.analysis.losses import evenly
 from letgo.benchmarks.engine.base import Benchmark, Sample
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import Template
-from letgo.runs.results import Metrics
 
 _TEST = re.compile(r"\s*([a-z_0-9]+)\s*>=\s*([-+0-9.eE]+)\s*")
 _WORDS = re.compile(r"\w+", re.UNICODE)
@@ -131,8 +130,3 @@ def parsed(text: str) -> tuple[str, float]:
         f"reveals: {text!r} is not known; give auto, choice, greedy, SCORE>=T (such as rouge>=0.5) or "
         "forget_METRIC>=T (such as forget_accuracy>=0.5)"
     )
-
-
-def utility_of(samples: Sequence[Sample], benchmark: Benchmark) -> Metrics:
-    """The metrics of what should be kept."""
-    return {k: m for k, m in benchmark.summarise(samples).items() if not k.startswith("forget_")}

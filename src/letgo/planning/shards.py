@@ -86,11 +86,9 @@ def units_of(model: Any) -> list[Unit]:
 
 def _final_norm(model: Any, blocks: nn.ModuleList) -> nn.Module | None:
     """The norm beside the blocks."""
-    for module in model.modules():
-        children = list(module.children())
-        if any(child is blocks for child in children):
-            return next((child for child in reversed(children) if "Norm" in type(child).__name__), None)
-    return None
+    parents = (list(module.children()) for module in model.modules())
+    siblings = next((children for children in parents if any(child is blocks for child in children)), [])
+    return next((child for child in reversed(siblings) if "Norm" in type(child).__name__), None)
 
 
 class Gathering:

@@ -36,7 +36,7 @@ class Live(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._sizes:
                 self._enter(leaf.untyped_storage())
         packet = getattr(func, "_overloadpacket", None)
         count = flop_registry.get(packet)
@@ -47,13 +47,10 @@ class Live(TorchDispatchMode):
         return out
 
     def _enter(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
+        self._sizes[storage._cdata] = storage.nbytes()
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._strike, key)
+        weakref.finalize(storage, self._strike, storage._cdata)
 
     def _strike(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
