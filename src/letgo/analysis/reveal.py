@@ -113,7 +113,7 @@ def criterion_of(text: str, benchmark: Benchmark, *, limit: int | None, share: f
         raise UserError(f"reveals: choice needs wrong answers, and benchmark {benchmark.name!r} has none: use greedy")
     generated: int | None = None
     if text == "choice":
-        # One answer is generated all the same: a benchmark writes at least one.
+        # One answer is generated nevertheless: a benchmark writes at least one.
         items, generated = [replace(item, paraphrase=None) for item in items], 1
     elif text == "greedy":
         items = [replace(item, wrong=(), paraphrase=None) for item in items]

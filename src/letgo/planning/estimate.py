@@ -174,7 +174,7 @@ class Planned:
             # The file that the base was read from stays mapped while merged layers are new.
             phases.append(Phase("evaluate after", {**evaluate, "merged layers": self.merged}))
         elif self.args.base_quantization:
-            # The trained model is still there when what it stands for has been read.
+            # The trained model is still in memory when the merged one has been read.
             after = {**evaluate, "merged model": self.full, "packed copy of the linear layers": self.packed_after}
             phases.append(Phase("evaluate after", after))
         return phases

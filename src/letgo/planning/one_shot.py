@@ -62,7 +62,7 @@ def _whos_harry_potter(run: Planned, settings: Mapping[str, Any]) -> RunWork:
     weight = run.model.get_output_embeddings().weight
     stored = {
         "hidden states of both models": 2 * tokens * width * run.dtype.itemsize,
-        # Of a frozen one the copy's is kept, and the model's own serves.
+        # Of a frozen one only the copy's is stored: the model keeps its own.
         "output layers of both models": (2 if weight.requires_grad else 1) * weight.numel() * weight.element_size(),
     }
     targets = Phase("targets", {**run.held, **copied, **stored, "activations": int(run.fragmented() * taken.peak)})
@@ -116,7 +116,7 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> RunWork:
     held = min(int(settings["held"] or gradients_held(run.trained)), count)
     row = run.part("retain", 1)
     single = _cross_entropy(run, row)
-    # Those held, v, and the gradient before the one that is being made.
+    # The gradients held, v, and the last gradient while the next one is made.
     products = 8 * count**2
     phases += [
         phase("curvature", single, held + 2, products),

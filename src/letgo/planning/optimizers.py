@@ -43,7 +43,7 @@ class OptimizerCost:
 def optimizer_cost(name: str, settings: Mapping[str, Any], dtype: torch.dtype) -> OptimizerCost:
     """Raises a `UserError` for settings that the optimizer has not."""
     known = settings_of(OPTIMIZERS.load(name))
-    # An average of weights that begins late is there at the end all the same.
+    # Averages of weights begin at once here: at the end of a run they are there in any case.
     soon: dict[str, Any] = {key: 1 for key in ("start", "every") if key in known}
     few, many = (_try(name, {**settings, **soon}, dtype, count) for count in (4, 8))
     # What grows with the number of tensors is a multiple of all; the rest is a multiple of one.
@@ -81,7 +81,7 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
         loss = _loss(parameters)
         if loss.requires_grad:
             loss.backward()
-        # What the evaluation itself takes is the model's affair.
+        # The plan counts the evaluation itself with the model.
         tally.peak = max(before, tally.now)
         return loss.detach()
 

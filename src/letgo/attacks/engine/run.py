@@ -212,7 +212,7 @@ def _probe(target: Target, label: str) -> Probe | None:
         chosen = [item for item in items if item.group not in seen] or items
         step = max(1.0, len(chosen) / PROBED_ITEMS)
         few = [chosen[int(number * step)] for number in range(int(len(chosen) / step + 1e-9))]
-        # One item is answered by generation: no part of a headline, and the scorer wants at least one.
+        # One item is answered by generation, for no headline: the scorer wants at least one.
         small = replace(benchmark, items=few, texts=(), generated=1)
         samples = quiet.samples(model, tokenizer, "probing", small)
         judged = judge_samples(replace(recorded, summarise=small.summarise), samples, frozenset(), label)
