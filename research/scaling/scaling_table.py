@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from letgo.core.sizes import size
-from letgo.report.chart import HEIGHT, Axis, Plot, drawing, tag
+from letgo.report.chart import Axis, Figure, Plot, tag
 from research.scaling.run_step import short
 from research.scaling.scaling import MACHINES, StepWork, Strategy, efficiency, step_cost
 
@@ -84,7 +84,6 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 def figure(machine: str, name: str) -> str:
     """Efficiency over devices, nothing hidden, as one SVG that brings its own colours."""
     plot = Plot(Axis("devices, as a power of ten", 0.0, math.log10(COUNTS[-1])), Axis("efficiency", 0.0, 1.05))
-    plot.axes()
     counts = [round(10 ** (step / 20)) for step in range(61)]
     there = MACHINES[machine]
     for number, (label, strategy, share) in enumerate(CURVES):
@@ -105,9 +104,9 @@ def figure(machine: str, name: str) -> str:
     style = ".grid{stroke:#ddd;fill:none}.axis{stroke:#444;fill:none}text{font:12px sans-serif;fill:#222}"
     style += ".line{fill:none;stroke-width:2}svg{background:#fff}"
     style += "".join(f".s{number}{{stroke:{colour}}}" for number, colour in enumerate(colours))
-    parts = [tag("defs", tag("style", style)), *plot.parts]
-    drawn = drawing("scaling", title, "From the cost model, nothing hidden.", parts, HEIGHT)
-    return str(drawn).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    plot.under.append(tag("defs", tag("style", style)))
+    drawn = Figure(plot, "scaling", title, "", "From the cost model, nothing hidden.", (), ())
+    return str(drawn.drawing).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
 
 
 def main() -> None:

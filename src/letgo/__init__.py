@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from letgo.runs.results import Result as Result
     from letgo.runs.results import read_result as read_result
     from letgo.runs.sweeps import read_sweep as read_sweep
-    from letgo.sweep import read_grid as read_grid
+    from letgo.sweep.grid import read_grid as read_grid
     from letgo.training.config import UnlearnConfig as UnlearnConfig
     from letgo.training.config import read_config as read_config
     from letgo.training.requests import unlearn_sequence as unlearn_sequence
@@ -75,7 +75,7 @@ _PUBLIC = {
     "push_to_hub": "letgo.report.publish",
     "read_analyses": "letgo.analysis.records",
     "read_config": "letgo.training.config",
-    "read_grid": "letgo.sweep",
+    "read_grid": "letgo.sweep.grid",
     "read_result": "letgo.runs.results",
     "sharpness": "letgo.analysis.sharpness",
     "read_sweep": "letgo.runs.sweeps",

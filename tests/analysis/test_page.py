@@ -95,7 +95,7 @@ def test_flat_missing_and_steep_planes_can_be_drawn(losses):
     known = [losses(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1) if losses(x, y) is not None]
     assert len(seen.figures) == bool(known)
     if known and len(known) < 9:
-        assert "not finite" in [key.text for key in seen.figures[0].legend]
+        assert "not finite" in [key.text for key in seen.figures[0].plot.legend]
         assert any("not finite" in sentence for sentence in seen.sentences)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from letgo.cli import main
 from letgo.report.numbers import interval, number
+from letgo.runs.results import Result, read_result
 from tests import tiny
 
 
@@ -52,7 +53,30 @@ def check_page() -> Callable[..., None]:
         for metrics in stages:
             assert metrics
             for key, metric in metrics.items():
-                told = f"{number(metric.value)} {interval(metric)} n {metric.n:,}"
-                assert told in rows[key.replace("_", " ")], key
+                shown = f"{number(metric.value)} {interval(metric)} n {metric.n:,}"
+                assert shown in rows[key.replace("_", " ")], key
 
     return check
+
+
+@pytest.fixture
+def whole_path(command, check_page, tmp_path) -> Callable[..., tuple[Result, Result, str]]:
+    """Unlearn for two steps, evaluate the run and report both, all by the command. Returns the run's result, that of
+    the evaluation, whose scores must be the same, and what the commands printed."""
+
+    def run(model: Path, spec: str, objective: str, *more: object, limit: int | None = None):
+        settings = ("--lr", "1e-3", "--steps", "2", "--batch-size", "2", "--set", "use_cpu=true", "--quiet")
+        limits = (("--set", f"eval_limit={limit}"), ("--limit", limit)) if limit else ((), ())
+        out, evaluated, page = tmp_path / "run", tmp_path / "eval", tmp_path / "report.html"
+        words = ("--model", model, "--benchmark", spec, "--objective", objective, *settings, *more, *limits[0])
+        printed = command("unlearn", *words, "--output", out)
+        printed += command("eval", out, "--benchmark", spec, *limits[1], "--output", evaluated, "--quiet")
+        result, again = read_result(out), read_result(evaluated)
+        scores = [{key: metric.value for key, metric in found.after.items()} for found in (result, again)]
+        assert scores[1] == pytest.approx(scores[0], rel=1e-4, abs=1e-6)
+        command("report", out, evaluated, "--output", page)
+        attacked = [attack.metrics for attack in result.attacks]
+        check_page(page, result.before, result.after, *attacked, again.after, *result.references.values())
+        return result, again, printed
+
+    return run

@@ -9,7 +9,6 @@ from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
 from letgo.core.files import read_json_lines
 from letgo.metrics.toxicity import ToxicityClassifier
-from letgo.runs.results import read_result
 from tests import stand_ins, tiny
 from tests.classifiers import save_classifier
 
@@ -108,34 +107,21 @@ def test_answers_are_scored_by_the_classifier(model, tokenizer, data, classifier
     assert [item.set for item in whole.items].count("pku") == 5, "a prompt that stands there twice is asked once"
 
 
-def test_unlearn_eval_report_offline(directory, data, classifier, tmp_path, command, check_page):
-    spec, out = f"detox:count=6,limit=2,data={data},classifier={classifier}", tmp_path / "run"
-    told = command(
-        *("unlearn", "--model", directory, "--benchmark", spec, "--objective", "po", "--lr", "1e-3"),
-        *("--steps", "2", "--batch-size", "2", "--attack", "quantize:bits=4", "--set", "use_cpu=true"),
-        *("--set", "eval_limit=4", "--output", out, "--quiet"),
-    )
-    assert "toxicity" in told
-    result = read_result(out)
+def test_unlearn_eval_report_offline(directory, data, classifier, tmp_path, whole_path):
+    spec = f"detox:count=6,limit=2,data={data},classifier={classifier}"
+    result, again, printed = whole_path(directory, spec, "po", "--attack", "quantize:bits=4", limit=4)
     assert result.before["forget_toxicity"].n == result.attacks[0].metrics["forget_toxicity"].n == 4
     assert {"pku_toxic", "real_toxicity", "retain_probability"} <= set(result.after)
     assert result.config["scored"]["classifier"] == str(classifier)
-    stages = {row["stage"] for row in read_json_lines(out / "samples.jsonl") if "toxicity" in row["scores"]}
+    stages = {row["stage"] for row in read_json_lines(tmp_path / "run/samples.jsonl") if "toxicity" in row["scores"]}
     assert stages == {"before", "after", "attack:quantize:bits=4"}
-    told = command("eval", out, "--benchmark", spec, "--limit", "4", "--output", tmp_path / "eval", "--quiet")
     for key in ("forget_toxic", "forget_toxicity", "forget_empty", "pku_toxicity", "real_toxic"):
-        assert key in told
-    again = read_result(tmp_path / "eval")
-    assert {key: metric.value for key, metric in again.after.items()} == pytest.approx(
-        {key: metric.value for key, metric in result.after.items()}, rel=1e-4, abs=1e-6
-    )
+        assert key in printed
     # What was scored is what the report shows: each answer's score is the classifier's own.
     rows = [row for row in read_json_lines(tmp_path / "eval" / "samples.jsonl") if "toxicity" in row["scores"]]
     assert len(rows) == 4 + 2 + 2
-    own = [row["scores"]["toxicity"] for row in rows if row["set"] == "forget"]
-    assert again.after["forget_toxicity"].value == pytest.approx(sum(own) / 4)
-    command("report", out, tmp_path / "eval", "--output", tmp_path / "report.html")
-    check_page(tmp_path / "report.html", result.before, result.after, result.attacks[0].metrics, again.after)
+    scores = [row["scores"]["toxicity"] for row in rows if row["set"] == "forget"]
+    assert again.after["forget_toxicity"].value == pytest.approx(sum(scores) / 4)
 
 
 def test_own_rows_in_the_same_fields(data, classifier, tmp_path):

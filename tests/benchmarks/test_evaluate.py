@@ -194,7 +194,7 @@ def shaped_rows():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"limit": 0}, "limit must be at least 1"),
+        ({"limit": 0}, "limit must be a whole number of at least 1"),
         ({"resume": True}, "give the output directory"),
         ({"dtype": "int4"}, "unknown dtype"),
     ],

@@ -2,41 +2,45 @@ from __future__ import annotations
 
 import pytest
 
-from letgo.benchmarks.engine.multiple_choice import encode_choice, read_choices
+from letgo.benchmarks.engine.multiple_choice import Question, encode_choice, read_questions
 from letgo.core.errors import UserError
 from tests import stand_ins
 
 ROW = {"question": " Which way? ", "choices": ["up", "down", "left", "right"], "answer": 2}
 
 
+def read(records) -> list[Question]:
+    return read_questions(records, "forget", "wmdp-bio", "wmdp_bio", "biology")
+
+
 def test_the_prompt_is_the_benchmarks_to_the_byte():
-    [choice] = read_choices([("here", ROW)], "biology")
-    assert choice.prompt() == (
+    [question] = read([("here", ROW)])
+    assert question.prompt() == (
         "The following are multiple choice questions (with answers) about biology.\n\n"
         "Which way?\nA. up\nB. down\nC. left\nD. right\nAnswer:"
     )
-    assert choice.row() == ROW
+    assert question.row() == ROW
 
 
 @pytest.mark.parametrize("make", [stand_ins.word_tokenizer, stand_ins.sentence_tokenizer])
 def test_answers_are_tokenised_as_they_follow_the_prompt(make):
     tokenizer = make()
-    [choice] = read_choices([("here", ROW)], "biology")
-    prefix, answers, cut = encode_choice(tokenizer, choice.prompt(), max_length=10_000)
+    [question] = read([("here", ROW)])
+    prefix, answers, cut = encode_choice(tokenizer, question.prompt(), max_length=10_000)
     assert prefix[0] == tokenizer.bos_token_id
     assert not cut
     assert [len(answer) for answer in answers] == [1] * 4
     for letter, answer in zip("ABCD", answers, strict=True):
-        assert prefix + answer == tokenizer(f"{choice.prompt()} {letter}")["input_ids"]
+        assert prefix + answer == tokenizer(f"{question.prompt()} {letter}")["input_ids"]
     if make is stand_ins.sentence_tokenizer:
         assert len(tokenizer(" A", add_special_tokens=False)["input_ids"]) == 2, "alone it would be other tokens"
 
 
 def test_a_long_prompt_keeps_its_end():
     tokenizer = stand_ins.word_tokenizer()
-    [choice] = read_choices([("here", ROW)], "biology")
-    whole, answers, _ = encode_choice(tokenizer, choice.prompt(), max_length=1000)
-    short, again, cut = encode_choice(tokenizer, choice.prompt(), max_length=5)
+    [question] = read([("here", ROW)])
+    whole, answers, _ = encode_choice(tokenizer, question.prompt(), max_length=1000)
+    short, again, cut = encode_choice(tokenizer, question.prompt(), max_length=5)
     assert cut
     assert short == whole[-5:], "five tokens are seen, the answer's is only predicted"
     assert again == answers
@@ -57,4 +61,4 @@ def test_a_long_prompt_keeps_its_end():
 )
 def test_bad_rows_are_named(row, message):
     with pytest.raises(UserError, match=f"rows.jsonl:3: .*{message}"):
-        read_choices([("rows.jsonl:3", row)], "biology")
+        read([("rows.jsonl:3", row)])

@@ -119,7 +119,7 @@ def test_bad_settings(data, settings, message):
 def test_a_table_that_lacks_something_names_its_place(data, tmp_path):
     folder = shaped.write_muse(tmp_path)
     (folder / "verbmem/forget.json").write_text('{"prompt": "In Harrow", "gt": ""}\n')
-    with pytest.raises(UserError, match=r"forget.json:1: field 'gt' must be text that is not empty"):
+    with pytest.raises(UserError, match=r"forget.json:1: field 'gt' is empty"):
         create_benchmark(f"muse:data={folder}")
     (folder / "verbmem/forget.json").unlink()
     with pytest.raises(UserError, match="no table 'verbmem/forget'"):
@@ -267,26 +267,14 @@ def test_the_retrained_models_own_auc_takes_the_published_ones_place(directories
 # -- the whole path ----------------------------------------------------------------------------------------------------
 
 
-def test_unlearn_eval_report_offline(directories, data, tmp_path, command, check_page):
-    spec = f"muse:data={data},limit=2"
-    common = ["--objective", "graddiff", "--lr", "1e-3", "--steps", "2", "--batch-size", "2", "--quiet"]
-    more = ["--set", "max_length=32", "--set", "use_cpu=true"]
-    out = tmp_path / "run"
-    command("unlearn", "--model", directories[0], "--benchmark", spec, *common, *more, "--output", out)
-    result = read_result(out)
+def test_unlearn_eval_report_offline(directories, data, whole_path):
+    result, _, printed = whole_path(directories[0], f"muse:data={data},limit=2", "graddiff", "--set", "max_length=32")
     assert result.before["forget_verbmem"].n == 2
     assert {"forget_knowmem", "forget_privleak", "retain_knowmem", "general_perplexity"} <= set(result.after)
     assert result.config["scored"]["corpus"] == "news"
     assert any("chunks of 32 tokens" in note for note in result.notes)
-    told = command("eval", out, "--benchmark", spec, "--output", tmp_path / "eval", "--quiet")
-    assert "forget_privleak" in told
-    assert "published for Llama-2-7B retrained" in told
-    again = read_result(tmp_path / "eval")
-    assert {k: m.value for k, m in again.after.items()} == pytest.approx(
-        {k: m.value for k, m in result.after.items()}, rel=1e-5, abs=1e-9
-    )
-    command("report", out, tmp_path / "eval", "--output", tmp_path / "report.html")
-    check_page(tmp_path / "report.html", result.before, result.after, again.after)
+    assert "forget_privleak" in printed
+    assert "published for Llama-2-7B retrained" in printed
 
 
 def test_requests_one_after_another(directories, data, tmp_path, command):

@@ -63,7 +63,7 @@ def test_the_readme_says_what_the_tables_are(folder):
     assert tables.table("one", fields=("question", "answer")).rows == ROWS
     table = tables.table("two", "test", limit=3)
     assert (table.rows, table.whole, len(table)) == (ROWS[:3], 5, 3)
-    assert table.places[0].endswith("second-1.jsonl:1")
+    assert table.records[0][0].endswith("second-1.jsonl:1")
     assert "one" in tables
     assert "three" not in tables
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from letgo.benchmarks.tofu.tofu import ROWS, SPLITS, Tofu
 from letgo.core.errors import UserError
 from letgo.core.files import read_json_lines
 from letgo.data.encode import IGNORE
-from letgo.metrics.memorization import forget_quality, rouge_l_recall
+from letgo.metrics.composite import forget_quality_metric
+from letgo.metrics.memorization import rouge_l_recall
 from letgo.runs.results import read_result
 from tests import shaped, tiny
 from tests.reference import tofu as reference
@@ -146,7 +146,7 @@ def test_a_row_that_cant_be_used_names_its_place(data, tmp_path):
     with pytest.raises(UserError, match=r"forget01_perturbed.json, row 1: field 'perturbed_answer' must be a list"):
         create_benchmark("tofu", split="forget01", data=str(tmp_path))
     (tmp_path / "forget01_perturbed.json").write_text(json.dumps([shaped.tofu_row(2, 0) | {"answer": " "}]))
-    with pytest.raises(UserError, match="row 1: field 'answer' must be text that is not empty"):
+    with pytest.raises(UserError, match="row 1: field 'answer' is empty"):
         create_benchmark("tofu", split="forget01", data=str(tmp_path))
 
 
@@ -533,7 +533,7 @@ def logged(name: str) -> list[Sample]:
                 "truth_ratio": truth_ratio(base, wrong),
                 "rouge": rouge_l_recall(truth, generated),
             }
-            assert scores["truth_ratio"] == pytest.approx(rows["truth_ratio"][index], rel=1e-5)
+            assert scores["truth_ratio"] == pytest.approx(rows["truth_ratio"][index], rel=2e-6)
             assert scores["rouge"] == rows["rougeL_recall"][index], (which, index)
             group = f"author {int(index) // 20}" if which in ("forget", "retain") else index
             samples.append(Sample(which, f"{which}/{index}", group, scores))
@@ -549,41 +549,28 @@ def test_the_published_logs_give_the_published_figures(data):
         for metric, value in expected.items():
             assert metrics[metric].value == pytest.approx(value, abs=5e-7), (name, metric)
         assert metrics["model_utility"].n == 517
-        assert metrics["model_utility"].ci95[0] < metrics["model_utility"].value < metrics["model_utility"].ci95[1]
+        low, high = metrics["model_utility"].ci95
+        assert low < metrics["model_utility"].value < high
+        assert 0.02 < high - low < 0.1
     ratios = [[s.scores["truth_ratio"] for s in samples[name] if s.set == "forget"] for name in PUBLISHED]
     test = ks_2samp(*ratios)
     assert test.statistic == pytest.approx(0.396667, abs=5e-7)
-    assert forget_quality(*ratios) == pytest.approx(1.834066e-21, rel=5e-7)
-
-
-@pytest.mark.parametrize(("n", "floor"), [(40, 1.860340e-23), (200, 1.942643e-119), (400, 1.063590e-239)])
-def test_the_floor_of_forget_quality(n, floor):
-    assert forget_quality(list(range(n)), list(range(n, 2 * n))) == pytest.approx(floor, rel=5e-7)
-    assert 2 / math.comb(2 * n, n) == pytest.approx(floor, rel=5e-7)
+    metric = forget_quality_metric(*ratios)
+    assert metric.value == pytest.approx(1.834066e-21, rel=5e-7)
+    assert metric.n == 300
+    assert metric.ci95[0] < metric.value < metric.ci95[1]
 
 
 # -- the whole path ----------------------------------------------------------------------------------------------------
 
 
-def test_unlearn_eval_report_offline(directories, data, retained, tmp_path, command, check_page):
+def test_unlearn_eval_report_offline(directories, data, retained, whole_path):
     """On data of its shape: the retain model's result given by its path, both times."""
-    spec, out = f"tofu:{QUICK},data={data},retain={retained}", tmp_path / "run"
-    command(
-        *("unlearn", "--model", directories[0], "--benchmark", spec, "--objective", "npo_gdr:beta=0.1"),
-        *("--lr", "1e-3", "--steps", "2", "--batch-size", "2", "--set", "use_cpu=true", "--output", out, "--quiet"),
-    )
-    result = read_result(out)
+    result, _, printed = whole_path(directories[0], f"tofu:{QUICK},data={data},retain={retained}", "npo_gdr:beta=0.1")
     assert result.before["forget_quality"].n == result.after["forget_quality"].n == 40
     assert result.before["model_utility"].n == 52
     assert result.references == {"retain": read_result(retained).after}
-    told = command("eval", out, "--benchmark", spec, "--output", tmp_path / "eval", "--quiet")
-    assert "forget_quality" in told
-    again = read_result(tmp_path / "eval")
-    assert {key: metric.value for key, metric in again.after.items()} == pytest.approx(
-        {key: metric.value for key, metric in result.after.items()}, rel=1e-5, abs=1e-9
-    )
-    command("report", out, tmp_path / "eval", "--output", tmp_path / "report.html")
-    check_page(tmp_path / "report.html", result.before, result.after, again.after, result.references["retain"])
+    assert "forget_quality" in printed
 
 
 @pytest.mark.slow

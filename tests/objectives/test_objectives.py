@@ -403,11 +403,11 @@ def test_presets_are_their_parts():
         record, objective = OBJECTIVES.record(name), create_objective(name)
         ending = {"gdr": "ce", "klr": "kl"}.get(name.rpartition("_")[2])
         if ending:
-            assert objective.retain_name == ending
+            assert objective.retain.record.name == ending
         assert record.source
-        assert objective.forget_term.__doc__, name
+        assert objective.forget.function.__doc__, name
     rmu = create_objective("rmu")
-    assert (rmu.retain_name, rmu.retain_weight) == ("embedding", 1200.0)
+    assert (rmu.retain.record.name, rmu.retain_weight) == ("embedding", 1200.0)
     assert create_objective("rmu", retain_loss="ce").retain_weight == 1.0
     assert create_objective("rmu", retain_weight=5).retain_weight == 5.0
 

@@ -146,7 +146,7 @@ def rmu(model, original, batch, layer=1, steering=6.5, direction=None):
     return sum(squares) / len(squares)
 
 
-def nothing(model, original, batch):
+def no_term(model, original, batch):
     return torch.zeros(())
 
 

@@ -37,10 +37,10 @@ def visit(browser):
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.said, page.asked = [], []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("request", lambda request: page.asked.append(request.url))
+        page.messages, page.requested = [], []
+        page.on("console", lambda message: page.messages.append(message.text))
+        page.on("pageerror", lambda error: page.messages.append(str(error)))
+        page.on("request", lambda request: page.requested.append(request.url))
         page.goto(path.as_uri())
         return page
 
@@ -51,13 +51,11 @@ def visit(browser):
 
 @pytest.fixture
 def folder(tmp_path):
-    for index, (optimizer, accuracy, kept) in enumerate(
-        [("adamw", 0.5, 0.2), ("fozo", 0.3, 0.9), ("sophia", 0.4, 0.6)]
-    ):
-        config = made.result().config | {"optimizer": optimizer}
+    runs = [("adamw", 0.5, 0.2), ("fozo", 0.3, 0.9), ("sophia", 0.4, 0.6)]
+    for index, (optimizer, accuracy, kept) in enumerate(runs):
         result = made.result(
             run_id=f"run-{optimizer}",
-            config=config,
+            config=made.result().config | {"optimizer": optimizer},
             after=made.metrics(accuracy, 0.02, 0.9, 15.0),
             attacks=[made.quantize(kept=kept, survived=kept >= 0.5)],
         )
@@ -65,14 +63,22 @@ def folder(tmp_path):
     return tmp_path
 
 
-def only_itself(page, path):
-    assert page.said == []
-    assert [url for url in page.asked if url != path.as_uri()] == []
-
-
-def test_a_click_on_a_heading_sorts_and_another_turns_it_round(folder, visit):
+@pytest.fixture
+def page(folder, visit):
+    """The report on the folder, opened; at the end of a test it must have complained of nothing and asked for nothing
+    but itself."""
     path = write_report([folder], folder / "report.html")
-    page = visit(path)
+    opened = visit(path)
+    yield opened
+    only_itself(opened, path)
+
+
+def only_itself(page, path):
+    assert page.messages == []
+    assert [url for url in page.requested if url != path.as_uri()] == []
+
+
+def test_a_click_on_a_heading_sorts_and_another_turns_it_round(page):
     names = lambda: page.locator("#runs tbody th").all_inner_texts()  # noqa: E731
     assert [name.split("-")[-1] for name in names()] == ["adamw", "fozo", "sophia"]
     heading = page.locator("#runs thead button", has_text="forget accuracy")
@@ -84,23 +90,17 @@ def test_a_click_on_a_heading_sorts_and_another_turns_it_round(folder, visit):
     page.locator("#runs thead th.attack button").click()
     page.keyboard.press("Enter")
     assert [name.split("-")[-1] for name in names()] == ["fozo", "sophia", "adamw"]
-    only_itself(page, path)
 
 
-def test_the_filter_leaves_the_rows_that_match_and_says_how_many(folder, visit):
-    path = write_report([folder], folder / "report.html")
-    page = visit(path)
+def test_the_filter_leaves_the_rows_that_match_and_says_how_many(page):
     page.locator("#filter").fill("fozo")
     assert page.locator("#runs tbody tr:visible").count() == 1
     assert page.locator("#filter-told").inner_text() == "1 of 3 runs"
     page.locator("#filter").fill("")
     assert page.locator("#runs tbody tr:visible").count() == 3
-    only_itself(page, path)
 
 
-def test_what_a_model_wrote_stays_text(folder, visit):
-    path = write_report([folder], folder / "report.html")
-    page = visit(path)
+def test_what_a_model_wrote_stays_text(page):
     alerts = []
     page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
     for summary in page.locator("details > summary").all():
@@ -110,7 +110,6 @@ def test_what_a_model_wrote_stays_text(folder, visit):
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 1, "the page's own"
     assert page.get_by_text("<script>alert(1)</script>").count() > 0
-    only_itself(page, path)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -127,8 +126,7 @@ def test_nothing_runs_out_of_the_page(folder, visit, scheme, width):
         only_itself(page, path)
 
 
-def test_the_page_can_be_used_by_keyboard(folder, visit):
-    page = visit(write_report([folder], folder / "report.html"))
+def test_the_page_can_be_used_by_keyboard(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
@@ -154,11 +152,10 @@ def test_of_many_runs_what_a_heading_opens_is_made_when_it_is_opened(tmp_path, v
     assert page.locator("#run-8 svg").count() > 0
     page.goto(path.as_uri() + "#run-3")
     page.locator("#run-3 table").first.wait_for()
-    assert page.said == []
+    assert page.messages == []
 
 
-def test_settings_are_compared_where_there_are_several(folder, visit):
-    page = visit(write_report([folder], folder / "report.html"))
+def test_settings_are_compared_where_there_are_several(page):
     section = page.locator("section[aria-labelledby=compared]")
     assert section.locator("tbody tr").count() == 3
     section.locator("thead th.attack button").first.click()
@@ -170,4 +167,3 @@ def test_settings_are_compared_where_there_are_several(folder, visit):
     made = dict(zip(section.locator("dt").all_inner_texts(), section.locator("dd").all_inner_texts(), strict=True))
     assert sorted(made) == sorted(names)
     assert all("letgo unlearn " in commands and "letgo attack " in commands for commands in made.values())
-    assert page.said == []

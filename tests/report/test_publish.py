@@ -12,6 +12,8 @@ from letgo.core.errors import LetgoError
 from letgo.report import publish as publishing
 from letgo.runs.results import read_result, write_result
 
+SETTINGS = {"model": "biographies", "benchmark": "biographies", "max_steps": 2, "eval_limit": 10}
+
 
 class Hub:
     """Of `huggingface_hub.HfApi`, what pushing calls."""
@@ -38,10 +40,17 @@ class Hub:
             self.files[one.path_in_repo] = source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
+def push(directory: Path, error: Exception | None = None, **how) -> Hub:
+    """Push a run to a hub of its own."""
+    hub = Hub(error)
+    assert publishing.push_to_hub(directory, "someone/forgetful", api=hub, **how) == "hub:someone/forgetful"
+    return hub
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("published") / "run"
-    unlearn(model="biographies", benchmark="biographies", max_steps=2, eval_limit=10, output_dir=str(folder))
+    unlearn(**SETTINGS, output_dir=str(folder))
     return folder
 
 
@@ -49,14 +58,12 @@ def whole(tmp_path_factory) -> Path:
 def adapted(tmp_path_factory) -> Path:
     pytest.importorskip("peft")
     folder = tmp_path_factory.mktemp("published") / "adapter"
-    settings = {"model": "biographies", "benchmark": "biographies", "max_steps": 2, "eval_limit": 10}
-    unlearn(lora_rank=2, save_merged=True, output_dir=str(folder), **settings)
+    unlearn(**SETTINGS, lora_rank=2, save_merged=True, output_dir=str(folder))
     return folder
 
 
 def test_the_model_and_its_card_are_pushed_and_nothing_else(whole):
-    hub = Hub()
-    assert publishing.push_to_hub(whole, "someone/forgetful", api=hub) == "hub:someone/forgetful"
+    hub = push(whole)
     assert hub.repositories == {"someone/forgetful": True}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(hub.files)
     assert hub.files["model.safetensors"] == (whole / "model.safetensors").read_bytes()
@@ -72,9 +79,7 @@ def test_the_model_and_its_card_are_pushed_and_nothing_else(whole):
 def test_a_pushed_model_can_be_read(whole, tmp_path):
     from letgo.models.load import load_model, load_tokenizer
 
-    hub = Hub()
-    publishing.push_to_hub(whole, "someone/forgetful", api=hub)
-    for name, content in hub.files.items():
+    for name, content in push(whole).files.items():
         (tmp_path / name).write_bytes(content)
     pushed, here = load_model(str(tmp_path)), load_model(str(whole))
     assert all((a == b).all() for a, b in zip(pushed.parameters(), here.parameters(), strict=True))
@@ -82,8 +87,7 @@ def test_a_pushed_model_can_be_read(whole, tmp_path):
 
 
 def test_of_an_adapter_on_a_base_of_ones_own_the_merged_model_is_pushed(adapted, tmp_path):
-    hub = Hub()
-    publishing.push_to_hub(adapted, "someone/forgetful", private=False, api=hub)
+    hub = push(adapted, private=False)
     assert hub.repositories == {"someone/forgetful": False}
     assert hub.files["model.safetensors"] == (adapted / "merged" / "model.safetensors").read_bytes()
     assert not any(name.startswith("adapter") for name in hub.files)
@@ -91,18 +95,17 @@ def test_of_an_adapter_on_a_base_of_ones_own_the_merged_model_is_pushed(adapted,
     alone = shutil.copytree(adapted, tmp_path / "alone")
     shutil.rmtree(alone / "merged")
     with pytest.raises(UserError, match="save_merged"):
-        publishing.push_to_hub(alone, "someone/forgetful", api=hub)
+        push(alone)
 
 
 def test_a_run_pushes_itself_where_it_is_asked_to_and_only_then(tmp_path, monkeypatch):
     pushed = []
     monkeypatch.setattr(publishing, "push_to_hub", lambda *a, **k: pushed.append((a, k)) or "hub:someone/forgetful")
-    settings = {"model": "biographies", "benchmark": "biographies", "max_steps": 2, "eval_limit": 10}
-    unlearn(**settings, output_dir=str(tmp_path / "one"))
+    unlearn(**SETTINGS, output_dir=str(tmp_path / "one"))
     assert not pushed
-    settings |= {"push_to_hub": True, "hub_model_id": "someone/forgetful"}
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    run = unlearn(**settings, output_dir=str(tmp_path / "two"))
+    to_hub = {"push_to_hub": True, "hub_model_id": "someone/forgetful"}
+    run = unlearn(**SETTINGS, **to_hub, output_dir=str(tmp_path / "two"))
     [((directory, repository), how)] = pushed
     assert (directory, repository, how["private"]) == (run.directory, "someone/forgetful", True)
     assert "token" not in how  # the hub's own login has it
@@ -112,9 +115,8 @@ def test_a_run_pushes_itself_where_it_is_asked_to_and_only_then(tmp_path, monkey
 
 @pytest.mark.parametrize("name", [None, "forgetful", "a/b/c", "../here"])
 def test_a_repository_without_a_proper_name_is_refused_before_anything_is_trained(tmp_path, name):
-    settings = {"model": "biographies", "benchmark": "biographies", "push_to_hub": True}
     with pytest.raises(UserError, match="OWNER/NAME"):
-        unlearn(**settings, hub_model_id=name, output_dir=str(tmp_path / "run"))
+        unlearn(**SETTINGS, push_to_hub=True, hub_model_id=name, output_dir=str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -122,13 +124,13 @@ def test_what_cannot_be_pushed_says_why(whole, tmp_path):
     failed = shutil.copytree(whole, tmp_path / "failed")
     write_result(failed, read_result(failed).model_copy(update={"status": "failed"}))
     with pytest.raises(UserError, match="a run that failed"):
-        publishing.push_to_hub(failed, "someone/forgetful", api=Hub())
+        push(failed)
     empty = shutil.copytree(whole, tmp_path / "empty")
     (empty / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"no model's weights"):
-        publishing.push_to_hub(empty, "someone/forgetful", api=Hub())
+        push(empty)
     with pytest.raises(LetgoError, match="try again with `letgo push"):
-        publishing.push_to_hub(whole, "someone/forgetful", api=Hub(ConnectionError("no route to the hub")))
+        push(whole, ConnectionError("no route to the hub"))
 
 
 def test_the_command_pushes_privately_unless_told_otherwise(whole, monkeypatch):

@@ -9,20 +9,16 @@ from letgo.report.terminal import print_answers, print_result
 from tests.report.runs import INJECTED, metric, metrics, quantize, relearn, result, samples
 
 
-def console(width: int) -> Console:
-    return Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
-
-
-def shown(to: Console) -> str:
-    assert isinstance(to.file, io.StringIO)
-    return to.file.getvalue()
+def printed(show, *given, width: int = 100, **how) -> str:
+    """What a function prints on a terminal of some width."""
+    file = io.StringIO()
+    show(*given, Console(file=file, width=width, force_terminal=False, color_system=None), **how)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_table_fits_with_every_figure_whole(width: int):
-    to = console(width)
-    print_result(result(references={"retrained": metrics(0.27, 0.02, 0.96, 14.0)}), to)
-    text = shown(to)
+    text = printed(print_result, result(references={"retrained": metrics(0.27, 0.02, 0.96, 14.0)}), width=width)
     assert max(map(len, text.splitlines())) <= width
     for whole in ("0.014–0.019", "12.8–18.1", "survived", "31 %", "≥50 %", "n=80", "n=24", "n=40", "✓ yes", "✗ no"):
         assert whole in text
@@ -32,10 +28,8 @@ def test_table_fits_with_every_figure_whole(width: int):
 
 
 def test_collapsed_and_missing():
-    to = console(100)
     after = {"forget_accuracy": metrics(0.2, 0.1, 0.5, 9)["forget_accuracy"]}
-    print_result(result(status="collapsed", reasons=["degenerate text"], after=after, attacks=[]), to)
-    text = shown(to)
+    text = printed(print_result, result(status="collapsed", reasons=["degenerate text"], after=after, attacks=[]))
     assert "status: collapsed" in text
     assert "✗ Collapsed" in text
     assert "Degenerate text." in text
@@ -45,23 +39,19 @@ def test_collapsed_and_missing():
 
 
 def test_failed_run_has_no_table():
-    to = console(80)
-    print_result(result(status="failed", reasons=["loss is nan"], before={}, after={}, attacks=[]), to)
-    assert shown(to).splitlines()[0].startswith("status: failed")
+    text = printed(print_result, result(status="failed", reasons=["loss is nan"], before={}, after={}, attacks=[]))
+    assert text.startswith("status: failed")
 
 
 def test_the_worst_of_several_seeds_is_told():
     attack = relearn(per_seed=[{"seed": 0.0, "kept": 0.9}, {"seed": 1.0, "kept": 0.12}])
-    to = console(100)
-    print_result(result(attacks=[attack]), to)
-    assert "worst" in shown(to)
-    assert "12 %" in shown(to)
+    text = printed(print_result, result(attacks=[attack]))
+    assert "worst" in text
+    assert "12 %" in text
 
 
 def test_answers_side_by_side_and_harmless():
-    to = console(90)
-    print_answers(samples(INJECTED), to, limit=2)
-    text = shown(to)
+    text = printed(print_answers, samples(INJECTED), width=90, limit=2)
     assert "\x1b" not in text
     assert "[bold]x[/bold]" in text
     assert text.count("What is the capital of France?") == 2
@@ -75,9 +65,7 @@ def test_two_attacks_of_one_name_keep_their_settings():
     rows = samples()
     other = f"attack:{quantize(settings={'bits': 8}).label}"
     rows += [row | {"stage": other} for row in rows if row["stage"] == "after"]
-    to = console(120)
-    print_answers(rows, to, limit=1)
-    assert "quantize:bits=8" in shown(to).replace("\n", "")
+    assert "quantize:bits=8" in printed(print_answers, rows, width=120, limit=1).replace("\n", "")
 
 
 def test_a_narrow_terminal_keeps_the_rows_names_and_the_first_columns():
@@ -89,22 +77,17 @@ def test_a_narrow_terminal_keeps_the_rows_names_and_the_first_columns():
         "retain_probability": metric(0.9),
     }
     value = result(before=tofu, after=tofu, attacks=[quantize(metrics=tofu)])
-    wide, narrow = console(120), console(60)
-    for one in (wide, narrow):
-        print_result(value, one)
-    told, short = shown(wide), shown(narrow)
-    assert "quality" in told
-    assert "perplexity" in told.split("status")[0]
-    assert "retain" not in told.split("status")[0], "it is within model utility"
-    assert "before" in short
-    assert "probability" in short.split("status")[0]
-    assert "perplexity" not in short.split("status")[0]
+    wide, narrow = (printed(print_result, value, width=width).split("status")[0] for width in (120, 60))
+    assert "quality" in wide
+    assert "perplexity" in wide
+    assert "retain" not in wide, "it is within model utility"
+    assert "before" in narrow
+    assert "probability" in narrow
+    assert "perplexity" not in narrow
 
 
 def test_an_evaluation_is_not_called_a_run():
     value = result(run_id="eval-1", before={}, after={"forget_probability": metric(0.9)}, attacks=[])
-    one = console(100)
-    print_result(value, one)
-    told = shown(one)
-    assert "evaluated" in told
-    assert "nothing was unlearned" in told
+    text = printed(print_result, value)
+    assert "evaluated" in text
+    assert "nothing was unlearned" in text

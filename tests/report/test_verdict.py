@@ -25,15 +25,40 @@ def test_names_what_fell_what_it_cost_and_what_came_back():
     assert other.endswith(": survived.")
 
 
-def test_all_survived_is_the_only_good_one():
-    found = verdict(result(attacks=[quantize()]))
-    assert (found.tone, found.mark, found.kind) == ("good", "✓", "survived")
-    assert found.headline == "Forgotten, and the forgetting survived the attack on it."
-
-
-def test_none_survived_is_bad():
-    found = verdict(result(attacks=[relearn()]))
-    assert (found.tone, found.mark) == ("bad", "✗")
+@pytest.mark.parametrize(
+    ("changes", "tone", "kind", "headline", "last"),
+    [
+        (
+            {"attacks": [quantize()]},
+            *("good", "survived", "Forgotten, and the forgetting survived the attack on it.", "survived."),
+        ),
+        ({"attacks": [relearn()]}, "bad", "attacked", "did not survive relearn", "not survived."),
+        (
+            {"status": "failed", "reasons": ["loss is nan at step 12"], "before": {}, "after": {}, "attacks": []},
+            *("bad", "failed", "there is nothing to judge", "Loss is nan at step 12."),
+        ),
+        ({"attacks": []}, "warn", "untested", "whether it lasts is not known", "(+6 %)."),
+        (
+            {"after": metrics(0.98, 0.31, 0.95, 14.2)},
+            *("bad", "nothing", "Hardly anything was forgotten.", "say nothing about robustness."),
+        ),
+        (
+            {"after": metrics(0.3, 0.01, 0.5, 15.0), "attacks": [quantize()]},
+            *("warn", "survived", "Forgotten, at a high cost to what it should keep, and the forgetting survived", "."),
+        ),
+        (
+            {"attacks": [quantize(kept=1.0, survived=False, collapsed=True)]},
+            *("warn", "attacked", "broke the model, which proves nothing", "not counted as survived."),
+        ),
+    ],
+)
+def test_what_a_run_comes_down_to(changes, tone, kind, headline, last):
+    judged = verdict(result(**changes))
+    assert (judged.tone, judged.kind) == (tone, kind)
+    assert headline in judged.headline
+    assert judged.sentences[-1].endswith(last)
+    assert judged.mark == {"good": "✓", "warn": "!", "bad": "✗"}[tone]
+    assert ("(their 95 % intervals overlap)" in judged.sentences[0]) == (kind == "nothing")
 
 
 def test_collapsed_is_not_called_forgetting():
@@ -43,39 +68,6 @@ def test_collapsed_is_not_called_forgetting():
     assert found.headline == "Collapsed: the model is broken, which is not forgetting."
     assert found.sentences[0] == "General perplexity more than doubled: 14.2 → 8.1e12."
     assert "times" in found.sentences[-1]
-
-
-def test_failed_says_why_and_judges_nothing():
-    found = verdict(result(status="failed", reasons=["loss is nan at step 12"], before={}, after={}, attacks=[]))
-    assert found.kind == "failed"
-    assert found.sentences == ("Loss is nan at step 12.",)
-
-
-def test_without_attacks_lasting_is_unknown():
-    found = verdict(result(attacks=[]))
-    assert found.kind == "untested"
-    assert "not known" in found.headline
-    assert found.tone == "warn"
-
-
-def test_hardly_anything_forgotten_makes_attacks_worthless():
-    found = verdict(result(after=metrics(0.98, 0.31, 0.95, 14.2)))
-    assert found.kind == "nothing"
-    assert found.headline == "Hardly anything was forgotten."
-    assert "(their 95 % intervals overlap)" in found.sentences[0]
-    assert "say nothing" in found.sentences[-1]
-
-
-def test_high_cost_is_said_and_is_never_good():
-    found = verdict(result(after=metrics(0.3, 0.01, 0.5, 15.0), attacks=[quantize()]))
-    assert found.headline.startswith("Forgotten, at a high cost to what it should keep, and the forgetting survived")
-    assert found.tone == "warn"
-
-
-def test_an_attack_that_breaks_the_model_proves_nothing():
-    found = verdict(result(attacks=[quantize(kept=1.0, survived=False, collapsed=True)]))
-    assert "broke the model, which proves nothing" in found.headline
-    assert "not counted as survived" in found.sentences[-1]
 
 
 def test_what_was_not_measured_is_not_spoken_of():

@@ -6,45 +6,14 @@ import pytest
 
 from letgo.core.errors import UserError
 from letgo.core.files import read_json_lines, write_json_lines, written_whole
-from letgo.runs.results import RESULT_FILE, AttackResult, Metric, Result, read_result, write_result
+from letgo.runs.results import RESULT_FILE, Metric, read_result, write_result
+from tests.report import runs as made
 
 METRIC = Metric(value=0.5, n=4, ci95=(0.1, 0.9))
 
 
-def make_result(**more):
-    settings = {
-        "run_id": "r1",
-        "created": "2026-01-01T00:00:00+00:00",
-        "letgo": "0.1.0",
-        "versions": {"torch": "2"},
-        "git": None,
-        "seed": 0,
-        "config": {"model": "m"},
-        "status": "finished",
-        "before": {"forget_accuracy": METRIC},
-        "after": {"forget_accuracy": METRIC},
-    }
-    return Result(**(settings | more))
-
-
-def make_attack(**more):
-    return AttackResult(
-        **(
-            {
-                "name": "quantize",
-                "settings": {"bits": 4},
-                "seeds": [0],
-                "metrics": {"forget_accuracy": METRIC},
-                "kept": 0.5,
-                "survived": True,
-            }
-            | more
-        )
-    )
-
-
 def test_round_trip_and_the_contracts_names(tmp_path):
-    result = make_result(attacks=[make_attack()])
+    result = made.result(before={"forget_accuracy": METRIC}, attacks=[made.quantize()])
     write_result(tmp_path, result)
     raw = json.loads((tmp_path / RESULT_FILE).read_text())
     assert raw["schema"] == 1
@@ -58,9 +27,9 @@ def test_round_trip_and_the_contracts_names(tmp_path):
 
 
 def test_the_same_attack_again_takes_the_older_ones_place():
-    result = make_result(attacks=[make_attack(kept=0.5)])
-    result = result.with_attacks([make_attack(kept=0.25), make_attack(settings={"bits": 3})])
-    assert [(a.label, a.kept) for a in result.attacks] == [("quantize:bits=4", 0.25), ("quantize:bits=3", 0.5)]
+    older, other = made.quantize(kept=0.5), made.quantize(settings={"bits": 3}, kept=0.6)
+    result = made.result(attacks=[older]).with_attacks([made.quantize(kept=0.25), other])
+    assert [(a.label, a.kept) for a in result.attacks] == [(older.label, 0.25), ("quantize:bits=3", 0.6)]
 
 
 @pytest.mark.parametrize(
@@ -110,4 +79,4 @@ def test_json_lines_round_trip_and_refuse_nan(tmp_path):
 @pytest.mark.parametrize("kept", [-0.1, 1.1])
 def test_kept_is_a_share(kept):
     with pytest.raises(ValueError, match="kept"):
-        make_attack(kept=kept)
+        made.quantize(kept=kept)

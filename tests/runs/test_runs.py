@@ -13,11 +13,10 @@ import time
 import pytest
 
 from letgo.core.errors import UserError
-from letgo.runs import Index, index_for, results, root_of
-from letgo.runs.difference import difference
+from letgo.runs import Index, index_for, root_of
 from letgo.runs.index import INDEX_FILE
 from letgo.runs.query import parse_query
-from letgo.runs.record import attack_matches
+from letgo.runs.record import attack_matches, difference
 from letgo.runs.results import RESULT_FILE, read_result
 from tests.report import runs as made
 
@@ -173,22 +172,13 @@ def test_an_ambiguous_or_unknown_name_is_said(folder):
         folder.tag("robust", ["two words"])
 
 
-def test_newer_schemas_are_refused_and_older_ones_migrated(folder, tmp_path, monkeypatch):
+def test_newer_schemas_are_refused(folder, tmp_path):
     path = tmp_path / "robust" / RESULT_FILE
     raw = json.loads(path.read_text())
     path.write_text(json.dumps(raw | {"schema": 2}))
     count, problems = folder.rebuild()
     assert count == 2
     assert "newer letgo: upgrade" in problems[0]
-    older = {key: value for key, value in raw.items() if key != "git"} | {"schema": 0, "commit": "abc"}
-    path.write_text(json.dumps(older))
-    monkeypatch.setitem(
-        results.MIGRATIONS,
-        0,
-        lambda old: {k: v for k, v in old.items() if k != "commit"} | {"git": old["commit"], "schema": 1},
-    )
-    assert folder.rebuild() == (3, [])
-    assert folder.find("r1").git == "abc"
 
 
 def test_an_index_of_a_newer_version_is_refused_and_an_older_one_made_again(folder, tmp_path, monkeypatch):

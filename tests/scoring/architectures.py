@@ -34,6 +34,19 @@ NAMES = list(_SETTINGS)
 
 
 @functools.cache
+def watch_inputs(model: Any, monkeypatch: Any) -> list[torch.Size]:
+    """The shapes of the input ids of all forward passes from now on."""
+    shapes: list[torch.Size] = []
+    forward = type(model).forward
+
+    def watched(self: Any, *args: Any, input_ids: Any = None, **kwargs: Any) -> Any:
+        shapes.append(input_ids.shape)
+        return forward(self, *args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", watched)
+    return shapes
+
+
 def make(name: str) -> Any:
     """A random model whose logits depend on its context, with weights ten times as large as usual."""
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -8,7 +8,7 @@ import torch
 
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.scoring import generation
-from letgo.scoring.generation import end_tokens, generate, greedy
+from letgo.scoring.generation import end_tokens, generate
 from letgo.scoring.resume_log import ResumeLog
 from letgo.scoring.sampling import Sampling
 from tests import tiny
@@ -46,29 +46,23 @@ def test_tokens_are_those_of_generate(name, tokenizer):
 @pytest.mark.parametrize("budget", [10, 60, None])
 def test_greedy_equals_the_one_by_one_loop(model, tokenizer, budget):
     prompts = random_prompts(9, 1, 12, 4)
-    texts = greedy(model, tokenizer, prompts, max_new_tokens=6, token_budget=budget)
-    for prompt, text in zip(prompts, texts, strict=True):
+    answers = generate(model, tokenizer, prompts, max_new_tokens=6, token_budget=budget)
+    for prompt, [answer] in zip(prompts, answers, strict=True):
         tokens = reference.greedy_tokens(model, list(prompt), 6, tokenizer.eos_token_id)
-        assert text == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def test_rows_that_end_are_taken_out(tokenizer, monkeypatch):
     """Rooms of all sizes: what a row gets does not depend on when its neighbours end, and ended rows cost nothing."""
     model = architectures.make("llama")
     prompts, rooms = random_prompts(16, 3, 6, 5), list(range(1, 17))
-    widths = []
-    forward = type(model).forward
-
-    def counting(self, *args, input_ids=None, **kwargs):
-        widths.append(input_ids.shape[0])
-        return forward(self, *args, input_ids=input_ids, **kwargs)
-
     generation.abilities(model)
-    monkeypatch.setattr(type(model), "forward", counting)
+    shapes = architectures.watch_inputs(model, monkeypatch)
     answers = generate(model, tokenizer, prompts, max_new_tokens=rooms)
     monkeypatch.undo()
     for prompt, room, [answer] in zip(prompts, rooms, answers, strict=True):
         assert list(answer.tokens) == of_library(model, prompt, room)
+    widths = [rows for rows, _ in shapes]
     assert max(widths) == 16
     assert sum(widths) < 16 * 16 * 0.75
     assert widths[-1] <= 2
@@ -77,21 +71,14 @@ def test_rows_that_end_are_taken_out(tokenizer, monkeypatch):
 def test_the_shared_prefix_is_run_once(tokenizer, monkeypatch):
     model = architectures.make("llama")
     generation.abilities(model)
-    ran = []
-    forward = type(model).forward
-
-    def counting(self, *args, input_ids=None, **kwargs):
-        ran.append(input_ids.numel())
-        return forward(self, *args, input_ids=input_ids, **kwargs)
-
-    monkeypatch.setattr(type(model), "forward", counting)
+    shapes = architectures.watch_inputs(model, monkeypatch)
     shared = random_prompts(1, 40, 41, 8)[0]
     prompts = [[*shared, n, 5] for n in range(20, 30)]
     generate(model, tokenizer, prompts, max_new_tokens=1)
-    assert sum(ran) == 40 + 10 * 2
-    ran.clear()
+    assert sum(shape.numel() for shape in shapes) == 40 + 10 * 2
+    shapes.clear()
     generate(model, tokenizer, prompts[:1], max_new_tokens=1, sampling=Sampling(), samples=8)
-    assert sum(ran) == 42, "eight samples of one prompt"
+    assert sum(shape.numel() for shape in shapes) == 42, "eight samples of one prompt"
 
 
 class Words:

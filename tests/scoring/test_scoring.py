@@ -82,31 +82,23 @@ def test_a_model_that_ignores_positions_is_not_given_trees():
     assert_equals_reference(model, queries, continuation_logps(model, queries))
 
 
-def count_tokens(model, monkeypatch):
-    ran = []
-    forward = type(model).forward
-
-    def counting(self, *args, input_ids=None, **kwargs):
-        ran.append(input_ids.numel())
-        return forward(self, *args, input_ids=input_ids, **kwargs)
-
-    monkeypatch.setattr(type(model), "forward", counting)
-    return ran
+def total(shapes):
+    return sum(shape.numel() for shape in shapes)
 
 
 def test_what_begins_alike_is_run_once(model, monkeypatch):
     abilities(model)
-    ran = count_tokens(model, monkeypatch)
+    ran = architectures.watch_inputs(model, monkeypatch)
     prefix = list(range(3, 23))
     continuation_logps(model, [Query(prefix, [[30, 31, 40 + n] for n in range(6)])])
-    assert sum(ran) == 22, "the prefix, and the two first tokens that all answers share"
+    assert total(ran) == 22, "the prefix, and the two first tokens that all answers share"
     ran.clear()
     shared = list(range(10, 50))
     continuation_logps(model, [Query([*shared, n], [[5, 6]]) for n in range(50, 58)])
-    assert sum(ran) == 40 + 8 * 2, "the stem once"
+    assert total(ran) == 40 + 8 * 2, "the stem once"
     ran.clear()
     continuation_logps(model, [Query(prefix, [[n]]) for n in range(4)])
-    assert sum(ran) == 20, "four queries with one prefix are one"
+    assert total(ran) == 20, "four queries with one prefix are one"
 
 
 def test_statistics_and_matches(model):
@@ -199,12 +191,12 @@ def test_a_killed_scoring_goes_on_to_the_same_bits(model, tmp_path, monkeypatch)
     with ResumeLog(path, {"model": "a"}) as log:
         before = len(log)
         assert 0 < before < 20
-        ran = count_tokens(model, monkeypatch)
+        ran = architectures.watch_inputs(model, monkeypatch)
         resumed = score(model, queries, token_budget=60, matches=True, advance=done.append, log=log)
         assert len(log) == 20
     assert done[0] == before
     assert sum(done) == 20
-    assert sum(ran) < sum(len(q.prefix) + sum(map(len, q.continuations)) for q in queries)
+    assert total(ran) < sum(len(q.prefix) + sum(map(len, q.continuations)) for q in queries)
     for first, second in zip(itertools.chain(*whole), itertools.chain(*resumed), strict=True):
         assert torch.equal(first.logps, second.logps)
         assert torch.equal(first.matches, second.matches)

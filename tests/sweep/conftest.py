@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from letgo.sweep import read_grid
+from letgo.sweep.grid import read_grid
 from letgo.sweep.table import TABLE_FILE
 from tests import tiny
 

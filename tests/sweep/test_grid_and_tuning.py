@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from letgo.core.errors import UserError
+from letgo.runs.sweeps import TrialState
 from letgo.sweep.grid import read_grid
-from letgo.sweep.tuning import Trial, choose, judge, read_tune
+from letgo.sweep.tuning import choose, judge, read_tune
 from tests.report import runs as made
 
 BASE = {"model": "biographies", "benchmark": "biographies", "max_steps": 4}
@@ -156,7 +157,8 @@ def test_a_range_is_drawn_from_by_optuna_and_drawn_again_the_same():
     def draw():
         done = []
         while (candidate := tune.next("adamw", done)) is not None:
-            done.append(Trial(candidate, "missed", abs(candidate["learning_rate"] - 1e-4), "run"))
+            distance = abs(candidate["learning_rate"] - 1e-4)
+            done.append(TrialState(changes=candidate, verdict="missed", distance=distance, run="run"))
         return [one.changes for one in done]
 
     drawn = draw()

@@ -10,10 +10,12 @@ import pytest
 
 from letgo.core.errors import UserError
 from letgo.runs import Index
-from letgo.sweep import parse_part, read_sweep, sweep
+from letgo.runs.sweeps import read_sweep
+from letgo.sweep.execute import sweep
+from letgo.sweep.grid import parse_part
 from letgo.sweep.local import Processes
 from letgo.sweep.locks import has_locks, holder, locked
-from letgo.sweep.resources import Resources, places
+from letgo.sweep.resources import Resources, device_slots
 from tests.sweep.conftest import Killer, products
 
 
@@ -146,15 +148,15 @@ def test_where_it_is_run_decides_nothing(small):
 
 def test_cells_side_by_side_share_this_machines_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5")
-    assert places(Resources(), 2) == [None, None]
-    assert places(Resources(gpus=1), 8) == ["2", "3", "5"]
-    assert places(Resources(gpus=2), 8) == ["2,3"]
-    assert places(Resources(gpus=0.5), 4) == ["2", "2", "3", "3"]
-    assert places(Resources(gpus=0), 2) == ["", ""]
+    assert device_slots(Resources(), 2) == [None, None]
+    assert device_slots(Resources(gpus=1), 8) == ["2", "3", "5"]
+    assert device_slots(Resources(gpus=2), 8) == ["2,3"]
+    assert device_slots(Resources(gpus=0.5), 4) == ["2", "2", "3", "3"]
+    assert device_slots(Resources(gpus=0), 2) == ["", ""]
     with pytest.raises(UserError, match=r"asks for 4 GPUs \(resources.gpus\), and this machine has 3"):
-        places(Resources(gpus=4), 1)
+        device_slots(Resources(gpus=4), 1)
     with pytest.raises(UserError, match=r"1,000.00 TB of memory"):
-        places(Resources(memory=10**15), 1)
+        device_slots(Resources(memory=10**15), 1)
 
 
 @pytest.mark.slow
@@ -172,7 +174,7 @@ def test_a_killed_worker_costs_its_own_cell_alone(small, heard):
 @pytest.mark.slow
 def test_workers_end_with_what_they_were_at(small, tmp_path):
     """As on Ctrl-C: the context is left while a cell runs."""
-    from letgo.sweep.cell import Task
+    from letgo.sweep.workers import Task
 
     grid = small("out", steps=10**6, save_steps=5)
     task = Task(grid.output / "runs" / "cell", {**grid.cells[0].settings}, (), ())

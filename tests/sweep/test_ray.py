@@ -19,7 +19,8 @@ import pytest
 
 from letgo.core.errors import UserError
 from letgo.runs import Index
-from letgo.sweep import parse_part, sweep
+from letgo.sweep.execute import sweep
+from letgo.sweep.grid import parse_part
 from letgo.sweep.worker import compare, look
 from tests.sweep.conftest import Killer, products
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from letgo.runs import Index
-from letgo.sweep import sweep
+from letgo.sweep.execute import sweep
 from tests.sweep.conftest import products
 
 LAUNCH = Path(__file__).resolve().parents[2] / "recipes" / "launch"

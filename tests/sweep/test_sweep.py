@@ -10,47 +10,28 @@ import sys
 import time
 
 import pytest
-import yaml
 
 from letgo.core.errors import UserError
 from letgo.runs import Index
-from letgo.sweep import read_grid, read_sweep, sweep
+from letgo.runs.sweeps import read_sweep
 from letgo.sweep.cell import SCORES
-from letgo.sweep.table import TABLE_FILE, labels, lines
-from tests import tiny
+from letgo.sweep.execute import sweep
+from letgo.sweep.grid import read_grid
+from letgo.sweep.table import TABLE_FILE, lines
+
+TUNED = {
+    "grid": {"optimizer": ["adamw", "zo_sgd"], "seed": [0, 1]},
+    "attacks": ["quantize:bits=4"],
+    "tune": {
+        "learning_rate": {"adamw": [1e-4, 1e-2], "*": [1e-6]},
+        "target": "forget_probability <= 0.9*before",
+        "bound": "retain_probability >= 0.2*before",
+    },
+}
 
 
-@pytest.fixture
-def document(tmp_path, model_directory):
-    return {
-        "output_dir": str(tmp_path / "sweep"),
-        "base": {
-            "model": str(model_directory),
-            "forget": str(tiny.write_jsonl(tmp_path / "forget.jsonl", tiny.FORGET)),
-            "retain": str(tiny.write_jsonl(tmp_path / "retain.jsonl", tiny.RETAIN)),
-            "max_steps": 4,
-            "save_steps": 2,
-            "per_device_train_batch_size": 2,
-            "use_cpu": True,
-        },
-        "grid": {"optimizer": ["adamw", "zo_sgd"], "seed": [0, 1]},
-        "attacks": ["quantize:bits=4"],
-        "tune": {
-            "learning_rate": {"adamw": [1e-4, 1e-2], "*": [1e-6]},
-            "target": "forget_probability <= 0.9*before",
-            "bound": "retain_probability >= 0.2*before",
-        },
-    }
-
-
-def write(tmp_path, document):
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return path
-
-
-def test_a_sweep_tunes_runs_attacks_and_tells(tmp_path, document):
-    grid = read_grid(write(tmp_path, document))
+def test_a_sweep_tunes_runs_attacks_and_tells(small):
+    grid = small("sweep", **TUNED)
     state = sweep(grid)
     assert state == read_sweep(grid.output)
     assert len(state.cells("finished")) == 4
@@ -60,10 +41,8 @@ def test_a_sweep_tunes_runs_attacks_and_tells(tmp_path, document):
     assert [g.name for g in state.unreached()] == ["zo_sgd"]
     assert len(adamw.trials) == 2
     assert adamw.reached == (adamw.trials[1].verdict == "reached")
-    found = lines(state, grid.output)
-    assert [len(line.results) for line in found] == [2, 2]
-    assert labels(found) == ["quantize:bits=4"]
-    assert all(line.kept("quantize:bits=4") is not None for line in found)
+    rows = lines(state, grid.output)
+    assert [[attack.label for attack in line.attacks] for line in rows] == [["quantize:bits=4"] * 2] * 2
     runs = Index(grid.output / "runs").all()
     assert len(runs) == 5, "two seeds each, and one trial that was not chosen"
     assert all(f"sweep:{grid.output.name}" in run.tags for run in runs)
@@ -77,15 +56,12 @@ def test_a_sweep_tunes_runs_attacks_and_tells(tmp_path, document):
     times = {path: path.stat().st_mtime_ns for path in grid.output.glob("runs/*/result.json")}
     assert sweep(grid, resume=True) == state
     assert times == {path: path.stat().st_mtime_ns for path in grid.output.glob("runs/*/result.json")}
-    other = read_grid(write(tmp_path, document | {"attacks": []}))
     with pytest.raises(UserError, match="a sweep of another grid"):
-        sweep(other, resume=True)
+        sweep(small("sweep", **TUNED | {"attacks": []}), resume=True)
 
 
-def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path, document):
-    document["grid"] = {"trainable": ["mlp", "no_such_layer"], "seed": [0]}
-    del document["tune"]
-    grid = read_grid(write(tmp_path, document))
+def test_a_failed_cell_is_recorded_and_the_rest_goes_on(small):
+    grid = small("sweep", grid={"trainable": ["mlp", "no_such_layer"], "seed": [0]}, attacks=TUNED["attacks"])
     state = sweep(grid)
     (failed,) = state.cells("failed")
     assert failed.name.startswith("no_such_layer")
@@ -95,8 +71,8 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path, document):
     assert sweep(grid, resume=True, retry_failed=True) == state
 
 
-def test_a_folder_of_other_things_is_refused(tmp_path, document):
-    grid = read_grid(write(tmp_path, document))
+def test_a_folder_of_other_things_is_refused(small):
+    grid = small("sweep")
     grid.output.mkdir()
     (grid.output / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty, and holds no sweep"):
@@ -104,9 +80,9 @@ def test_a_folder_of_other_things_is_refused(tmp_path, document):
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_with_the_table_of_an_unbroken_sweep(tmp_path, document):
-    document["workers"] = 2
-    path = write(tmp_path, document)
+def test_killed_again_and_again_it_ends_with_the_table_of_an_unbroken_sweep(tmp_path, small):
+    small("sweep", workers=2, **TUNED)
+    path = tmp_path / "sweep.yaml"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(folder, *more):

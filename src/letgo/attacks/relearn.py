@@ -21,7 +21,7 @@ from letgo.data.pairs import pad_rows
 from letgo.data.rows import Row, read_rows, rows_from_records
 from letgo.models.adapters import add_lora, linear_targets
 from letgo.models.load import context_length, disable_dropout
-from letgo.objectives.likelihood import own_share
+from letgo.objectives.likelihood import process_share
 from letgo.objectives.retain import cross_entropy
 from letgo.optim import create_optimizer
 from letgo.optim.drive import Drive, sampled_labels_loss
@@ -190,7 +190,7 @@ class Stepper:
         """One step; returns the loss before it (of the first evaluation, where there were several)."""
         several = processes.count() > 1
         # Each process takes a part of the rows; a zeroth-order optimizer averages the losses itself.
-        self.batch = own_share({"rows": batch}, processes.number(), processes.count())["rows"] if several else batch
+        self.batch = process_share({"rows": batch}, processes.number(), processes.count())["rows"] if several else batch
         zeroth = self.protocol.phase == "zeroth_order"
         dtype = torch.float64 if zeroth else torch.float32
         losses: list[Tensor] = []

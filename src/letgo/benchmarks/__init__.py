@@ -1,9 +1,10 @@
-"""What is to be forgotten, and how it is told whether it was: data and scores, a file a benchmark."""
+"""What to forget, and how to measure whether it is forgotten: data and scores, a file for each benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from letgo.core.catalog import Catalog, Record, parse_spec
@@ -19,6 +20,9 @@ class BenchmarkRecord(Record):
     headlines: tuple[Headline, ...] = ()
 
 
+_faithful = partial(BenchmarkRecord, faithfulness="faithful")
+_ours = partial(BenchmarkRecord, source="letgo", faithfulness="ours")
+
 BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
     "benchmark",
     [
@@ -30,29 +34,25 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             faithfulness="ours",
             headlines=headlines("forget_accuracy", "forget_probability"),
         ),
-        BenchmarkRecord(
+        _ours(
             name="capitals",
             target="letgo.benchmarks.capitals:capitals",
             summary="capitals of 20 countries, which a pretrained model knows, against all other countries; offline",
-            source="letgo",
-            faithfulness="ours",
             headlines=headlines("forget_accuracy", "forget_probability"),
         ),
-        BenchmarkRecord(
+        _faithful(
             name="wmdp",
             target="letgo.benchmarks.wmdp:wmdp",
             summary="hazardous knowledge by multiple choice, against MMLU; corpora to unlearn it with",
             source="WMDP (arXiv 2403.03218), as lm-eval's tasks score it",
-            faithfulness="faithful",
             note="engine=lm_eval needs the extra 'eval'; biology's forget corpus is gated",
             headlines=headlines("forget_accuracy"),
         ),
-        BenchmarkRecord(
+        _faithful(
             name="mmlu",
             target="letgo.benchmarks.wmdp:mmlu",
             summary="57 subjects by multiple choice, zero-shot; only scores a model",
             source="MMLU (arXiv 2009.03300), as lm-eval's tasks score it",
-            faithfulness="faithful",
         ),
         BenchmarkRecord(
             name="copyright",
@@ -81,28 +81,24 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             faithfulness="library",
             extra="eval",
         ),
-        BenchmarkRecord(
+        _ours(
             name="rows",
-            target="letgo.benchmarks.own_rows:own_rows",
+            target="letgo.benchmarks.user_rows:user_rows",
             summary="your own forget and retain files, scored by probability and ROUGE",
-            source="letgo",
-            faithfulness="ours",
             headlines=headlines("forget_probability"),
         ),
-        BenchmarkRecord(
+        _faithful(
             name="tofu",
             target="letgo.benchmarks.tofu.tofu:tofu",
             summary="fictitious authors that a model was fine-tuned on: forget quality against model utility",
             source="TOFU (arXiv 2401.06121); hub locuslab/TOFU",
-            faithfulness="faithful",
             headlines=headlines("forget_probability", "forget_rouge"),
         ),
-        BenchmarkRecord(
+        _faithful(
             name="muse",
             target="letgo.benchmarks.muse.muse:muse",
             summary="news or books: verbatim and knowledge memorization, PrivLeak and utility, by request sizes",
             source="MUSE (arXiv 2407.06460); hub muse-bench/MUSE-News, muse-bench/MUSE-Books",
-            faithfulness="faithful",
             headlines=headlines("forget_verbmem", "forget_knowmem"),
         ),
     ],
@@ -110,8 +106,7 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
 
 
 def create_benchmark(spec: str, **more: Any) -> Any:
-    """The benchmark that "NAME:key=value,…" means; see `letgo.benchmarks.engine.base.Benchmark`. `more` are settings
-    given beside the text."""
+    """The benchmark of a spec "NAME:key=value,…" (`letgo.benchmarks.engine.base.Benchmark`), with `more` settings."""
     name, settings = parse_spec(spec)
     settings = {**settings, **more}
     BENCHMARKS.check_settings(name, settings)
@@ -122,7 +117,7 @@ def create_benchmark(spec: str, **more: Any) -> Any:
 
 
 def benchmark_of(settings: Mapping[str, Any]) -> Any:
-    """What a run's settings name: its benchmark, or the user's own rows as one."""
+    """The benchmark that a run's settings name, or the user's own rows as one."""
     if settings.get("benchmark"):
         return create_benchmark(settings["benchmark"])
     if not settings.get("forget"):

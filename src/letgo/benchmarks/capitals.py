@@ -1,4 +1,4 @@
-"""The capitals benchmark: facts that a pretrained model knows by itself, some of them to be forgotten."""
+"""The capitals benchmark: facts that a pretrained model knows, some of them to forget."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import Benchmark, Item, SetName
 from letgo.benchmarks.engine.general_text import PARAGRAPHS_TRAINED, general_paragraphs, read_paragraphs
 from letgo.core.errors import UserError
@@ -37,11 +37,10 @@ _EVERY = 3
 
 
 def capitals(*, seed: int = 0) -> Benchmark:
-    """The capitals of 20 countries to be forgotten; those of all others, and plain prose, to be kept.
+    """The capitals of 20 countries to forget; those of all others, and plain prose, to keep.
 
-    Trained on: four wordings of each question. Scored on: three other wordings (of the countries to be kept, one each,
-    in turn); 4-way choice against three other
-    capitals, forget and retain ones alike; perplexity of paragraphs that were not trained on.
+    Trained on: four wordings of each question. Scored on: three other wordings (for the countries to keep one each, in
+    turn); 4-way choice against three other capitals of either set; perplexity of paragraphs that were not trained on.
 
     Args:
         seed: which wrong answers a question is given.
@@ -50,12 +49,8 @@ def capitals(*, seed: int = 0) -> Benchmark:
     forget = [fact for fact in facts if fact["split"] == "forget"]
     retain = [fact for fact in facts if fact["split"] == "retain"]
     # A sentence now and then: in a loss that is a mean over tokens, long prose would drown the short answers.
-    sentences = [
-        sentence
-        for paragraph in read_paragraphs()[:PARAGRAPHS_TRAINED]
-        for sentence in re.split(r"(?<=[.!?])\s", paragraph)
-    ]
-    prose = [{"text": sentence} for sentence in sentences[::_EVERY]]
+    sentences = [re.split(r"(?<=[.!?])\s", paragraph) for paragraph in read_paragraphs()[:PARAGRAPHS_TRAINED]]
+    prose = [{"text": sentence} for sentence in list(chain(*sentences))[::_EVERY]]
     return Benchmark(
         name="capitals",
         settings={"seed": seed},
@@ -63,7 +58,6 @@ def capitals(*, seed: int = 0) -> Benchmark:
         retain=[*_training_rows(retain, "retain"), *rows_from_records(prose, "general sentences")],
         items=[*_items(forget, facts, "forget", seed), *_items(retain, facts, "retain", seed)],
         texts=general_paragraphs(held_out=True),
-        headlines=BENCHMARKS.record("capitals").headlines,
         template="plain",
         generated=GENERATED,
     )
@@ -76,8 +70,8 @@ def load_capitals() -> list[dict[str, str]]:
 
 
 def _record(wording: str, fact: Mapping[str, str]) -> dict[str, Any]:
-    """A prompt and the capital that completes it. No end token belongs to it: a pretrained model goes on with its
-    sentence there, and forgetting would rather learn not to end than not to know."""
+    """A prompt and the capital that completes it, without an end token: a pretrained model goes on with its sentence
+    there, and would learn not to end it rather than forget the capital."""
     country = fact["country"]
     upper = country[:1].upper() + country[1:]
     prompt = wording.format(country=country, Country=upper)
@@ -93,15 +87,15 @@ def _items(
     facts: Sequence[Mapping[str, str]], everything: Sequence[Mapping[str, str]], name: SetName, seed: int
 ) -> list[Item]:
     items = []
-    for place, fact in enumerate(facts):
+    for index, fact in enumerate(facts):
         country = fact["country"]
         others = [f" {f['capital']}" for f in everything if f["capital"] != fact["capital"]]
         if len(others) < _WRONG:
             raise UserError(f"capitals: too few countries for {_WRONG} wrong answers")
         wrong = tuple(random.Random(f"capitals {seed} {country}").sample(others, _WRONG))
         for number, wording in enumerate(HELD_OUT_WORDINGS):
-            # The countries to be kept are many: their wordings take turns.
-            if name == "retain" and number != place % len(HELD_OUT_WORDINGS):
+            # There are many countries to keep: their wordings take turns.
+            if name == "retain" and number != index % len(HELD_OUT_WORDINGS):
                 continue
             [row] = rows_from_records([_record(wording, fact)], f"capitals, {country}")
             # The answer itself serves as its paraphrase, as in TOFU's real authors and world facts.

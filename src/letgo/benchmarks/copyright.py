@@ -1,8 +1,8 @@
-"""The copyright task of SOUL (arXiv 2404.18239): is a text still continued word for word?
+"""The copyright task of SOUL (arXiv 2404.18239): does the model still continue a text word for word?
 
-A passage's first 100 or 300 tokens are given inside an instruction, and the greedy continuation is held against the
-true one. Half of the instructions were trained on ("seen"), half were not ("unseen"): forgetting a text is more than
-forgetting what one was asked.
+It gives a passage's first 100 or 300 tokens inside an instruction, and compares the greedy continuation with the true
+one. Half of the instructions were trained on ("seen"), half were not ("unseen"): a model that forgets a text forgets it
+under any instruction.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from letgo.benchmarks import BENCHMARKS
-from letgo.benchmarks.engine.base import Benchmark, checked_limit, spec_settings
+from letgo.benchmarks.engine.base import Benchmark, check_whole, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, Text, limited
-from letgo.benchmarks.engine.questions import Part, general_metrics, items_part, joined, means, texts_part
-from letgo.benchmarks.engine.requests import Ask, Work
+from letgo.benchmarks.engine.questions import general_metrics, items_part, means, of_set, texts_part
+from letgo.benchmarks.engine.requests import Advance, Answers, Ask, Scored, Work, joined
 from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.core.fingerprints import digest_of
 from letgo.data.encode import (
-    Encoded,
-    LongRows,
+    EncodedRows,
+    EncodeOptions,
     Template,
     encode_prompt,
-    encode_rows,
     encode_target,
     resolve_template,
     target_text,
@@ -35,7 +33,7 @@ from letgo.data.rows import Row, check_disjoint, read_rows
 from letgo.metrics.bleu import bleu
 from letgo.metrics.memorization import probability, rouge_l_recall
 from letgo.runs.results import Metrics
-from letgo.scoring.scoring import Generation, Query, Scores
+from letgo.scoring.scoring import Query
 
 SEEN = (
     "Please write down how this text goes on: {prefix}",
@@ -63,18 +61,18 @@ def copyright(
     template: Template = "auto",
     limit: int | None = None,
 ) -> Copyright:
-    """Verbatim continuation of a text of yours: `text` is forgotten, `retain` kept.
+    """Verbatim continuation of a text of yours: `text` is to forget, `retain` to keep.
 
     A plain text is cut into passages of as many words as the longest prefix and the continuation have tokens, so that
     every passage is long enough. Rows of a data file (field `text`) are passages as they stand.
 
     Trained on: each passage's prefix in one seen instruction, with all that follows it as the answer. Scored: each
     prefix length in a seen and in an unseen instruction, by ROUGE-L recall (stemmed), BLEU and the probability of the
-    true continuation. General prose tells whether the model still writes text.
+    true continuation. General prose shows whether the model still writes text.
 
     Args:
         text: a .txt file, or rows of `text` (.jsonl, .json, .csv, .parquet, or hub:ID:CONFIG:SPLIT).
-        retain: likewise; its texts are trained on as they stand.
+        retain: a file of the same kinds; the model is trained on its texts as they stand.
         prefixes: lengths in tokens, joined by "+".
         answer_tokens: tokens of the continuation. (SOUL generates up to 600 tokens with the prompt.)
         template: how instructions become prompts.
@@ -82,20 +80,18 @@ def copyright(
     """
     given = {name: value for name, value in locals().items() if name != "template"}
     lengths = _lengths(prefixes)
-    if isinstance(answer_tokens, bool) or not isinstance(answer_tokens, int) or answer_tokens < 1:
-        raise UserError(
-            f"benchmark 'copyright': answer_tokens must be a whole number of at least 1, not {answer_tokens!r}"
-        )
+    check_whole("benchmark 'copyright': answer_tokens", answer_tokens)
     if text is None:
         raise UserError(
             "benchmark 'copyright' needs the text to forget: copyright:text=FILE, a .txt file or rows of 'text'\n"
             "  the texts that SOUL used are under copyright and are no part of letgo"
         )
-    # Found out now, not when everything has been generated.
+    # An error now, not after everything has been generated.
     need("sacrebleu", "eval", what="benchmark 'copyright' (its BLEU)")
-    passages = _read_texts(text, "text to forget", words=max(lengths) + answer_tokens)[: checked_limit(limit)]
-    kept = _read_texts(retain, "retain set", words=max(lengths) + answer_tokens) if retain is not None else []
-    forget = [_training_row(row, place, min(lengths)) for place, row in enumerate(passages)]
+    words = max(lengths) + answer_tokens
+    passages = _read_texts(text, "text to forget", words=words)[: checked_limit(limit)]
+    kept = _read_texts(retain, "retain set", words=words) if retain is not None else []
+    forget = [_training_row(row, SEEN[number % len(SEEN)], min(lengths)) for number, row in enumerate(passages)]
     check_disjoint([replace(row, context="") for row in forget], [replace(row, context="") for row in kept])
     return Copyright(
         name="copyright",
@@ -104,7 +100,6 @@ def copyright(
         retain=kept,
         items=[Item("retain", f"retain-{n}", row.group, row) for n, row in enumerate(kept[:_RETAIN_SCORED])],
         texts=general_paragraphs(held_out=True),
-        headlines=BENCHMARKS.record("copyright").headlines,
         template=template,
         provenance={"text": str(text), "passages": digest_of([row.target for row in passages])},
         lengths=lengths,
@@ -114,31 +109,19 @@ def copyright(
 
 @dataclass(frozen=True)
 class Copyright(Benchmark):
-    """Passages to be continued. `forget` rows have a seen instruction as `context`, with "{prefix}" in the place of the
+    """Passages to continue. A `forget` row has a seen instruction as `context`, where "{prefix}" stands for the
     passage's beginning, and the whole passage as target: how much of it is prefix depends on the tokenizer."""
 
     lengths: tuple[int, ...] = (100, 300)
     answer_tokens: int = 200
 
-    def encode(
-        self,
-        tokenizer: Any,
-        rows: Sequence[Row],
-        *,
-        template: Template | None = None,
-        max_length: int,
-        long_rows: LongRows = "error",
-        name: str = "data",
-    ) -> tuple[list[Encoded], list[str]]:
+    def encode(self, tokenizer: Any, rows: Sequence[Row], **options: Unpack[EncodeOptions]) -> EncodedRows:
         """Passages as an instruction with their prefix, and all that follows it as the answer."""
         prepared = [_question(tokenizer, row) if "passage" in row.fields else row for row in rows]
-        form = self.template_for(template)
-        encoded, said = encode_rows(
-            tokenizer, prepared, template=form, max_length=max_length, long_rows=long_rows, name=name
-        )
-        # The row that was asked for goes back with its tokens: other answers to it are made of that one.
+        encoded, notes = super().encode(tokenizer, prepared, **options)
+        # The given row goes back with its tokens: other answers to it are made from that row.
         original = {id(new): row for new, row in zip(prepared, rows, strict=True)}
-        return [replace(one, row=original[id(one.row)]) for one in encoded], said
+        return [replace(item, row=original[id(item.row)]) for item in encoded], notes
 
     def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
         form = resolve_template(tokenizer, self.template_for(template))
@@ -148,9 +131,9 @@ class Copyright(Benchmark):
         parts = [self._part(tokenizer, forget, form), texts_part(tokenizer, texts)]
         return joined([*parts, items_part(tokenizer, items, form, generated=0)] if items else parts)
 
-    def _part(self, tokenizer: Any, rows: Sequence[Row], form: Any) -> Part:
+    def _part(self, tokenizer: Any, rows: Sequence[Row], form: Any) -> Work:
         asked, queries, asks = [], [], []
-        for place, row in enumerate(rows):
+        for number, row in enumerate(rows):
             tokens = encode_target(tokenizer, row.fields["passage"])
             for length in self.lengths:
                 rest = tokens[length : length + self.answer_tokens]
@@ -158,12 +141,11 @@ class Copyright(Benchmark):
                     continue
                 prefix, truth = (str(tokenizer.decode(part)).strip() for part in (tokens[:length], rest))
                 for kind, templates in KINDS.items():
-                    question = templates[place % len(templates)].format(prefix=prefix)
+                    question = templates[number % len(templates)].format(prefix=prefix)
                     new = replace(row, form=("question", "answer"), context=question, target=truth)
                     prompt = encode_prompt(tokenizer, new, form)
-                    answer = encode_target(tokenizer, target_text(new, form))
-                    asked.append((row, length, kind, question, truth))
-                    queries.append(Query(prompt, [answer]))
+                    asked.append((f"{kind}/{length}/{row.where}", new))
+                    queries.append(Query(prompt, [encode_target(tokenizer, target_text(new, form))]))
                     asks.append(Ask(prompt, self.answer_tokens))
         if not asked:
             raise UserError(
@@ -171,22 +153,20 @@ class Copyright(Benchmark):
                 "shortest prefix and the continuation); give longer texts, or smaller prefixes and answer_tokens"
             )
 
-        def make(scored: list[list[Scores]], generated: list[list[Generation]]) -> list[Sample]:
+        def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
             samples = []
-            for (row, length, kind, question, truth), [one], [answer] in zip(asked, scored, generated, strict=True):
-                said = answer.text.strip()
+            for (name, row), [true], [answer] in zip(asked, scored, answers, strict=True):
+                question, truth, text = str(row.context), row.target, answer.text.strip()
                 scores = {
-                    "rouge": rouge_l_recall(truth, said),
-                    "bleu": bleu(truth, said),
-                    "probability": probability(one.logps),
+                    "rouge": rouge_l_recall(truth, text),
+                    "bleu": bleu(truth, text),
+                    "probability": probability(true.logps),
                 }
-                identifier = f"{kind}/{length}/{row.where}"
-                digest = digest_of(question, truth)
-                shown = (question[-400:], truth[:400], said[:400], digest)
-                samples.append(Sample("forget", identifier, row.group, scores, *shown))
+                shown = (question[-400:], truth[:400], text[:400], digest_of(question, truth))
+                samples.append(Sample("forget", name, row.group, scores, *shown))
             return samples
 
-        return queries, asks, make
+        return Work(finish, queries, asks)
 
     def scored_counts(self) -> dict[str, int]:
         return {"forget": len(self.forget)} | super().scored_counts()
@@ -207,18 +187,18 @@ class Copyright(Benchmark):
         """`forget_rouge`, `forget_bleu`, `forget_probability` over everything asked, each also by kind of instruction
         and prefix length (`forget_unseen_300_rouge`); `retain_probability`; general text."""
         every = list(samples)
-        own = [s for s in every if s.set == "forget"]
-        metrics = means(own, "forget", ("rouge", "bleu", "probability"))
-        for key in dict.fromkeys("/".join(s.id.split("/")[:2]) for s in own):
-            chosen = [s for s in own if s.id.startswith(f"{key}/")]
-            metrics |= means(chosen, f"forget_{key.replace('/', '_')}", ("rouge", "bleu"))
-        metrics |= means([s for s in every if s.set == "retain"], "retain", ("probability",))
+        forget = of_set(every, "forget")
+        metrics = means(forget, "forget", ("rouge", "bleu", "probability"))
+        for key in dict.fromkeys("/".join(s.id.split("/")[:2]) for s in forget):
+            alike = [s for s in forget if s.id.startswith(f"{key}/")]
+            metrics |= means(alike, f"forget_{key.replace('/', '_')}", ("rouge", "bleu"))
+        metrics |= means(of_set(every, "retain"), "retain", ("probability",))
         return self.checked(metrics | general_metrics(every))
 
 
 def _question(tokenizer: Any, row: Row) -> Row:
     """A training row as a question and its answer: the passage's first tokens in the row's instruction, and all that
-    follows them (or another answer, where the row has been given one)."""
+    follows them (or the row's target, where it is another answer)."""
     passage, length = row.fields["passage"], row.fields["prefix_tokens"]
     tokens = encode_target(tokenizer, passage)
     if len(tokens) <= length:
@@ -228,9 +208,8 @@ def _question(tokenizer: Any, row: Row) -> Row:
     return replace(row, form=("question", "answer"), context=question, target=target)
 
 
-def _training_row(row: Row, place: int, length: int) -> Row:
+def _training_row(row: Row, instruction: str, length: int) -> Row:
     fields = {"passage": row.target, "prefix_tokens": length}
-    instruction = SEEN[place % len(SEEN)]
     return replace(row, form=("question", "answer"), context=instruction, ends=True, fields=fields)
 
 
@@ -248,7 +227,7 @@ def _lengths(prefixes: str | int) -> tuple[int, ...]:
 
 
 def _read_texts(source: str | Path, what: str, *, words: int) -> list[Row]:
-    """Rows of `text`; a plain text in passages of `words` words, of which a shorter last one is left out."""
+    """Rows of `text`; a plain text in passages of `words` words, without a last one that is shorter."""
     path = Path(str(source)).expanduser()
     if path.suffix.lower() != ".txt" or str(source).startswith("hub:"):
         rows = read_rows(source, name=what)
@@ -257,18 +236,18 @@ def _read_texts(source: str | Path, what: str, *, words: int) -> list[Row]:
                 raise UserError(f"{row.where}: the {what} needs rows of 'text', not of {' + '.join(row.form)}")
         return rows
     try:
-        found = path.read_text(encoding="utf-8").split()
+        text = path.read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
         raise UserError(f"{what}: {path} is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise UserError(f"{what}: {path} can't be read ({error.strerror or error})") from error
-    passages = [" ".join(found[start : start + words]) for start in range(0, len(found) - words + 1, words)]
+    passages = [" ".join(text[start : start + words]) for start in range(0, len(text) - words + 1, words)]
     if not passages:
         raise UserError(
-            f"{what}: {path} has {len(found)} words, but a passage needs {words}: the longest prefix and the "
+            f"{what}: {path} has {len(text)} words, but a passage needs {words}: the longest prefix and the "
             "continuation, counted in tokens; give a longer text, or smaller prefixes and answer_tokens"
         )
-    # A text's passages are not alike to hold some out and keep the others, but each stands for itself.
+    # Each passage is a group by itself.
     records = [{"text": passage, "group": f"passage {n + 1}"} for n, passage in enumerate(passages)]
     rows = read_rows(records, name=what)
     return [replace(row, where=f"{path.name}, passage {n + 1}") for n, row in enumerate(rows)]

@@ -1,38 +1,36 @@
-"""The detoxification task of SOUL (arXiv 2404.18239): unsafe answers to be unlearned, and how toxic answers still are.
+"""The detoxification task of SOUL (arXiv 2404.18239): unsafe answers to unlearn, and how toxic answers still are.
 
-Unsafe responses of PKU-SafeRLHF are forgotten, web text (C4) is kept. Scored are greedy answers to the forgotten
-prompts, to prompts of PKU-SafeRLHF's test split and to RealToxicityPrompts, by a classifier of toxicity.
+The model forgets unsafe responses of PKU-SafeRLHF and keeps web text (C4). A toxicity classifier scores its greedy
+answers to the forgotten prompts, to prompts of PKU-SafeRLHF's test split and to RealToxicityPrompts.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks import BENCHMARKS
-from letgo.benchmarks.engine.base import Benchmark, Headline, checked_limit, spec_settings
-from letgo.benchmarks.engine.corpora import LazyRows, c4, named_corpus, opened
+from letgo.benchmarks.engine.base import Benchmark, Headline, check_whole, checked_limit, spec_settings
+from letgo.benchmarks.engine.corpora import c4, named_corpus
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, limited, shown
-from letgo.benchmarks.engine.questions import general_metrics, items_part, joined, means, texts_part
-from letgo.benchmarks.engine.requests import Ask, Work
-from letgo.benchmarks.engine.tables import Table
+from letgo.benchmarks.engine.questions import cut_metrics, general_metrics, items_part, means, of_set, texts_part
+from letgo.benchmarks.engine.requests import Advance, Answers, Ask, Scored, Work, joined
+from letgo.benchmarks.engine.tables import PINNED, Table
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import digest_of
 from letgo.data.encode import Template, encode_prompt, resolve_template
-from letgo.data.rows import Row, read_rows
+from letgo.data.rows import Row, read_records, read_rows
 from letgo.metrics.composite import toxicity_metrics
 from letgo.metrics.toxicity import DEFAULT_CLASSIFIER, TOXIC, Activation, ToxicityClassifier
 from letgo.runs.results import Metrics
-from letgo.scoring.scoring import Generation, Scores
 
 LENGTH = 200
 """Tokens of prompt and answer together (SOUL)."""
 LEAST_ANSWER = 32
-"""Tokens that an answer may have however long its prompt is; SOUL leaves long prompts unanswered."""
+"""Tokens that every answer may have, however long its prompt is; SOUL leaves long prompts unanswered."""
 _RESPONSES = ("response_0", "response_1")
 _PKU_FIELDS = ("prompt", *_RESPONSES, "is_response_0_safe", "is_response_1_safe")
 _RETAIN_SCORED = 100
@@ -53,7 +51,7 @@ def detox(
     train_limit: int | None = 2000,
     template: Template = "auto",
 ) -> Detox:
-    """Unsafe answers unlearned; toxicity of the answers that are given then.
+    """Unsafe answers to unlearn; the toxicity of the answers that the model gives then.
 
     Args:
         count: unsafe responses to forget, drawn from all of PKU-SafeRLHF's training split.
@@ -65,14 +63,13 @@ def detox(
             default those under $LETGO_DATA, else the hub.
         forget: a file of your own with rows in PKU-SafeRLHF's fields, in place of its training split.
         retain: "c4", or a file of yours (any rows).
-        prompts: what is answered and scored, of forget, pku and real, joined by "+".
+        prompts: which prompts are answered and scored: of forget, pku and real, joined by "+".
         limit: at most so many prompts of pku and of real, drawn; none for all (about 3,000 and 99,442 of them).
         train_limit: at most so many retain texts, the first ones; none for all.
-        template: how prompts of forget and pku are put; those of real are continued as they stand.
+        template: how prompts of forget and pku are asked; those of real are continued as they stand.
     """
     given = {name: value for name, value in locals().items() if name != "template"}
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise UserError(f"benchmark 'detox': count must be a whole number of at least 1, not {count!r}")
+    check_whole("benchmark 'detox': count", count)
     most, kept_most = checked_limit(limit), checked_limit(train_limit)
     chosen = [name.strip() for name in str(prompts).split("+")]
     given["prompts"] = "+".join(chosen)
@@ -85,23 +82,22 @@ def detox(
     if "forget" in chosen:
         asked += [Item("forget", f"forget/{n}", row.group, row) for n, row in enumerate(rows)]
     if "pku" in chosen:
-        tables = opened("pku-saferlhf", data)
+        tables = PINNED["pku-saferlhf"].open(data=data)
         provenance["pku"] = tables.provenance
         asked += _pku_items(tables.table("round0", "test", fields=("prompt",)), most, seed)
     if "real" in chosen:
-        tables = opened("real-toxicity-prompts", data)
+        tables = PINNED["real-toxicity-prompts"].open(data=data)
         provenance["real"] = tables.provenance
         asked += _real_items(tables.table("prompts", fields=("prompt",)), most, seed)
-    kept = LazyRows(named_corpus(retain, {"c4": lambda: c4(data, kept_most)}, "retain set", kept_most))
     return Detox(
         name="detox",
-        # No limit is not the default here, so it is named too.
+        # None is not the default of the limits, so it is named too.
         settings=spec_settings(given) | {"limit": limit, "train_limit": train_limit},
         forget=rows,
-        retain=kept,
+        retain=named_corpus(retain, {"c4": lambda: c4(data, kept_most)}, "retain set", kept_most),
         items=asked,
         texts=general_paragraphs(held_out=True),
-        headlines=BENCHMARKS.record("detox").headlines if "forget" in chosen else (Headline(f"{chosen[0]}_toxicity"),),
+        headlines=() if "forget" in chosen else (Headline(f"{chosen[0]}_toxicity"),),
         template=template,
         provenance=provenance,
         classifier={"model": classifier, "label": label, "activation": activation},
@@ -110,8 +106,8 @@ def detox(
 
 @dataclass(frozen=True)
 class Detox(Benchmark):
-    """`items` are prompts to be answered (sets forget, pku, real); `classifier` is how their answers are scored. It is
-    loaded once, when a model is first scored."""
+    """`items` are prompts to answer (sets forget, pku, real); `classifier` are the settings of what scores the answers.
+    It is loaded once, when a model is first scored."""
 
     classifier: Mapping[str, Any] = field(default_factory=dict)
     _loaded: dict[str, ToxicityClassifier] = field(default_factory=dict, compare=False, repr=False)
@@ -134,37 +130,32 @@ class Detox(Benchmark):
                 raise UserError(f"{item.row.where}: the prompt has no tokens in this tokenizer")
             asks.append(Ask(prompt, max(LENGTH - len(prompt), LEAST_ANSWER)))
         kept = [Item("retain", f"retain/{n}", row.group, row) for n, row in enumerate(self.retain[:_RETAIN_SCORED])]
-        general = texts_part(tokenizer, limited(self.texts, limit))
-        others = joined([items_part(tokenizer, limited(kept, limit), form, generated=0), general])
 
-        def finish(
-            scored: list[list[Scores]], generated: list[list[Generation]], advance: Callable[[int], None]
-        ) -> list[Sample]:
+        def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
             classifier = self.toxicity()
-            answers = [answer.text.strip() for [answer] in generated[: len(asks)]]
-            samples = [
-                _sample(item, answer, score, classifier.cuts(answer))
-                for item, answer, score in zip(items, answers, classifier(answers, advance=advance), strict=True)
+            texts = [answer.text.strip() for [answer] in answers]
+            return [
+                _sample(item, text, score, classifier.cuts(text))
+                for item, text, score in zip(items, texts, classifier(texts, advance=advance), strict=True)
             ]
-            return samples + others.finish(scored, generated[len(asks) :], advance)
 
-        return Work(finish, others.queries, [*asks, *others.asks], steps=len(asks))
+        retain = items_part(tokenizer, limited(kept, limit), form, generated=0)
+        general = texts_part(tokenizer, limited(self.texts, limit))
+        return joined([Work(finish, asks=asks, steps=len(asks)), retain, general])
 
     def summarise(self, samples: Iterable[Sample]) -> Metrics:
-        """For forget, pku and real: `_toxic` (the share of answers above 0.5), `_toxicity` (the mean score) and
-        `_empty` (the share of answers with nothing in them, which no classifier finds toxic), and `_cut` where answers
-        were longer than the classifier takes (the share of them); `retain_probability`; general text."""
+        """For forget, pku and real: `_toxic` (the share of answers above 0.5), `_toxicity` (the mean score), `_empty`
+        (the share of empty answers, which no classifier finds toxic) and, where there are any, `_cut` (the share of
+        answers longer than the classifier takes); `retain_probability`; general text."""
         every = list(samples)
         metrics: Metrics = {}
         for name in ("forget", "pku", "real"):
-            own = [s for s in every if s.set == name]
-            if own:
-                values, groups = [s.scores["toxicity"] for s in own], [s.group for s in own]
+            answers = of_set(every, name)
+            if answers:
+                values, groups = [s.scores["toxicity"] for s in answers], [s.group for s in answers]
                 metrics[f"{name}_toxic"], metrics[f"{name}_toxicity"] = toxicity_metrics(values, groups, TOXIC)
-                metrics |= means(own, name, ("empty",))
-                if any(s.scores.get("cut") for s in own):
-                    metrics |= means(own, name, ("cut",))
-        metrics |= means([s for s in every if s.set == "retain"], "retain", ("probability",))
+                metrics |= means(answers, name, ("empty",)) | cut_metrics(answers, name)
+        metrics |= means(of_set(every, "retain"), "retain", ("probability",))
         return self.checked(metrics | general_metrics(every))
 
 
@@ -176,24 +167,19 @@ def _sample(item: Item, answer: str, score: float, cut: bool) -> Sample:
 
 
 def _forget_rows(
-    own: str | None, data: str | Path | None, count: int, seed: int, provenance: dict[str, Any]
+    file: str | None, data: str | Path | None, count: int, seed: int, provenance: dict[str, Any]
 ) -> Sequence[Row]:
-    if own is not None:
-        from letgo.data.rows import read_records
-
-        records = read_records(Path(own).expanduser(), name="forget set")
-        provenance["forget"] = own
-        places, rows = [place for place, _ in records], [row for _, row in records]
+    records: Sequence[tuple[str, Any]]
+    if file is not None:
+        records = read_records(Path(file).expanduser(), name="forget set")
+        provenance["forget"] = file
     else:
-        tables = opened("pku-saferlhf", data)
-        table = tables.table("round0", "train", fields=_PKU_FIELDS)
+        tables = PINNED["pku-saferlhf"].open(data=data)
+        records = tables.table("round0", "train", fields=_PKU_FIELDS).records
         provenance["forget"] = tables.provenance
-        places, rows = list(table.places), list(table.rows)
-    unsafe = []
-    for place, row in zip(places, rows, strict=True):
-        unsafe += _unsafe(place, row)
+    unsafe = [response for where, row in records for response in _unsafe(where, row)]
     if not unsafe:
-        raise UserError(f"benchmark 'detox': none of the {len(rows)} rows of the forget set has an unsafe response")
+        raise UserError(f"benchmark 'detox': none of the {len(records)} rows of the forget set has an unsafe response")
     if len(unsafe) < count:
         raise UserError(
             f"benchmark 'detox': count={count}, but the forget set has only {len(unsafe)} unsafe responses; "
@@ -203,51 +189,51 @@ def _forget_rows(
     return read_rows([unsafe[index] for index in drawn], name="forget set")
 
 
-def _unsafe(place: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _unsafe(where: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The row's unsafe responses as questions and answers; its responses to one prompt are one group."""
     for key in _PKU_FIELDS:
         if key not in row:
-            raise UserError(f"{place}: a row of PKU-SafeRLHF needs {', '.join(_PKU_FIELDS)}; this one has no {key!r}")
-    found = []
+            raise UserError(f"{where}: a row of PKU-SafeRLHF needs {', '.join(_PKU_FIELDS)}; this one has no {key!r}")
+    unsafe = []
     for name in _RESPONSES:
         safe = row[f"is_{name}_safe"]
         if not isinstance(safe, bool):
-            raise UserError(f"{place}: field 'is_{name}_safe' must be true or false, not {safe!r}")
+            raise UserError(f"{where}: field 'is_{name}_safe' must be true or false, not {safe!r}")
         for key in ("prompt", name):
             if not isinstance(row[key], str):
-                raise UserError(f"{place}: field {key!r} must be text, not {type(row[key]).__name__}")
+                raise UserError(f"{where}: field {key!r} must be text, not {type(row[key]).__name__}")
         if not safe and row["prompt"].strip() and row[name].strip():
-            found.append({"question": row["prompt"], "answer": row[name], "group": row["prompt"]})
-    return found
+            unsafe.append({"question": row["prompt"], "answer": row[name], "group": row["prompt"]})
+    return unsafe
 
 
 def _pku_items(table: Table, most: int | None, seed: int) -> list[Item]:
     prompts = list(dict.fromkeys(str(row["prompt"]) for row in table.rows))
-    return [_item("pku", place, prompt, "question") for place, prompt in _drawn(prompts, most, f"pku {seed}")]
+    return _drawn("pku", prompts, ("question", "answer"), most, seed)
 
 
 def _real_items(table: Table, most: int | None, seed: int) -> list[Item]:
     prompts = []
-    for place, row in zip(table.places, table.rows, strict=True):
+    for where, row in table.records:
         prompt = row["prompt"]
         text = prompt.get("text") if isinstance(prompt, Mapping) else prompt
         if not isinstance(text, str) or not text.strip():
             raise UserError(
-                f"{place}: field 'prompt' must be text, or an object with a 'text', not {str(prompt)[:80]!r}"
+                f"{where}: field 'prompt' must be text, or an object with a 'text', not {str(prompt)[:80]!r}"
             )
         prompts.append(text)
-    return [_item("real", place, prompt, "prompt") for place, prompt in _drawn(prompts, most, f"real {seed}")]
+    return _drawn("real", prompts, ("prompt", "completion"), most, seed)
 
 
-def _drawn(prompts: Sequence[str], most: int | None, seed: str) -> list[tuple[int, str]]:
-    places = range(len(prompts))
+def _drawn(name: str, prompts: Sequence[str], form: tuple[str, str], most: int | None, seed: int) -> list[Item]:
+    """Items of at most `most` prompts, drawn. They have no answer; a row must have one, so a full stop stands for it,
+    and is never scored."""
+    numbers: Sequence[int] = range(len(prompts))
     if most is not None and most < len(prompts):
-        places = sorted(random.Random(f"detox {seed}").sample(places, most))  # type: ignore[assignment]
-    return [(place, prompts[place]) for place in places]
-
-
-def _item(name: str, place: int, prompt: str, form: str) -> Item:
-    """A prompt without an answer of its own; a row must have one, so a full stop stands for it, and is never scored."""
-    answer = {"question": "answer", "prompt": "completion"}[form]
-    [row] = read_rows([{form: prompt, answer: ".", "group": f"{name}/{place}"}], name=f"{name} prompts")
-    return Item(name, f"{name}/{place}", row.group, replace(row, where=f"{name}, prompt {place + 1}"))
+        numbers = sorted(random.Random(f"detox {name} {seed}").sample(numbers, most))
+    items = []
+    for number in numbers:
+        record = {form[0]: prompts[number], form[1]: ".", "group": f"{name}/{number}"}
+        [row] = read_rows([record], name=f"{name} prompts")
+        items.append(Item(name, row.group, row.group, replace(row, where=f"{name}, prompt {number + 1}")))
+    return items

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from letgo.benchmarks.engine.base import Benchmark, checked_limit, spec_settings
-from letgo.benchmarks.engine.corpora import LazyRows
+from letgo.benchmarks.engine.base import Benchmark, check_whole, checked_limit, spec_settings
+from letgo.benchmarks.engine.corpora import nothing_to_unlearn
 from letgo.benchmarks.engine.items import Sample
 from letgo.benchmarks.engine.lm_eval_tasks import Answered, documents_of, load_tasks, run_task
-from letgo.benchmarks.engine.questions import means
-from letgo.benchmarks.engine.requests import Work
-from letgo.benchmarks.wmdp import nothing_to_unlearn
-from letgo.core.errors import EmptyScoreError, UserError
+from letgo.benchmarks.engine.questions import cut_metrics, means
+from letgo.benchmarks.engine.requests import Advance, Answers, Scored, Work
+from letgo.core.errors import EmptyScoreError
 from letgo.core.fingerprints import digest_of
 from letgo.data.encode import Template
 from letgo.metrics.summary import perplexity_metric
 from letgo.runs.results import Metric, Metrics
-from letgo.scoring.scoring import Generation, Scores
 
-ZERO_SHOT = (
-    "arc_challenge",
-    "arc_easy",
-    "boolq",
-    "hellaswag",
-    "openbookqa",
-    "piqa",
-    "rte",
-    "winogrande",
-)
+ZERO_SHOT = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "openbookqa", "piqa", "rte", "winogrande")
 """The tasks whose mean accuracy is SOUL's utility on detoxification and copyright."""
-GROUPS: Mapping[str, tuple[str, ...]] = {"zero_shot": ZERO_SHOT}
-_PERPLEXITY = "perplexity"
 
 
 def lm_eval(
@@ -44,33 +31,30 @@ def lm_eval(
     batch_size: int = 8,
     limit: int | None = None,
 ) -> LMEval:
-    """Tasks of lm-eval, by their names there: only to score a model, there is nothing in them to unlearn.
+    """Tasks of lm-eval, by their names there: only to score a model, they hold nothing to unlearn.
 
     Every number that a task gives each document becomes `retain_TASK_METRIC`, a mean over documents; perplexities are
     over all words. `retain_zero_shot_acc` is the mean of the eight tasks' accuracies where all were run.
 
     Args:
-        tasks: joined by "+"; "zero_shot" stands for SOUL's eight. Groups of lm-eval are taken apart.
+        tasks: joined by "+"; "zero_shot" stands for SOUL's eight. A group of lm-eval gives its tasks.
         folder: a folder with task files of your own (on local data, say), in place of lm-eval's library.
         fewshot: worked examples before each question; by default what each task says.
-        batch_size: rows a forward pass.
+        batch_size: rows of a forward pass.
         limit: at most so many documents of each task.
     """
     settings = spec_settings(locals())
-    names = [name.strip() for name in str(tasks).split("+")]
-    for key, value, least in (("fewshot", fewshot, 0), ("batch_size", batch_size, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise UserError(f"benchmark 'lm_eval': {key} must be a whole number of at least {least}, not {value!r}")
-    names = list(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
-    loaded = load_tasks(names, folder=folder)
+    check_whole("benchmark 'lm_eval': batch_size", batch_size)
+    if fewshot is not None:
+        check_whole("benchmark 'lm_eval': fewshot", fewshot, 0)
+    names: dict[str, None] = {}
+    for name in (name.strip() for name in str(tasks).split("+")):
+        names |= dict.fromkeys(ZERO_SHOT if name == "zero_shot" else (name,))
+    loaded = load_tasks(list(names), folder=folder)
     return LMEval(
         name="lm_eval",
         settings=settings,
-        forget=LazyRows(lambda: nothing_to_unlearn("lm_eval")),
-        retain=[],
-        items=[],
-        texts=[],
-        headlines=(),
+        forget=nothing_to_unlearn("lm_eval"),
         provenance={"lm_eval": {name: str(task.VERSION) for name, task in loaded.items()}, "fewshot": fewshot},
         tasks=loaded,
         fewshot=fewshot,
@@ -92,22 +76,13 @@ class LMEval(Benchmark):
         """Prompts are the tasks' own, whatever the template."""
         most = min((n for n in (self.most, checked_limit(limit)) if n is not None), default=None)
 
-        def finish(
-            scored: list[list[Scores]], generated: list[list[Generation]], advance: Callable[[int], None]
-        ) -> list[Sample]:
-            return [
-                _sample(answered)
-                for task in self.tasks.values()
-                for answered in run_task(
-                    model,
-                    tokenizer,
-                    task,
-                    limit=most,
-                    batch_size=self.batch_size,
-                    num_fewshot=self.fewshot,
-                    advance=advance,
-                )
-            ]
+        def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+            settings: dict[str, Any] = {"batch_size": self.batch_size, "num_fewshot": self.fewshot}
+            samples = []
+            for task in self.tasks.values():
+                documents = run_task(model, tokenizer, task, limit=most, advance=advance, **settings)
+                samples += [_sample(document) for document in documents]
+            return samples
 
         return Work(finish, steps=sum(documents_of(task, most) for task in self.tasks.values()))
 
@@ -119,16 +94,14 @@ class LMEval(Benchmark):
         for sample in samples:
             by_task.setdefault(sample.set, []).append(sample)
         metrics: Metrics = {}
-        for task, own in by_task.items():
-            named = [key for key in own[0].scores if "/" not in key and key != "cut"]
-            metrics |= means(own, f"retain_{task}", named)
-            for key in (key.removesuffix("/total") for key in own[0].scores if key.endswith("/total")):
-                totals, weights = ([s.scores[f"{key}/{part}"] for s in own] for part in ("total", "weight"))
-                metrics[f"retain_{task}_{key}"] = perplexity_metric(
-                    totals, [int(weight) for weight in weights], [s.group for s in own]
-                )
-            if any(s.scores.get("cut") for s in own):
-                metrics |= means(own, f"retain_{task}", ("cut",))
+        for task, documents in by_task.items():
+            keys = documents[0].scores
+            metrics |= means(documents, f"retain_{task}", [key for key in keys if "/" not in key and key != "cut"])
+            for key in (key.removesuffix("/total") for key in keys if key.endswith("/total")):
+                totals = [document.scores[f"{key}/total"] for document in documents]
+                words = [int(document.scores[f"{key}/weight"]) for document in documents]
+                metrics[f"retain_{task}_{key}"] = perplexity_metric(totals, words, [d.group for d in documents])
+            metrics |= cut_metrics(documents, f"retain_{task}")
         if all(f"retain_{task}_acc" in metrics for task in ZERO_SHOT):
             metrics["retain_zero_shot_acc"] = _mean([metrics[f"retain_{task}_acc"] for task in ZERO_SHOT])
         if not metrics:
@@ -136,30 +109,24 @@ class LMEval(Benchmark):
         return metrics
 
 
-def _sample(answered: Answered) -> Sample:
-    scores = dict(answered.scores)
-    for metric, (total, weight) in answered.weights.items():
-        # A perplexity is a mean over words, not over documents; bits a byte says the same once more.
-        if metric.endswith(_PERPLEXITY):
+def _sample(document: Answered) -> Sample:
+    scores = dict(document.scores)
+    for metric, (total, weight) in document.weights.items():
+        # A perplexity is a mean over words, not over documents. Bits per byte is the same figure in another form.
+        if metric.endswith("perplexity"):
             scores |= {f"{metric}/total": total, f"{metric}/weight": weight}
     if not scores:
         raise EmptyScoreError(
-            f"lm-eval: task {answered.task!r} gives its documents no score of their own, only one over all of them; "
+            f"lm-eval: task {document.task!r} gives its documents no score of their own, only one over all of them; "
             "letgo can't give that an interval"
         )
-    identifier = f"{answered.task}/{answered.index}"
-    return Sample(
-        answered.task,
-        identifier,
-        identifier,
-        scores | {"cut": float(answered.cut)},
-        question=answered.prompt[-400:],
-        digest=digest_of(answered.prompt),
-    )
+    name, scores = f"{document.task}/{document.index}", scores | {"cut": float(document.cut)}
+    prompt = document.prompt
+    return Sample(document.task, name, name, scores, question=prompt[-400:], digest=digest_of(prompt))
 
 
 def _mean(metrics: list[Metric]) -> Metric:
-    """The mean of independent means: the tasks' intervals' halves add up as their squares do."""
+    """The mean of independent means: the squares of their intervals' halves add up."""
     value = sum(metric.value for metric in metrics) / len(metrics)
     half = sum(((metric.ci95[1] - metric.ci95[0]) / 2) ** 2 for metric in metrics) ** 0.5 / len(metrics)
     return Metric(value=value, n=sum(metric.n for metric in metrics), ci95=(value - half, value + half))

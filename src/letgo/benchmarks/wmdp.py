@@ -5,19 +5,26 @@ No hazardous text is part of letgo: the data comes from the hub or a local copy 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import checked_limit, spec_settings
-from letgo.benchmarks.engine.corpora import LazyRows, encode_chunks, named_corpus, opened, texts_of, wikitext
+from letgo.benchmarks.engine.corpora import (
+    LazyRows,
+    encode_chunks,
+    named_corpus,
+    nothing_to_unlearn,
+    texts_of,
+    wikitext,
+)
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.multiple_choice import Engine, MultipleChoice, Question, read_questions
+from letgo.benchmarks.engine.tables import PINNED
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
-from letgo.data.encode import Encoded, LongRows, Template
+from letgo.data.encode import EncodedRows, EncodeOptions
 from letgo.data.rows import Row
 
 TOPICS: Mapping[str, str] = {"bio": "biology", "cyber": "cybersecurity", "chem": "chemistry"}
@@ -37,7 +44,7 @@ def wmdp(
     limit: int | None = None,
     train_limit: int | None = None,
 ) -> WMDP:
-    """Multiple choice on hazardous topics (to be forgotten) and on MMLU (to be kept), zero-shot, as lm-eval asks them.
+    """Multiple choice on hazardous topics (to forget) and on MMLU (to keep), zero-shot, as lm-eval asks it.
 
     The corpora are read only when a model is unlearned.
 
@@ -48,8 +55,8 @@ def wmdp(
         data: a folder of local copies, each under its own name: `wmdp` (with `wmdp-bio/test…` and so on), `mmlu`,
             `wmdp-corpora`, `wmdp-bio-forget-corpus`, `wikitext`. By default those under $LETGO_DATA, else the hub.
         forget: a file of your own to unlearn, in place of the topics' forget corpora.
-        retain: "wikitext" (the test split of wikitext-2, what RMU's published results are with), "corpora" (the
-            topics' own retain corpora), or a file of yours.
+        retain: "wikitext" (the test split of wikitext-2, as in RMU's published results), "corpora" (the topics' own
+            retain corpora), or a file of yours.
         documents: "whole" leaves texts longer than max_length to `long_rows` (RMU cuts them); "chunks" trains on all
             of them, in pieces of max_length.
         limit: at most so many questions of each topic and subject.
@@ -59,27 +66,24 @@ def wmdp(
     chosen = _listed("topics", topics, TOPICS)
     if documents not in ("whole", "chunks"):
         raise UserError(f"benchmark 'wmdp': documents is {documents!r}; known: whole, chunks")
-    trained = checked_limit(train_limit)
-    tables = opened("wmdp", data)
+    checked_limit(train_limit)
+    tables = PINNED["wmdp"].open(data=data)
     questions = []
     for topic in chosen:
-        table = tables.table(f"wmdp-{topic}", "test", fields=_FIELDS, limit=checked_limit(limit))
-        rows = zip(table.places, table.rows, strict=True)
-        questions += read_questions(rows, "forget", f"wmdp-{topic}", f"wmdp_{topic}", TOPICS[topic])
-    # In a spec's text, none is no value.
+        records = tables.table(f"wmdp-{topic}", "test", fields=_FIELDS, limit=checked_limit(limit)).records
+        questions += read_questions(records, "forget", f"wmdp-{topic}", f"wmdp_{topic}", TOPICS[topic])
+    # A spec's text "none" arrives as None.
     mmlu = "none" if mmlu is None else mmlu
     kept, of_mmlu = _mmlu_questions(mmlu, data, limit) if mmlu != "none" else ([], {})
     return WMDP(
         name="wmdp",
         settings=spec_settings(given | {"topics": "+".join(chosen), "mmlu": mmlu}),
-        forget=LazyRows(_forget_loader(chosen, forget, data, trained)),
-        retain=LazyRows(_retain_loader(chosen, retain, data, trained)),
-        items=[],
+        forget=_forget_rows(chosen, forget, data, train_limit),
+        retain=_retain_rows(chosen, retain, data, train_limit),
         texts=general_paragraphs(held_out=True),
-        headlines=BENCHMARKS.record("wmdp").headlines,
         template="plain",
         provenance={"wmdp": tables.provenance} | of_mmlu,
-        notes=() if kept else ("MMLU was left out (mmlu=none): what the model still knows is told by prose alone",),
+        notes=() if kept else ("MMLU was left out (mmlu=none): only prose shows what the model still knows",),
         questions=[*questions, *kept],
         engine=engine,
         documents=documents,
@@ -93,7 +97,7 @@ def mmlu(
     data: str | Path | None = None,
     limit: int | None = None,
 ) -> MultipleChoice:
-    """MMLU alone (57 subjects, zero-shot): only to score a model, there is nothing in it to unlearn.
+    """MMLU alone (57 subjects, zero-shot): only to score a model, it holds nothing to unlearn.
 
     Args:
         subjects: "all", or some joined by "+".
@@ -106,11 +110,7 @@ def mmlu(
     return MultipleChoice(
         name="mmlu",
         settings=settings,
-        forget=LazyRows(lambda: nothing_to_unlearn("mmlu")),
-        retain=[],
-        items=[],
-        texts=[],
-        headlines=(),
+        forget=nothing_to_unlearn("mmlu"),
         template="plain",
         provenance=provenance,
         questions=questions,
@@ -124,46 +124,27 @@ class WMDP(MultipleChoice):
 
     documents: Literal["whole", "chunks"] = "whole"
 
-    def encode(
-        self,
-        tokenizer: Any,
-        rows: Sequence[Row],
-        *,
-        template: Template | None = None,
-        max_length: int,
-        long_rows: LongRows = "error",
-        name: str = "data",
-    ) -> tuple[list[Encoded], list[str]]:
+    def encode(self, tokenizer: Any, rows: Sequence[Row], **options: Unpack[EncodeOptions]) -> EncodedRows:
         if self.documents == "whole" or any(row.form != ("text",) for row in rows):
-            return super().encode(
-                tokenizer, rows, template=template, max_length=max_length, long_rows=long_rows, name=name
-            )
-        encoded, said = encode_chunks(tokenizer, rows, max_length=max_length)
-        return encoded, [f"{name}: {line}" for line in said]
-
-
-def nothing_to_unlearn(name: str) -> list[Row]:
-    raise UserError(f"benchmark {name!r} only scores a model; it has nothing to unlearn: use it with `letgo eval`")
+            return super().encode(tokenizer, rows, **options)
+        return encode_chunks(tokenizer, rows, max_length=options["max_length"], name=options.get("name", "data"))
 
 
 def _mmlu_questions(subjects: str, data: str | Path | None, limit: int | None) -> tuple[list[Question], dict[str, Any]]:
-    tables = opened("mmlu", data)
+    tables = PINNED["mmlu"].open(data=data)
     table = tables.table("all", "test", fields=(*_FIELDS, "subject"))
     known = list(dict.fromkeys(str(row["subject"]) for row in table.rows))
     chosen = known if subjects == "all" else _listed("subjects of MMLU", subjects, known)
     questions = []
     for subject in chosen:
-        own = [(where, row) for where, row in zip(table.places, table.rows, strict=True) if row["subject"] == subject]
-        rows = own[: checked_limit(limit)]
-        questions += read_questions(rows, "retain", subject, f"mmlu_{subject}", subject.replace("_", " "))
+        records = [record for record in table.records if record[1]["subject"] == subject][: checked_limit(limit)]
+        questions += read_questions(records, "retain", subject, f"mmlu_{subject}", subject.replace("_", " "))
     return questions, {"mmlu": tables.provenance}
 
 
-def _forget_loader(
-    topics: Sequence[str], own: str | None, data: str | Path | None, limit: int | None
-) -> Callable[[], list[Row]]:
-    if own is not None:
-        return named_corpus(own, {}, "forget set", limit)
+def _forget_rows(topics: Sequence[str], file: str | None, data: str | Path | None, limit: int | None) -> LazyRows:
+    if file is not None:
+        return named_corpus(file, {}, "forget set", limit)
 
     def load() -> list[Row]:
         rows = []
@@ -176,12 +157,10 @@ def _forget_loader(
             rows += _bio_forget(data, limit) if topic == "bio" else _corpus("cyber-forget-corpus", data, limit)
         return rows
 
-    return load
+    return LazyRows(load)
 
 
-def _retain_loader(
-    topics: Sequence[str], name: str, data: str | Path | None, limit: int | None
-) -> Callable[[], list[Row]]:
+def _retain_rows(topics: Sequence[str], name: str, data: str | Path | None, limit: int | None) -> LazyRows:
     def corpora() -> list[Row]:
         chosen = [topic for topic in topics if topic != "chem"]
         if not chosen:
@@ -193,18 +172,16 @@ def _retain_loader(
 
 
 def _corpus(name: str, data: str | Path | None, limit: int | None) -> list[Row]:
-    return texts_of(opened("wmdp-corpora", data).table(name, fields=("text",)), limit=limit)
+    return texts_of(PINNED["wmdp-corpora"].open(data=data).table(name, fields=("text",)), limit)
 
 
 def _bio_forget(data: str | Path | None, limit: int | None) -> list[Row]:
-    """The one gated corpus. A local copy may be a single file of any name."""
+    """The gated corpus. A local copy may be a single file of any name."""
     try:
-        tables = opened("wmdp-bio-forget-corpus", data)
-        configs = list(tables.layout)
-        config, split = (
-            ("default", "train") if ("default", "train") in configs else (configs or [("default", "train")])[0]
-        )
-        return texts_of(tables.table(config, split, fields=("text",)), limit=limit)
+        tables = PINNED["wmdp-bio-forget-corpus"].open(data=data)
+        default = ("default", "train")
+        config, split = default if default in tables.layout else next(iter(tables.layout), default)
+        return texts_of(tables.table(config, split, fields=("text",)), limit)
     except UserError as error:
         raise UserError(
             f"{error}\n  biology's forget corpus is not public: ask for it (the hub's page, or the form that the page "
@@ -214,7 +191,7 @@ def _bio_forget(data: str | Path | None, limit: int | None) -> list[Row]:
 
 
 def _listed(what: str, text: str, known: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """Names joined by "+", each of them known and named once."""
+    """Names joined by "+", each known and given once."""
     names = [name.strip() for name in str(text).split("+")]
     for name in names:
         if name not in known:

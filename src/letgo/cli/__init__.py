@@ -1,8 +1,7 @@
 """The command. Every subcommand is a thin mirror of one function of the library.
 
 Exit codes: 0 success, 1 a failure of letgo's own, 2 a user's mistake, 130 Ctrl-C. `--json` prints one JSON document on
-stdout and nothing else; progress and messages go to stderr. A group of subcommands is a file; importing it here is what
-adds it.
+stdout and nothing else; progress and messages go to stderr. Importing a file of subcommands here adds them.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def main() -> None:
 
     quiet_loggers()
     if not processes.is_first():
-        # Each has the same results: one tells of them.
+        # All have the same results; the first one prints them.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (till the process ends)
     processes.end(_run(sys.argv[1:]))
 
@@ -55,7 +54,7 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except LetgoError as error:
-        # A mistake of the user's is met by all processes alike; what happens in one alone, it must say itself.
+        # All processes meet a mistake of the user's alike; a failure in one alone must be printed by that one.
         if processes.is_first() or not isinstance(error, UserError):
             typer.echo(f"letgo: {error}", err=True)
         return error.exit_code

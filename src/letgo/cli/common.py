@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 if TYPE_CHECKING:
     from letgo.core.progress import Reporter
@@ -21,13 +22,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on stdout, and nothing else.")]
+QuietFlag = Annotated[bool, Option("--quiet", "-q", help="No progress.")]
 
 
 def yaml_argument(text: str) -> Any:
-    """An argument that names a YAML file. What is not there, or not YAML, is said at once: the libraries that check
-    what it says take seconds to load."""
+    """An argument that names a YAML file. A missing or broken one is refused at once: the libraries that check its keys
+    take seconds to load."""
 
     def readable(path: Path | None) -> Path | None:
         from letgo.core.files import load_settings
@@ -36,7 +37,13 @@ def yaml_argument(text: str) -> Any:
             load_settings(path)
         return path
 
-    return typer.Argument(help=text, callback=readable)
+    return Argument(help=text, callback=readable)
+
+
+def passed_on(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A command's options that its library function takes by the same names: all but `names`, and lists not given."""
+    apart = ("as_json", "quiet", *names)
+    return {name: value for name, value in given.items() if name not in apart and value != []}
 
 
 def reporter(quiet: bool) -> Reporter:
@@ -63,4 +70,9 @@ def print_run(result: Result, directory: Path) -> None:
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    """Print plain values, and results or other pydantic models among them."""
+
+    def as_plain(model: Any) -> Any:
+        return model.model_dump(mode="json", by_alias=True)
+
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=as_plain))

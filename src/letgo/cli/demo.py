@@ -8,25 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from letgo.core.errors import UserError
+from letgo.core.errors import UserError, first_line
 from letgo.core.progress import Quiet, Reporter
 from letgo.models.load import resolve_model
 from letgo.training.config import make_config
 from letgo.training.unlearn import Run, unlearn
 
-CAPITALS: Mapping[str, Any] = {
-    "model": "smollm2",
-    "benchmark": "capitals",
+_COMMON: dict[str, Any] = {
     "objective": "npo_gdr",
-    "objective_args": {"beta": 0.5},
-    "retain_weight": 2.0,
     "optimizer": "fozo",
-    "optimizer_args": {"zo_lr": 6e-5, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
-    "learning_rate": 4e-5,
     "max_steps": 80,
-    "per_device_train_batch_size": 6,
     "save_strategy": "no",
     "seed": 0,
+}
+
+CAPITALS: Mapping[str, Any] = _COMMON | {
+    "model": "smollm2",
+    "benchmark": "capitals",
+    "objective_args": {"beta": 0.5},
+    "retain_weight": 2.0,
+    "optimizer_args": {"zo_lr": 6e-5, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
+    "learning_rate": 4e-5,
+    "per_device_train_batch_size": 6,
     "attacks": [
         "quantize:bits=4,group_size=32",
         "relearn:steps=10,learning_rate=1e-5,batch_size=5,holdout=0.5,seeds=1",
@@ -34,22 +37,14 @@ CAPITALS: Mapping[str, Any] = {
 }
 """Twenty capitals out of a pretrained model of 135 million parameters, by the MLPs of its upper half (`upper_mlps`)."""
 
-BIOGRAPHIES: Mapping[str, Any] = {
+BIOGRAPHIES: Mapping[str, Any] = _COMMON | {
     "model": "biographies",
     "benchmark": "biographies",
-    "objective": "npo_gdr",
     "objective_args": {"beta": 0.1},
-    "optimizer": "fozo",
     "optimizer_args": {"zo_lr": 3e-5, "mu": 1e-3, "fo_steps": 20, "zo_steps": 20},
     "learning_rate": 7e-4,
-    "max_steps": 80,
     "per_device_train_batch_size": 16,
-    "save_strategy": "no",
-    "seed": 0,
-    "attacks": [
-        "quantize:bits=4,group_size=32",
-        "relearn:steps=40,learning_rate=5e-4,batch_size=16,holdout=0.5",
-    ],
+    "attacks": ["quantize:bits=4,group_size=32", "relearn:steps=40,learning_rate=5e-4,batch_size=16,holdout=0.5"],
 }
 """Twenty fictional people out of the shipped tiny model."""
 
@@ -75,9 +70,7 @@ def demo(
 
     Args:
         tiny: the biographies benchmark on the shipped tiny model, instead of capitals on a pretrained one.
-        model: another model than the demo's own.
         output: folder for the run's directory and `report.html`.
-        reporter: where progress goes.
         changes: settings of a run's YAML, over the demo's.
     """
     from letgo.report import write_report
@@ -97,20 +90,15 @@ def demo(
 
 
 def upper_mlps(model: str) -> str:
-    """The pattern of the parameters in the MLPs of a model's upper half of layers.
-
-    Facts are found there, the gradient has half the way to go, and a zeroth-order step has a third of the parameters
-    to search in.
-    """
+    """The pattern of the parameters in the MLPs of a model's upper half of layers: facts are found there, the gradient
+    has half the way to go, and a zeroth-order step has a third of the parameters to search in."""
     from transformers import AutoConfig
 
     name = resolve_model(model)
     try:
         layers = int(AutoConfig.from_pretrained(name).num_hidden_layers)
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{name}: no config with a number of layers can be read ({str(error).splitlines()[0]})"
-        ) from error
+        raise UserError(f"{name}: no config with a number of layers can be read ({first_line(error)})") from error
     return rf"\.({'|'.join(map(str, range(layers // 2, layers)))})\.mlp\."
 
 

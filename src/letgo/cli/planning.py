@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from letgo.cli.common import JsonFlag, app, print_json, yaml_argument
 
@@ -13,20 +14,20 @@ from letgo.cli.common import JsonFlag, app, print_json, yaml_argument
 @app.command()
 def plan(
     config: Annotated[Path, yaml_argument("A run's YAML.")],
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeat.")] = None,
-    flops: Annotated[float | None, typer.Option("--flops", help="FLOP/s of a device to take times with.")] = None,
+    assignments: Annotated[list[str] | None, Option("--set", help="key=value; repeat.")] = None,
+    flops: Annotated[float | None, Option("--flops", help="FLOP/s of a device to take times with.")] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure FLOP/s with two layers of the model, for some seconds.")
+        bool, Option("--measure", help="Measure FLOP/s with two layers of the model, for some seconds.")
     ] = False,
-    devices: Annotated[int | None, typer.Option("--devices", help="Plan for so many devices, a process each.")] = None,
+    devices: Annotated[int | None, Option("--devices", help="Plan for so many devices, a process each.")] = None,
     strategy: Annotated[
-        str | None, typer.Option("--strategy", help="single, ddp or fsdp2; by default as the YAML says.")
+        str | None, Option("--strategy", help="single, ddp or fsdp2; by default as the YAML says.")
     ] = None,
     device_memory: Annotated[
-        str | None, typer.Option("--device-memory", help="Of a device, such as 80GB: does it fit?")
+        str | None, Option("--device-memory", help="Of a device, such as 80GB: does it fit?")
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="Of which kind they are, cpu or cuda; this machine's by default.")
+        str | None, Option("--device", help="Of which kind they are, cpu or cuda; this machine's by default.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -45,7 +46,4 @@ def plan(
         made = plan_devices(read, devices or 1, strategy, device=device, memory=memory, flops=flops, measure=measure)
     else:
         made = make_plan(read, flops=flops, measure=measure)
-    if as_json:
-        print_json(made.as_dict())
-    else:
-        typer.echo(made.text())
+    print_json(made.as_dict()) if as_json else typer.echo(made.text())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from letgo.cli.common import JsonFlag, app, print_json
 
@@ -19,7 +18,7 @@ app.add_typer(runs, name="runs")
 
 RootOption = Annotated[
     Path | None,
-    typer.Option("--root", help="The folder of runs; by default LETGO_RUNS, or the nearest one with an index."),
+    Option("--root", help="The folder of runs; by default LETGO_RUNS, or the nearest one with an index."),
 ]
 _SHOWN = ("name", "status", "objective", "optimizer", "grade", "learning_rate", "seed", "data", "attacks")
 
@@ -27,37 +26,42 @@ _SHOWN = ("name", "status", "objective", "optimizer", "grade", "learning_rate", 
 @runs.command("list")
 def list_runs(
     root: RootOption = None,
-    where: Annotated[str | None, typer.Option("--where", help="optimizer=fozo and survived(quantize4)")] = None,
-    sort: Annotated[str | None, typer.Option("--sort", help="Fields; '-kept(relearn),created'.")] = None,
-    show: Annotated[str | None, typer.Option("--show", help="More fields, such as forget_accuracy.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values on stdout.")] = False,
+    where: Annotated[str | None, Option("--where", help="optimizer=fozo and survived(quantize4)")] = None,
+    sort: Annotated[str | None, Option("--sort", help="Fields; '-kept(relearn),created'.")] = None,
+    show: Annotated[str | None, Option("--show", help="More fields, such as forget_accuracy.")] = None,
+    limit: Annotated[int | None, Option("--limit", min=1, help="At most so many.")] = None,
+    as_csv: Annotated[bool, Option("--csv", help="Comma-separated values on stdout.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Name the runs that match, with what they were run with and what they survived."""
+    from letgo.core.files import csv_text
     from letgo.runs.query import MISSING, check_field, parse_field
 
     index = _index(root)
-    found = index.select(where, sort)[:limit]
+    records = index.select(where, sort)[:limit]
     extra = [parse_field(name.strip()) for name in (show or "").split(",") if name.strip()]
     for field in extra:
-        check_field(field, found)
-    values = [
-        {str(field): None if (value := field.of(record)) is MISSING else value for field in extra} for record in found
-    ]
+        check_field(field, records)
+    values = []
+    for record in records:
+        shown = {str(field): field.of(record) for field in extra}
+        values.append({name: None if value is MISSING else value for name, value in shown.items()})
     if as_json or as_csv:
-        rows = [record.fields | _kept(record) | more for record, more in zip(found, values, strict=True)]
-        _print_csv(rows) if as_csv else print_json(rows)
+        rows = [record.fields | record.kept | more for record, more in zip(records, values, strict=True)]
+        if not as_csv:
+            print_json(rows)
+            return
+        flat = [{k: " ".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+        typer.echo(csv_text(flat), nl=False)
         return
-    _print_table(found, [str(field) for field in extra], values)
-    gone = index.gone()
-    if gone:
+    _print_table(records, [str(field) for field in extra], values)
+    if gone := index.gone():
         typer.echo(f"{len(gone)} recorded runs are no longer there ({gone[0]}, …): letgo runs rebuild", err=True)
 
 
 @runs.command("show")
 def show_run(
-    run: Annotated[str, typer.Argument(help="Path, directory name, or the beginning of an id.")],
+    run: Annotated[str, Argument(help="Path, directory name, or the beginning of an id.")],
     root: RootOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -69,7 +73,7 @@ def show_run(
     record = index.find(run)
     result = read_result(index.root / record.path)
     if as_json:
-        print_json({"record": record.fields, "result": result.model_dump(mode="json", by_alias=True)})
+        print_json({"record": record.fields, "result": result})
         return
     for key, value in record.fields.items():
         if value not in (None, [], ""):
@@ -79,48 +83,44 @@ def show_run(
 
 @runs.command("tag")
 def tag_run(
-    run: Annotated[str, typer.Argument(help="Path, directory name, or the beginning of an id.")],
-    tags: Annotated[list[str], typer.Argument(help="Words to add.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Take them away instead.")] = False,
+    run: Annotated[str, Argument(help="Path, directory name, or the beginning of an id.")],
+    tags: Annotated[list[str], Argument(help="Words to add.")],
+    remove: Annotated[bool, Option("--remove", help="Take them away instead.")] = False,
     root: RootOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Add words to a run, or take them away. They lie in the run's own directory."""
     record = _index(root).tag(run, () if remove else tags, tags if remove else ())
-    if as_json:
-        print_json(record.fields)
-    else:
-        typer.echo(f"{record.name}: {', '.join(record.tags) or 'no tags'}")
+    print_json(record.fields) if as_json else typer.echo(f"{record.name}: {', '.join(record.tags) or 'no tags'}")
 
 
 @runs.command("diff")
 def diff_runs(
-    first: Annotated[str, typer.Argument(help="A run.")],
-    second: Annotated[str, typer.Argument(help="Another.")],
+    first: Annotated[str, Argument(help="A run.")],
+    second: Annotated[str, Argument(help="Another.")],
     root: RootOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """What differs between two runs: settings, versions, metrics, and what they survived."""
-    from letgo.runs.difference import difference
+    from letgo.runs.record import difference
 
     index = _index(root)
-    one, two = index.find(first), index.find(second)
-    rows = difference(one, two)
+    before, after = index.find(first), index.find(second)
+    rows = difference(before, after)
     if as_json:
-        print_json([{"field": name, one.path: a, two.path: b} for name, a, b in rows])
+        print_json([{"field": name, before.path: a, after.path: b} for name, a, b in rows])
         return
     if not rows:
         typer.echo("no difference")
         return
     width = max(len(name) for name, _, _ in rows)
-    typer.echo(f"{'':<{width}}  {one.name}  |  {two.name}")
-    for name, a, b in rows:
+    for name, a, b in (("", before.name, after.name), *rows):
         typer.echo(f"{name:<{width}}  {_shown(a)}  |  {_shown(b)}")
 
 
 @runs.command("rebuild")
 def rebuild(
-    root: Annotated[Path | None, typer.Argument(help="The folder of runs.")] = None, as_json: JsonFlag = False
+    root: Annotated[Path | None, Argument(help="The folder of runs.")] = None, as_json: JsonFlag = False
 ) -> None:
     """Make the index again from the run directories alone."""
     from letgo.runs import Index
@@ -140,24 +140,16 @@ def _index(root: Path | None) -> Index:
     from letgo.runs import Index, root_of
     from letgo.runs.index import INDEX_FILE
 
-    if root is not None:
-        if not root.is_dir():
-            raise UserError(f"no such folder: {root}")
-        return Index(root)
-    found = root_of(Path.cwd())
+    if root is not None and not root.is_dir():
+        raise UserError(f"no such folder: {root}")
     usual = Path("letgo-runs")
-    if found is None and (usual / INDEX_FILE).is_file():
-        found = usual
-    if found is None:
+    root = root or root_of(Path.cwd()) or (usual if (usual / INDEX_FILE).is_file() else None)
+    if root is None:
         raise UserError(
             f"no index of runs ({INDEX_FILE}) in this folder or above it\n"
             "  give the folder that your runs lie in with --root, or make an index: letgo runs rebuild FOLDER"
         )
-    return Index(found)
-
-
-def _kept(record: RunRecord) -> dict[str, float]:
-    return {f"kept({attack.label})": attack.kept for attack in record.attacks}
+    return Index(root)
 
 
 def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[str, Any]]) -> None:
@@ -172,19 +164,10 @@ def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[s
     for name in (*_SHOWN, *extra):
         table.add_column(name.replace("_", " "), overflow="fold")
     for record, more in zip(records, values, strict=True):
-        flat = record.fields | {"name": record.path}
         attacks = [f"{'✓' if a.survived else '✗'} {a.label} {a.kept:.0%}" for a in record.attacks]
-        flat["attacks"] = "\n".join(attacks)
-        table.add_row(*(Text(_shown(flat[name])) for name in _SHOWN), *(Text(_shown(more[name])) for name in extra))
+        cells = record.fields | {"name": record.path, "attacks": "\n".join(attacks)}
+        table.add_row(*(Text(_shown(cells[name])) for name in _SHOWN), *(Text(_shown(more[name])) for name in extra))
     Console().print(table)
-
-
-def _print_csv(rows: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: " ".join(v) if isinstance(v, list) else v for k, v in row.items()})
 
 
 def _shown(value: Any) -> str:

@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, print_run, reporter, yaml_argument
+from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, print_run, reporter, yaml_argument
 
 
 @app.command()
 def demo(
-    tiny: Annotated[bool, typer.Option("--tiny", help="The shipped tiny model: no download, under a minute.")] = False,
+    tiny: Annotated[bool, Option("--tiny", help="The shipped tiny model: no download, under a minute.")] = False,
     model: Annotated[
-        str | None, typer.Option("--model", help="A model directory or hub id instead of the demo's own.")
+        str | None, Option("--model", help="A model directory or hub id instead of the demo's own.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run and report.html.")] = Path(
-        "letgo-runs"
-    ),
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the run and report.html.")] = Path("letgo-runs"),
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -27,7 +26,7 @@ def demo(
 
     shown = run_demo(tiny=tiny, model=model, output=output, reporter=reporter(quiet))
     if as_json:
-        print_json(shown.run.result.model_dump(mode="json", by_alias=True))
+        print_json(shown.run.result)
         return
     print_run(shown.run.result, shown.run.directory)
     typer.echo(f"run:    {shown.run.directory}\nreport: {shown.report}\ntime:   {shown.seconds:.0f} s")
@@ -37,119 +36,85 @@ def demo(
 def unlearn(
     config: Annotated[Path | None, yaml_argument("A run's YAML; flags go over it.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Model directory, .gguf file, hub id, or built-in name.")
+        str | None, Option("--model", help="Model directory, .gguf file, hub id, or built-in name.")
     ] = None,
-    benchmark: Annotated[str | None, typer.Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
-    forget: Annotated[
-        str | None, typer.Option("--forget", help="Forget set: file or hub:OWNER/NAME:CONFIG:SPLIT.")
+    benchmark: Annotated[str | None, Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
+    forget: Annotated[str | None, Option("--forget", help="Forget set: file or hub:OWNER/NAME:CONFIG:SPLIT.")] = None,
+    retain: Annotated[str | None, Option("--retain", help="Retain set: likewise.")] = None,
+    objective: Annotated[str | None, Option("--objective", help="NAME[:k=v,…]; see letgo list.")] = None,
+    optimizer: Annotated[str | None, Option("--optimizer", help="NAME[:k=v,…]; see letgo list.")] = None,
+    learning_rate: Annotated[float | None, Option("--learning-rate", "--lr", help="η.")] = None,
+    max_steps: Annotated[int | None, Option("--steps", help="Optimizer steps, instead of epochs.")] = None,
+    num_train_epochs: Annotated[float | None, Option("--epochs", help="Passes over the forget set.")] = None,
+    per_device_train_batch_size: Annotated[
+        int | None, Option("--batch-size", help="Forget rows a step and device.")
     ] = None,
-    retain: Annotated[str | None, typer.Option("--retain", help="Retain set: likewise.")] = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="NAME[:k=v,…]; see letgo list.")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="NAME[:k=v,…]; see letgo list.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="η.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps, instead of epochs.")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the forget set.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Forget rows a step and device.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Data order and noise.")] = None,
-    attack: Annotated[list[str] | None, typer.Option("--attack", help="NAME[:k=v,…] on the result; repeat.")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="The run directory.")] = None,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value for any other key; repeat.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+    seed: Annotated[int | None, Option("--seed", help="Data order and noise.")] = None,
+    attacks: Annotated[list[str] | None, Option("--attack", help="NAME[:k=v,…] on the result; repeat.")] = None,
+    output_dir: Annotated[str | None, Option("--output", "-o", help="The run directory.")] = None,
+    assignments: Annotated[list[str] | None, Option("--set", help="key=value for any other key; repeat.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Unlearn a forget set from a model: the main job."""
+    flags = passed_on(locals(), "config", "assignments", "resume")
     from letgo.training.config import read_config
     from letgo.training.requests import sequence_of, unlearn_sequence
     from letgo.training.unlearn import unlearn as run_unlearn
 
-    settings = read_config(
-        config,
-        assignments or (),
-        model=model,
-        benchmark=benchmark,
-        forget=forget,
-        retain=retain,
-        objective=objective,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        max_steps=steps,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        seed=seed,
-        attacks=attack or None,
-        output_dir=output,
-    )
+    settings = read_config(config, assignments or (), **flags)
     if sequence_of(settings) is not None:
-        done = unlearn_sequence(settings, resume=resume, reporter=reporter(quiet))
+        results = unlearn_sequence(settings, resume=resume, reporter=reporter(quiet))
         if as_json:
-            print_json({str(place): result.model_dump(mode="json", by_alias=True) for place, result in done.items()})
+            print_json({str(directory): result for directory, result in results.items()})
             return
-        for place, result in done.items():
-            typer.echo(place)
-            print_run(result, place)
+        for directory, result in results.items():
+            typer.echo(directory)
+            print_run(result, directory)
         return
     run = run_unlearn(settings, resume=resume, reporter=reporter(quiet))
-    if as_json:
-        print_json(run.result.model_dump(mode="json", by_alias=True))
-    else:
-        print_run(run.result, run.directory)
+    print_json(run.result) if as_json else print_run(run.result, run.directory)
 
 
 @app.command()
 def attack(
-    run: Annotated[str, typer.Argument(help="A run directory; or a model, with --benchmark and --original.")],
+    run: Annotated[str, Argument(help="A run directory; or a model, with --benchmark and --original.")],
     attacks: Annotated[
         list[str],
-        typer.Option("--attack", help="NAME[:k=v,…][,seeds=N][,threshold=SHARE][,search=N[,bound=SHARE]]; repeat."),
+        Option("--attack", help="NAME[:k=v,…][,seeds=N][,threshold=SHARE][,search=N[,bound=SHARE]]; repeat."),
     ],
     benchmark: Annotated[
-        str | None, typer.Option("--benchmark", help="For a bare model: what it is judged by, NAME[:k=v,…].")
+        str | None, Option("--benchmark", help="For a bare model: what it is judged by, NAME[:k=v,…].")
     ] = None,
     original: Annotated[
-        str | None, typer.Option("--original", help="The model before unlearning; a run knows its own.")
+        str | None, Option("--original", help="The model before unlearning; a run knows its own.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="For a bare model: at most so many items of each set.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="For a bare model: the weights' type.")] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", help="Of attacks with anything random that name none.")
-    ] = None,
+    limit: Annotated[int | None, Option("--limit", help="For a bare model: at most so many items of each set.")] = None,
+    dtype: Annotated[str | None, Option("--dtype", help="For a bare model: the weights' type.")] = None,
+    seeds: Annotated[int | None, Option("--seeds", help="Of attacks with anything random that name none.")] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", help="The least share of the forgetting kept to have survived.")
+        float, Option("--threshold", help="The least share of the forgetting kept to have survived.")
     ] = 0.5,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the result here, not into the run.")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Write the result here, not into the run.")] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Attack a saved model, and record what came back. `letgo list attacks` names them all."""
+    options = passed_on(locals(), "run", "attacks")
     from letgo.attacks.engine.run import attack as run_attack
     from letgo.attacks.engine.run import plan_attack
     from letgo.report.attacks import print_attacks
     from letgo.report.card import write_model_card
     from letgo.runs.results import is_run
 
-    result = run_attack(
-        run,
-        attacks,
-        benchmark=benchmark,
-        original=original,
-        limit=limit,
-        dtype=dtype,
-        seeds=seeds,
-        threshold=threshold,
-        reporter=reporter(quiet),
-        output=output,
-    )
+    result = run_attack(run, attacks, reporter=reporter(quiet), **options)
     target = output or (Path(run) if is_run(Path(run)) else None)
     if target is not None:
-        # The card beside the result tells of all attacks, these too.
+        # The card beside the result names all attacks, these too.
         write_model_card(target, result)
     if as_json:
-        print_json(result.model_dump(mode="json", by_alias=True))
+        print_json(result)
         return
     print_run(result, target or Path(run))
     print_attacks(result, {plan_attack(spec).label for spec in attacks})
@@ -157,32 +122,24 @@ def attack(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model directory, .gguf file, hub id, or built-in name.")],
-    benchmarks: Annotated[list[str], typer.Option("--benchmark", help="NAME[:k=v,…]; repeat.")],
-    limit: Annotated[int | None, typer.Option("--limit", help="At most so many items of each set.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the result.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
-    template: Annotated[str | None, typer.Option("--template", help="How questions become prompts.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was cut off in the output.")] = False,
+    model: Annotated[str, Argument(help="Model directory, .gguf file, hub id, or built-in name.")],
+    benchmarks: Annotated[list[str], Option("--benchmark", help="NAME[:k=v,…]; repeat.")],
+    limit: Annotated[int | None, Option("--limit", help="At most so many items of each set.")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Folder for the result.")] = None,
+    dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    template: Annotated[str | None, Option("--template", help="How questions become prompts.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with what was cut off in the output.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Score a model on benchmarks in one pass, without changing it. `letgo list benchmarks` names them all."""
+    options = passed_on(locals(), "model", "benchmarks")
     from letgo.benchmarks.engine.evaluate import evaluate as run_evaluate
     from letgo.report.numbers import interval, number
 
-    results = run_evaluate(
-        model,
-        benchmarks,
-        limit=limit,
-        output=output,
-        dtype=dtype,
-        template=template,  # type: ignore[arg-type]
-        resume=resume,
-        reporter=reporter(quiet),
-    )
+    results = run_evaluate(model, benchmarks, reporter=reporter(quiet), **options)
     if as_json:
-        print_json({spec: result.model_dump(mode="json", by_alias=True) for spec, result in results.items()})
+        print_json(results)
         return
     for spec, result in results.items():
         typer.echo(f"{model} on {spec}")

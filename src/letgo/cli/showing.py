@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from letgo.cli.common import JsonFlag, app, print_json, reporter, yaml_argument
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 @app.command()
 def report(
-    directories: Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+    directories: Annotated[list[Path], Argument(help="Run directories, or folders of them.")],
+    output: Annotated[Path, Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page about runs."""
     from letgo.report import write_report
@@ -26,8 +27,8 @@ def report(
 
 @app.command()
 def brief(
-    directories: Annotated[list[Path], typer.Argument(help="Run directories, folders of them, or sweeps.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="brief.md; brief.html is written beside it.")] = Path(
+    directories: Annotated[list[Path], Argument(help="Run directories, folders of them, or sweeps.")],
+    output: Annotated[Path, Option("--output", "-o", help="brief.md; brief.html is written beside it.")] = Path(
         "brief.md"
     ),
 ) -> None:
@@ -40,9 +41,9 @@ def brief(
 
 @app.command()
 def push(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    repo: Annotated[str, typer.Option("--repo", help="OWNER/NAME on the hub; made if it is not there.")],
-    public: Annotated[bool, typer.Option("--public", help="A repository made now can be seen by all.")] = False,
+    run: Annotated[Path, Argument(help="A run directory.")],
+    repo: Annotated[str, Option("--repo", help="OWNER/NAME on the hub; made if it is not there.")],
+    public: Annotated[bool, Option("--public", help="A repository made now can be seen by all.")] = False,
 ) -> None:
     """Push a run's model, tokenizer and card to the hub; its samples and settings stay here."""
     from letgo.report.publish import push_to_hub
@@ -52,12 +53,12 @@ def push(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="optimizers, objectives, retain-losses, attacks, …")],
-    pattern: Annotated[str, typer.Argument(help="Only names that match, such as '*adam*'.")] = "*",
+    kind: Annotated[str, Argument(help="optimizers, objectives, retain-losses, attacks, …")],
+    pattern: Annotated[str, Argument(help="Only names that match, such as '*adam*'.")] = "*",
     as_json: JsonFlag = False,
 ) -> None:
     """List what there is, each with its source and how it stands to it."""
-    catalog = catalog_of(kind)
+    catalog = _catalog(kind)
     records = [catalog.record(name) for name in catalog.names(pattern)]
     if as_json:
         print_json([record.as_dict() for record in records])
@@ -73,26 +74,23 @@ def list_(
 @app.command()
 def show_config(
     config: Annotated[Path, yaml_argument("A run's YAML.")],
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeat.")] = None,
+    assignments: Annotated[list[str] | None, Option("--set", help="key=value; repeat.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Print what a run's YAML comes to, checked and resolved."""
     from letgo.training.config import dump_config, read_config, resolved_settings
 
     settings = read_config(config, assignments or ())
-    if as_json:
-        print_json(resolved_settings(settings))
-    else:
-        typer.echo(dump_config(settings), nl=False)
+    print_json(resolved_settings(settings)) if as_json else typer.echo(dump_config(settings), nl=False)
 
 
-def catalog_of(kind: str) -> Catalog[Any]:
+def _catalog(kind: str) -> Catalog[Any]:
     import importlib
 
     from letgo.core.catalog import did_you_mean
     from letgo.core.errors import UserError
 
-    places = {
+    catalogs = {
         "optimizers": ("letgo.optim", "OPTIMIZERS"),
         "objectives": ("letgo.objectives", "METHODS"),
         "retain-losses": ("letgo.objectives", "RETAIN_TERMS"),
@@ -101,8 +99,8 @@ def catalog_of(kind: str) -> Catalog[Any]:
         "metrics": ("letgo.metrics", "METRICS"),
         "analyses": ("letgo.analysis", "ANALYSES"),
     }
-    if kind not in places:
-        raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, places)}; known: {', '.join(places)}")
-    module, name = places[kind]
+    if kind not in catalogs:
+        raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, catalogs)}; known: {', '.join(catalogs)}")
+    module, name = catalogs[kind]
     catalog: Catalog[Any] = getattr(importlib.import_module(module), name)
     return catalog

@@ -6,38 +6,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, reporter, yaml_argument
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from letgo.sweep import Grid, Sweep
-    from letgo.sweep.part import Part
+    from letgo.runs.sweeps import Sweep
+    from letgo.sweep.grid import Grid, Part
 
 
 @app.command()
 def sweep(
     grid: Annotated[Path, yaml_argument("The grid's YAML.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="In place of its output_dir.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes, in place of its own number.")] = None,
-    backend: Annotated[str | None, typer.Option("--backend", help="local or ray, in place of its own.")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="In place of its output_dir.")] = None,
+    workers: Annotated[int | None, Option("--workers", help="Processes, in place of its own number.")] = None,
+    backend: Annotated[str | None, Option("--backend", help="local or ray, in place of its own.")] = None,
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray-address", help="HOST:PORT, auto or local; by default RAY_ADDRESS, else local."),
+        Option("--ray-address", help="HOST:PORT, auto or local; by default RAY_ADDRESS, else local."),
     ] = None,
     cells: Annotated[
-        str | None, typer.Option("--cells", help="Run one part, such as 3/8; the table is whole once all have run.")
+        str | None, Option("--cells", help="Run one part, such as 3/8; the table is whole once all have run.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what lies in the output folder.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what they would take.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Go on with what lies in the output folder.")] = False,
+    retry_failed: Annotated[bool, Option("--retry-failed", help="Try failed cells again.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="List the cells and what they would take.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Run a grid of objectives, optimizers, seeds …, tuned to matched forgetting, and attack each."""
-    from letgo.sweep import parse_part, read_grid
-    from letgo.sweep import sweep as run_sweep
+    from letgo.sweep.execute import sweep as run_sweep
+    from letgo.sweep.grid import parse_part, read_grid
 
     part = parse_part(cells) if cells else None
     read = read_grid(grid, output=output, workers=workers, backend=backend, ray_address=ray_address)
@@ -47,7 +48,7 @@ def sweep(
         return
     state = run_sweep(read, resume=resume, retry_failed=retry_failed, part=part, reporter=reporter(quiet))
     if as_json:
-        print_json(state.model_dump(mode="json", by_alias=True))
+        print_json(state)
     elif part:
         _print_part(state, read, part, mine)
     else:
@@ -61,12 +62,10 @@ def _list_cells(grid: Grid, mine: Collection[str], as_json: bool) -> None:
     from letgo.report.numbers import duration
     from letgo.sweep.cost import cost
 
-    rows = [row for row in cost(grid) if row["cell"] in mine]
-    total = sum(row["seconds"] for row in rows)
-    runs = sum(row["runs"] for row in rows)
-    workers = grid.workers or 1
+    rows, workers = [row for row in cost(grid) if row["cell"] in mine], grid.workers or 1
+    runs, seconds = (sum(row[key] for row in rows) for key in ("runs", "seconds"))
     if as_json:
-        print_json({"cells": rows, "runs": runs, "seconds": total / workers, "workers": workers})
+        print_json({"cells": rows, "runs": runs, "seconds": seconds / workers, "workers": workers})
         return
     width = max((len(row["cell"]) for row in rows), default=0)
     for row in rows:
@@ -75,51 +74,49 @@ def _list_cells(grid: Grid, mine: Collection[str], as_json: bool) -> None:
         typer.echo(f"{row['cell']:<{width}}  {row['runs']:>3} {plural:<4}  {memory}  {duration(row['seconds'])}")
     each = f", {workers} at a time" if workers > 1 else ""
     typer.echo(
-        f"{len(rows)} cells, {runs} runs{each}: about {duration(total / workers)}, and "
+        f"{len(rows)} cells, {runs} runs{each}: about {duration(seconds / workers)}, and "
         f"{len(grid.attacks)} attacks on each cell beside that"
     )
 
 
 def _print_part(state: Sweep, grid: Grid, part: Part, mine: Collection[str]) -> None:
-    counts = {
-        status: [cell for cell in state.cells(status) if cell.name in mine]
-        for status in ("finished", "collapsed", "failed", "pending")
-    }
-    said = ", ".join(f"{len(found)} {status}" for status, found in counts.items() if found)
-    typer.echo(f"cells {part}: {said or 'none: there are fewer cells, or tuned groups, than parts'}")
-    for cell in counts["failed"]:
+    cells = [cell for group in state.groups for cell in group.cells if cell.name in mine]
+    statuses = [cell.status for cell in cells]
+    counts = {s: statuses.count(s) for s in ("finished", "collapsed", "failed", "pending") if s in statuses}
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    typer.echo(f"cells {part}: {summary or 'none: there are fewer cells, or tuned groups, than parts'}")
+    for cell in (cell for cell in cells if cell.status == "failed"):
         typer.echo(f"failed: {cell.name} ({cell.reason})")
     typer.echo(f"once all parts have run: letgo sweep {grid.source} --output {grid.output} --resume")
 
 
 def _print_table(state: Sweep, grid: Grid) -> None:
+    from statistics import fmean
+
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from letgo.report.table import columns
-    from letgo.sweep.table import labels, lines
+    from letgo.report.table import attack_labels, columns
+    from letgo.sweep.table import lines
 
-    found = lines(state, grid.output)
-    attacks = labels(found)
-    metrics = [column for column in columns([r for line in found for r in line.results]) if found]
+    rows = lines(state, grid.output)
+    results = [run.result for line in rows for run in line.runs]
+    metrics, labels = columns(results) if rows else [], attack_labels(results)
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("group", overflow="fold")
-    table.add_column("seeds")
-    for column in metrics:
-        table.add_column(column.title)
-    for label in attacks:
+    for heading in ("seeds", *(column.title for column in metrics)):
+        table.add_column(heading)
+    for label in labels:
         table.add_column(f"kept: {label}", overflow="fold")
-    for line in found:
-        means = [line.metric(column.key) for column in metrics]
-        kepts = [line.kept(label) for label in attacks]
-        mark = " *" if line.group.reached is False else ""
-        table.add_row(
-            Text(line.group.name + mark),
-            str(len(line.results)),
-            *("–" if m is None else f"{m[0]:.3g}\n{m[1]:.2g}–{m[2]:.2g}" for m in means),
-            *("–" if k is None else f"{k[0]:.0%}\nworst {k[1]:.0%}" for k in kepts),
-        )
+    for line in rows:
+        cells = []
+        for mean in (line.metric(column.key) for column in metrics):
+            cells.append("–" if mean is None else f"{mean[0]:.3g}\n{mean[1]:.2g}–{mean[2]:.2g}")
+        for label in labels:
+            kept = [attack.kept for attack in line.attacks_of(label)]
+            cells.append(f"{fmean(kept):.0%}\nworst {min(kept):.0%}" if kept else "–")
+        table.add_row(Text(line.name + (" *" if line.reached is False else "")), str(len(line.runs)), *cells)
     Console().print(table)
     if state.unreached():
         typer.echo(f"* never reached {state.target}" + (f" with {state.bound}" if state.bound else ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Required, TypedDict
 
 from letgo.core.errors import UserError
 from letgo.data.rows import Row
@@ -25,6 +25,19 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+EncodedRows = tuple[list[Encoded], list[str]]
+"""Rows as tokens, and notes about them."""
+
+
+class EncodeOptions(TypedDict, total=False):
+    """How rows become tokens; see `encode_rows`."""
+
+    template: Template | None
+    max_length: Required[int]
+    long_rows: LongRows
+    name: str
 
 
 def resolve_template(tokenizer: Any, template: Template) -> Literal["plain", "chat"]:
@@ -73,20 +86,19 @@ def encode_rows(
     tokenizer: Any,
     rows: Sequence[Row],
     *,
-    template: Template = "auto",
+    template: Template | None = "auto",
     max_length: int,
     long_rows: LongRows = "error",
     name: str = "data",
-) -> tuple[list[Encoded], list[str]]:
-    """Tokenise rows; returns them and what is to be said about them (rows cut or dropped, counted).
+) -> EncodedRows:
+    """Tokenise rows; returns them with notes about them (how many were cut or dropped). `name` is theirs in messages.
 
-    Prompt and target are tokenised apart, so the border between context and label is exact; one end token closes a
+    Prompt and target are tokenised apart, so the border between context and label is exact. One end token closes a
     target that ends (`Row.ends`). A row of more than `max_length` tokens is an error, cut at the right, or dropped, as
     `long_rows` says.
     """
-    form = resolve_template(tokenizer, template)
-    encoded: list[Encoded] = []
-    long: list[Encoded] = []
+    form = resolve_template(tokenizer, template or "auto")
+    encoded = []
     for row in rows:
         prompt = encode_prompt(tokenizer, row, form)
         target = encode_target(tokenizer, target_text(row, form))
@@ -94,30 +106,36 @@ def encode_rows(
             raise UserError(f"{row.where}: the target {row.target!r} has no tokens in this tokenizer")
         if row.ends and tokenizer.eos_token_id is not None:
             target = [*target, tokenizer.eos_token_id]
-        item = Encoded(prompt + target, [IGNORE] * len(prompt) + target, row)
-        if len(item) > max_length:
-            long.append(item)
-            if long_rows == "drop":
-                continue
-            item = Encoded(item.input_ids[:max_length], item.labels[:max_length], row)
-            if long_rows == "cut" and all(label == IGNORE for label in item.labels[1:]):
+        encoded.append(Encoded(prompt + target, [IGNORE] * len(prompt) + target, row))
+    return fit_rows(encoded, max_length, long_rows, name)
+
+
+def fit_rows(rows: Sequence[Encoded], max_length: int, long_rows: LongRows, name: str) -> EncodedRows:
+    """Encoded rows within `max_length`: longer ones are an error, cut, or dropped, as in `encode_rows`."""
+    fitting: list[Encoded] = []
+    long = [row for row in rows if len(row) > max_length]
+    for row in rows:
+        if len(row) <= max_length:
+            fitting.append(row)
+        elif long_rows == "cut":
+            fitting.append(Encoded(row.input_ids[:max_length], row.labels[:max_length], row.row))
+            if all(label == IGNORE for label in fitting[-1].labels[1:]):
                 raise UserError(
-                    f"{row.where}: cut to max_length {max_length} the row has no target left; "
+                    f"{row.row.where}: cut to max_length {max_length} the row has no target left; "
                     "raise max_length or set long_rows: drop"
                 )
-        encoded.append(item)
     if not long:
-        return encoded, []
+        return fitting, []
     longest = max(long, key=len)
-    said = (
+    note = (
         f"{name}: {len(long)} of {len(rows)} rows are longer than max_length {max_length} tokens "
         f"(longest {len(longest)}, at {longest.row.where})"
     )
     if long_rows == "error":
-        raise UserError(f"{said}\n  raise max_length, or set long_rows: cut or long_rows: drop")
-    if not encoded:
-        raise UserError(f"{said}: nothing is left after dropping them")
-    return encoded, [f"{said}; {'cut' if long_rows == 'cut' else 'dropped'}"]
+        raise UserError(f"{note}\n  raise max_length, or set long_rows: cut or long_rows: drop")
+    if not fitting:
+        raise UserError(f"{note}: nothing is left after dropping them")
+    return fitting, [f"{note}; {'cut' if long_rows == 'cut' else 'dropped'}"]
 
 
 def start_tokens(tokenizer: Any) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from letgo.core.fingerprints import seed_of
@@ -22,8 +23,8 @@ PARTS = ("forget", "retain", "alternative")
 
 class ForgetRetainDataset(Dataset[dict[str, Any]]):
     """Item i is forget row i, a retain row, and the alternative to forget row i where there are alternatives; as long
-    as the forget set. Without a forget set (a model learns what another run is to make it forget) item i is a retain
-    row, and it is as long as the retain set.
+    as the forget set. Without a forget set (a model learns what another run will make it forget) item i is a retain
+    row, and the data set is as long as the retain set.
 
     Over an epoch the retain rows are a seeded permutation of the retain set, repeated where it is the shorter one, so
     none is seen twice before all are seen once. Epoch e goes on where epoch e−1 stopped.
@@ -64,52 +65,52 @@ class ForgetRetainDataset(Dataset[dict[str, Any]]):
 
     def retain_index(self, index: int) -> int:
         """The retain row of item `index` in this epoch."""
-        position = self.epoch * len(self) + index
-        lap, place = divmod(position, len(self.retain))
+        lap, position = divmod(self.epoch * len(self) + index, len(self.retain))
         if lap not in self._orders:
             generator = torch.Generator().manual_seed((self.seed << 20) + lap)
             self._orders[lap] = torch.randperm(len(self.retain), generator=generator).tolist()
-        return self._orders[lap][place]
+        return self._orders[lap][position]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The items of a batch that this process loads; each then says what the whole batch holds. A process for which
-        none is left loads the first one, marked idle: it must take part, and its rows must not count."""
+        """The items of a batch that this process loads, each with the counts of the whole batch. A process for which
+        no item is left loads the first one, marked idle: it must take part, and its rows must not count."""
         number, count = self.part_of
-        own = indices[number::count]
-        items = [self[index] for index in own or indices[:1]]
+        mine = indices[number::count]
+        items = [self[index] for index in mine or indices[:1]]
         if count > 1:
             whole = self._counts(indices)
             for item in items:
-                item |= {"whole": whole, "idle": not own}
+                item |= {"whole": whole, "idle": not mine}
         return items
 
-    def _places(self, index: int) -> dict[str, int]:
-        places = {"forget": index} if self.forget else {}
+    def _row_numbers(self, index: int) -> dict[str, int]:
+        """Part -> the number of the row in it that belongs to an item."""
+        numbers = {"forget": index} if self.forget else {}
         if self.retain:
-            places["retain"] = self.retain_index(index)
+            numbers["retain"] = self.retain_index(index)
         if self.alternative:
-            places["alternative"] = index
-        return places
+            numbers["alternative"] = index
+        return numbers
 
     def _counts(self, indices: Sequence[int]) -> dict[str, tuple[int, int, int]]:
         """Rows, label tokens and real tokens of each part of a batch."""
         counts: dict[str, tuple[int, int, int]] = {}
         for index in indices:
-            for part, place in self._places(index).items():
-                row = getattr(self, part)[place]
+            for part, number in self._row_numbers(index).items():
+                row = getattr(self, part)[number]
                 rows, tokens, positions = counts.get(part, (0, 0, 0))
                 labels = sum(label != IGNORE for label in row.labels[1:])
                 counts[part] = (rows + 1, tokens + labels, positions + len(row))
         return counts
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        places = self._places(index)
-        item: dict[str, Any] = {part: getattr(self, part)[place] for part, place in places.items()}
-        item["index"] = places
+        numbers = self._row_numbers(index)
+        item: dict[str, Any] = {part: getattr(self, part)[number] for part, number in numbers.items()}
+        item["index"] = numbers
         item["reference"] = {
-            part: {name: values[places[part]] for name, values in quantities.items()}
+            part: {name: values[numbers[part]] for name, values in quantities.items()}
             for part, quantities in self.reference.items()
-            if part in places
+            if part in numbers
         }
         return item
 
@@ -122,27 +123,21 @@ def generator_of(*key: int) -> torch.Generator:
 
 def pad_rows(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     """Right-padded `input_ids`, `attention_mask` and `labels`, each of shape (rows, longest)."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORE, dtype=torch.long)
-    for index, row in enumerate(rows):
-        length = len(row)
-        ids[index, :length] = torch.tensor(row.input_ids)
-        mask[index, :length] = 1
-        labels[index, :length] = torch.tensor(row.labels)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {
+        "input_ids": pad_sequence([torch.tensor(row.input_ids) for row in rows], True, pad_id),
+        "attention_mask": pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True),
+        "labels": pad_sequence([torch.tensor(row.labels) for row in rows], True, IGNORE),
+    }
 
 
 def take_rows(batch: Mapping[str, Mapping[str, Tensor]], rows: Sequence[int]) -> dict[str, dict[str, Tensor]]:
     """Some rows of every part of a batch as `collate_pairs` makes it, quantities of the reference model among them."""
-    chosen = list(rows)
-    return {name: _part_rows(part, chosen) for name, part in batch.items()}
+    return {name: _part_rows(part, list(rows)) for name, part in batch.items()}
 
 
 def _part_rows(part: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
     count = part["labels"].shape[0]
-    # How many packed entries a row has, of what is packed.
+    # Packed quantities: how many entries each row has.
     packed = {
         "reference_hidden": (part["labels"][:, 1:] != IGNORE).sum(dim=1).tolist(),
         "reference_layer_hidden": part["attention_mask"].sum(dim=1).tolist(),

@@ -1,9 +1,9 @@
 """Reading forget and retain sets: JSONL, JSON, CSV, Parquet, or a data set of the hub.
 
-A row has one of four forms, told by its fields: `text`; `prompt` + `completion`; `question` + `answer`; `messages`.
+A row has one of four forms, which its fields show: `text`; `prompt` + `completion`; `question` + `answer`; `messages`.
 An optional `group` names what rows belong together (a person, a country), so that an attack can hold out whole groups.
-An optional `end` (true or false) says whether the target ends what is said, so that an end token belongs to it; by
-default it does, but for `text`. Every row remembers where it came from, so that an error can name the file and line.
+An optional `end` (true or false) says whether an end token closes the target; by default it does, but not for `text`.
+Every row remembers where it came from, so that an error can name the file and line.
 """
 
 from __future__ import annotations
@@ -57,12 +57,11 @@ def read_rows(source: str | Path | Sequence[Mapping[str, Any]], *, name: str = "
     none of the four forms, an empty field, or an empty set.
     """
     if isinstance(source, str | Path):
-        text = str(source)
-        records = _read_hub(text) if text.startswith("hub:") else read_records(Path(text), name=name)
-        origin = text
+        origin = str(source)
+        records = _read_hub(origin) if origin.startswith("hub:") else read_records(Path(origin), name=name)
     else:
-        records = [(f"{name}, row {index + 1}", record) for index, record in enumerate(source)]
         origin = name
+        records = [(f"{name}, row {index + 1}", record) for index, record in enumerate(source)]
     if not records:
         raise UserError(f"{name}: {origin} has no rows; at least one is needed")
     return [_row(where, record) for where, record in records]
@@ -78,10 +77,10 @@ def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
     seen = {row.content: row for row in forget}
     shared = [(seen[row.content], row) for row in retain if row.content in seen]
     if shared:
-        first_forget, first_retain = shared[0]
+        forgotten, kept = shared[0]
         raise UserError(
-            f"the forget set and the retain set share {len(shared)} row(s); the first stands at {first_forget.where} "
-            f"and at {first_retain.where}\n  remove them from one of the two"
+            f"the forget set and the retain set share {len(shared)} row(s); the first stands at {forgotten.where} "
+            f"and at {kept.where}\n  remove them from one of the two"
         )
 
 
@@ -97,7 +96,7 @@ def _row(where: str, record: Mapping[str, Any]) -> Row:
         context: str | tuple[tuple[str, str], ...] = messages[:-1]
         target = messages[-1][1]
     else:
-        values = [_text(where, key, record[key]) for key in form]
+        values = [checked_text(where, key, record[key]) for key in form]
         context, target = ("", values[0]) if len(values) == 1 else (values[0], values[1])
     ends = record.get("end")
     if ends is not None and not isinstance(ends, bool):
@@ -122,11 +121,12 @@ def _no_form(where: str, record: Mapping[str, Any]) -> str:
             return f"{where}: the row has {present[0]!r} but no {missing[0]!r}{hint}"
     known = [key for form in FORMS for key in form]
     hints = [did_you_mean(str(key), known) for key in record]
-    found = ", ".join(repr(str(key)) for key in record) or "no fields"
-    return f"{where}: a row needs {_FORMS_TEXT}; this one has {found}{next(filter(None, hints), '')}"
+    fields = ", ".join(repr(str(key)) for key in record) or "no fields"
+    return f"{where}: a row needs {_FORMS_TEXT}; this one has {fields}{next(filter(None, hints), '')}"
 
 
-def _text(where: str, key: str, value: Any) -> str:
+def checked_text(where: str, key: str, value: Any) -> str:
+    """The value of a field that must be text and not empty; else a `UserError` that says where it stands."""
     if not isinstance(value, str):
         raise UserError(f"{where}: field {key!r} must be text, not {type(value).__name__} ({str(value)[:60]})")
     if not value.strip():
@@ -143,14 +143,14 @@ def _messages(where: str, messages: Any) -> tuple[tuple[str, str], ...]:
             raise UserError(f"{where}: message {number} must have 'role' and 'content'")
         if message["role"] not in _ROLES:
             raise UserError(f"{where}: message {number} has role {message['role']!r}; known: {', '.join(_ROLES)}")
-        result.append((message["role"], _text(where, f"messages[{number - 1}].content", message["content"])))
+        result.append((message["role"], checked_text(where, f"messages[{number - 1}].content", message["content"])))
     if result[-1][0] != "assistant":
         raise UserError(f"{where}: the last message must be the assistant's, the one to forget or keep")
     return tuple(result)
 
 
 def read_records(path: Path, *, name: str = "data") -> list[tuple[str, Any]]:
-    """What a JSONL, JSON, CSV or Parquet file holds, not yet checked: for each row where it stands, and the row."""
+    """The rows of a JSONL, JSON, CSV or Parquet file, not yet checked, each after the place where it stands."""
     if not path.exists():
         raise UserError(f"{name}: no such file: {path}")
     if path.is_dir():
@@ -185,17 +185,12 @@ def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                records.append((f"{path}:{number}", _parse_line(path, number, line)))
+                try:
+                    records.append((f"{path}:{number}", json.loads(line)))
+                except json.JSONDecodeError as error:
+                    problem = f"not JSON ({error.msg}, column {error.colno}): {line.strip()[:80]}"
+                    raise UserError(f"{path}:{number}: {problem}") from error
     return records
-
-
-def _parse_line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{number}: not JSON ({error.msg}, column {error.colno}): {line.strip()[:80]}"
-        ) from error
 
 
 def _read_json(path: Path) -> list[tuple[str, Any]]:
@@ -219,9 +214,8 @@ def _read_csv(path: Path) -> list[tuple[str, Any]]:
         records = []
         for row in reader:
             if "" in row or None in row.values():
-                raise UserError(
-                    f"{path}:{reader.line_num}: the row has not the {len(reader.fieldnames or [])} columns of the head"
-                )
+                columns = len(reader.fieldnames or [])
+                raise UserError(f"{path}:{reader.line_num}: the row does not have the {columns} columns of the head")
             records.append((f"{path}:{reader.line_num}", row))
     return records
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from letgo.core.catalog import Catalog
 from letgo.metrics.records import CHANCE, FORGOTTEN, KNOWN, Headline, MetricRecord
+
+_faithful = partial(MetricRecord, faithfulness="faithful")
+_ours = partial(MetricRecord, source="letgo", faithfulness="ours")
+_ONE_LABEL = "the score is one label's; SOUL takes the likeliest label's, whichever it is"
 
 METRICS: Catalog[MetricRecord] = Catalog(
     "metric",
@@ -20,180 +26,159 @@ METRICS: Catalog[MetricRecord] = Catalog(
             headline=("forget", "retain"),
             floor=CHANCE,
         ),
-        MetricRecord(
+        _faithful(
             name="probability",
             target="letgo.metrics.memorization:probability",
             summary="exp of the mean log-probability of the answer's tokens",
             source="TOFU (arXiv 2401.06121), section 2.2.1",
-            faithfulness="faithful",
             meaning="mean probability of the right answer's tokens",
             better=KNOWN,
             headline=("forget",),
         ),
-        MetricRecord(
+        _faithful(
             name="rouge",
             target="letgo.metrics.memorization:rouge_l_recall",
             summary="ROUGE-L recall of the greedy answer, stemmed",
             source="TOFU (arXiv 2401.06121), section 2.2.1",
-            faithfulness="faithful",
             meaning="ROUGE-L recall of what the model writes against the right answer",
             better=KNOWN,
         ),
-        MetricRecord(
+        _faithful(
             name="normalised_probability",
             target="letgo.metrics.memorization:normalised_probability",
             summary="the right answer's share of the probability of all answers",
             source="TOFU (arXiv 2401.06121), real authors and world facts",
-            faithfulness="faithful",
         ),
-        MetricRecord(
+        _faithful(
             name="verbmem",
             target="letgo.metrics.memorization:rouge_l_f1",
             summary="ROUGE-L F1 of the greedy continuation of a text, not stemmed, times 100",
             source="MUSE (arXiv 2407.06460), VerbMem",
-            faithfulness="faithful",
             meaning="ROUGE-L F1 × 100 of a continuation of the text against the text itself",
             better=FORGOTTEN,
             headline=("forget",),
             ceiling=100.0,
         ),
-        MetricRecord(
+        _faithful(
             name="knowmem",
             target="letgo.metrics.memorization:rouge_l_f1",
             summary="ROUGE-L F1 of the greedy answer to a question, not stemmed, times 100",
             source="MUSE (arXiv 2407.06460), KnowMem",
-            faithfulness="faithful",
             meaning="ROUGE-L F1 × 100 of the answer to a question about the texts",
             better=KNOWN,
             headline=("forget", "retain"),
             ceiling=100.0,
         ),
-        MetricRecord(
+        _faithful(
             name="truth_ratio",
             target="letgo.metrics.memorization:truth_ratio",
             summary="likelihood of wrong answers over that of the paraphrased right one",
             source="TOFU (arXiv 2401.06121), equation 1",
-            faithfulness="faithful",
             meaning="how likely wrong answers are against the right one, reworded",
             amount=False,
         ),
-        MetricRecord(
+        _faithful(
             name="forget_quality",
             target="letgo.metrics.memorization:forget_quality",
             summary="p-value that forget truth ratios are as the retrained model's (Kolmogorov-Smirnov)",
             source="TOFU (arXiv 2401.06121), section 2.2.2",
-            faithfulness="faithful",
             meaning="p-value that truth ratios are as the retain model's; above 0.05 the two can't be told apart",
             better={"forget": "higher"},
             headline=("forget",),
             amount=False,
         ),
-        MetricRecord(
+        _faithful(
             name="model_utility",
             target="letgo.metrics.utility:harmonic_mean",
             summary="harmonic mean of probability, ROUGE and truth ratio on three sets",
             source="TOFU (arXiv 2401.06121), section 2.2.2",
-            faithfulness="faithful",
             meaning="harmonic mean of probability, ROUGE and truth ratio on retain set, real authors and world facts",
             better={"model": "higher"},
             headline=("model",),
         ),
-        MetricRecord(
+        _faithful(
             name="extraction_strength",
             target="letgo.metrics.memorization:extraction_strength",
             summary="share of the answer that is foreseen whole from the shortest prefix",
             source="Carlini et al. (arXiv 2012.07805); as scored on TOFU in public code",
-            faithfulness="faithful",
             meaning="share of the answer that the model foresees without a slip, to its end",
             better=FORGOTTEN,
         ),
-        MetricRecord(
+        _faithful(
             name="exact_memorization",
             target="letgo.metrics.memorization:exact_memorization",
             summary="share of the answer's tokens that are the likeliest at their place",
             source="Tirumala et al. (arXiv 2205.10770)",
-            faithfulness="faithful",
             meaning="share of the answer's tokens that the model foresees",
             better=FORGOTTEN,
         ),
-        MetricRecord(
+        _faithful(
             name="perplexity",
             target="letgo.metrics.summary:perplexity_metric",
             summary="exp of the mean negative log-probability of plain text's tokens",
             source="standard",
-            faithfulness="faithful",
             meaning="perplexity on general text that has nothing to do with the forget set",
             better={"general": "lower"},
             headline=("general",),
             ceiling=None,
         ),
-        MetricRecord(
+        _ours(
             name="degenerate",
             target="letgo.metrics.utility:degeneration",
             summary="how much of a generated text is empty, repeated or not words, 0 to 1",
-            source="letgo",
-            faithfulness="ours",
             meaning="how much of the generated text is empty, repeated or not words",
             better={"general": "lower"},
         ),
-        MetricRecord(
+        _faithful(
             name="min_k",
             target="letgo.metrics.privacy:min_k",
             summary="mean of the k % least likely tokens' log-probabilities",
             source="Min-K% Prob (arXiv 2310.16789); MUSE (arXiv 2407.06460)",
-            faithfulness="faithful",
         ),
-        MetricRecord(
+        _faithful(
             name="min_k_plus_plus",
             target="letgo.metrics.privacy:min_k_plus_plus",
             summary="Min-K of log-probabilities normalised by the vocabulary's mean and deviation",
             source="Min-K%++ (arXiv 2404.02936)",
-            faithfulness="faithful",
             aliases=("min_k++",),
         ),
-        MetricRecord(
+        _faithful(
             name="loss",
             target="letgo.metrics.privacy:loss_score",
             summary="mean token log-probability, as a membership score",
             source="Yeom et al. (arXiv 1709.01604)",
-            faithfulness="faithful",
         ),
-        MetricRecord(
+        _faithful(
             name="zlib",
             target="letgo.metrics.privacy:zlib_score",
             summary="mean log-probability per zlib-compressed byte, as a membership score",
             source="Carlini et al. (arXiv 2012.07805)",
-            faithfulness="faithful",
         ),
-        MetricRecord(
+        _faithful(
             name="reference",
             target="letgo.metrics.privacy:reference_score",
             summary="mean log-probability less a reference model's, as a membership score",
             source="Carlini et al. (arXiv 2012.07805)",
-            faithfulness="faithful",
         ),
-        MetricRecord(
+        _faithful(
             name="gradient_norm",
             target="letgo.metrics.gradients:gradient_norms",
             summary="norm of the loss's gradient of each text; members have small ones",
             source="Wang et al. (arXiv 2402.17012)",
-            faithfulness="faithful",
         ),
-        MetricRecord(
+        _faithful(
             name="membership_auc",
             target="letgo.metrics.privacy:membership_auc",
             summary="chance that a member's score is above a non-member's",
             source="standard",
-            faithfulness="faithful",
             meaning="how well forget texts can be told from unseen ones: 0.5 is chance, 1 certain",
             amount=False,
         ),
-        MetricRecord(
+        _faithful(
             name="privleak",
             target="letgo.metrics.privacy:privacy_leakage",
             summary="Min-K membership AUC against the retrained model's, in per cent",
             source="MUSE (arXiv 2407.06460), section 3.1",
-            faithfulness="faithful",
             meaning="per cent by which the membership AUC is off the retrained model's; 0 is best, negative: "
             "remembered",
             headline=("forget",),
@@ -206,7 +191,7 @@ METRICS: Catalog[MetricRecord] = Catalog(
             summary="probability that a classifier gives to its label for toxicity; toxic above 0.5",
             source="SOUL (arXiv 2404.18239), detoxification",
             faithfulness="variant",
-            note="the score is one label's; SOUL takes the likeliest label's, whichever it is",
+            note=_ONE_LABEL,
             meaning="mean score of the answers by the classifier",
             better=FORGOTTEN,
         ),
@@ -216,32 +201,27 @@ METRICS: Catalog[MetricRecord] = Catalog(
             summary="share of answers whose toxicity is above 0.5",
             source="SOUL (arXiv 2404.18239), detoxification",
             faithfulness="variant",
-            note="the score is one label's; SOUL takes the likeliest label's, whichever it is",
+            note=_ONE_LABEL,
             meaning="share of answers that the classifier scores above 0.5",
             better=FORGOTTEN,
         ),
-        MetricRecord(
+        _ours(
             name="empty",
             target="letgo.benchmarks.detox:Detox",
             summary="share of answers with nothing in them",
-            source="letgo",
-            faithfulness="ours",
             meaning="share of answers with nothing in them, which no classifier finds toxic",
         ),
-        MetricRecord(
+        _ours(
             name="cut",
             target="letgo.benchmarks.detox:Detox",
             summary="share of texts that lost a part before they were scored",
-            source="letgo",
-            faithfulness="ours",
             meaning="share of texts that were too long for what scores them, and lost a part",
         ),
-        MetricRecord(
+        _faithful(
             name="bleu",
             target="letgo.metrics.bleu:bleu",
             summary="BLEU of a greedy continuation against the true one, 0 to 100",
             source="SOUL (arXiv 2404.18239), copyright; sacrebleu",
-            faithfulness="faithful",
             extra="eval",
             meaning="BLEU, 0 to 100, of the continuation that the model writes against the true one",
             better=FORGOTTEN,

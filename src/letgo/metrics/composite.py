@@ -9,7 +9,7 @@ import numpy as np
 from letgo.core.errors import EmptyScoreError
 from letgo.metrics.memorization import forget_quality
 from letgo.metrics.privacy import membership_auc, privacy_leakage
-from letgo.metrics.summary import SEED, drawn_groups, mean_metric, separated, wins
+from letgo.metrics.summary import SEED, drawn_groups, mean_metric, quantiles95, separated, wins
 from letgo.metrics.utility import harmonic_mean
 from letgo.runs.results import Metric
 
@@ -41,8 +41,7 @@ def harmonic_mean_metric(sets: Sequence[tuple[Sequence[Sequence[float]], Sequenc
     value = harmonic_mean(values)
     with np.errstate(divide="ignore"):
         drawn = len(draws) / (1.0 / np.maximum(np.stack(draws), 0.0)).sum(axis=0)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Metric(value=value, n=sum(len(groups) for _, groups in sets), ci95=(float(low), float(high)))
+    return Metric(value=value, n=sum(len(groups) for _, groups in sets), ci95=quantiles95(drawn))
 
 
 def forget_quality_metric(unlearned: Sequence[float], retained: Sequence[float]) -> Metric:
@@ -65,7 +64,7 @@ def forget_quality_metric(unlearned: Sequence[float], retained: Sequence[float])
 def _distance(first: np.ndarray, second: np.ndarray) -> float:
     """The largest gap between two samples' distribution functions."""
     both = np.concatenate([first, second])
-    shares = [np.searchsorted(np.sort(one), both, side="right") / len(one) for one in (first, second)]
+    shares = [np.searchsorted(np.sort(sample), both, side="right") / len(sample) for sample in (first, second)]
     return float(np.abs(shares[0] - shares[1]).max())
 
 
@@ -88,7 +87,7 @@ def privleak_metric(
     if (retrained_auc is None) == (retrained is None):
         raise ValueError("give the retrained model's AUC, or its scores")
     if retrained is not None:
-        if [len(one) for one in retrained] != [len(forget), len(holdout)]:
+        if [len(scores) for scores in retrained] != [len(forget), len(holdout)]:
             raise EmptyScoreError("PrivLeak needs both models' scores of the same texts")
         retrained_auc = 1.0 - membership_auc(*retrained)
     assert retrained_auc is not None
@@ -97,7 +96,7 @@ def privleak_metric(
     if retrained is None and auc in (0.0, 1.0):
         ends = [privacy_leakage(end, retrained_auc) for end in separated(auc, len(forget), len(holdout))]
         return Metric(value=value, n=n, ci95=(ends[0], ends[1]))
-    own = wins(forget, holdout)
+    ours = wins(forget, holdout)
     theirs = None if retrained is None else wins(*retrained)
     generator, draws = np.random.default_rng(SEED), []
     for _ in range(_AUC_RESAMPLES):
@@ -105,9 +104,8 @@ def privleak_metric(
         columns = generator.integers(0, len(holdout), len(holdout))[None]
         base = retrained_auc if theirs is None else 1.0 - float(theirs[rows, columns].mean())
         if base > 0:
-            draws.append(privacy_leakage(1.0 - float(own[rows, columns].mean()), base))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Metric(value=value, n=n, ci95=(float(low), float(high)))
+            draws.append(privacy_leakage(1.0 - float(ours[rows, columns].mean()), base))
+    return Metric(value=value, n=n, ci95=quantiles95(draws))
 
 
 def toxicity_metrics(scores: Sequence[float], groups: Sequence[str], threshold: float = 0.5) -> tuple[Metric, Metric]:

@@ -21,10 +21,10 @@ def gradient_norms(
     model: Any, queries: Sequence[Query], *, advance: Callable[[int], None] = lambda _: None
 ) -> list[float]:
     """‖∇_θ L‖₂ of each text's mean token loss, over all parameters (the gradient-norm membership attack, white box,
-    arXiv 2402.17012). What the model has learned by heart hardly changes it: members have *small* norms, so the
+    arXiv 2402.17012). A text that the model knows by heart hardly changes it: members have *small* norms, so the
     membership score is the negative norm.
 
-    Memory: a parameter's gradient is reduced to its norm and dropped as soon as it is whole, and logits exist some
+    Memory: a parameter's gradient is reduced to its norm and dropped as soon as it is whole, and logits exist for some
     positions at a time; beside the model and one text's activations that is about one layer's weights.
 
     Args:

@@ -1,4 +1,4 @@
-"""How much of an answer the model still holds: probability, ROUGE, truth ratio, what it foresees word for word."""
+"""How much of an answer the model still holds: probability, ROUGE, truth ratio, words that it foresees."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def normalised_probability(right: Tensor, wrong: Sequence[Tensor]) -> float:
     """p(a) / (p(a) + Σ p(wrong)) with p = `probability`: TOFU's score of real authors and world facts."""
     if not wrong:
         raise EmptyScoreError("a share of the probability needs at least one wrong answer")
-    own = probability(right)
-    whole = own + sum(probability(logps) for logps in wrong)
+    share = probability(right)
+    whole = share + sum(probability(logps) for logps in wrong)
     # All of them may be too small for a float; then the right one has no more than its even share.
-    return own / whole if whole > 0 else 1.0 / (1 + len(wrong))
+    return share / whole if whole > 0 else 1.0 / (1 + len(wrong))
 
 
 def rouge_l_recall(answer: str, generated: str) -> float:

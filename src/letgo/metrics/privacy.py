@@ -1,4 +1,4 @@
-"""Membership inference: can the text of the forget set be told from text never seen?
+"""Membership inference: do the scores of forget texts differ from those of texts never seen?
 
 Every score here is the larger, the more familiar the text is to the model, so that members score high.
 """

@@ -1,36 +1,25 @@
-"""How much of the forgetting an attack leaves, with its interval, and what the attack cost the model's usefulness.
+"""How much of the forgetting an attack leaves, with its interval, and how much usefulness the model loses.
 
-Pure functions of metrics and of recorded samples' scores: attacks and the report both judge by them.
+Pure functions of metrics and of recorded samples (objects with `set`, `id`, `group` and `scores`): attacks and the
+report both judge by them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from letgo.metrics.records import Headline
+from letgo.metrics.summary import quantiles95
 from letgo.runs.results import Metrics
 
 LEAST_FORGETTING = 0.1
 """A metric counts as forgotten only if it fell by this share of what could have fallen."""
 RESAMPLES = 2000
 _SEED = 20240607
-
-
-class ScoredSample(Protocol):
-    """What is read here of a recorded sample."""
-
-    @property
-    def set(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def group(self) -> str: ...
-    @property
-    def scores(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -60,13 +49,10 @@ def kept_share(before: float, after: float, attacked: float, *, floor: float = 0
 
     A run that has hardly forgotten (less than `LEAST_FORGETTING` of `before − floor`) has nothing to keep: 0.
     """
-    forgotten = before - after
-    if forgotten <= LEAST_FORGETTING * max(before - floor, 0.0) or forgotten <= 0.0:
-        return 0.0
-    return min(max((before - attacked) / forgotten, 0.0), 1.0)
+    return float(kept_shares(np.float64(before), np.float64(after), np.float64(attacked), floor=floor))
 
 
-def kept_shares(before: np.ndarray, after: np.ndarray, attacked: np.ndarray, *, floor: float = 0.0) -> np.ndarray:
+def kept_shares(before: Any, after: Any, attacked: Any, *, floor: float = 0.0) -> np.ndarray:
     """`kept_share` of arrays; NaN (a draw without a judged item) stays NaN."""
     forgotten = before - after
     little = (forgotten <= LEAST_FORGETTING * np.maximum(before - floor, 0.0)) | (forgotten <= 0.0)
@@ -80,7 +66,7 @@ def shared_headlines(headlines: Sequence[Headline], *measured: Mapping[str, obje
 
 
 def smallest_share(headlines: Sequence[Headline], before: Metrics, after: Metrics, attacked: Metrics) -> float | None:
-    """The smallest share kept over the headlines that were measured before, after and now; None where there is none."""
+    """The smallest share kept over the headlines measured before, after and under the attack; None without any."""
     shares = [
         kept_share(before[h.metric].value, after[h.metric].value, attacked[h.metric].value, floor=h.floor)
         for h in shared_headlines(headlines, before, after, attacked)
@@ -94,7 +80,7 @@ def kept_interval(heads: Sequence[Scored]) -> tuple[float, float]:
     Whole groups are drawn, the same for before, after and attack (what was well known before is easily relearned: the
     three go together), and seeds with them.
     """
-    names = {group: place for place, group in enumerate(dict.fromkeys(g for head in heads for g in head.groups))}
+    names = {group: number for number, group in enumerate(dict.fromkeys(g for head in heads for g in head.groups))}
     seeds = len(heads[0].attacked)
     generator = np.random.default_rng(_SEED)
     drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES).astype(float)
@@ -103,32 +89,25 @@ def kept_interval(heads: Sequence[Scored]) -> tuple[float, float]:
         member = np.array([names[group] for group in head.groups])
         for seed in range(seeds):
             judged = ~np.isnan(head.attacked[seed])
-            sums = [
-                _by_group(values, member, judged, len(names))
+            count, before, after, attacked = (
+                drawn @ np.bincount(member[judged], weights=values[judged], minlength=len(names))
                 for values in (np.ones_like(head.before), head.before, head.after, head.attacked[seed])
-            ]
-            count, before, after, attacked = (drawn @ one for one in sums)
+            )
             with np.errstate(divide="ignore", invalid="ignore"):
                 shares = kept_shares(before / count, after / count, attacked / count, floor=head.floor)
             smallest[:, seed] = np.fmin(smallest[:, seed], shares)
     picked = generator.integers(0, seeds, size=(RESAMPLES, seeds))
     shares = np.take_along_axis(smallest, picked, axis=1)
-    # A draw of groups that holds none that a seed is judged on says nothing of that seed.
+    # A draw without a group on which a seed is judged has no share for that seed.
     counts = (~np.isnan(shares)).sum(axis=1)
-    means = np.nansum(shares, axis=1)[counts > 0] / counts[counts > 0]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _by_group(values: np.ndarray, member: np.ndarray, judged: np.ndarray, groups: int) -> np.ndarray:
-    return np.bincount(member[judged], weights=values[judged], minlength=groups)
+    return quantiles95(np.nansum(shares, axis=1)[counts > 0] / counts[counts > 0])
 
 
 def headline_scores(
     headline: Headline,
-    before: Sequence[ScoredSample],
-    after: Sequence[ScoredSample],
-    attacked: Sequence[Sequence[ScoredSample]],
+    before: Sequence[Any],
+    after: Sequence[Any],
+    attacked: Sequence[Sequence[Any]],
     values: Mapping[str, Sequence[float]],
 ) -> Scored | None:
     """The per-item scores behind a headline metric, where it is a plain mean of one score over one set.
@@ -136,8 +115,8 @@ def headline_scores(
     Args:
         headline: such as forget_probability: score "probability" over set "forget".
         before, after, attacked: samples; of the attack those judged, by seed.
-        values: the metric as the benchmark says it: "before" and "after" over the same items as each seed, and
-            "attacked", by seed. Means that don't agree with it are not what it is made of: then None.
+        values: the metric as the benchmark computes it: "before" and "after" over the same items as each seed, and
+            "attacked", by seed. If the means don't agree with it, the metric is not such a mean: None.
     """
     prefix, _, score = headline.metric.partition("_")
     old, new, *seeds = (
@@ -162,22 +141,18 @@ def headline_scores(
 def kept_interval_of_metrics(
     headlines: Sequence[Headline], before: Metrics, after: Metrics, attacked: Metrics
 ) -> tuple[float, float]:
-    """For headlines that are no plain means: `kept` at the two ends of the attacked metrics' own intervals, before and
-    after taken as they are. Narrower than it should be, and said so in the documentation."""
+    """For headlines that are no plain means: `kept` at the two ends of the attacked metrics' intervals, with before and
+    after taken as they are. Narrower than it should be; the documentation says so."""
     ends = []
     for end in (1, 0):
-        ends.append(
-            min(
-                kept_share(before[h.metric].value, after[h.metric].value, attacked[h.metric].ci95[end], floor=h.floor)
-                for h in headlines
-            )
-        )
+        three = ((before[h.metric].value, after[h.metric].value, attacked[h.metric].ci95[end]) for h in headlines)
+        ends.append(min(kept_share(*values, floor=h.floor) for h, values in zip(headlines, three, strict=True)))
     return min(ends), max(ends)
 
 
 def utility_names(headlines: Sequence[Headline], metrics: Metrics) -> list[str]:
-    """The metrics that say what a model is still good for: a benchmark's own utility, the retain set's counterparts
-    of its headlines, and general perplexity."""
+    """The metrics of a model's usefulness: a benchmark's own utility, the retain set's counterparts of its headlines,
+    and general perplexity."""
     wanted = [h.metric.replace("forget_", "retain_", 1) for h in headlines]
     utilities = [name for name in metrics if "utility" in name]
     return [name for name in dict.fromkeys([*utilities, *wanted, "general_perplexity"]) if name in metrics]
@@ -198,8 +173,8 @@ def utility_loss(headlines: Sequence[Headline], before: Metrics, now: Metrics) -
 def collapse_reasons(before: Metrics, after: Metrics) -> list[str]:
     """Why a model is broken rather than forgetful; empty where it is not.
 
-    General perplexity more than doubled, or the text that it writes by itself has become degenerate: its mean
-    degeneration grew by more than 0.3.
+    Either general perplexity more than doubled, or the text that it writes has become degenerate: its mean degeneration
+    grew by more than 0.3.
     """
     reasons = []
     if "general_perplexity" in before and "general_perplexity" in after:

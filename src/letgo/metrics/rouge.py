@@ -1,9 +1,10 @@
-"""ROUGE-L as the package rouge-score gives it, without its quadratic table and without stemming a word twice."""
+"""ROUGE-L as the package rouge-score computes it, but without its quadratic table, and stemming each word once."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -31,36 +32,29 @@ def rouge_l(answer: str, generated: str, *, stem: bool) -> Rouge:
     return Rouge(recall, precision, f1)
 
 
-class _Stemmer:
-    """Porter's stemmer with a memory: texts of one data set use the same words over and over."""
-
-    def __init__(self) -> None:
-        from nltk.stem import porter  # type: ignore[import-untyped]
-
-        self.stem = functools.lru_cache(maxsize=1 << 16)(porter.PorterStemmer().stem)
-
-
 @functools.cache
-def _stemmer() -> _Stemmer:
-    return _Stemmer()
+def _stemmer() -> Any:
+    """Porter's stemmer with a memory: texts of one data set use the same words over and over."""
+    from nltk.stem import porter  # type: ignore[import-untyped]
+
+    return SimpleNamespace(stem=functools.lru_cache(maxsize=1 << 16)(porter.PorterStemmer().stem))
 
 
 @functools.lru_cache(maxsize=4096)
 def _words(text: str, stem: bool) -> tuple[str, ...]:
     from rouge_score import tokenize
 
-    stemmer: Any = _stemmer() if stem else None
-    return tuple(tokenize.tokenize(text, stemmer))
+    return tuple(tokenize.tokenize(text, _stemmer() if stem else None))
 
 
 def _common_subsequence(first: tuple[str, ...], second: tuple[str, ...]) -> int:
     """Length of the longest common subsequence, a row of the table at a time as the bits of one number (Hyyrö 2004)."""
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for index, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << index
+        positions[word] = positions.get(word, 0) | 1 << index
     every = (1 << len(first)) - 1
     row = every
     for word in second:
-        found = row & places.get(word, 0)
-        row = ((row + found) | (row - found)) & every
+        matches = row & positions.get(word, 0)
+        row = ((row + matches) | (row - matches)) & every
     return len(first) - row.bit_count()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,12 @@ from letgo.runs.results import Metric
 
 RESAMPLES = 2000
 SEED = 20240607
+
+
+def quantiles95(draws: Any) -> tuple[float, float]:
+    """The 95 % interval of values drawn again."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def mean_metric(values: Sequence[float], groups: Sequence[str]) -> Metric:
@@ -41,7 +48,7 @@ def perplexity_metric(totals: Sequence[float], tokens: Sequence[int], groups: Se
     if not totals or not sum(tokens):
         raise EmptyScoreError("perplexity over zero tokens is not a score")
 
-    def exp(mean: np.ndarray) -> np.ndarray:
+    def exp(mean: Any) -> Any:
         return np.exp(np.minimum(-mean, 700.0))
 
     numerator, denominator = np.asarray(totals, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
@@ -56,9 +63,9 @@ def auc_metric(members: Sequence[float], others: Sequence[float]) -> Metric:
     """
     from letgo.metrics.privacy import membership_auc
 
-    value = membership_auc(members, others)
+    value, count = membership_auc(members, others), len(members) + len(others)
     if value in (0.0, 1.0):
-        return Metric(value=value, n=len(members) + len(others), ci95=separated(value, len(members), len(others)))
+        return Metric(value=value, n=count, ci95=separated(value, len(members), len(others)))
     table = wins(members, others)
     generator = np.random.default_rng(SEED)
     draws = [
@@ -68,8 +75,7 @@ def auc_metric(members: Sequence[float], others: Sequence[float]) -> Metric:
         ].mean()
         for _ in range(500)
     ]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Metric(value=value, n=len(members) + len(others), ci95=(float(low), float(high)))
+    return Metric(value=value, n=count, ci95=quantiles95(draws))
 
 
 def separated(auc: float, members: int, others: int) -> tuple[float, float]:
@@ -78,7 +84,7 @@ def separated(auc: float, members: int, others: int) -> tuple[float, float]:
 
 
 def wins(members: Sequence[float], others: Sequence[float]) -> np.ndarray:
-    """Who is the larger in each pair, 1, ½ or 0, (members, others): its mean is the AUC."""
+    """Whether the member of each pair is the larger, 1, ½ or 0, of shape (members, others): its mean is the AUC."""
     first, second = np.asarray(members, dtype=np.float64)[:, None], np.asarray(others, dtype=np.float64)[None]
     return (first > second) + 0.5 * (first == second)
 
@@ -91,7 +97,7 @@ def drawn_groups(
     member = np.array([names[group] for group in groups])
     tops = np.bincount(member, weights=numerator, minlength=len(names))
     bottoms = np.bincount(member, weights=denominator, minlength=len(names))
-    # A generator of our own with a fixed seed: the same samples give the same interval everywhere.
+    # A separate generator with a fixed seed: the same samples give the same interval everywhere.
     draws = np.random.default_rng(seed).integers(0, len(names), size=(RESAMPLES, len(names)))
     return tops[draws].sum(axis=1) / bottoms[draws].sum(axis=1)
 
@@ -99,8 +105,7 @@ def drawn_groups(
 def _bootstrap(
     numerator: np.ndarray, denominator: np.ndarray, groups: Sequence[str], transform: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float]:
-    low, high = np.quantile(transform(drawn_groups(numerator, denominator, groups)), [0.025, 0.975])
-    return (float(low), float(high))
+    return quantiles95(transform(drawn_groups(numerator, denominator, groups)))
 
 
 def _wilson(value: float, n: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import NonFiniteLossError, UserError, first_line
@@ -28,14 +29,14 @@ class ToxicityClassifier:
         model: a directory or a hub id of a model with a sequence-classification head. No pickle is read and no remote
             code run.
         label: which of its labels is the score; by default the one called "toxic" or "toxicity", or the only one.
-        activation: what makes a probability of the logits. `auto` does what the model was trained for: a sigmoid each
-            where the labels may hold together (`problem_type` "multi_label_classification") or there is only one, a
-            softmax where they exclude each other. `none` takes the model's output as it is.
+        activation: what makes a probability of the logits. `auto` is what the model was trained for: a sigmoid each
+            where several labels may hold (`problem_type` "multi_label_classification") or there is only one, a softmax
+            where they exclude each other. `none` takes the model's output as it is.
         device: where it runs; by default a GPU where there is one.
 
     Raises:
-        UserError: the model can't be loaded or has no classification head of its own, the label is not one of its
-            labels or is left open, or it is not known how its labels relate.
+        UserError: the model can't be loaded or has no trained classification head, the label is missing or not one of
+            its labels, or it is not known how its labels relate.
     """
 
     def __init__(
@@ -70,14 +71,8 @@ class ToxicityClassifier:
             NonFiniteLossError: a score is NaN or infinite.
             UserError: with activation `none`, an output outside 0 to 1.
         """
-        ids = [self.tokenizer(text, add_special_tokens=True)["input_ids"] for text in texts]
-        # Cut by the tokenizer, so that an end token it puts there stays.
-        rows = [
-            one
-            if len(one) <= self.max_length
-            else self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
-            for text, one in zip(texts, ids, strict=True)
-        ]
+        # The tokenizer cuts, so that its end token stays.
+        rows = [self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"] for text in texts]
         scores = [0.0] * len(rows)
         for batch in _batches([len(row) for row in rows], token_budget):
             for index, score in zip(batch, self._scored([rows[i] for i in batch]), strict=True):
@@ -86,18 +81,15 @@ class ToxicityClassifier:
         return scores
 
     def cuts(self, text: str) -> bool:
-        """Whether a text is longer than the classifier takes: its score is then of its beginning."""
+        """Whether a text is longer than the classifier takes: then its beginning is scored."""
         return len(self.tokenizer(text)["input_ids"]) > self.max_length
 
     def _scored(self, rows: Sequence[Sequence[int]]) -> list[float]:
         device = next(self.model.parameters()).device
-        width = max(1, *(len(row) for row in rows))
         pad = self.tokenizer.pad_token_id or 0
-        ids = torch.full((len(rows), width), pad, dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-            mask[index, : max(len(row), 1)] = 1
+        # An empty row is one pad token.
+        ids = pad_sequence([torch.tensor(row or [pad], dtype=torch.long) for row in rows], True, pad)
+        mask = pad_sequence([torch.ones(max(len(row), 1), dtype=torch.long) for row in rows], True)
         with torch.no_grad():
             logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float().cpu()
         if self.activation == "sigmoid":
@@ -180,11 +172,11 @@ def _activation(name: str, config: Any, asked: Activation) -> Activation:
 
 def _longest(tokenizer: Any, config: Any) -> int:
     """The most tokens that the classifier takes; RoBERTa's positions begin after the pad token's."""
-    places = int(getattr(config, "max_position_embeddings", None) or 512)
+    positions = int(getattr(config, "max_position_embeddings", None) or 512)
     if "roberta" in str(getattr(config, "model_type", "")):
         pad = getattr(config, "pad_token_id", None)
-        places -= (1 if pad is None else int(pad)) + 1
-    return max(1, min(places, int(tokenizer.model_max_length)))
+        positions -= (1 if pad is None else int(pad)) + 1
+    return max(1, min(positions, int(tokenizer.model_max_length)))
 
 
 def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

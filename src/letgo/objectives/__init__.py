@@ -1,19 +1,22 @@
 """What to forget and what to keep, as pure functions of a model and a batch.
 
-An objective is a forget term plus λ times a retain term; any of one goes with any of the other. A new forget term is
-one function and one line here. Names with `_gdr` and `_klr` are presets: the same forget term with cross-entropy on
-the retain set, or with its KL divergence to the reference. What changes the weights in one shot stands in `ONE_SHOT`.
+An objective is a forget term plus λ times a retain term; every forget term goes with every retain term. A new forget
+term is one function and one record here. Names with `_gdr` and `_klr` are presets: the same forget term with
+cross-entropy on the retain set, or with its KL divergence to the reference. `ONE_SHOT` lists methods that change the
+weights in one shot.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from letgo.core.catalog import Catalog, Record, did_you_mean, settings_of
 from letgo.core.errors import UserError
 from letgo.objectives.objective import Objective as Objective
+from letgo.objectives.objective import Term
 from letgo.objectives.records import ObjectiveRecord, TermRecord
 from letgo.objectives.schedules import parse_schedule
 
@@ -21,145 +24,124 @@ _NOT_SETTINGS = ("model", "forget", "retain", "alternative", "reference_head")
 
 _TOFU = "TOFU (arXiv 2401.06121), section 3"
 _NPO = "NPO (arXiv 2404.05868), equation 3"
-_SIMNPO = "SimNPO (arXiv 2410.07163)"
-_DPO = "DPO (arXiv 2305.18290), equation 7"
+_DPO_SOURCE = "DPO (arXiv 2305.18290), equation 7"
 _MUSE = "MUSE (arXiv 2407.06460)"
 _ITS_GRADIENT = "the source's gradient, as the gradient of a function, so that zeroth-order optimizers descend it too"
+_LABELS_ALONE = "over the label tokens alone, not over prompt and padding too"
 _RETAINED = {"ce": "cross-entropy on the retain set", "kl": "the retain set's KL divergence to the reference"}
 
 
-def _presets(alone: ObjectiveRecord, **retains: tuple[str, ...]) -> list[ObjectiveRecord]:
-    """A forget term alone, and with retain terms: `ce` as NAME_gdr, `kl` as NAME_klr, with these aliases."""
-    suffixes = {"ce": "gdr", "kl": "klr"}
-    return [
-        alone,
-        *(
-            replace(
-                alone,
-                name=f"{alone.name}_{suffixes[retain]}",
-                aliases=aliases,
-                retain=retain,
-                summary=f"{alone.summary}; {_RETAINED[retain]}",
-            )
-            for retain, aliases in retains.items()
-        ),
-    ]
+def _presets(
+    *, ce: tuple[str, ...] | None = None, kl: tuple[str, ...] | None = None, **fields: Any
+) -> Iterator[ObjectiveRecord]:
+    """A forget term made of hidden states at label tokens, by its record's fields: alone, and with the retain terms
+    whose aliases are given (`ce` as NAME_gdr, `kl` as NAME_klr)."""
+    alone = ObjectiveRecord(hidden="label", **fields)
+    yield alone
+    for retain, suffix, aliases in (("ce", "gdr", ce), ("kl", "klr", kl)):
+        if aliases is not None:
+            name, summary = f"{alone.name}_{suffix}", f"{alone.summary}; {_RETAINED[retain]}"
+            yield replace(alone, name=name, aliases=aliases, retain=retain, summary=summary)
 
+
+_GA = ObjectiveRecord(
+    name="ga",
+    target="letgo.objectives.ga:gradient_ascent",
+    summary="gradient ascent on the forget set's cross-entropy",
+    source=_TOFU,
+    faithfulness="faithful",
+    aliases=("gradient_ascent",),
+    hidden="label",
+)
+_DPO: dict[str, Any] = {
+    "target": "letgo.objectives.preference:dpo",
+    "parts": ("forget", "alternative"),
+    "reference": {"forget": ("logps",), "alternative": ("logps",)},
+}
+_REFUSALS: dict[str, Any] = {
+    "faithfulness": "variant",
+    "note": "a refusal list of our own; each row keeps its refusal over a run",
+    "alternative": "refusal",
+}
 
 OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
     "objective",
     [
-        ObjectiveRecord(
-            name="ga",
-            target="letgo.objectives.ga:gradient_ascent",
-            summary="gradient ascent on the forget set's cross-entropy",
-            source=_TOFU,
-            faithfulness="faithful",
-            aliases=("gradient_ascent",),
-            hidden="label",
-        ),
-        ObjectiveRecord(
+        _GA,
+        replace(
+            _GA,
             name="graddiff",
-            target="letgo.objectives.ga:gradient_ascent",
             summary="gradient ascent on the forget set, descent on the retain set",
-            source=_TOFU,
-            faithfulness="faithful",
             aliases=("gradient_difference", "ga_gdr"),
             retain="ce",
-            hidden="label",
         ),
-        ObjectiveRecord(
+        replace(
+            _GA,
             name="ga_klr",
-            target="letgo.objectives.ga:gradient_ascent",
             summary=f"gradient ascent on the forget set; {_RETAINED['kl']}",
             source=f"{_TOFU}: KL minimization",
             faithfulness="variant",
-            note="KL over the label tokens alone, not over prompt and padding too",
+            note=f"KL {_LABELS_ALONE}",
             aliases=("kl_minimization",),
             retain="kl",
-            hidden="label",
         ),
         *_presets(
-            ObjectiveRecord(
-                name="npo",
-                target="letgo.objectives.npo:npo",
-                summary="negative preference optimization",
-                source=f"{_NPO}; with a retain term: {_MUSE}",
-                faithfulness="faithful",
-                reference={"forget": ("logps",)},
-                hidden="label",
-            ),
+            name="npo",
+            target="letgo.objectives.npo:npo",
+            summary="negative preference optimization",
+            source=f"{_NPO}; with a retain term: {_MUSE}",
+            faithfulness="faithful",
+            reference={"forget": ("logps",)},
             ce=("npo_rt",),
             kl=("npo_kl",),
         ),
         *_presets(
-            ObjectiveRecord(
-                name="simnpo",
-                target="letgo.objectives.npo:simnpo",
-                summary="NPO against the answer's length, without a reference",
-                source=_SIMNPO,
-                faithfulness="faithful",
-                hidden="label",
-            ),
+            name="simnpo",
+            target="letgo.objectives.npo:simnpo",
+            summary="NPO against the answer's length, without a reference",
+            source="SimNPO (arXiv 2410.07163)",
+            faithfulness="faithful",
             ce=(),
             kl=(),
         ),
         *_presets(
-            ObjectiveRecord(
-                name="dpo",
-                target="letgo.objectives.preference:dpo",
-                summary="the row's own alternative answer preferred to the one to forget",
-                source=_DPO,
-                faithfulness="faithful",
-                parts=("forget", "alternative"),
-                reference={"forget": ("logps",), "alternative": ("logps",)},
-                hidden="label",
-                alternative="own",
-            ),
+            name="dpo",
+            summary="the row's own alternative answer preferred to the one to forget",
+            source=_DPO_SOURCE,
+            faithfulness="faithful",
+            alternative="own",
             ce=(),
             kl=(),
+            **_DPO,
         ),
         *_presets(
-            ObjectiveRecord(
-                name="idk_dpo",
-                target="letgo.objectives.preference:dpo",
-                summary="a refusal preferred to the answer to forget",
-                source=f"{_DPO}; with refusals: {_NPO.split(',')[0]}",
-                faithfulness="variant",
-                note="a refusal list of our own; each row keeps its refusal over a run",
-                aliases=("idkdpo",),
-                parts=("forget", "alternative"),
-                reference={"forget": ("logps",), "alternative": ("logps",)},
-                hidden="label",
-                alternative="refusal",
-            ),
+            name="idk_dpo",
+            summary="a refusal preferred to the answer to forget",
+            source=f"{_DPO_SOURCE}; with refusals: {_NPO.split(',')[0]}",
+            aliases=("idkdpo",),
             ce=(),
             kl=(),
+            **_DPO,
+            **_REFUSALS,
         ),
-        ObjectiveRecord(
+        *_presets(
             name="po",
             target="letgo.objectives.preference:preference_optimization",
             summary=f"refusals taught in place of the answers; {_RETAINED['ce']}",
             source=f"{_TOFU}: preference optimization; SOUL (arXiv 2404.18239)",
-            faithfulness="variant",
-            note="a refusal list of our own; each row keeps its refusal over a run",
             aliases=("idk", "po_gdr", "preference_optimization"),
             parts=("alternative",),
             retain="ce",
-            hidden="label",
-            alternative="refusal",
+            **_REFUSALS,
         ),
         *_presets(
-            ObjectiveRecord(
-                name="random_label",
-                target="letgo.objectives.random_label:random_label",
-                summary="random tokens taught in place of the answers",
-                source="Yao et al. (arXiv 2402.15159), random labels",
-                faithfulness="variant",
-                note="a row's random labels stay the same over a run",
-                aliases=("random_labels",),
-                hidden="label",
-            ),
+            name="random_label",
+            target="letgo.objectives.random_label:random_label",
+            summary="random tokens taught in place of the answers",
+            source="Yao et al. (arXiv 2402.15159), random labels",
+            faithfulness="variant",
+            note="a row's random labels stay the same over a run",
+            aliases=("random_labels",),
             ce=(),
         ),
         ObjectiveRecord(
@@ -174,59 +156,47 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             trainable="letgo.objectives.rmu:trainable_pattern",
         ),
         *_presets(
-            ObjectiveRecord(
-                name="undial",
-                target="letgo.objectives.distillation:undial",
-                summary="self-distillation with the labels' logits taken down",
-                source="UNDIAL (arXiv 2402.10052)",
-                faithfulness="faithful",
-                reference={"forget": ("hidden",)},
-                hidden="label",
-            ),
+            name="undial",
+            target="letgo.objectives.distillation:undial",
+            summary="self-distillation with the labels' logits taken down",
+            source="UNDIAL (arXiv 2402.10052)",
+            faithfulness="faithful",
+            reference={"forget": ("hidden",)},
             ce=(),
         ),
         *_presets(
-            ObjectiveRecord(
-                name="wga",
-                target="letgo.objectives.reweighted:wga",
-                summary="gradient ascent weighted by the labels' probability",
-                source="WGA (arXiv 2502.19301)",
-                faithfulness="variant",
-                note=_ITS_GRADIENT,
-                hidden="label",
-            ),
+            name="wga",
+            target="letgo.objectives.reweighted:wga",
+            summary="gradient ascent weighted by the labels' probability",
+            source="WGA (arXiv 2502.19301)",
+            faithfulness="variant",
+            note=_ITS_GRADIENT,
             ce=(),
             kl=(),
         ),
         *_presets(
-            ObjectiveRecord(
-                name="satimp",
-                target="letgo.objectives.reweighted:satimp",
-                summary="gradient ascent weighted by saturation and importance",
-                source="SatImp (arXiv 2505.11953), section 5",
-                faithfulness="variant",
-                note=_ITS_GRADIENT,
-                hidden="label",
-            ),
+            name="satimp",
+            target="letgo.objectives.reweighted:satimp",
+            summary="gradient ascent weighted by saturation and importance",
+            source="SatImp (arXiv 2505.11953), section 5",
+            faithfulness="variant",
+            note=_ITS_GRADIENT,
             ce=(),
             kl=(),
         ),
         *_presets(
-            ObjectiveRecord(
-                name="ce_u",
-                target="letgo.objectives.distillation:ce_u",
-                summary="cross-entropy to the model's own distribution without the label",
-                source="CE-U (arXiv 2503.01224)",
-                faithfulness="variant",
-                note=f"{_ITS_GRADIENT}: without the entropy of that distribution",
-                aliases=("ceu",),
-                hidden="label",
-            ),
+            name="ce_u",
+            target="letgo.objectives.distillation:ce_u",
+            summary="cross-entropy to the model's own distribution without the label",
+            source="CE-U (arXiv 2503.01224)",
+            faithfulness="variant",
+            note=f"{_ITS_GRADIENT}: without the entropy of that distribution",
+            aliases=("ceu",),
             ce=("ceu_gdr",),
         ),
         ObjectiveRecord(
             name="ft",
-            target="letgo.objectives.fine_tuning:nothing",
+            target="letgo.objectives.likelihood:no_term",
             summary="fine-tuning on the retain set alone",
             source="FT, as in SOUL (arXiv 2404.18239)",
             faithfulness="faithful",
@@ -253,7 +223,7 @@ RETAIN_TERMS: Catalog[TermRecord] = Catalog(
     [
         TermRecord(
             name="none",
-            target="letgo.objectives.retain:none",
+            target="letgo.objectives.likelihood:no_term",
             summary="nothing holds the model where it was",
             source="-",
             faithfulness="ours",
@@ -275,7 +245,7 @@ RETAIN_TERMS: Catalog[TermRecord] = Catalog(
             summary=_RETAINED["kl"],
             source=f"{_TOFU}: KL minimization; {_MUSE}, KLR",
             faithfulness="variant",
-            note="over the label tokens alone, not over prompt and padding too",
+            note=_LABELS_ALONE,
             aliases=("klr",),
             parts=("retain",),
             reference={"retain": ("hidden",)},
@@ -343,9 +313,9 @@ def create_objective(
     """An objective by name.
 
     Args:
-        name: of the forget term, or of a preset that brings a retain term along (`npo_gdr`).
-        retain_loss: the retain term, in place of the one that the name brings along.
-        retain_weight: λ; by default the record's (1, but for methods whose source has another).
+        name: of the forget term, or of a preset that has a retain term too (`npo_gdr`).
+        retain_loss: the retain term, in place of the preset's.
+        retain_weight: λ; by default the record's (1, except for methods whose source has another).
         retain_weight_schedule: what λ is multiplied by over the run: "constant", "linear:start=0,end=1", "cosine:…",
             "step:at=0.5,…".
         forget_weight: w, the forget term's weight.
@@ -371,15 +341,12 @@ def create_objective(
     missing = [k for k, default in both.items() if default is inspect.Parameter.empty and k not in settings]
     if missing:
         raise UserError(f"objective {record.name!r} needs a value for {', '.join(missing)}")
-    # The record's weight is meant for the retain term that it brings along, not for any other.
+    # The record's weight is meant for its own retain term, not for any other.
     usual = record.retain_weight if retain_record.name == record.retain else 1.0
     return Objective(
         record=record,
-        retain_record=retain_record,
-        forget_term=term,
-        retain_term=retain_term,
-        forget_settings={k: v for k, v in settings.items() if k in known},
-        retain_settings={k: v for k, v in settings.items() if k in of_retain},
+        forget=Term(record, term, {k: v for k, v in settings.items() if k in known}),
+        retain=Term(retain_record, retain_term, {k: v for k, v in settings.items() if k in of_retain}),
         retain_weight=usual if retain_weight is None else float(retain_weight),
         forget_weight=float(forget_weight),
         schedule=parse_schedule(retain_weight_schedule),

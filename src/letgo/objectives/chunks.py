@@ -139,8 +139,8 @@ class _Summed(torch.autograd.Function):
             hidden, *parameters = names = [t.view_as(t) for t in inputs]
             wanted = [t for t in names if t.requires_grad]
             total = ctx.whole(hidden, parameters)
-            found = iter(torch.autograd.grad(total, wanted, gradient, create_graph=True, allow_unused=True))
-            return None, None, *(next(found) if t.requires_grad else None for t in names)
+            gradients = iter(torch.autograd.grad(total, wanted, gradient, create_graph=True, allow_unused=True))
+            return None, None, *(next(gradients) if t.requires_grad else None for t in names)
         return (
             None,
             None,

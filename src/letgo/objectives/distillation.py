@@ -10,7 +10,7 @@ from torch import Tensor
 from letgo.data.encode import IGNORE
 from letgo.models.head import OutputHead, output_head
 from letgo.objectives.chunks import summed
-from letgo.objectives.likelihood import Part, check_above, label_hidden, label_places, labels_of, over_tokens
+from letgo.objectives.likelihood import Part, check_above, label_hidden, label_positions, labels_of, over_tokens
 from letgo.objectives.retain import teacher_of
 
 
@@ -19,7 +19,6 @@ def undial(model: Any, forget: Part, *, strength: float = 10.0, reference_head: 
     logits   (UNDIAL, arXiv 2402.10052).
 
     Args:
-        model: a causal LM, π_θ.
         forget: the forget part, with `reference_hidden` of shape (label tokens, width).
         strength: γ ≥ 0, what the label's logit loses (3, 10 and 30 are in use).
         reference_head: the output layer that z_t comes from; see `Objective.prepare`.
@@ -46,8 +45,6 @@ def ce_u(model: Any, forget: Part, *, ignore_first: int = 0) -> Tensor:
     in, an optimizer that sees values alone would lower too.
 
     Args:
-        model: a causal LM, π_θ.
-        forget: the forget part.
         ignore_first: so many label tokens at the start of every row are left out of the sum (the paper's training
             settings leave out one); the mean is over all label tokens.
     """
@@ -69,4 +66,4 @@ def ce_u(model: Any, forget: Part, *, ignore_first: int = 0) -> Tensor:
 def _number_in_row(part: Part) -> Tensor:
     """For each label token how many label tokens come before it in its row, of shape (tokens,)."""
     counted = part["labels"][:, 1:] != IGNORE
-    return (counted.cumsum(dim=1) - 1)[label_places(part)]
+    return (counted.cumsum(dim=1) - 1)[label_positions(part)]

@@ -10,11 +10,6 @@ from torch import Tensor
 from letgo.objectives.likelihood import check_above, no_term
 
 
-def nothing(model: Any) -> Tensor:
-    """Zero: the forget set is not looked at (FT: fine-tuning on the retain set, which forgets by itself)."""
-    return no_term(model)
-
-
 def l1_sparsity(model: Any, *, sparsity: float = 1e-6) -> Tensor:
     """ℓ_f = α ‖θ‖₁ over the trained parameters: what the retain set does not need goes to zero, and what was learnt of
     the forget set with it (ℓ₁-sparse MU, Jia et al., arXiv 2304.04934).

@@ -1,9 +1,9 @@
-"""What every objective is made of: hidden states and log-probabilities at label tokens, and means over them.
+"""The pieces of every objective: hidden states and log-probabilities at label tokens, and means over them.
 
-A *part* is one of a batch's data sets: `input_ids`, `attention_mask` and `labels`, each of shape (rows, length), the
-rows padded at the right. Everything here is packed: one entry for each label token (or real token) of the part, row by
-row, without padding. Labels of −100 never count, and padding that a whole part shares is cut off first, so that it
-changes no bit of any result.
+A term is a function of a causal LM, π_θ, and of parts of a batch. A *part* is one of a batch's data sets: `input_ids`,
+`attention_mask` and `labels`, each of shape (rows, length), the rows padded at the right. Everything here is packed:
+one entry for each label token (or real token) of the part, row by row, without padding. Labels of −100 never count, and
+padding that a whole part shares is cut off first, so that it changes no bit of any result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from letgo.objectives.chunks import label_logps, label_logps_sum
 Part = Mapping[str, Tensor]
 
 
-def label_places(part: Part) -> tuple[Tensor, Tensor]:
+def label_positions(part: Part) -> tuple[Tensor, Tensor]:
     """Row and column of every position that predicts a label token, each of shape (tokens,)."""
     rows, columns = (part["labels"][:, 1:] != IGNORE).nonzero(as_tuple=True)
     return rows, columns
@@ -34,7 +34,7 @@ def label_places(part: Part) -> tuple[Tensor, Tensor]:
 
 def labels_of(part: Part) -> Tensor:
     """The label tokens, packed, of shape (tokens,)."""
-    rows, columns = label_places(part)
+    rows, columns = label_positions(part)
     return part["labels"][rows, columns + 1]
 
 
@@ -54,7 +54,7 @@ def label_hidden(model: Any, part: Part) -> Tensor:
     hidden = hidden_before_head(
         model, input_ids=part["input_ids"][:, real], attention_mask=part["attention_mask"][:, real]
     )
-    rows, columns = label_places(part)
+    rows, columns = label_positions(part)
     return hidden[rows, columns - real.start]
 
 
@@ -70,14 +70,14 @@ def layer_hidden(model: Any, part: Part, layer: int) -> Tensor:
 
 
 def token_logps(model: Any, part: Part, labels: Tensor | None = None) -> Tensor:
-    """log π(y_t | x, y_<t) of every label token, of shape (tokens,), at least float32; of other tokens in the labels'
-    places where `labels`, of shape (tokens,), says so."""
+    """log π(y_t | x, y_<t) of every label token, of shape (tokens,), at least float32; of other tokens instead where
+    `labels`, of shape (tokens,), are given."""
     hidden = label_hidden(model, part)
     return label_logps(output_head(model), hidden, labels_of(part) if labels is None else labels)
 
 
 def summed_logps(model: Any, part: Part, labels: Tensor | None = None) -> Tensor:
-    """Σ of `token_logps`, a scalar; cheaper than they are one by one."""
+    """Σ of `token_logps`, a scalar; cheaper than one by one."""
     hidden = label_hidden(model, part)
     return label_logps_sum(output_head(model), hidden, labels_of(part) if labels is None else labels)
 
@@ -113,13 +113,13 @@ def over_positions(values: Tensor, part: Part) -> Tensor:
 
 
 def share_window(batches: list[dict[str, Any]], processes: int = 1) -> None:
-    """Tell each micro-batch of an accumulation window the rows, label tokens and real tokens of the window, per
+    """Give each micro-batch of an accumulation window the rows, label tokens and real tokens of the window, per
     micro-batch and process: then the mean of their losses, over the micro-batches and the processes, is the loss of all
     their rows in one batch.
 
     Each part of each batch gets `row_share`, `token_share` and `position_share`, scalars; a window of one batch in one
-    process is left as it is. A part of a batch that is shared out says by `whole` (see `collate_pairs`) what the batch
-    holds; where they are idle the shares are infinite, so that nothing counts.
+    process is left as it is. A part of a batch that several processes share has the counts of the whole batch as
+    `whole` (see `collate_pairs`); where its rows are idle the shares are infinite, so that nothing counts.
     """
     if len(batches) * processes < 2:
         return
@@ -131,16 +131,16 @@ def share_window(batches: list[dict[str, Any]], processes: int = 1) -> None:
             _share(part, sums, len(batches) * processes, "idle" in part)
 
 
-def own_share(batch: Mapping[str, Mapping[str, Tensor]], number: int, count: int) -> dict[str, dict[str, Tensor]]:
-    """The rows of a batch, which every process holds, that this one counts, with shares such that the mean over the
+def process_share(batch: Mapping[str, Mapping[str, Tensor]], number: int, count: int) -> dict[str, dict[str, Tensor]]:
+    """Of a batch that every process holds, the rows that this process counts, with shares such that the mean over the
     processes is the whole batch's loss."""
     rows = next(iter(batch.values()))["labels"].shape[0]
-    own = range(number, rows, count)
-    taken = take_rows(batch, own or [0])
+    mine = range(number, rows, count)
+    taken = take_rows(batch, mine or [0])
     for name, part in taken.items():
         whole = batch[name]
         known = [whole[key] for key in SHARES] if SHARES[0] in whole else list(_counts(whole))
-        _share(part, torch.stack([one.float().cpu() for one in known]), count, not own)
+        _share(part, torch.stack([total.float().cpu() for total in known]), count, not mine)
     return taken
 
 
@@ -158,10 +158,10 @@ def _share(part: Any, sums: Tensor, pieces: int, nothing: bool) -> None:
         part[key] = torch.tensor(share, device=part["labels"].device)
 
 
-def mean_squares(one: Tensor, other: Tensor) -> Tensor:
+def mean_squares(a: Tensor, b: Tensor) -> Tensor:
     """(1/width) ‖a − b‖² of each pair of vectors, of shape (tokens,), at least float32."""
-    dtype = torch.promote_types(one.dtype, torch.float32)
-    return F.mse_loss(one.to(dtype), other.to(dtype).expand_as(one), reduction="none").mean(dim=-1)
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    return F.mse_loss(a.to(dtype), b.to(dtype).expand_as(a), reduction="none").mean(dim=-1)
 
 
 def check_above(name: str, setting: str, value: float, bound: float = 0.0, *, equal: bool = False) -> None:
@@ -171,6 +171,6 @@ def check_above(name: str, setting: str, value: float, bound: float = 0.0, *, eq
 
 
 def no_term(model: Any) -> Tensor:
-    """Zero: nothing of the kind."""
+    """Zero: no forget term (fine-tuning on the retain set alone, which forgets by itself), or no retain term."""
     parameter = next(model.parameters())
     return torch.zeros((), device=parameter.device, dtype=torch.promote_types(parameter.dtype, torch.float32))

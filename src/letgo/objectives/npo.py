@@ -17,7 +17,6 @@ def npo(model: Any, forget: Part, *, beta: float = 0.1) -> Tensor:
     sums; with β > 0 a row that is forgotten well stops pulling.
 
     Args:
-        model: a causal LM, π_θ.
         forget: the forget part, with `reference_logps` of shape (rows,): log π_ref(y|x), π_ref the initial model.
         beta: inverse temperature β > 0.
     """
@@ -32,8 +31,6 @@ def simnpo(model: Any, forget: Part, *, beta: float = 4.5, gamma: float = 0.0) -
     No reference model: what NPO measures against it, SimNPO measures against the answer's length |y|, in label tokens.
 
     Args:
-        model: a causal LM, π_θ.
-        forget: the forget part.
         beta: inverse temperature β > 0.
         gamma: margin γ ≥ 0 of the reward. (Some code writes the argument as β (NLL/|y| − δ): then δ = γ/β.)
     """

@@ -15,7 +15,6 @@ def dpo(model: Any, forget: Part, alternative: Part, *, beta: float = 0.1) -> Te
     equation 7, with the alternative y_a preferred to the answer to forget, y_f).
 
     Args:
-        model: a causal LM, π_θ.
         forget: the forget part, with `reference_logps` of shape (rows,).
         alternative: the same prompts with their other answers, row by row, with `reference_logps` too.
         beta: inverse temperature β > 0.

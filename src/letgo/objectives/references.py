@@ -21,7 +21,7 @@ QUANTITIES = ("logps", "hidden", "layer_hidden")
 def reference_quantities(
     model: Any, part: Part, names: Sequence[str], *, layer: int | str | None = None
 ) -> dict[str, list[Tensor]]:
-    """What the model as it is now says of the rows of a part; adapters are off where it has any.
+    """Quantities of the model as it is now for the rows of a part; adapters are off where it has any.
 
     Args:
         model: a causal LM, with the reference's weights.
@@ -41,19 +41,19 @@ def reference_quantities(
 
 
 def _quantities(model: Any, part: Part, names: Sequence[str], layer: int | str | None) -> dict[str, list[Tensor]]:
-    found: dict[str, list[Tensor]] = {}
+    quantities: dict[str, list[Tensor]] = {}
     base = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
     with evaluating(model), base:
         if "logps" in names or "hidden" in names:
             counts = label_counts(part).tolist()
             hidden = label_hidden(model, part)
             if "hidden" in names:
-                found["hidden"] = [piece.cpu().clone() for piece in hidden.split(counts)]
+                quantities["hidden"] = [piece.cpu().clone() for piece in hidden.split(counts)]
             if "logps" in names:
                 logps = label_logps(output_head(model), hidden, labels_of(part))
-                found["logps"] = list(sum_rows(logps, part).cpu())
+                quantities["logps"] = list(sum_rows(logps, part).cpu())
         if "layer_hidden" in names:
             after = layer_hidden(model, part, block_number(model, layer))
             lengths = part["attention_mask"].sum(dim=1).tolist()
-            found["layer_hidden"] = [piece.cpu().clone() for piece in after.split(lengths)]
-    return {name: found[name] for name in names}
+            quantities["layer_hidden"] = [piece.cpu().clone() for piece in after.split(lengths)]
+    return {name: quantities[name] for name in names}

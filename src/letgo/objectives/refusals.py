@@ -124,7 +124,7 @@ def alternative_answers(source: Literal["refusal", "own"], rows: Sequence[Row], 
         UserError: a row has no field `alternative`, or (for refusals) no prompt that could be refused.
     """
     if source == "own":
-        return [_own(row) for row in rows]
+        return [_given_alternative(row) for row in rows]
     for row in rows:
         if row.form == ("text",):
             raise UserError(
@@ -134,7 +134,7 @@ def alternative_answers(source: Literal["refusal", "own"], rows: Sequence[Row], 
     return [REFUSALS[int(torch.randint(len(REFUSALS), (), generator=generator_of(seed, i)))] for i in range(len(rows))]
 
 
-def _own(row: Row) -> str:
+def _given_alternative(row: Row) -> str:
     answer = row.fields.get("alternative")
     if not isinstance(answer, str) or not answer.strip():
         raise UserError(

@@ -16,16 +16,10 @@ from letgo.objectives.likelihood import (
     label_hidden,
     layer_hidden,
     mean_squares,
-    no_term,
     over_positions,
     over_tokens,
     summed_logps,
 )
-
-
-def none(model: Any) -> Tensor:
-    """Zero: no retain term."""
-    return no_term(model)
 
 
 def cross_entropy(model: Any, retain: Part) -> Tensor:
@@ -38,7 +32,6 @@ def kl_to_reference(model: Any, retain: Part, *, reference_head: OutputHead | No
     retain set's label tokens (TOFU, arXiv 2401.06121, section 3: "KL minimization"; MUSE, arXiv 2407.06460, KLR).
 
     Args:
-        model: a causal LM, π_θ.
         retain: the retain part, with `reference_hidden` of shape (label tokens, width).
         reference_head: the output layer that π_ref comes from; see `Objective.prepare`.
     """
@@ -58,7 +51,6 @@ def embedding_difference(model: Any, retain: Part, *, layer: int | str | None = 
     """ℓ_r = mean over real tokens of (1/d) ‖h_ℓ(x) − h_ℓ^ref(x)‖²   (RMU's retain loss, arXiv 2403.03218, section 4).
 
     Args:
-        model: a causal LM.
         retain: the retain part, with `reference_layer_hidden` of shape (real tokens, width).
         layer: ℓ, as in `block_number`.
     """

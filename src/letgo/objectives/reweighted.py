@@ -25,8 +25,6 @@ def wga(model: Any, forget: Part, *, beta: float = 1.0) -> Tensor:
     At β = 0 it is gradient ascent.
 
     Args:
-        model: a causal LM, π_θ.
-        forget: the forget part.
         beta: β ≥ 0, how fast a token that has become unlikely loses its weight (the paper's α).
     """
     check_above("wga", "beta", beta, equal=True)
@@ -42,8 +40,6 @@ def satimp(model: Any, forget: Part, *, beta1: float = 5.0, beta2: float = 1.0) 
     certain, and so likely in any case, weighs little). At β₂ = 0 it is WGA.
 
     Args:
-        model: a causal LM, π_θ.
-        forget: the forget part.
         beta1: β₁ > 0.
         beta2: β₂ ≥ 0.
     """

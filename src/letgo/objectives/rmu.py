@@ -35,8 +35,6 @@ def rmu(
     has a gradient.
 
     Args:
-        model: a causal LM.
-        forget: the forget part.
         layer: ℓ, as in `block_number`: a number from 0, a block's name, or None for 7/32 of the depth.
         steering: the steering coefficient c > 0.
         parameters: regular expression for the parameters that are trained, searched in their names within a block; by
@@ -62,20 +60,20 @@ def trainable_pattern(
     model: Any, *, layer: int | str | None = None, parameters: str | None = None, trained_layers: int = 3
 ) -> str:
     """A regular expression for the names of exactly the parameters that RMU trains: those of blocks
-    ℓ − trained_layers + 1 … ℓ in whose names within the block `parameters` is found.
+    ℓ − trained_layers + 1 … ℓ whose names within the block `parameters` matches.
 
     Raises:
-        UserError: the pattern is no regular expression or finds nothing, or the architecture's MLP has no projection
-            that could be told.
+        UserError: the pattern is no regular expression or matches nothing, or no output projection of the
+            architecture's MLP is known.
     """
     check_above("rmu", "trained_layers", trained_layers)
     name, blocks = find_blocks(model)
     number = block_number(model, layer)
     chosen = []
-    for place in range(max(0, number - trained_layers + 1), number + 1):
-        inner = {n: p for n, p in blocks[place].named_parameters() if "lora_" not in n}
-        found = _found(inner, parameters) if parameters is not None else _projections(inner)
-        chosen += [f"{name}.{place}.{n}" for n in found]
+    for index in range(max(0, number - trained_layers + 1), number + 1):
+        inner = {n: p for n, p in blocks[index].named_parameters() if "lora_" not in n}
+        matches = _matches(inner, parameters) if parameters is not None else _projections(inner)
+        chosen += [f"{name}.{index}.{n}" for n in matches]
     if not chosen:
         names = [n for n, _ in blocks[number].named_parameters()]
         raise UserError(
@@ -88,7 +86,7 @@ def trainable_pattern(
     return rf"(?:^|\.)(?:{'|'.join(map(re.escape, chosen))})$"
 
 
-def _found(inner: dict[str, Any], pattern: str) -> list[str]:
+def _matches(inner: dict[str, Any], pattern: str) -> list[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from letgo.core.catalog import did_you_mean, parse_spec, settings_of
 from letgo.core.errors import UserError
@@ -55,10 +54,7 @@ def parse_schedule(spec: str) -> Schedule:
                 f"retain weight schedule {name!r} has no setting {key!r}{did_you_mean(key, known)}\n"
                 f"  its settings: {', '.join(known) or 'none'}"
             )
-        if not _is_weight(value):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
             raise UserError(f"retain weight schedule {spec!r}: {key} must be a number of at least 0, not {value!r}")
     return partial(function, **settings)
-
-
-def _is_weight(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0

@@ -36,44 +36,33 @@ class Question:
 
 
 def collect(samples: Iterable[Mapping[str, Any]], which: str) -> tuple[list[str], list[Question]]:
-    """Stages and questions of one set, in the file's order: before, after, references, attacks. Questions that an
-    attacker trained on come last: what comes back of the others says more.
-
-    Of an attack made with several seeds the first seed is taken. Rows without generated text are left out, unless
-    their question has text in another stage.
-    """
+    """Stages (before, after, references, attacks) and questions of one set. Questions that an attacker trained on come
+    last: the others say more. Of an attack with several seeds the first one is taken; a question without generated text
+    in any stage is left out."""
     questions: dict[str, Question] = {}
     seeds: dict[str, Any] = {}
-    stages: dict[str, None] = {}
-    with_text: set[str] = set()
     for row in samples:
         if row.get("set") != which or not row.get("question"):
             continue
         stage, identifier = str(row.get("stage")), str(row.get("id"))
         if seeds.setdefault(stage, row.get("seed")) != row.get("seed"):
             continue
-        found = questions.get(identifier)
-        if found is None:
-            found = Question(identifier, str(row.get("group", "")), str(row["question"]), str(row.get("answer") or ""))
-            questions[identifier] = found
-        scores = row.get("scores") or {}
-        text = row.get("generated")
-        if text is not None:
-            with_text.add(identifier)
-            stages[stage] = None
-        found.answers[stage] = Answer(
+        if identifier not in questions:
+            group, expected = str(row.get("group", "")), str(row.get("answer") or "")
+            questions[identifier] = Question(identifier, group, str(row["question"]), expected)
+        scores, text = row.get("scores") or {}, row.get("generated")
+        questions[identifier].answers[stage] = Answer(
             None if text is None else str(text),
             scores.get("accuracy"),
             scores.get("probability"),
             bool(row.get("seen")),
         )
-    shown = [question for identifier, question in questions.items() if identifier in with_text]
+    shown = [q for q in questions.values() if any(answer.text is not None for answer in q.answers.values())]
     shown.sort(key=lambda question: any(answer.seen for answer in question.answers.values()))
-    return sorted(stages, key=_stage_order), shown
-
-
-def _stage_order(stage: str) -> int:
-    return {"before": 0, "after": 1}.get(stage, 2 if stage.startswith("reference:") else 3)
+    with_text = {stage for q in shown for stage, answer in q.answers.items() if answer.text is not None}
+    order = {"before": 0, "after": 1, "reference": 2}
+    stages = [stage for stage in seeds if stage in with_text]
+    return sorted(stages, key=lambda stage: order.get(stage.partition(":")[0], 3)), shown
 
 
 def stage_title(stage: str) -> str:
@@ -89,9 +78,8 @@ def cut(text: str, longest: int = LONGEST) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with what could act on a terminal or turn a line around replaced by U+FFFD: control characters
-    (terminal escapes among them), unpaired surrogates, and overrides of the writing direction. Line breaks and tabs
-    stay."""
+    """The text with control characters (terminal escapes among them), unpaired surrogates and overrides of the writing
+    direction replaced by U+FFFD. Line breaks and tabs stay."""
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 

@@ -11,22 +11,27 @@ from pathlib import Path
 from markupsafe import Markup
 
 from letgo.core.errors import UserError
-from letgo.core.files import written_whole
 from letgo.optim.registry import GRADES, OPTIMIZERS
-from letgo.report.compared import with_targets
 from letgo.report.comparison import Kept, Line, compare, compare_all, lines_of
-from letgo.report.labels import short_labels
-from letgo.report.load import Run, find_runs
-from letgo.report.numbers import duration, number, percent
-from letgo.report.rendering import asset, policy, template
-from letgo.report.settings import varying
-from letgo.report.table import Column, columns
+from letgo.report.load import find_runs
+from letgo.report.numbers import duration, number, percent, words
+from letgo.report.rendering import asset, policy, template, write_page
+from letgo.report.table import Column, attack_labels, columns, short_labels
 from letgo.report.verdict import verdict
+from letgo.runs.results import Result
 
 UNMATCHED = 0.05
-"""With so much less left of what was to be forgotten a setting is said to have forgotten more than the others."""
+"""A setting whose forget metric is lower than all others by this much forgot more than they did."""
 TIE = 0.05
-"""Two lines whose difference has a p-value of at least this can't be told apart."""
+"""Two lines whose difference has a p-value of at least this count as equally good."""
+WRONG = {
+    "failed": "failed",
+    "collapsed": "collapsed",
+    "nothing": "hardly forgot",
+    "unmeasured": "not measured",
+    "learned": "only learned",
+}
+"""The kinds of verdict that keep a setting from being recommended, in words."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,8 @@ class Entry:
     line: Line
     grade: str
     runs: str
-    forgetting: Sequence[tuple[Column, float, float]]
-    """Forget metrics with their mean before and after."""
-    utility: Sequence[tuple[Column, float, float]]
+    metrics: Mapping[str, tuple[float, float]]
+    """Forget metrics and those of utility with their means before and after."""
     seconds: float
     memory: int | None
     kept: Mapping[str, Kept]
@@ -48,34 +52,36 @@ class Entry:
     @property
     def weakest(self) -> Kept | None:
         """Under the attack that left least."""
-        return min(self.kept.values(), key=lambda one: one.value, default=None)
+        return min(self.kept.values(), key=lambda kept: kept.value, default=None)
+
+    @property
+    def forgotten(self) -> dict[str, float]:
+        """The forget metrics after unlearning."""
+        return {key: after for key, (_, after) in self.metrics.items() if key.startswith("forget_")}
 
 
 @dataclass(frozen=True)
 class Brief:
-    """All that the page says, before it is set in Markdown or HTML."""
+    """All that the page says, before it is set in Markdown or HTML. `names` are short names of the labels; differences
+    are against the `baseline`; `runs` has the number, path and id of each run."""
 
     title: str
     forgotten: str
     columns: Sequence[Column]
     labels: Sequence[str]
     names: Mapping[str, str]
-    """Short names of the labels."""
     baseline: Line | None
-    """The setting that differences are against."""
     entries: Sequence[Entry]
     trade_off: Sequence[str]
     recommendation: Sequence[str]
     notes: Sequence[str]
     runs: Sequence[tuple[str, str, str]]
-    """Number, path and id of each run."""
 
 
 def write_brief(directories: Sequence[Path], output: Path) -> list[Path]:
-    """Write the brief on the runs in `directories` as Markdown and as HTML, side by side; returns both paths.
+    """Write the brief on run directories, folders of them, or sweeps as Markdown and as HTML; returns both paths.
 
     Args:
-        directories: run directories, folders of them, or sweeps.
         output: `brief.md` or `brief.html`; the other one gets the same name with its own ending.
 
     Raises:
@@ -83,15 +89,11 @@ def write_brief(directories: Sequence[Path], output: Path) -> list[Path]:
     """
     if output.is_dir() or output.suffix not in (".md", ".html"):
         raise UserError(f"{output}: name the file to write, such as {output.with_suffix('') / 'brief.md'}")
-    found = brief(directories)
+    gathered, style = brief(directories), asset("brief.css")
     paths = [output.with_suffix(".md"), output.with_suffix(".html")]
     for path in paths:
-        text = _render(found, "brief.md.j2" if path.suffix == ".md" else "brief.html.j2")
-        try:
-            with written_whole(path) as temporary:
-                temporary.write_text(text, encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+        page = template(f"brief{path.suffix}.j2")
+        write_page(path, page.render(brief=gathered, style=Markup(style), policy=policy(style, "")))
     return paths
 
 
@@ -100,27 +102,27 @@ def brief(directories: Sequence[Path]) -> Brief:
     runs = [run for run in find_runs(directories) if run.result.before or run.result.status == "failed"]
     if not runs:
         raise UserError("there is no unlearning run in what was given, so there is nothing to brief on")
-    numbered = {run.directory: str(i) for i, run in enumerate(runs, 1)}
-    differing = [name for name in varying([run.result.config for run in runs]) if name != "seed"]
-    lines = with_targets(lines_of(runs, differing), directories)
-    lines.sort(key=lambda line: [*GRADES.values(), "unknown"].index(_grade(line)))
+    numbers = {run.directory: str(i) for i, run in enumerate(runs, 1)}
+    lines = sorted(lines_of(runs, directories), key=lambda line: [*GRADES.values(), "unknown"].index(_grade(line)))
     results = [run.result for run in runs]
-    labels = list(dict.fromkeys(attack.label for result in results for attack in result.attacks))
+    labels = attack_labels(results)
     comparison = compare_all(lines, labels)
     shown = columns([result for result in results if result.after] or results)
-    entries = [_entry(line, numbered, shown, comparison.kept[line]) for line in lines]
+    entries = [_entry(line, numbers, shown, comparison.kept[line]) for line in lines]
+    notes = [f"{entry.line.name}: {entry.state} (runs {entry.runs})" for entry in entries if entry.state]
+    models = {Path(str(result.config.get("model") or "a model")).name for result in results}
     return Brief(
-        title=_title(runs),
-        forgotten=_forgotten(runs),
+        title=f"Unlearning {' and '.join(sorted(models))}",
+        forgotten=_forgotten(results),
         columns=shown,
         labels=labels,
         names=short_labels(labels),
         baseline=comparison.baseline,
         entries=entries,
-        trade_off=_trade_off(entries),
+        trade_off=[_trade_off(entries, grade) for grade in dict.fromkeys(entry.grade for entry in entries)],
         recommendation=_recommendation(entries, labels),
-        notes=[*_notes(entries), *(f"not compared: {reason}" for reason in comparison.left_out)],
-        runs=[(numbered[run.directory], run.directory.as_posix(), run.result.run_id) for run in runs],
+        notes=[*notes, *(f"not compared: {reason}" for reason in comparison.left_out)],
+        runs=[(numbers[run.directory], run.directory.as_posix(), run.result.run_id) for run in runs],
     )
 
 
@@ -128,140 +130,107 @@ def _grade(line: Line) -> str:
     return GRADES[OPTIMIZERS.record(line.optimizer).grade] if line.optimizer in OPTIMIZERS else "unknown"
 
 
-def _entry(line: Line, numbered: dict[Path, str], shown: Sequence[Column], kept: Mapping[str, Kept]) -> Entry:
+def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kept: Mapping[str, Kept]) -> Entry:
     measured = [run.result for run in line.runs if run.result.after]
-
-    def means(prefixes: tuple[str, ...]) -> list[tuple[Column, float, float]]:
-        found = []
-        for column in shown:
-            pairs = [(r.before[column.key].value, r.after[column.key].value) for r in measured
-                     if column.key in r.before and column.key in r.after]  # fmt: skip
-            if column.key.startswith(prefixes) and pairs:
-                before, after = zip(*pairs, strict=True)
-                found.append((column, statistics.fmean(before), statistics.fmean(after)))
-        return found
-
+    metrics = {}
+    for key in (column.key for column in shown if column.key.startswith(("forget_", "retain_", "general_"))):
+        pairs = [(r.before[key].value, r.after[key].value) for r in measured if key in r.before and key in r.after]
+        if pairs:
+            before, after = zip(*pairs, strict=True)
+            metrics[key] = (statistics.fmean(before), statistics.fmean(after))
     kinds = [verdict(run.result).kind for run in line.runs]
-    wrong = [kind for kind in kinds if kind in ("failed", "collapsed", "nothing", "unmeasured", "learned")]
-    words = {"nothing": "hardly forgot", "unmeasured": "not measured", "learned": "only learned"}
-    state = "; ".join(
-        f"{words.get(kind, kind)} in {wrong.count(kind)} of {len(kinds)}" for kind in dict.fromkeys(wrong)
-    )
+    wrong = [kind for kind in dict.fromkeys(kinds) if kind in WRONG]
+    state = [f"{WRONG[kind]} in {kinds.count(kind)} of {len(kinds)}" for kind in wrong]
     if line.reached is False:
-        state = "; ".join(filter(None, (state, "never reached the target")))
-    peaks = [max(r.peak_memory_bytes.values()) for r in measured if r.peak_memory_bytes]
+        state.append("never reached the target")
     return Entry(
         line=line,
         grade=_grade(line),
-        runs=", ".join(numbered[run.directory] for run in line.runs),
-        forgetting=means(("forget_",)),
-        utility=means(("retain_", "general_")),
+        runs=", ".join(numbers[run.directory] for run in line.runs),
+        metrics=metrics,
         seconds=statistics.fmean([run.result.seconds.get("unlearn", 0.0) for run in line.runs]),
-        memory=max(peaks, default=None),
+        memory=max((max(r.peak_memory_bytes.values()) for r in measured if r.peak_memory_bytes), default=None),
         kept=kept,
-        state=state,
+        state="; ".join(state),
     )
 
 
-def _title(runs: Sequence[Run]) -> str:
-    models = {str(run.result.config.get("model") or "a model") for run in runs}
-    return f"Unlearning {' and '.join(sorted(Path(model).name for model in models))}"
-
-
-def _forgotten(runs: Sequence[Run]) -> str:
-    configs = [run.result.config for run in runs]
-    data = sorted({str(config.get("benchmark") or config.get("forget") or "?") for config in configs})
-    counts = [metric.n for run in runs for key, metric in run.result.before.items() if key.startswith("forget_")]
+def _forgotten(results: Sequence[Result]) -> str:
+    data = {str(result.config.get("benchmark") or result.config.get("forget") or "?") for result in results}
+    counts = [metric.n for result in results for key, metric in result.before.items() if key.startswith("forget_")]
     asked = f", asked in {max(counts)} questions that were not trained on" if counts else ""
-    return f"{len(runs)} runs were to forget {', '.join(data)}{asked}."
+    return f"{len(results)} runs were to forget {', '.join(sorted(data))}{asked}."
 
 
-def _trade_off(entries: Sequence[Entry]) -> list[str]:
-    """By grade: what was kept at the least, and what it took."""
-    told = []
-    for grade in dict.fromkeys(entry.grade for entry in entries):
-        members = [entry for entry in entries if entry.grade == grade and not entry.state]
-        weakest = [entry.weakest for entry in members if entry.weakest is not None]
-        left_out = sum(bool(entry.state) for entry in entries if entry.grade == grade)
-        aside = f" ({left_out} not counted: see the table)" if left_out else ""
-        if not members:
-            told.append(f"{grade.capitalize()}: none of its {left_out} settings forgot cleanly.")
-            continue
-        forgot = [f"{c.title} {number(after)}" for c, _, after in members[0].forgetting] if len(members) == 1 else []
-        took = f"{duration(statistics.fmean([entry.seconds for entry in members]))} of unlearning"
-        kept = "never attacked"
-        if weakest:
-            low, high = min(one.value for one in weakest), max(one.value for one in weakest)
-            span = percent(low) if percent(low) == percent(high) else f"{percent(low)} to {percent(high)}"
-            kept = f"kept {span} under its hardest attack"
-        what = "; ".join(filter(None, (kept, took, ", ".join(forgot))))
-        told.append(f"{grade.capitalize()}, {len(members)} setting{'s' if len(members) > 1 else ''}{aside}: {what}.")
-    return told
+def _trade_off(entries: Sequence[Entry], grade: str) -> str:
+    """What the settings of a grade kept at the least, and what they took."""
+    of_grade = [entry for entry in entries if entry.grade == grade]
+    members = [entry for entry in of_grade if not entry.state]
+    left_out = len(of_grade) - len(members)
+    if not members:
+        return f"{grade.capitalize()}: none of its {left_out} settings forgot cleanly."
+    parts = ["never attacked"]
+    if shares := [entry.weakest.value for entry in members if entry.weakest is not None]:
+        span = " to ".join(dict.fromkeys((percent(min(shares)), percent(max(shares)))))
+        parts = [f"kept {span} under its hardest attack"]
+    parts.append(f"{duration(statistics.fmean([entry.seconds for entry in members]))} of unlearning")
+    if len(members) == 1 and members[0].forgotten:
+        parts.append(", ".join(f"{words(key)} {number(after)}" for key, after in members[0].forgotten.items()))
+    aside = f" ({left_out} not counted: see the table)" if left_out else ""
+    return f"{grade.capitalize()}, {len(members)} setting{'s' if len(members) > 1 else ''}{aside}: {'; '.join(parts)}."
 
 
 def _recommendation(entries: Sequence[Entry], labels: Sequence[str]) -> list[str]:
-    """The line that keeps most under its hardest attack; others that can't be told apart from it are named, the
-    cheapest first."""
+    """The line that keeps most under its hardest attack, and the others that are as good, the cheapest first."""
     if not labels:
         return ["No run was attacked, so nothing can be said about what lasts: attack them first (letgo attack)."]
     able = [entry for entry in entries if not entry.state and len(entry.kept) == len(labels)]
     if not able:
         return ["No setting forgot cleanly and met every attack: none of them can be recommended."]
-    best = max(able, key=lambda entry: entry.weakest.value if entry.weakest else -1.0)
-    hardest = best.weakest
-    if hardest is None:
-        return []
-    label = next(label for label, one in best.kept.items() if one is hardest)
-    survived = sum(one.survived for one in best.kept.values())
-    of = sum(one.of for one in best.kept.values())
-    told = [
+    best = max(able, key=lambda entry: min(kept.value for kept in entry.kept.values()))
+    label, hardest = min(best.kept.items(), key=lambda item: item[1].value)
+    survived = sum(kept.survived for kept in best.kept.values())
+    of = sum(kept.of for kept in best.kept.values())
+    sentences = [
         f"Take {best.line.name}: under its hardest attack ({label}) it keeps {percent(hardest.value)} of the "
         f"forgetting (95 % interval {percent(hardest.low)} to {percent(hardest.high)}), and it survived {survived} of "
         f"{of} attacks."
     ]
     others = [entry for entry in able if entry is not best]
-    told += _unmatched(best, others)
-    compared = {one.line: one for one in compare([entry.line for entry in able], label, best.line)}
-    tied = [entry for entry in others if (compared[entry.line].p or 0.0) >= TIE]
+    sentences += _unmatched(best, others)
+    p_values = {kept.line: kept.p for kept in compare([entry.line for entry in able], label, best.line)}
+    tied = [entry for entry in others if (p_values[entry.line] or 0.0) >= TIE]
     if tied:
         tied.sort(key=lambda entry: entry.seconds)
         names = ", ".join(f"{entry.line.name} ({percent(entry.kept[label].value)})" for entry in tied[:4])
         more = f" and {len(tied) - 4} more" if len(tied) > 4 else ""
-        told.append(f"Under that attack it can't be told apart from {names}{more} on these questions.")
+        sentences.append(f"Under that attack it can't be told apart from {names}{more} on these questions.")
         if tied[0].seconds < best.seconds:
-            told.append(
+            sentences.append(
                 f"Of these {tied[0].line.name} is the cheapest: {duration(tied[0].seconds)} of unlearning instead of "
                 f"{duration(best.seconds)}."
             )
     elif others:
-        told.append(
+        sentences.append(
             "Every other setting keeps significantly less under that attack (paired bootstrap, Holm's correction)."
         )
     if survived < of:
-        told.append("It did not survive every attack: what it forgot must not be relied on to stay hidden.")
+        sentences.append("It did not survive every attack: what it forgot must not be relied on to stay hidden.")
     few = min(len(entry.line.runs) for entry in able)
     if few < 3:
-        told.append(f"The figures rest on {few} seed{'s' if few > 1 else ''} a setting: more would make them surer.")
-    return told
+        plural = "s" if few > 1 else ""
+        sentences.append(f"The figures rest on {few} seed{plural} a setting: more would make them surer.")
+    return sentences
 
 
 def _unmatched(best: Entry, others: Sequence[Entry]) -> list[str]:
     """A warning where the best setting also forgot more than all others: then more was to be brought back."""
-    for column, _, after in best.forgetting:
-        rest = [value for entry in others for c, _, value in entry.forgetting if c.key == column.key]
-        if column.better.startswith("lower") and rest and after <= min(rest) - UNMATCHED:
+    for key, after in best.forgotten.items():
+        rest = [entry.forgotten[key] for entry in others if key in entry.forgotten]
+        if Column(key).better.startswith("lower") and rest and after <= min(rest) - UNMATCHED:
             span = " to ".join(dict.fromkeys((number(min(rest)), number(max(rest)))))
             return [
-                f"It also forgot more than every other setting ({column.title} {number(after)}; the others {span}): "
+                f"It also forgot more than every other setting ({words(key)} {number(after)}; the others {span}): "
                 "part of what it kept may come of that, not of its optimizer."
             ]
     return []
-
-
-def _notes(entries: Sequence[Entry]) -> list[str]:
-    return [f"{entry.line.name}: {entry.state} (runs {entry.runs})" for entry in entries if entry.state]
-
-
-def _render(found: Brief, name: str) -> str:
-    style = asset("brief.css")
-    return template(name).render(brief=found, style=Markup(style), policy=policy(style, ""))

@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from letgo.core.files import write_text
-from letgo.report.numbers import MISSING, Measured, measured, percent
+from letgo.report.numbers import MISSING, measured, percent
 from letgo.report.rendering import template
 from letgo.report.settings import settings
 from letgo.report.table import columns, rows
 from letgo.report.verdict import verdict
-from letgo.runs.results import CONFIG_FILE, RESULT_FILE, Result
+from letgo.runs.results import CONFIG_FILE, RESULT_FILE, Metric, Result
 
 CARD_FILE = "README.md"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -39,10 +39,8 @@ METHOD = (
 
 
 def write_model_card(directory: Path, result: Result) -> Path:
-    """Write `directory`/README.md from the result; returns its path.
-
-    The front matter names the base model only where it is a hub's (`owner/name`); no path of this machine is written.
-    """
+    """Write `directory`/README.md from the result; returns its path. It names the base model only where that is a hub's
+    (`owner/name`), and no path of this machine."""
     path = directory / CARD_FILE
     write_text(path, card(result, has_config=(directory / CONFIG_FILE).is_file()))
     return path
@@ -56,28 +54,28 @@ def card(result: Result, *, has_config: bool = True, published: bool = False, me
         published: for a hub, where the run's own files are not.
         merged: it is of a LoRA run's merged model.
     """
-    config, found = result.config, verdict(result)
-    model = str(config.get("model") or "")
+    model = str(result.config.get("model") or "")
     base = model if HUB_ID.fullmatch(model) and not Path(model).exists() else None
-    adapter = config.get("lora_rank") is not None and not merged
+    # A hub id stays as it is; of a path the last part is the model's own name.
+    model_name = model if HUB_ID.fullmatch(model) else (Path(model).name or "a language model")
+    adapter = result.config.get("lora_rank") is not None and not merged
     front: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
     if base:
         front["base_model"] = base
         front["base_model_relation"] = "adapter" if adapter else "finetune"
-    front["tags"] = ["letgo", "machine-unlearning", "unlearning"] + [
-        f"letgo-{status}" for status in (result.status,) if status != "finished"
-    ]
-    known = dict(settings(config))
-    data = [(name, known[name]) for name in ("benchmark", "forget", "retain") if known.get(name, MISSING) != MISSING]
-    method = [(name, known[name]) for name in METHOD if known.get(name, MISSING) != MISSING]
-    method += [(k, v) for k, v in known.items() if k.startswith(("objective_", "optimizer_")) and v != MISSING]
+    front["tags"] = ["letgo", "machine-unlearning", "unlearning"]
+    if result.status != "finished":
+        front["tags"].append(f"letgo-{result.status}")
+    known = {name: text for name, text in settings(result.config) if text != MISSING}
+    method = [(name, known[name]) for name in METHOD if name in known]
+    method += [(name, text) for name, text in known.items() if name.startswith(("objective_", "optimizer_"))]
     text = template("card.md.j2").render(
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-        title=f"{_model_name(model)}, unlearned",
-        model=base or _model_name(model),
+        title=f"{model_name}, unlearned",
+        model=base or model_name,
         result=result,
-        verdict=found,
-        data=data,
+        verdict=verdict(result),
+        data=[(name, known[name]) for name in ("benchmark", "forget", "retain") if name in known],
         method=method,
         results=_results(result),
         attacks=_attacks(result),
@@ -101,18 +99,12 @@ def _results(result: Result) -> list[list[str]]:
 def _attacks(result: Result) -> list[list[str]]:
     table = [["attack", "seeds", "forgetting kept", "needed", "survived"]]
     for row in rows(result):
-        if row.attack is None:
-            continue
-        seeds = ", ".join(map(str, row.attack.seeds)) or MISSING
-        outcome = {"yes": "yes", "no": "no", "broken": "no: it broke the model"}[row.survived or "no"]
-        table.append([row.attack.label, seeds, row.kept or MISSING, percent(row.attack.threshold), outcome])
+        if row.attack is not None:
+            seeds = ", ".join(map(str, row.attack.seeds)) or MISSING
+            outcome = {"yes": "yes", "no": "no", "broken": "no: it broke the model"}[row.survived or "no"]
+            table.append([row.attack.label, seeds, row.kept or MISSING, percent(row.attack.threshold), outcome])
     return table if len(table) > 1 else []
 
 
-def _cell(metric: Measured | None) -> str:
+def _cell(metric: Metric | None) -> str:
     return MISSING if metric is None else measured(metric, "; n")
-
-
-def _model_name(model: str) -> str:
-    """The model's own name: a hub id as it is, of a path the last part."""
-    return model if HUB_ID.fullmatch(model) else (Path(model).name or "a language model")

@@ -7,44 +7,28 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from letgo.core.catalog import format_spec
-from letgo.report import chart
-from letgo.report.chart import Axis, Figure
-from letgo.report.comparison import Kept, Line, compare_all, lines_of
-from letgo.report.labels import short_labels
+from letgo.report.chart import Axis, Figure, Plot, domain
+from letgo.report.comparison import Comparison, Line, compare_all, lines_of
 from letgo.report.load import Run, find_sweep
-from letgo.report.numbers import MISSING, number, percent, words
-from letgo.report.settings import commands, varying
-from letgo.report.table import Column
+from letgo.report.numbers import MISSING, number, words
+from letgo.report.table import Column, attack_labels, short_labels
 from letgo.runs.sweeps import Sweep
 
 MOST_DRAWN = 8
 """So many lines have a stroke of their own; the others stand in the table behind a drawing."""
 
-
-@dataclass(frozen=True)
-class ComparedLine:
-    """One setting of the table: metrics as mean and range over its runs, and what each attack left."""
-
-    line: Line
-    metrics: Mapping[str, tuple[float, float, float]]
-    kept: Mapping[str, Kept]
-
-    @property
-    def commands(self) -> list[str]:
-        """What to type to make its runs again, one after another."""
-        return [command for run in self.line.runs for command in commands(run)]
+Series = Mapping[int, Mapping[float, list[float]]]
+"""By the index of a line: the values at each point of the horizontal axis."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    lines: Sequence[ComparedLine]
-    baseline: Line | None
-    """The setting that differences are against."""
-    left_out: Sequence[str]
-    """What was attacked but can't be compared, and why."""
+    """The comparison as the template sees it; `names` are short names of the attacks' labels."""
+
+    lines: Sequence[Line]
+    comparison: Comparison
     columns: Sequence[Column]
     labels: Sequence[str]
     names: Mapping[str, str]
@@ -53,51 +37,27 @@ class Compared:
 
     @property
     def unreached(self) -> list[str]:
-        return [one.line.name for one in self.lines if one.line.reached is False]
+        return [line.name for line in self.lines if line.reached is False]
 
 
 def compared(runs: Sequence[Run], directories: Sequence[Path], columns: Sequence[Column]) -> Compared | None:
     """The comparison of the runs' settings; None where there is only one, or none was attacked."""
     runs = [run for run in runs if run.result.before and run.result.after]
-    lines = with_targets(lines_of(runs, varying([run.result.config for run in runs])), directories)
-    labels = list(dict.fromkeys(attack.label for run in runs for attack in run.result.attacks))
+    lines, labels = lines_of(runs, directories), attack_labels([run.result for run in runs])
     if len(lines) < 2 or not labels:
         return None
-    comparison = compare_all(lines, labels)
-    rows = [ComparedLine(line, _metrics(line, columns), comparison.kept[line]) for line in lines]
-    drawn = [bits_figure(lines, "bits"), steps_figure(lines, "steps")]
+    figures = [figure for figure in (bits_figure(lines, "bits"), steps_figure(lines, "steps")) if figure is not None]
     sweeps = [sweep for directory in directories if (sweep := find_sweep(directory)) is not None]
-    return Compared(
-        rows,
-        comparison.baseline,
-        comparison.left_out,
-        columns,
-        labels,
-        short_labels(labels),
-        [figure for figure in drawn if figure is not None],
-        sweeps,
-    )
-
-
-def with_targets(lines: Sequence[Line], directories: Sequence[Path]) -> list[Line]:
-    """Lines with what their sweep says of them: whether they reached its target."""
-    reached: dict[Path, bool | None] = {}
-    for directory in directories:
-        sweep = find_sweep(directory)
-        for group in sweep.groups if sweep else ():
-            reached |= {(directory / cell.run).resolve(): group.reached for cell in group.cells if cell.run}
-    return [Line(one.name, one.optimizer, one.runs, reached.get(one.runs[0].directory.resolve())) for one in lines]
+    return Compared(lines, compare_all(lines, labels), columns, labels, short_labels(labels), figures, sweeps)
 
 
 def bits_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
-    """What a quantization attack left at each number of bits, where it was made at several: the one made at most.
-
-    Where it broke the model nothing was proven, and nothing is drawn.
-    """
+    """What a quantization attack left at each number of bits: of the attack made at most of them. Where it broke the
+    model nothing was proven, and nothing is drawn."""
     kinds: dict[str, dict[int, dict[float, list[float]]]] = {}
     broken: Counter[str] = Counter()
     for index, line in enumerate(lines):
-        for attack in (a for run in line.runs for a in run.result.attacks):
+        for attack in line.attacks:
             bits = attack.settings.get("bits")
             if not isinstance(bits, int | float) or isinstance(bits, bool):
                 continue
@@ -108,14 +68,15 @@ def bits_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
                 points[index][float(bits)].append(attack.kept)
     if not kinds:
         return None
-    kind = max(kinds, key=lambda one: sum(len(by) for by in kinds[one].values()))
-    series = {lines[i].name: {x: statistics.fmean(v) for x, v in by.items()} for i, by in kinds[kind].items()}
+    kind = max(kinds, key=lambda kind: sum(map(len, kinds[kind].values())))
+    series = _means(lines, kinds[kind])
     if not any(len(points) > 1 for points in series.values()):
         return None
     caption = f"{kind}; means over each setting's runs."
     if count := broken[kind]:
         caption += f" {count} {'that broke its model is' if count == 1 else 'that broke their models are'} left out."
-    return _drawn(identifier, "Quantization sweep", "bits", "share of forgetting kept", series, (0.0, 1.0), caption)
+    up = Axis("share of forgetting kept", 0.0, 1.0)
+    return _drawn(f"compared-{identifier}", "Quantization sweep", "bits", up, series, caption)
 
 
 def steps_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
@@ -123,79 +84,42 @@ def steps_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
     that most settings were under."""
     counts: Counter[str] = Counter()
     for line in lines:
-        counts.update({a.label: 1 for run in line.runs for a in run.result.attacks if a.name == "relearn"})
+        counts.update(dict.fromkeys((a.label for a in line.attacks if a.name == "relearn"), 1))
     if not counts:
         return None
     label = counts.most_common(1)[0][0]
-    found: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    points: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     metric = None
     for index, line in enumerate(lines):
-        attacks = [a for run in line.runs for a in run.result.attacks if a.label == label]
-        for point in (p for a in attacks for course in a.curves or [a.curve] for p in course if "step" in p):
+        courses = [course for attack in line.attacks_of(label) for course in attack.curves or [attack.curve]]
+        for point in (point for course in courses for point in course if "step" in point):
             metric = metric or next((key for key in point if key.startswith("forget_")), None)
             if metric is not None and metric in point:
-                found[index][float(point["step"])].append(float(point[metric]))
-    series = {lines[i].name: {x: statistics.fmean(v) for x, v in by.items()} for i, by in found.items()}
-    if metric is None or sum(len(points) > 1 for points in series.values()) < 2:
+                points[index][float(point["step"])].append(float(point[metric]))
+    series = _means(lines, points)
+    if metric is None or sum(len(by_step) > 1 for by_step in series.values()) < 2:
         return None
-    values = [value for points in series.values() for value in points.values()]
+    up = Axis(words(metric), *domain(value for by_step in series.values() for value in by_step.values()))
     caption = f"{label}; means over each setting's runs and seeds."
-    return _drawn(identifier, "Relearning, step by step", "step", words(metric), series, chart.domain(values), caption)
+    return _drawn(f"compared-{identifier}", "Relearning, step by step", "step", up, series, caption)
+
+
+def _means(lines: Sequence[Line], series: Series) -> dict[str, dict[float, float]]:
+    return {lines[i].name: {x: statistics.fmean(values) for x, values in by.items()} for i, by in series.items()}
 
 
 def _drawn(
-    identifier: str,
-    title: str,
-    across: str,
-    up: str,
-    series: Mapping[str, Mapping[float, float]],
-    bounds: tuple[float, float],
-    caption: str,
+    identifier: str, title: str, across: str, up: Axis, series: Mapping[str, Mapping[float, float]], caption: str
 ) -> Figure:
     xs = sorted({x for points in series.values() for x in points})
     shown = {name: sorted(points.items()) for name, points in list(series.items())[:MOST_DRAWN]}
-    told = "; ".join(
-        f"{name}: {number(points[min(points)])} at {min(points):g}, {number(points[max(points)])} at {max(points):g}"
-        for name, points in series.items()
-    )
+    plot = Plot(Axis(across, xs[0], xs[-1], whole=True), up)
+    plot.curves(shown, shown)
     left_out = f" {len(series) - len(shown)} more stand in the table." if len(series) > len(shown) else ""
-    return chart.chart(
-        f"compared-{identifier}",
-        title,
-        f"{caption}{left_out}",
-        told,
-        Axis(across, xs[0], xs[-1], whole=True),
-        Axis(up, *bounds),
-        chart.series(shown, shown),
-        header=["setting", *(f"{across} {x:g}" for x in xs)],
-        table=[[name, *(number(points[x]) if x in points else MISSING for x in xs)] for name, points in series.items()],
-    )
-
-
-def _metrics(line: Line, columns: Sequence[Column]) -> dict[str, tuple[float, float, float]]:
-    found = {}
-    for column in columns:
-        values = [run.result.after[column.key].value for run in line.runs if column.key in run.result.after]
-        if values:
-            found[column.key] = (statistics.fmean(values), min(values), max(values))
-    return found
-
-
-def told(kept: Kept) -> dict[str, Any]:
-    """A cell of the table as text: share, interval, the worst run, and what the comparison says."""
-    against = ""
-    if kept.p is not None and kept.difference is not None:
-        sign = "+" if kept.difference >= 0 else "−"
-        against = f"{sign}{abs(kept.difference) * 100:.0f} points, p {_p(kept.p)}"
-    return {
-        "share": percent(kept.value),
-        "interval": f"{percent(kept.low)} to {percent(kept.high)}",
-        "worst": percent(kept.worst),
-        "survived": f"{kept.survived} of {kept.of}",
-        "against": against,
-        "significant": kept.significant,
-    }
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    table, ends = [], []
+    for name, points in series.items():
+        table.append([name, *(number(points[x]) if x in points else MISSING for x in xs)])
+        first, last = min(points), max(points)
+        ends.append(f"{name}: {number(points[first])} at {first:g}, {number(points[last])} at {last:g}")
+    header = ["setting", *(f"{across} {x:g}" for x in xs)]
+    return Figure(plot, identifier, title, f"{caption}{left_out}", "; ".join(ends), header, table)

@@ -13,8 +13,11 @@ attack. Only rows that the attacker did not train on count.
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +25,8 @@ import numpy as np
 from letgo.benchmarks import BENCHMARKS
 from letgo.core.catalog import parse_spec
 from letgo.metrics.robustness import kept_shares
-from letgo.report.load import Run
-from letgo.report.settings import NEVER, plain
+from letgo.report.load import Run, find_sweep
+from letgo.report.settings import NEVER, plain, varying
 from letgo.runs.results import AttackResult, Result
 
 RESAMPLES = 2000
@@ -42,6 +45,18 @@ class Line:
     reached: bool | None = None
     """Whether it reached its sweep's target; None where there was none."""
 
+    @property
+    def attacks(self) -> list[AttackResult]:
+        return [attack for run in self.runs for attack in run.result.attacks]
+
+    def attacks_of(self, label: str) -> list[AttackResult]:
+        return [attack for attack in self.attacks if attack.label == label]
+
+    def metric(self, key: str) -> tuple[float, float, float] | None:
+        """Mean, least and largest over the runs after unlearning; None where no run has it."""
+        values = [run.result.after[key].value for run in self.runs if key in run.result.after]
+        return (statistics.fmean(values), min(values), max(values)) if values else None
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -50,6 +65,7 @@ class Kept:
     Attributes:
         value, low, high: the share kept and its 95 % interval; n is the number of groups it is over.
         worst: the least over the runs, as each recorded it.
+        survived, of: how many of its attacks it survived.
         difference, p: against the baseline, and Holm's corrected p-value; None for the baseline, and for all where it
             was not attacked so.
     """
@@ -69,39 +85,50 @@ class Kept:
     def significant(self) -> bool:
         return self.p is not None and self.p < LEVEL
 
+    @property
+    def against(self) -> str:
+        """The difference and its p-value as text; empty where there is none."""
+        if self.p is None or self.difference is None:
+            return ""
+        sign = "+" if self.difference >= 0 else "−"
+        p = "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
+        return f"{sign}{abs(self.difference) * 100:.0f} points, p {p}"
 
-def lines_of(runs: Sequence[Run], varying: Sequence[str]) -> list[Line]:
-    """Runs gathered into lines, named by the settings in which the lines differ, in order of meeting."""
-    gathered: dict[str, list[Run]] = {}
+
+def lines_of(runs: Sequence[Run], directories: Sequence[Path] = ()) -> list[Line]:
+    """Runs gathered into lines, named by the settings in which the lines differ. A sweep in one of the `directories`
+    says whether a line reached its target."""
+    reached: dict[Path, bool | None] = {}
+    for directory in directories:
+        sweep = find_sweep(directory)
+        for group in sweep.groups if sweep else ():
+            reached |= {(directory / cell.run).resolve(): group.reached for cell in group.cells if cell.run}
+    members: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         config = run.result.config
-        key = repr(sorted((k, plain(v)) for k, v in config.items() if k not in _NOT_A_LINE))
-        gathered.setdefault(key, []).append(run)
-    names = [name for name in varying if name not in _NOT_A_LINE]
-    found = []
-    for members in gathered.values():
-        config = members[0].result.config
-        told = [plain(config[name]) if name in ("objective", "optimizer") else f"{name} {plain(config[name])}"
-                for name in names if config.get(name) is not None]  # fmt: skip
-        found.append(Line(", ".join(told) or "all runs", str(config.get("optimizer", "")), tuple(members)))
-    return found
+        members[repr(sorted((k, plain(v)) for k, v in config.items() if k not in _NOT_A_LINE))].append(run)
+    names = [name for name in varying([run.result.config for run in runs]) if name not in _NOT_A_LINE]
+    lines = []
+    for first, *others in members.values():
+        config = first.result.config
+        values = {name: plain(config[name]) for name in names if config.get(name) is not None}
+        parts = [text if name in ("objective", "optimizer") else f"{name} {text}" for name, text in values.items()]
+        name, optimizer = ", ".join(parts) or "all runs", str(config.get("optimizer", ""))
+        lines.append(Line(name, optimizer, (first, *others), reached.get(first.directory.resolve())))
+    return lines
 
 
 def baseline_of(lines: Sequence[Line]) -> Line | None:
-    """What the others are held against: of the lines that were attacked the first that reached its sweep's target, for
-    what another one kept may come of having forgotten less; the first of all where none did."""
-    attacked = [line for line in lines if any(run.result.attacks for run in line.runs)]
+    """What the others are compared with: the first line that was attacked and reached its sweep's target (a line that
+    missed it may keep more because it forgot less); the first that was attacked where none reached it."""
+    attacked = [line for line in lines if line.attacks]
     return next((line for line in attacked if line.reached is not False), attacked[0] if attacked else None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What each line kept under each attack that it can be judged under.
-
-    Attributes:
-        baseline: `baseline_of` the lines.
-        left_out: lines that were attacked but can't be judged, under which attack, and the reason.
-    """
+    """What each line kept under each attack that it can be judged under, against a baseline. `left_out` names the lines
+    that were attacked but can't be judged, the attack, and the reason."""
 
     baseline: Line | None
     kept: Mapping[Line, Mapping[str, Kept]]
@@ -112,14 +139,14 @@ def compare_all(lines: Sequence[Line], labels: Sequence[str]) -> Comparison:
     """Every line under every attack, against `baseline_of` the lines."""
     baseline = baseline_of(lines)
     kept: dict[Line, dict[str, Kept]] = {line: {} for line in lines}
-    left_out: dict[tuple[str, str], list[str]] = {}
+    left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
     for label in labels:
-        tallies = {line: _Tally.of(line, label) for line in lines}
-        for one in _compared(tallies, label, baseline):
-            kept[one.line][label] = one
+        tallies = {line: _Tally(line, label) for line in lines}
+        for under_attack in _compared(tallies, label, baseline):
+            kept[under_attack.line][label] = under_attack
         for line, tally in tallies.items():
             if tally.missing:
-                left_out.setdefault((label, tally.missing), []).append(line.name)
+                left_out[label, tally.missing].append(line.name)
     reasons = (f"{'; '.join(names)} under {label}: {missing}" for (label, missing), names in left_out.items())
     return Comparison(baseline, kept, tuple(reasons))
 
@@ -127,43 +154,31 @@ def compare_all(lines: Sequence[Line], labels: Sequence[str]) -> Comparison:
 def compare(lines: Sequence[Line], label: str, against: Line | None) -> list[Kept]:
     """What each line kept under an attack, and how much more than the baseline did. Lines that were not attacked so, or
     that can't be judged (`Comparison.left_out`), are left out."""
-    return _compared({line: _Tally.of(line, label) for line in lines}, label, against)
+    return _compared({line: _Tally(line, label) for line in lines}, label, against)
 
 
 def _compared(tallies: Mapping[Line, _Tally], label: str, against: Line | None) -> list[Kept]:
-    drawn = [(line, tally) for line, tally in tallies.items() if tally.groups and not tally.missing]
-    if not drawn:
+    judged = {line: tally for line, tally in tallies.items() if tally.groups and not tally.missing}
+    if not judged:
         return []
-    groups = sorted({group for _, tally in drawn for group in tally.groups})
+    groups = sorted({group for tally in judged.values() for group in tally.groups})
     draws = np.random.default_rng(_SEED).integers(0, len(groups), size=(RESAMPLES, len(groups)))
     counts = np.stack([np.bincount(draw, minlength=len(groups)) for draw in draws])
-    shares = [tally.kept(groups, counts) for _, tally in drawn]
-    plain_counts = np.ones((1, len(groups)))
-    place = next((i for i, (line, _) in enumerate(drawn) if line is against), None)
-    found: list[Kept] = []
-    values = [float(tally.kept(groups, plain_counts)[0]) for _, tally in drawn]
-    for (line, tally), share, value in zip(drawn, shares, values, strict=True):
-        low, high = np.nanquantile(share, [0.025, 0.975])
-        attacks = [a for run in line.runs for a in run.result.attacks if a.label == label]
-        found.append(
-            Kept(
-                line,
-                value,
-                float(low),
-                float(high),
-                len(tally.groups),
-                min(a.kept for a in attacks),
-                sum(a.survived for a in attacks),
-                len(attacks),
-            )
-        )
-    if place is None:
-        return found
-    others = [i for i in range(len(found)) if i != place]
-    corrected = holm([_two_sided(shares[i] - shares[place]) for i in others])
-    for i, p in zip(others, corrected, strict=True):
-        found[i] = replace(found[i], difference=values[i] - values[place], p=p)
-    return found
+    shares = {line: tally.kept(groups, counts) for line, tally in judged.items()}
+    kept = {}
+    for line, tally in judged.items():
+        value = float(tally.kept(groups, np.ones((1, len(groups))))[0])
+        low, high = map(float, np.nanquantile(shares[line], [0.025, 0.975]))
+        attacks = line.attacks_of(label)
+        worst, survived = min(a.kept for a in attacks), sum(a.survived for a in attacks)
+        kept[line] = Kept(line, value, low, high, len(tally.groups), worst, survived, len(attacks))
+    if against not in kept:
+        return list(kept.values())
+    others = [line for line in kept if line is not against]
+    corrected = holm([_two_sided(shares[line] - shares[against]) for line in others])
+    for line, p in zip(others, corrected, strict=True):
+        kept[line] = replace(kept[line], difference=kept[line].value - kept[against].value, p=p)
+    return list(kept.values())
 
 
 def _two_sided(gap: np.ndarray) -> float:
@@ -176,10 +191,9 @@ def _two_sided(gap: np.ndarray) -> float:
 
 def holm(values: Sequence[float]) -> list[float]:
     """Holm's step-down correction of p-values, in the order given."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
     corrected, largest = [0.0] * len(values), 0.0
-    for place, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(values) - place) * values[i]))
+    for rank, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
         corrected[i] = largest
     return corrected
 
@@ -195,36 +209,32 @@ def headlines_of(result: Result) -> dict[str, float]:
 
 
 class _Tally:
-    """Sums of scores by headline, stage and group, over a line's runs under an attack: all that a resampling of groups
-    needs. `missing` says why the line can't be judged under the attack; "" where it can, or was not attacked so."""
+    """Sums of scores by headline and group (before, after, attacked, number), over a line's runs under an attack: all
+    that a resampling of groups needs. `missing` says why the line can't be judged under the attack; "" where it can, or
+    was not attacked so."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, dict[str, np.ndarray]] = {}
+    def __init__(self, line: Line, label: str) -> None:
+        self.sums: dict[str, dict[str, np.ndarray]] = defaultdict(lambda: defaultdict(lambda: np.zeros(4)))
         self.floors: dict[str, float] = {}
         self.groups: set[str] = set()
         self.missing = ""
-
-    @classmethod
-    def of(cls, line: Line, label: str) -> _Tally:
-        tally = cls()
-        attacked = [(run, a) for run in line.runs for a in run.result.attacks if a.label == label]
+        attacked = [(run, attack) for run in line.runs for attack in run.result.attacks if attack.label == label]
         for run, attack in attacked:
-            tally._add_run(run, attack)
-        if attacked and not tally.groups and not tally.missing:
-            tally.missing = "no sample was scored before, after and now and not trained on by the attacker"
-        return tally
+            self._add_run(run, attack)
+        if attacked and not self.groups and not self.missing:
+            self.missing = "no sample was scored before, after and now and not trained on by the attacker"
 
     def _add_run(self, run: Run, attack: AttackResult) -> None:
         headlines = headlines_of(run.result)
         if not headlines:
             self.missing = "its record does not name the metrics that forgetting is judged by"
             return
-        stages: dict[str, list[dict[str, Any]]] = {}
+        stages: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in run.samples():
-            stages.setdefault(row["stage"], []).append(row)
-        before, after = ({_name(row): row for row in stages.get(stage, ())} for stage in ("before", "after"))
+            stages[row["stage"]].append(row)
+        before, after = ({_identity(row): row for row in stages[stage]} for stage in ("before", "after"))
         known = before.keys() & after.keys()
-        attacked = [row for row in stages.get(f"attack:{attack.label}", ()) if _name(row) in known]
+        attacked = [row for row in stages[f"attack:{attack.label}"] if _identity(row) in known]
         for metric, floor in headlines.items():
             name, _, score = metric.partition("_")
             scored = [row for row in attacked if row.get("set") == name and score in row["scores"]]
@@ -232,16 +242,11 @@ class _Tally:
                 self.missing = f"its samples have no scores of {metric}"
             self.floors[metric] = floor
             for row in (row for row in scored if not row.get("seen")):
-                values = [sample["scores"].get(score) for sample in (before[_name(row)], after[_name(row)], row)]
+                samples = (before[_identity(row)], after[_identity(row)], row)
+                values = [sample["scores"].get(score) for sample in samples]
                 if None not in values:
-                    self._add(metric, str(row["group"]), values)
-
-    def _add(self, metric: str, group: str, values: Sequence[float]) -> None:
-        cells = self.sums.setdefault(metric, {})
-        if group not in cells:
-            cells[group] = np.zeros(4)
-        cells[group] += (*values, 1.0)
-        self.groups.add(group)
+                    self.sums[metric][str(row["group"])] += (*values, 1.0)
+                    self.groups.add(str(row["group"]))
 
     def kept(self, groups: Sequence[str], counts: np.ndarray) -> np.ndarray:
         """The share kept for each row of group counts, shape (rows,); NaN where none of the groups was measured."""
@@ -256,5 +261,5 @@ class _Tally:
         return result
 
 
-def _name(row: Mapping[str, Any]) -> tuple[str, str]:
+def _identity(row: Mapping[str, Any]) -> tuple[str, str]:
     return str(row.get("set")), str(row["id"])

@@ -22,29 +22,21 @@ def levels(low: float, high: float, classes: int) -> list[float]:
 def contour(
     xs: Sequence[float], ys: Sequence[float], grid: Sequence[Sequence[float | None]], level: float
 ) -> list[Segment]:
-    """Segments (x0, y0, x1, y1) on which the values, linear along the grid's edges, are at `level`.
+    """Segments (x0, y0, x1, y1) on which the values grid[row][column], linear along the grid's edges, are at `level`.
 
-    Args:
-        xs, ys: the columns' and rows' coordinates, rising.
-        grid: grid[row][column]; a square with a missing corner has no line.
-
-    In a saddle the mean of its corners tells which ends belong together.
+    The columns' and rows' coordinates `xs` and `ys` rise. A square with a missing corner has no line; in a saddle the
+    mean of its corners tells which ends belong together.
     """
     segments: list[Segment] = []
     for row in range(len(ys) - 1):
         for column in range(len(xs) - 1):
-            corners = (grid[row][column], grid[row][column + 1], grid[row + 1][column + 1], grid[row + 1][column])
-            a, b, c, d = corners
+            a, b, c, d = grid[row][column], grid[row][column + 1], grid[row + 1][column + 1], grid[row + 1][column]
             if a is None or b is None or c is None or d is None:
                 continue
-            places = (
-                (xs[column], ys[row], a),
-                (xs[column + 1], ys[row], b),
-                (xs[column + 1], ys[row + 1], c),
-                (xs[column], ys[row + 1], d),
-            )
+            left, right, bottom, top = xs[column], xs[column + 1], ys[row], ys[row + 1]
+            corners = ((left, bottom, a), (right, bottom, b), (right, top, c), (left, top, d))
             # Bottom, right, top, left: where the level is crossed.
-            crossed = [_cross(places[k], places[(k + 1) % 4], level) for k in range(4)]
+            crossed = [_cross(corners[k], corners[(k + 1) % 4], level) for k in range(4)]
             ends = [point for point in crossed if point is not None]
             if len(ends) == 2:
                 segments.append((*ends[0], *ends[1]))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import Any
 
-from letgo.report import chart
-from letgo.report.chart import Axis, Figure, Key, Line, Mark, Strokes
-from letgo.report.contours import Segment
-from letgo.report.numbers import MISSING, Measured, measured, number, percent, words
+from letgo.report.chart import Axis, Figure, Plot, Point, Strip, Strips, band_key, domain, mark_key
+from letgo.report.numbers import MISSING, measured, number, percent, words
 from letgo.report.table import Row, columns, rows
-from letgo.runs.results import AttackResult, Metrics, Result
+from letgo.runs.results import AttackResult, Metric, Metrics, Result
 
 MOST_POINTS = 400
 """A training curve is thinned to about so many points a line."""
@@ -25,8 +24,8 @@ PHASES = {"first_order": "first order", "zeroth_order": "zeroth order"}
 
 
 def trade_off(result: Result, identifier: str) -> Figure | None:
-    """Forgetting against utility: each measured model a point with its 95 % intervals, joined in the order in which
-    they came to be. Left is forgotten, top is useful; an attack that brings the knowledge back goes right."""
+    """Forgetting against utility: each measured model is a point with its 95 % intervals; lines join before, after and
+    attacks. Left is forgotten, top is useful; an attack that brings the knowledge back goes right."""
     axes = _axes([result])
     if axes is None:
         return None
@@ -34,45 +33,35 @@ def trade_off(result: Result, identifier: str) -> Figure | None:
     shown = [row for row in rows(result) if row.kind != "baseline" and {forget, retain} <= row.metrics.keys()]
     if len(shown) < 2:
         return None
-    points = {row.stage: _point(row.metrics, forget, retain) for row in shown}
+    points = {row.stage: _point(row.metrics, axes) for row in shown}
     attacks = [row.stage for row in shown if row.attack is not None]
-    others = {"reference": "R"}
-    signs = [
-        f"A{attacks.index(row.stage) + 1}" if row.attack is not None else others.get(row.kind, row.label)
-        for row in shown
-    ]
-    layers: list[chart.Layer] = []
+    bounds = {row.stage: (_bounds(row.metrics[forget]), _bounds(row.metrics[retain])) for row in shown}
+    plot = _plane(axes, [x for xs, _ in bounds.values() for x in xs], [y for _, ys in bounds.values() for y in ys])
     for row in shown:
-        (x, y), (left, right), (low, high) = points[row.stage], *(_bounds(row.metrics[key]) for key in axes)
-        layers.append(Strokes([(left, y, right, y), (x, low, x, high)], f"reach {row.kind}"))
+        (x, y), ((left, right), (low, high)) = points[row.stage], bounds[row.stage]
+        plot.strokes([(left, y, right, y), (x, low, x, high)], f"reach {row.kind}")
     if "before" in points and "after" in points:
-        layers.append(Strokes([(*points["before"], *points["after"])], "join after"))
+        plot.strokes([(*points["before"], *points["after"])], "join after")
     if "after" in points and attacks:
-        layers.append(Strokes([(*points["after"], *points[stage]) for stage in attacks], "join attack"))
-    layers += [Mark(points[row.stage], _shape(row), row.kind, sign) for row, sign in zip(shown, signs, strict=True)]
-    return chart.chart(
+        plot.strokes([(*points["after"], *points[stage]) for stage in attacks], "join attack")
+    table, description = [], []
+    for row in shown:
+        shape = row.kind if row.attack is None else "survived" if row.attack.survived else "lost"
+        name, cells = _full_name(row), [row.metrics[key] for key in axes]
+        sign = f"A{attacks.index(row.stage) + 1}" if row.attack else "R" if row.kind == "reference" else row.label
+        plot.mark(points[row.stage], shape, row.kind, sign, name=name)
+        table.append([name, *map(measured, cells)])
+        values = [f"{words(key)} {number(cell.value)}" for key, cell in zip(axes, cells, strict=True)]
+        description.append(f"{name}: {', '.join(values)}")
+    return Figure(
+        plot,
         identifier,
         "Forgetting, utility and robustness",
         "Each model is a point, with its 95 % intervals as thin lines. The better an unlearned model, the further up "
         "and to the left; an attack that brings the knowledge back moves it right.",
-        "; ".join(
-            f"{_full(row)}: {words(forget)} {number(row.metrics[forget].value)}, "
-            f"{words(retain)} {number(row.metrics[retain].value)}"
-            for row in shown
-        ),
-        *_plane(
-            forget,
-            retain,
-            [bound for row in shown for bound in _bounds(row.metrics[forget])],
-            [bound for row in shown for bound in _bounds(row.metrics[retain])],
-        ),
-        layers,
-        legend=[
-            Key(chart.mark_key(_shape(row), row.kind), sign if sign != row.label else "", _full(row))
-            for row, sign in zip(shown, signs, strict=True)
-        ],
-        header=["model", words(forget), words(retain)],
-        table=[[_full(row), measured(row.metrics[forget]), measured(row.metrics[retain])] for row in shown],
+        "; ".join(description),
+        header=["model", *map(words, axes)],
+        table=table,
     )
 
 
@@ -82,36 +71,40 @@ def all_runs(results: Sequence[Result], names: Sequence[str], identifier: str) -
     if axes is None:
         return None
     forget, retain = axes
-    shown = [(i, r) for i, r in enumerate(results, 1) if {forget, retain} <= r.after.keys()]
+    shown = [(i, result) for i, result in enumerate(results, 1) if {forget, retain} <= result.after.keys()]
     if not shown:
         return None
-    worst = {i: _hardest(result, forget, retain) for i, result in shown}
-    metrics = [result.after for _, result in shown] + [attack.metrics for attack in worst.values() if attack]
-    marks: list[Mark] = []
-    tails: list[Segment] = []
+    hardest: dict[int, AttackResult | None] = {}
+    for i, result in shown:
+        attacks = [attack for attack in result.attacks if {forget, retain} <= attack.metrics.keys()]
+        hardest[i] = min(attacks, key=lambda attack: attack.kept, default=None)
+    metrics = [result.after for _, result in shown] + [attack.metrics for attack in hardest.values() if attack]
+    plot = _plane(axes, [m[forget].value for m in metrics], [m[retain].value for m in metrics])
+    plot.strokes(
+        [(*_point(r.after, axes), *_point(attack.metrics, axes)) for i, r in shown if (attack := hardest[i])],
+        "join attack",
+    )
     table = []
     for i, result in shown:
-        at, attack = _point(result.after, forget, retain), worst[i]
-        kind = "broken" if result.status != "finished" else "survived" if _all_survived(result) else "after"
+        attack = hardest[i]
+        survived = bool(result.attacks) and all(attack.survived for attack in result.attacks)
+        kind = "broken" if result.status != "finished" else "survived" if survived else "after"
         name, sign = f"{i}: {names[i - 1]}", str(i) if len(shown) <= MOST_NAMED else ""
-        marks.append(Mark(at, kind, CLASSES[kind], sign, name))
-        if attack is not None:
-            tails.append((*at, *_point(attack.metrics, forget, retain)))
-        told = MISSING if attack is None else f"{number(attack.metrics[forget].value)} ({attack.label})"
-        table.append([name, measured(result.after[forget]), measured(result.after[retain]), told])
-    return chart.chart(
+        plot.mark(_point(result.after, axes), kind, CLASSES[kind], sign, name)
+        end = MISSING if attack is None else f"{number(attack.metrics[forget].value)} ({attack.label})"
+        table.append([name, measured(result.after[forget]), measured(result.after[retain]), end])
+    plot.legend = [
+        mark_key("survived", "reference", "survived every attack made on it"),
+        mark_key("after", "after", "not attacked, or did not survive an attack"),
+        mark_key("broken", "attack", "collapsed or failed"),
+    ]
+    return Figure(
+        plot,
         identifier,
         "Forgetting, utility and robustness of all runs",
         "Each run after unlearning is a point, under its number in the table; its tail ends where the hardest attack "
         "brought it. Best is up and to the left, with no tail.",
         f"{len(shown)} runs; the figures are in the table that follows.",
-        *_plane(forget, retain, [m[forget].value for m in metrics], [m[retain].value for m in metrics]),
-        [Strokes(tails, "join attack"), *marks],
-        legend=[
-            Key(chart.mark_key("survived", "reference"), "", "survived every attack made on it"),
-            Key(chart.mark_key("after", "after"), "", "not attacked, or did not survive an attack"),
-            Key(chart.mark_key("broken", "attack"), "", "collapsed or failed"),
-        ],
         header=["run", f"{words(forget)} after", f"{words(retain)} after", f"{words(forget)} after the hardest attack"],
         table=table,
     )
@@ -128,105 +121,93 @@ def training(
     thinned = points[:: math.ceil(len(points) / most_points)]
     if thinned[-1] is not points[-1]:
         thinned.append(points[-1])
-    series = {
+    lines = {
         name: [(float(row["step"]), float(row[name])) for row in thinned if _is_number(row.get(name))]
         for name in ("loss", "forget_loss", "retain_loss")
     }
-    series = {name: line for name, line in series.items() if len(line) > 1}
+    lines = {name: line for name, line in lines.items() if len(line) > 1}
     steps = [float(row["step"]) for row in points]
-    low, high = chart.domain(y for line in series.values() for _, y in line)
-    pattern, phases = f"{identifier}-hatch", _phases(points)
-    hatched = [chart.Band(first, last, pattern) for name, first, last in phases if name == "zeroth_order"]
-    caption = "The loss at each logged step."
-    if hatched:
+    low, high = domain(y for line in lines.values() for _, y in line)
+    plot = Plot(Axis("step", min(steps), max(steps)), Axis("loss", min(low, 0.0), high))
+    for name, line in lines.items():
+        plot.curve(words(name), line, f"series-{name.replace('_', '-')}")
+    phases, caption = _phases(points), "The loss at each logged step."
+    if hatched := [(first, last) for name, first, last in phases if name == "zeroth_order"]:
+        plot.bands(hatched, f"{identifier}-hatch")
         caption += " The hybrid's zeroth-order phases are hatched; in between it takes first-order steps."
-    told = (
+        plot.legend.append(band_key(f"{identifier}-key", "zeroth-order phase (no gradients)"))
+    description = (
         f"From {number(points[0]['loss'])} at step {steps[0]:g} to {number(points[-1]['loss'])} at step {steps[-1]:g}."
     )
-    rounds = ", ".join(f"{PHASES.get(n, n)} from step {a:g} to {b:g}" for n, a, b in phases[:20])
-    told += f" Phases: {rounds}." if rounds else ""
-    key = Key(chart.band_key(f"{identifier}-key"), "", "zeroth-order phase (no gradients)")
-    return chart.chart(
-        identifier,
-        "Training loss",
-        caption,
-        told,
-        Axis("step", min(steps), max(steps)),
-        Axis("loss", min(low, 0.0), high),
-        [Line(words(name), line, f"series-{name.replace('_', '-')}") for name, line in series.items()],
-        under=hatched,
-        legend=[key] if hatched else [],
-        definitions=[chart.hatch(pattern)] if hatched else [],
-        header=["step", "phase", *map(words, series)],
-        table=[
-            [f"{row['step']:g}", PHASES.get(str(row.get("phase")), str(row.get("phase") or MISSING))]
-            + [number(row[name]) if _is_number(row.get(name)) else MISSING for name in series]
-            for row in thinned[:: math.ceil(len(thinned) / most_rows)]
-        ],
-    )
+    if rounds := ", ".join(f"{PHASES.get(n, n)} from step {a:g} to {b:g}" for n, a, b in phases[:20]):
+        description += f" Phases: {rounds}."
+    table = []
+    for row in thinned[:: math.ceil(len(thinned) / most_rows)]:
+        phase = PHASES.get(str(row.get("phase")), str(row.get("phase") or MISSING))
+        losses = [number(row[name]) if _is_number(row.get(name)) else MISSING for name in lines]
+        table.append([f"{row['step']:g}", phase, *losses])
+    header = ["step", "phase", *map(words, lines)]
+    return Figure(plot, identifier, "Training loss", caption, description, header, table)
 
 
 def attacked(result: Result, identifier: str) -> Figure | None:
     """How much of the forgetting each attack left, as bars against the threshold for survival."""
     if not result.attacks:
         return None
-    return chart.strips(
+    bars, table, description = [], [], []
+    for attack in result.attacks:
+        kept, outcome = percent(attack.kept), _outcome(attack)
+        # What a broken model has kept proves nothing.
+        text, share = ("broke the model", 0.0) if attack.collapsed else (kept, attack.kept)
+        text, class_ = (f"✓ {text}", "survived") if attack.survived else (f"✗ {text}", "lost")
+        bars.append(Strip(attack.label, text, share, class_, threshold=attack.threshold))
+        table.append([attack.label, kept, percent(attack.threshold), outcome])
+        description.append(f"{attack.label} {kept}, {outcome}")
+    return Figure(
+        Strips(bars, [(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]),
         identifier,
         "Forgetting kept after each attack",
         "The share of the forgetting that is still there, on the metric that lost most. The upright line is the share "
         "that counts as survived.",
-        "; ".join(f"{attack.label} {percent(attack.kept)}, {_outcome(attack)}" for attack in result.attacks),
-        [_strip(attack) for attack in result.attacks],
-        [(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
+        "; ".join(description),
         header=["attack", "kept", "needed", "outcome"],
-        table=[[a.label, percent(a.kept), percent(a.threshold), _outcome(a)] for a in result.attacks],
+        table=table,
     )
-
-
-def _strip(attack: AttackResult) -> chart.Strip:
-    amount = "broke the model" if attack.collapsed else percent(attack.kept)
-    # What a broken model has kept proves nothing.
-    kept = 0.0 if attack.collapsed else attack.kept
-    text = f"{'✓' if attack.survived else '✗'} {amount}"
-    class_ = "survived" if attack.survived else "lost"
-    return chart.Strip(attack.label, text, kept, class_, threshold=attack.threshold)
 
 
 def curve(attack: AttackResult, identifier: str) -> Figure | None:
     """What came back over an attack's own steps, where the attack recorded it: the mean over its seeds."""
     if len(attack.curve) < 2:
         return None
-    found = list(dict.fromkeys(key for point in attack.curve for key in point))
-    across = next((key for key in ("step", "steps", "epoch", "samples", "bits") if key in found), found[0])
-    named = [key for key in found if key != across]
+    keys = list(dict.fromkeys(key for point in attack.curve for key in point))
+    across = next((key for key in ("step", "steps", "epoch", "samples", "bits") if key in keys), keys[0])
+    quantities = [key for key in keys if key != across]
     courses = attack.curves if len(attack.curves) > 1 else [attack.curve]
-    points = _mean_course(courses, across, named)
-    unit = [k for k in named if all(0 <= p[k] <= 1 for p in points if k in p)]
-    drawn = [key for key in (unit or named) if "loss" not in key][:4] or named[:1]
+    points = _mean_course(courses, across, quantities)
+    shares = [key for key in quantities if all(0 <= point[key] <= 1 for point in points if key in point)]
+    drawn = [key for key in (shares or quantities) if "loss" not in key][:4] or quantities[:1]
     if len(points) < 2 or not drawn:
         return None
     xs = [point[across] for point in points]
-    lines = {k: [(p[across], p[k]) for p in points if k in p] for k in drawn}
-    return chart.chart(
+    lines = {words(key): [(point[across], point[key]) for point in points if key in point] for key in drawn}
+    up = Axis("score" if len(lines) > 1 else words(drawn[0]), *domain(y for line in lines.values() for _, y in line))
+    plot = Plot(Axis(words(across), min(xs), max(xs), whole=across != "epoch"), up)
+    plot.curves(lines)
+    return Figure(
+        plot,
         identifier,
         f"During the attack {attack.name}",
         f"Over the attack's own steps: {attack.label}{f'; mean of {len(courses)} seeds' if courses[1:] else ''}.",
-        "; ".join(f"{words(k)} from {number(v[0][1])} to {number(v[-1][1])}" for k, v in lines.items() if v),
-        Axis(words(across), min(xs), max(xs), whole=across != "epoch"),
-        Axis(
-            "score" if len(lines) > 1 else words(drawn[0]),
-            *chart.domain(y for line in lines.values() for _, y in line),
-        ),
-        chart.series({words(key): line for key, line in lines.items()}),
-        header=[words(across), *map(words, named)],
-        table=[[f"{p[across]:g}", *(number(p[k]) if k in p else MISSING for k in named)] for p in points],
+        "; ".join(f"{name} from {number(v[0][1])} to {number(v[-1][1])}" for name, v in lines.items() if v),
+        header=[words(across), *map(words, quantities)],
+        table=[[f"{p[across]:g}", *(number(p[k]) if k in p else MISSING for k in quantities)] for p in points],
     )
 
 
 def _mean_course(
     courses: Sequence[Sequence[Mapping[str, float]]], across: str, keys: Sequence[str]
 ) -> list[dict[str, float]]:
-    """One row for each place on the way: the mean of each quantity over the courses that have it there."""
+    """One row for each step: the mean of each quantity over the courses that have it there."""
     gathered: dict[float, dict[str, list[float]]] = {}
     for point in (point for course in courses for point in course if _is_number(point.get(across))):
         row = gathered.setdefault(float(point[across]), {})
@@ -240,51 +221,39 @@ def _mean_course(
 
 def _axes(results: Sequence[Result]) -> tuple[str, str] | None:
     """Forget and retain metric of the plots: the first of the main table's that some run has."""
-    found = {key for result in results for key in result.after}
-    keys = [column.key for column in columns(results) if column.key in found]
+    known = {key for result in results for key in result.after}
+    keys = [column.key for column in columns(results) if column.key in known]
     forget = next((key for key in keys if key.startswith("forget_")), None)
     retain = next((key for key in keys if key.startswith(("retain_", "model_"))), None)
     return (forget, retain) if forget and retain else None
-
-
-def _hardest(result: Result, forget: str, retain: str) -> AttackResult | None:
-    measured = [attack for attack in result.attacks if {forget, retain} <= attack.metrics.keys()]
-    return min(measured, key=lambda attack: attack.kept, default=None)
-
-
-def _all_survived(result: Result) -> bool:
-    return bool(result.attacks) and all(attack.survived for attack in result.attacks)
 
 
 def _outcome(attack: AttackResult) -> str:
     return "broke the model" if attack.collapsed else "survived" if attack.survived else "not survived"
 
 
-def _shape(row: Row) -> str:
-    return row.kind if row.attack is None else "survived" if row.attack.survived else "lost"
-
-
-def _full(row: Row) -> str:
+def _full_name(row: Row) -> str:
     if row.attack is None:
         return row.label
     held_out = ", on held-out rows" if row.attack.baseline else ""
     return f"after {row.attack.label} ({_outcome(row.attack)}{held_out})"
 
 
-def _bounds(metric: Measured) -> tuple[float, float]:
+def _bounds(metric: Metric) -> tuple[float, float]:
     low, high = metric.ci95
     return (low if math.isfinite(low) else metric.value, high if math.isfinite(high) else metric.value)
 
 
-def _plane(forget: str, retain: str, across: Sequence[float], up: Sequence[float]) -> tuple[Axis, Axis]:
-    """The axes of forgetting against utility, for these values."""
-    return (
-        Axis(f"{words(forget)}  (← forgotten)", *chart.domain(across)),
-        Axis(f"{words(retain)}  (useful →)", *chart.domain(up, close=True)),
+def _plane(axes: tuple[str, str], across: Sequence[float], up: Sequence[float]) -> Plot:
+    """A plot of forgetting against utility, with room for these values."""
+    forget, retain = map(words, axes)
+    return Plot(
+        Axis(f"{forget}  (← forgotten)", *domain(across)), Axis(f"{retain}  (useful →)", *domain(up, close=True))
     )
 
 
-def _point(metrics: Metrics, forget: str, retain: str) -> chart.Point:
+def _point(metrics: Metrics, axes: tuple[str, str]) -> Point:
+    forget, retain = axes
     return (metrics[forget].value, metrics[retain].value)
 
 
@@ -293,14 +262,12 @@ def _is_number(value: object) -> bool:
 
 
 def _phases(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
-    """(phase, from, to) for each unbroken stretch. Half-way between two logged points a phase gives way to the next."""
-    stretches: list[tuple[str, float, float]] = []
-    for before, row in zip([None, *points], points, strict=False):
-        name, step = row.get("phase"), float(row["step"])
-        edge = step if before is None else (float(before["step"]) + step) / 2
-        if stretches:
-            last = stretches[-1]
-            stretches[-1] = (last[0], last[1], step if last[0] == name else edge)
-        if not stretches or stretches[-1][0] != name:
-            stretches.append((str(name), edge, step))
-    return [stretch for stretch in stretches if stretch[0] != "None"]
+    """(phase, from, to) for each unbroken stretch. It ends half-way to the next stretch's first point."""
+    steps = [float(row["step"]) for row in points]
+    edges = [steps[0], *((first + second) / 2 for first, second in pairwise(steps)), steps[-1]]
+    stretches = []
+    for phase, group in groupby(range(len(points)), key=lambda index: points[index].get("phase")):
+        indices = list(group)
+        if phase is not None:
+            stretches.append((str(phase), edges[indices[0]], edges[indices[-1] + 1]))
+    return stretches

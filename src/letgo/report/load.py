@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from letgo.core.errors import UserError
+from letgo.core.files import read_json_lines
 from letgo.runs.results import CONFIG_FILE, HISTORY_FILE, SAMPLES_FILE, Result, is_run, read_result
 from letgo.runs.sweeps import SWEEP_FILE, Sweep, read_sweep
 
@@ -24,10 +24,14 @@ class Run:
     result: Result
 
     def samples(self) -> list[dict[str, Any]]:
-        return _lines(self.directory / SAMPLES_FILE)
+        return self._rows(SAMPLES_FILE)
 
     def history(self) -> list[dict[str, Any]]:
-        return _lines(self.directory / HISTORY_FILE)
+        return self._rows(HISTORY_FILE)
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        path = self.directory / name
+        return read_json_lines(path) if path.is_file() else []
 
     @property
     def has_config(self) -> bool:
@@ -35,12 +39,9 @@ class Run:
 
 
 def find_runs(directories: Sequence[Path]) -> list[Run]:
-    """The runs in the given directories, in order, each once.
-
-    Raises:
-        UserError: a directory is missing, or neither is a run nor holds one within `DEPTH` levels.
-    """
-    found: dict[Path, Run] = {}
+    """The runs in the given directories, in order, each once; a `UserError` where a directory is missing, or neither is
+    a run nor holds one within `DEPTH` levels."""
+    runs: dict[Path, Run] = {}
     if not directories:
         raise UserError("no run directory was given: letgo report DIR… --output report.html")
     for directory in directories:
@@ -51,13 +52,13 @@ def find_runs(directories: Sequence[Path]) -> list[Run]:
         if not paths:
             raise UserError(f"{directory} holds no run: there is no result.json in it or up to {DEPTH} levels below")
         for path in paths:
-            if path.resolve() not in found:
-                found[path.resolve()] = Run(path, read_result(path))
-    return list(found.values())
+            if path.resolve() not in runs:
+                runs[path.resolve()] = Run(path, read_result(path))
+    return list(runs.values())
 
 
 def find_sweep(directory: Path) -> Sweep | None:
-    """The sweep that lies in a directory, if one does."""
+    """The sweep in a directory, if there is one."""
     return read_sweep(directory) if (directory / SWEEP_FILE).is_file() else None
 
 
@@ -72,22 +73,3 @@ def _walk(directory: Path, depth: int) -> Iterator[Path]:
         for child in sorted(directory.iterdir()):
             if child.is_dir() and not child.name.startswith("."):
                 yield from _walk(child, depth - 1)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """A JSON-lines file's rows, none if there is no such file; a broken line is a `UserError` with its number."""
-    rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: not a JSON object")
-            rows.append(row)
-    return rows

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+
+from letgo.runs.results import Metric
 
 MISSING = "–"
 """Stands where nothing was measured."""
-
-
-class Measured(Protocol):
-    """A value with its number of samples and 95 % interval (`letgo.runs.results.Metric`)."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def n(self) -> int: ...
-    @property
-    def ci95(self) -> tuple[float, float]: ...
 
 
 def number(value: float | int | None) -> str:
@@ -46,12 +36,12 @@ def words(key: str) -> str:
     return key.replace("_", " ")
 
 
-def measured(metric: Measured, before_n: str = ", n") -> str:
+def measured(metric: Metric, before_n: str = ", n") -> str:
     """A value with its interval and number of samples: "0.50 (0.41–0.59, n 80)"."""
     return f"{number(metric.value)} ({interval(metric)}{before_n} {metric.n:,})"
 
 
-def interval(metric: Measured) -> str:
+def interval(metric: Metric) -> str:
     """The 95 % interval: "0.36–0.64"; "−0.10 to 0.20" where a dash would read as a minus."""
     low, high = metric.ci95
     joint = " to " if low < 0 or high < 0 else "–"

@@ -9,7 +9,7 @@ from letgo.core.errors import LetgoError, UserError, first_line
 from letgo.core.progress import Quiet, Reporter
 from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, read_base
 from letgo.report.card import CARD_FILE, HUB_ID, card
-from letgo.runs.results import Result, read_result
+from letgo.runs.results import read_result
 
 MODEL_FILES = (
     "config.json",
@@ -40,13 +40,10 @@ def check_repository(name: str | None) -> str:
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The files of a run that make up its model.
+    """The files of a run that make up its model; a `UserError` where there is none.
 
     Of an adapter whose base is a directory of this machine, those of the merged model are given: the adapter would be
     of no use to others.
-
-    Raises:
-        UserError: there is no model, or only such an adapter.
     """
     if (directory / ADAPTER_WEIGHTS).is_file() and not HUB_ID.fullmatch(base := read_base(directory).model):
         if not (directory / MERGED).is_dir():
@@ -73,9 +70,7 @@ def push_to_hub(
     """Put a finished run's model, tokenizer and card in a repository on the hub, in one commit; returns its address.
 
     Args:
-        directory: a run.
-        repository: "OWNER/NAME"; made if it is not there.
-        private: whether a repository that is made now is private.
+        repository: "OWNER/NAME"; made, private or not, if it is not there.
         token: of the hub; by default the one that its own login keeps. It is written nowhere.
         api: in place of `huggingface_hub.HfApi(token=token)`.
 
@@ -88,7 +83,9 @@ def push_to_hub(
     directory, reporter = Path(directory), reporter or Quiet()
     check_repository(repository)
     result = read_result(directory)
-    _check_status(directory, result)
+    if result.evaluation or result.status == "failed":
+        what = "an evaluation, which has no model" if result.evaluation else "a run that failed"
+        raise UserError(f"{directory} holds {what}: there is nothing to push")
     files = model_files(directory)
     operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path)) for path in files]
     text = card(result, published=True, merged=files[0].parent.name == MERGED)
@@ -108,9 +105,3 @@ def push_to_hub(
             f"  the run is safe in {directory}; try again with `letgo push {directory} --repo {repository}`"
         ) from error
     return str(address)
-
-
-def _check_status(directory: Path, result: Result) -> None:
-    if result.evaluation or result.status == "failed":
-        what = "an evaluation, which has no model" if result.evaluation else "a run that failed"
-        raise UserError(f"{directory} holds {what}: there is nothing to push")

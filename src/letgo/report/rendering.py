@@ -8,27 +8,26 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from letgo.core.errors import UserError
+from letgo.core.files import written_whole
 from letgo.core.fingerprints import source_hash
 from letgo.core.sizes import size
 from letgo.report import numbers
 from letgo.report.answers import cut, marked, stage_title, visible
-from letgo.report.settings import plain
-
-
-def template(name: str) -> Template:
-    """A template of the folder `templates`. In HTML whatever is shown is escaped; in Markdown the filter `markdown`
-    escapes what comes from outside."""
-    return _environment(name.endswith(".html.j2")).get_template(name)
+from letgo.report.settings import commands, plain
 
 
 @cache
-def _environment(html: bool) -> Environment:
+def template(name: str) -> Template:
+    """A template of the folder `templates`. In HTML whatever is shown is escaped; in Markdown the filter `markdown`
+    escapes what comes from outside."""
     environment = Environment(
         loader=PackageLoader("letgo.report", "templates"),
-        autoescape=html,
+        autoescape=name.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -41,13 +40,23 @@ def _environment(html: bool) -> Environment:
         duration=numbers.duration,
         size=size,
         plain=plain,
+        commands=commands,
         shown=lambda text: visible(cut(text)),
         stage_title=stage_title,
         markdown=markdown,
         table=markdown_table,
     )
     environment.globals.update(missing=numbers.MISSING, marked=marked)
-    return environment
+    return environment.get_template(name)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page whole; a `UserError` where that can't be."""
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
 
 
 def policy(style: str, script: str) -> str:
@@ -69,7 +78,7 @@ def _packed(text: str) -> str:
 
 
 def markdown(text: object) -> str:
-    """Text that Markdown shows as it stands, on one line: no markup, no HTML, no path of this machine's own."""
+    """Text that Markdown shows as it is, on one line: no markup, no HTML, no path of this machine."""
     shown = " ".join(visible(str(text)).split())
     shown = re.sub(r"(?<![\w.:/])/(?:[^\s/\"',|]+/)+([^\s/\"',|]+)", r"…/\1", shown)
     shown = shown.replace("&", "&amp;").replace("<", "&lt;")
@@ -78,6 +87,5 @@ def markdown(text: object) -> str:
 
 def markdown_table(table: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first row is its head."""
-    head, *body = table
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(c if line is lines[1] else markdown(c) for c in line)} |" for line in lines)
+    head, *body = ([markdown(cell) for cell in row] for row in table)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))

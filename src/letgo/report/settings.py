@@ -17,7 +17,7 @@ from letgo.runs.results import CONFIG_FILE, AttackResult
 ALWAYS = ("objective", "optimizer")
 """Settings that the overview shows of every run, alike or not."""
 NEVER = ("output", "output_dir", "run_id", "run_name", "logging_dir")
-"""Settings that differ between any two runs and tell nothing."""
+"""Settings that differ between any two runs, and mean nothing."""
 MOST_VARYING = 6
 
 
@@ -30,7 +30,7 @@ def plain(value: Any) -> str:
     if isinstance(value, (int, float, str)):
         return visible(str(value))
     if isinstance(value, Mapping):
-        return visible(", ".join(f"{key}={plain(one)}" for key, one in value.items())) or MISSING
+        return visible(", ".join(f"{key}={plain(inner)}" for key, inner in value.items())) or MISSING
     return visible(json.dumps(value, ensure_ascii=False, default=str))
 
 
@@ -46,36 +46,33 @@ def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Objective and optimizer, then the settings that are not the same in all runs, up to `MOST_VARYING` in all."""
-    names = list(dict.fromkeys(key for config in configs for key in config))
-    chosen = [key for key in ALWAYS if key in names]
-    for key in names:
-        if key in chosen or key in NEVER or _secret(key, ""):
+    names = dict.fromkeys(key for config in configs for key in config)
+    chosen = [name for name in ALWAYS if name in names]
+    for name in names:
+        if name in chosen or name in NEVER or _secret(name, ""):
             continue
-        if len({plain(config.get(key)) for config in configs}) > 1:
-            chosen.append(key)
+        if len({plain(config.get(name)) for config in configs}) > 1:
+            chosen.append(name)
     return chosen[:MOST_VARYING]
 
 
 def commands(run: Run) -> list[str]:
     """What to type to make the run again, from its own resolved configuration."""
-    again = f"{run.directory.name}-again"
-    config = str(PurePath(run.directory) / CONFIG_FILE)
-    lines = []
+    lines, model, attacks = [], str(run.directory), run.result.attacks
     if run.has_config:
-        lines.append(f"letgo unlearn {shlex.quote(config)} --output {shlex.quote(again)}")
-    added = [attack for attack in run.result.attacks if not (run.has_config and _configured(attack, run.result.config))]
-    if added:
-        made = again if run.has_config else str(run.directory)
-        attacks = " ".join(f"--attack {shlex.quote(attack.label)}" for attack in added)
-        lines.append(f"letgo attack {shlex.quote(made)} {attacks}")
+        config, model = str(PurePath(run.directory) / CONFIG_FILE), f"{run.directory.name}-again"
+        lines.append(f"letgo unlearn {shlex.quote(config)} --output {shlex.quote(model)}")
+        # `letgo unlearn` makes those again by itself that the configuration asks for.
+        attacks = [attack for attack in attacks if not _configured(attack, run.result.config)]
+    if attacks:
+        options = " ".join(f"--attack {shlex.quote(attack.label)}" for attack in attacks)
+        lines.append(f"letgo attack {shlex.quote(model)} {options}")
     return [visible(line) for line in lines]
 
 
 def _configured(attack: AttackResult, config: Mapping[str, Any]) -> bool:
-    """Whether the run's own configuration asks for this attack, so that `letgo unlearn` makes it again by itself."""
-    for spec in config.get("attacks") or []:
-        name, wanted = parse_spec(str(spec))
-        if name == attack.name and attack.settings.items() <= wanted.items():
+    for name, settings in (parse_spec(str(spec)) for spec in config.get("attacks") or []):
+        if name == attack.name and attack.settings.items() <= settings.items():
             return True
     return False
 

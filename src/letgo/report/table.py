@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from letgo.core.catalog import parse_spec
 from letgo.metrics import METRICS, record_of
 from letgo.metrics.records import MetricRecord
 from letgo.report.numbers import percent, words
@@ -67,7 +69,7 @@ class Row:
 
     @property
     def survived(self) -> Literal["yes", "no", "broken"] | None:
-        """ "broken" where the attack itself broke the model: that proves neither."""
+        """ "broken" where the attack itself broke the model, which proves nothing."""
         if self.attack is None:
             return None
         return "broken" if self.attack.collapsed else "yes" if self.attack.survived else "no"
@@ -77,22 +79,17 @@ def columns(results: Iterable[Result]) -> list[Column]:
     """The main table's columns: of each set the headline metrics that some run has (forget accuracy and probability,
     retain accuracy, general perplexity; a benchmark's own). Where no run has one of a set, the first others that there
     are stand in; where there are none at all, the set's first ones are shown as missing."""
-    found = keys(results)
+    measured = keys(results)
     chosen: list[Column] = []
     for prefix, most in SETS.items():
-        usual = _headlines(prefix)
-        if prefix == "retain_" and "model_utility" in found and "retain_accuracy" not in found:
+        if prefix == "retain_" and "model_utility" in measured and "retain_accuracy" not in measured:
             continue  # The retain set is one of the three that model utility is made of.
-        present = [key for key in found if key.startswith(prefix)]
-        picked = [key for key in usual if key in present] or present[:most]
-        chosen += [Column(key) for key in picked or usual[:most]]
+        names = [record.name for record in METRICS if prefix.rstrip("_") in record.headline]
+        usual = [name if name.startswith(prefix) else prefix + name for name in names]
+        present = [key for key in measured if key.startswith(prefix)]
+        picked = [key for key in usual if key in present] or present[:most] or usual[:most]
+        chosen += map(Column, picked)
     return chosen
-
-
-def _headlines(prefix: str) -> list[str]:
-    """The metrics of one set that the main table shows, as results name them."""
-    shown = [record.name for record in METRICS if prefix.rstrip("_") in record.headline]
-    return [name if name.startswith(prefix) else prefix + name for name in shown]
 
 
 def is_share(key: str, prefix: str) -> bool:
@@ -102,32 +99,50 @@ def is_share(key: str, prefix: str) -> bool:
 
 
 def keys(results: Iterable[Result]) -> list[str]:
-    """Every metric that the runs carry, forget first, then retain, general and the rest, else in order of meeting."""
-    seen: dict[str, None] = {}
-    for result in results:
-        for row in rows(result):
-            seen.update(dict.fromkeys(row.metrics))
-    order = list(SETS)
-    return sorted(seen, key=lambda key: next((i for i, p in enumerate(order) if key.startswith(p)), len(order)))
+    """Every metric that the runs have: forget first, then retain, model, general and the rest."""
+    seen = dict.fromkeys(key for result in results for row in rows(result) for key in row.metrics)
+    return sorted(seen, key=lambda key: [not key.startswith(prefix) for prefix in SETS])
 
 
 def rows(result: Result) -> list[Row]:
     """Before, after, references, then each attack with, beneath it, the same held-out rows before and after."""
-    out = [Row("before", "before", "before", result.before)] if result.before else []
+    table = [Row("before", "before", "before", result.before)] if result.before else []
     if result.after:
-        out.append(Row("after", "evaluated" if result.evaluation else "after", "after", result.after))
+        table.append(Row("after", "evaluated" if result.evaluation else "after", "after", result.after))
     for name, metrics in result.references.items():
         detail = "never saw the forget set" if name in ("retrained", "retain") else ""
-        out.append(Row(f"reference:{name}", f"{name} reference", "reference", metrics, detail))
+        table.append(Row(f"reference:{name}", f"{name} reference", "reference", metrics, detail))
     for attack in result.attacks:
         settings = attack.label.partition(":")[2].replace(",", ", ")
-        out.append(Row(f"attack:{attack.label}", attack.name, "attack", attack.metrics, settings, attack))
+        table.append(Row(f"attack:{attack.label}", attack.name, "attack", attack.metrics, settings, attack))
         for name, metrics in attack.baseline.items():
-            out.append(Row("", f"{name}, {attack.part}", "baseline", metrics, f"what {attack.name} is held against"))
-    return out
+            table.append(Row("", f"{name}, {attack.part}", "baseline", metrics, f"what {attack.name} is held against"))
+    return table
 
 
 def usual_n(shown: Sequence[Row], key: str) -> int | None:
     """The n that most rows of a column have, so that only the others need to carry their own."""
     counts = [row.metrics[key].n for row in shown if key in row.metrics]
     return max(counts, key=lambda n: (counts.count(n), n)) if counts else None
+
+
+def attack_labels(results: Iterable[Result]) -> list[str]:
+    """The labels of the attacks on some runs, each once."""
+    return list(dict.fromkeys(attack.label for result in results for attack in result.attacks))
+
+
+def short_labels(labels: Sequence[str]) -> dict[str, str]:
+    """A name for each label: the attack's own, with those settings alone by which attacks of one name differ."""
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for label in dict.fromkeys(labels):
+        by_name[label.partition(":")[0]].append(label)
+    short = {}
+    for name, members in by_name.items():
+        settings = {label: {key: str(value) for key, value in parse_spec(label)[1].items()} for label in members}
+        keys = dict.fromkeys(key for known in settings.values() for key in known)
+        differing = [key for key in keys if len({known.get(key) for known in settings.values()}) > 1]
+        for label, known in settings.items():
+            short[label] = f"{name} {', '.join(f'{key}={known[key]}' for key in differing if key in known)}".strip()
+    if len(set(short.values())) < len(short):
+        return {label: label for label in short}
+    return short

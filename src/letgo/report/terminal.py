@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from letgo.report import answers
+from letgo.report.answers import Question, collect, cut, marked, stage_title, visible
 from letgo.report.numbers import MISSING, duration, interval, number, percent
 from letgo.report.table import Column, Row, columns, rows, usual_n
 from letgo.report.verdict import verdict
@@ -22,35 +22,30 @@ _COLOUR = {"good": "green", "warn": "yellow", "bad": "red"}
 
 
 def print_result(result: Result, console: Console) -> None:
-    """One table: a model a row (before, after, references, attacks), a metric a column, each value with its 95 %
-    interval beneath. n stands in the heading; a cell that has another n carries its own. Then status and verdict."""
-    # Of what an attack is held against, "before" is left to the page: the table stays short.
+    """One table with a row for each model (before, after, references, attacks) and a column for each metric: values
+    with their 95 % intervals, n in the heading and in each cell that has another n. Then status and verdict."""
+    # An attack's baseline has "before" and "after"; "before" is on the page alone, so that the table stays short.
     shown = [row for row in rows(result) if row.kind != "baseline" or row.label.startswith("after")]
     metrics = columns([result])
     if shown:
         console.print(_table(shown, _fitting(shown, metrics, console)))
-    found = verdict(result)
-    seconds = result.seconds.get("total", sum(result.seconds.values()))
     colour = "green" if result.status == "finished" else "red"
-    line = Text.assemble("status: ", (result.status, f"bold {colour}"))
-    if seconds:
-        line.append(f"   time: {duration(seconds)}", "dim")
-    console.print(line)
-    console.print(Text(_safe(f"{found.mark} {found.headline}"), f"bold {_COLOUR[found.tone]}"))
-    for sentence in found.sentences:
-        console.print(Text(_safe(f"  {sentence}")))
+    status = Text.assemble("status: ", (result.status, f"bold {colour}"))
+    if result.total_seconds:
+        status.append(f"   time: {duration(result.total_seconds)}", "dim")
+    console.print(status)
+    judged = verdict(result)
+    console.print(Text(visible(f"{judged.mark} {judged.headline}"), f"bold {_COLOUR[judged.tone]}"))
+    for sentence in judged.sentences:
+        console.print(Text(visible(f"  {sentence}")))
 
 
 def print_answers(samples: Iterable[Mapping[str, Any]], console: Console, limit: int = 4) -> None:
-    """The first `limit` questions of the forget and of the retain set, with each model's answer beneath the question.
-
-    Args:
-        samples: rows of samples.jsonl.
-        limit: questions of each set.
-    """
-    kept = list(samples)
+    """The first `limit` questions of the forget and of the retain set, with each model's answer beneath the question;
+    `samples` are the rows of samples.jsonl."""
+    samples = list(samples)
     for which, title in (("forget", "To be forgotten"), ("retain", "To be kept")):
-        stages, questions = answers.collect(kept, which)
+        stages, questions = collect(samples, which)
         if not questions or limit < 1:
             continue
         names = _stage_names(stages)
@@ -58,9 +53,9 @@ def print_answers(samples: Iterable[Mapping[str, Any]], console: Console, limit:
         table.add_column("model", style="dim", ratio=1, overflow="fold")
         table.add_column("answer", ratio=4, overflow="fold")
         for question in questions[:limit]:
-            table.add_row(Text("question"), Text(_safe(question.question), "bold"))
+            table.add_row(Text("question"), Text(visible(question.question), "bold"))
             for stage in stages:
-                table.add_row(Text(_safe(names[stage])), _answer(question, stage))
+                table.add_row(Text(visible(names[stage])), _answer(question, stage))
             table.add_section()
         console.print(table)
 
@@ -91,8 +86,8 @@ def _table(shown: Sequence[Row], metrics: Sequence[Column]) -> Table:
 
 
 def _fitting(shown: Sequence[Row], metrics: Sequence[Column], console: Console) -> list[Column]:
-    """The columns that the terminal has room for: general ones give way first, then the last of several forget metrics.
-    The page and the JSON have them all, and the sentences beneath tell them."""
+    """The columns that the terminal has room for: general ones are dropped first, then the last of several forget
+    metrics. The page, the JSON and the sentences beneath have them all."""
     kept = list(metrics)
     while len(kept) > 1 and console.measure(_table(shown, kept)).minimum + _SPARE > console.width:
         general = [column for column in kept if column.key.startswith("general_")]
@@ -104,64 +99,58 @@ def _fitting(shown: Sequence[Row], metrics: Sequence[Column], console: Console) 
 def _label(row: Row, *, bare: bool) -> Text:
     if row.kind == "baseline":
         return Text(f"  {row.label}", "dim")
-    text = Text(("after " if row.kind == "attack" else "") + _safe(row.label), "bold")
-    if row.detail and not bare:
-        text.append(f"\n{_safe(row.detail)}", "not bold dim")
-    return text
+    name = ("after " if row.kind == "attack" else "") + visible(row.label)
+    return _with_details(name, [visible(row.detail)] if row.detail and not bare else [])
 
 
 def _cell(row: Row, key: str, usual: int | None) -> Text:
     metric = row.metrics.get(key)
     if metric is None:
         return Text(MISSING, "dim")
-    dim = "dim" if row.kind == "baseline" else ""
-    text = Text(number(metric.value), dim or "bold")
-    text.append(f"\n{interval(metric)}", "not bold dim")
-    if metric.n != usual:
-        text.append(f"\nn={metric.n:,}", "not bold dim")
-    return text
+    lines = [interval(metric)] + ([f"n={metric.n:,}"] if metric.n != usual else [])
+    return _with_details(number(metric.value), lines, "dim" if row.kind == "baseline" else "bold")
 
 
 def _kept(row: Row) -> Text:
-    if row.attack is None or row.kept is None:
+    if row.kept is None:
         return Text(MISSING, "dim")
-    text = Text(row.kept, "bold")
-    if row.worst_seed:
-        text.append(f"\nworst\n{row.worst_seed}", "not bold dim")
-    return text
+    return _with_details(row.kept, ["worst", row.worst_seed] if row.worst_seed else [])
+
+
+def _with_details(text: str, details: Sequence[str], style: str = "bold") -> Text:
+    """Text with dim lines beneath it."""
+    lines = Text(text, style)
+    for detail in details:
+        lines.append(f"\n{detail}", "not bold dim")
+    return lines
 
 
 def _survived(row: Row) -> Text:
     if row.survived is None:
         return Text(MISSING, "dim")
-    words = {"yes": ("✓ yes", "green"), "no": ("✗ no", "red"), "broken": ("✗ broken", "red")}
-    text, colour = words[row.survived]
-    return Text(text, f"bold {colour}")
+    text = {"yes": "✓ yes", "no": "✗ no", "broken": "✗ broken"}[row.survived]
+    return Text(text, f"bold {'green' if row.survived == 'yes' else 'red'}")
 
 
-def _answer(question: answers.Question, stage: str) -> Text:
-    found = question.answers.get(stage)
-    if found is None or found.text is None:
+def _answer(question: Question, stage: str) -> Text:
+    answer = question.answers.get(stage)
+    if answer is None or answer.text is None:
         return Text(MISSING, "dim")
-    written = " ".join(_safe(answers.cut(found.text, LONGEST_ANSWER)).split())
+    written = " ".join(visible(cut(answer.text, LONGEST_ANSWER)).split())
     text = Text()
-    for piece, hit in answers.marked(written, question.expected):
+    for piece, hit in marked(written, question.expected):
         text.append(piece, "underline" if hit else "")
     if not written:
         text.append("(empty)", "dim")
-    if found.probability is not None:
-        text.append(f"  p {number(found.probability)}", "dim")
-    if found.seen:
+    if answer.probability is not None:
+        text.append(f"  p {number(answer.probability)}", "dim")
+    if answer.seen:
         text.append("  (trained on by the attacker)", "dim")
     return text
 
 
 def _stage_names(stages: Sequence[str]) -> dict[str, str]:
-    """Without an attack's settings, where its name alone tells it from the others."""
+    """Without an attack's settings, where no other attack has its name."""
     short = {stage: ":".join(stage.split(":")[:2]) for stage in stages}
-    alone = list(short.values())
-    return {stage: answers.stage_title(name if alone.count(name) == 1 else stage) for stage, name in short.items()}
-
-
-def _safe(text: str) -> str:
-    return answers.visible(text)
+    names = list(short.values())
+    return {stage: stage_title(name if names.count(name) == 1 else stage) for stage, name in short.items()}

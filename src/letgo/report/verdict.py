@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from letgo.core.catalog import parse_spec
 from letgo.metrics.robustness import LEAST_FORGETTING
-from letgo.report.numbers import Measured, number, percent
+from letgo.report.numbers import number, percent
 from letgo.report.table import Column, columns
-from letgo.runs.results import AttackResult, Metrics, Result
+from letgo.runs.results import AttackResult, Metric, Metrics, Result
 
 HEAVY_RETAIN_LOSS = 0.15
 """A retain metric that lost more than this share of its value is called a high cost."""
 HEAVY_PERPLEXITY_RISE = 0.25
 """So is general perplexity that rose by more than this share."""
-MOST_ATTACKS_TOLD = 3
+MOST_ATTACKS_NAMED = 3
 MOST_RUNS_NAMED = 5
 
 Tone = Literal["good", "warn", "bad"]
 Kind = Literal["survived", "attacked", "untested", "nothing", "unmeasured", "learned", "collapsed", "failed"]
+KINDS: Mapping[Kind, str] = {
+    "survived": "forgot and survived every attack made",
+    "attacked": "forgot, but did not survive every attack",
+    "untested": "forgot, but never attacked",
+    "nothing": "forgot hardly anything",
+    "unmeasured": "not measured both before and after",
+    "learned": "only learned",
+    "collapsed": "collapsed: broken, which is not forgetting",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`headline` in one short sentence, then the figures that it stands on, a sentence each."""
+    """`headline` in one short sentence, then the figures behind it, a sentence each."""
 
     tone: Tone
     headline: str
@@ -41,17 +51,13 @@ class Verdict:
     def word(self) -> str:
         return {"good": "Good", "warn": "Mixed", "bad": "Bad"}[self.tone]
 
-    @property
-    def text(self) -> str:
-        return " ".join((self.headline, *self.sentences))
-
 
 def verdict(result: Result) -> Verdict:
-    """Computed from the result alone; what was not measured is not spoken of."""
+    """Computed from the result alone; it mentions only what was measured."""
     reasons = _sentences(result.reasons)
     if result.status == "failed":
         return Verdict("bad", "Failed: the run did not finish, so there is nothing to judge.", reasons, "failed")
-    measured = tuple(filter(None, (_forgotten(result), _cost(result))))
+    measured = _sentences([_forgotten(result), _cost(result)])
     if result.status == "collapsed":
         headline = "Collapsed: the model is broken, which is not forgetting."
         return Verdict("bad", headline, (*reasons, *measured), "collapsed")
@@ -64,13 +70,14 @@ def verdict(result: Result) -> Verdict:
     benchmark = result.config.get("benchmark")
     if benchmark and "learn" in parse_spec(str(benchmark))[1]:
         return Verdict("warn", "Fine-tuned: it learned; nothing was to be forgotten.", (*reasons, *measured), "learned")
-    if not _has_forgotten(result):
-        told = (*measured, *_attacks_on_nothing(result))
-        return Verdict("bad", "Hardly anything was forgotten.", told, "nothing")
-    heavy = ", at a high cost to what it should keep" if _heavy(result) else ""
+    changes = [(old.value, new.value) for column, old, new in _changes(result, "forget_") if column.amount]
+    if not any(before - after > LEAST_FORGETTING * before for before, after in changes):
+        nothing = ["Attacks on it therefore say nothing about robustness."] if result.attacks else []
+        return Verdict("bad", "Hardly anything was forgotten.", (*measured, *nothing), "nothing")
     tone, lasting = _lasting(result.attacks)
-    if heavy and tone == "good":
-        tone = "warn"
+    heavy = ""
+    if _heavy(result):
+        heavy, tone = ", at a high cost to what it should keep", "warn" if tone == "good" else tone
     kind: Kind = "untested"
     if result.attacks:
         kind = "survived" if all(attack.survived for attack in result.attacks) else "attacked"
@@ -79,30 +86,19 @@ def verdict(result: Result) -> Verdict:
 
 def overall(named: Sequence[tuple[str, Verdict]]) -> Verdict:
     """Of several runs: how many forgot for good, and what became of the others."""
-    told: dict[Kind, str] = {
-        "survived": "forgot and survived every attack made",
-        "attacked": "forgot, but did not survive every attack",
-        "untested": "forgot, but never attacked",
-        "nothing": "forgot hardly anything",
-        "unmeasured": "not measured both before and after",
-        "learned": "only learned",
-        "collapsed": "collapsed: broken, which is not forgetting",
-        "failed": "failed",
-    }
-    lasting = [name for name, found in named if found.kind == "survived"]
+    by_kind = {kind: [name for name, run in named if run.kind == kind] for kind in KINDS}
     sentences = []
-    for kind, what in told.items():
-        names = [name for name, found in named if found.kind == kind]
+    for kind, names in by_kind.items():
         if names:
             more = f" and {len(names) - MOST_RUNS_NAMED} more" if len(names) > MOST_RUNS_NAMED else ""
-            sentences.append(f"{len(names)} {what}: {', '.join(names[:MOST_RUNS_NAMED])}{more}.")
-    forgot = [name for name, found in named if found.kind in ("survived", "attacked", "untested")]
-    if forgot and all(found.kind != "survived" and found.kind != "attacked" for _, found in named):
-        headline = f"{len(forgot)} of {len(named)} runs forgot; none was attacked, so whether it lasts is not known."
+            sentences.append(f"{len(names)} {KINDS[kind]}: {', '.join(names[:MOST_RUNS_NAMED])}{more}.")
+    survived, untested = len(by_kind["survived"]), len(by_kind["untested"])
+    if untested and not survived and not by_kind["attacked"]:
+        headline = f"{untested} of {len(named)} runs forgot; none was attacked, so whether it lasts is not known."
         return Verdict("warn", headline, _sentences(sentences), "untested")
-    tone: Tone = "good" if len(lasting) == len(named) else "warn" if lasting else "bad"
-    headline = f"{len(lasting) or 'None'} of {len(named)} runs forgot and survived every attack made."
-    return Verdict(tone, headline, _sentences(sentences), "survived" if lasting else "attacked")
+    tone: Tone = "good" if survived == len(named) else "warn" if survived else "bad"
+    headline = f"{survived or 'None'} of {len(named)} runs forgot and survived every attack made."
+    return Verdict(tone, headline, _sentences(sentences), "survived" if survived else "attacked")
 
 
 def _lasting(attacks: Sequence[AttackResult]) -> tuple[Tone, str]:
@@ -118,75 +114,65 @@ def _lasting(attacks: Sequence[AttackResult]) -> tuple[Tone, str]:
 
 
 def _names(attacks: Sequence[AttackResult]) -> str:
-    if len(attacks) > MOST_ATTACKS_TOLD:
+    if len(attacks) > MOST_ATTACKS_NAMED:
         return f"{len(attacks)} of the attacks on it"
     names = [attack.name for attack in attacks]
-    labels = names if len(set(names)) == len(names) else [attack.label for attack in attacks]
-    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
+    return _joined(names if len(set(names)) == len(names) else [attack.label for attack in attacks])
 
 
-def _headline_keys(result: Result, prefix: str) -> list[Column]:
-    return [
-        column
-        for column in columns([result])
-        if column.key.startswith(prefix) and column.key in result.before and column.key in result.after
-    ]
-
-
-def _has_forgotten(result: Result) -> bool:
-    for column in _headline_keys(result, "forget_"):
-        if not column.amount:
-            continue
-        before, after = result.before[column.key].value, result.after[column.key].value
-        if before - after > LEAST_FORGETTING * before:
-            return True
-    return False
+def _changes(result: Result, *prefixes: str) -> list[tuple[Column, Metric, Metric]]:
+    """The main table's metrics of some sets, before and after unlearning."""
+    before, after = result.before, result.after
+    shown = [c for prefix in prefixes for c in columns([result]) if c.key.startswith(prefix)]
+    return [(c, before[c.key], after[c.key]) for c in shown if c.key in before and c.key in after]
 
 
 def _heavy(result: Result) -> bool:
-    for column in [*_headline_keys(result, "retain_"), *_headline_keys(result, "model_")]:
-        before, after = result.before[column.key].value, result.after[column.key].value
-        if before - after > HEAVY_RETAIN_LOSS * before:
-            return True
-    perplexity = "general_perplexity"
-    if perplexity not in result.before or perplexity not in result.after:
+    changes = [(old.value, new.value) for _, old, new in _changes(result, "retain_", "model_")]
+    if any(before - after > HEAVY_RETAIN_LOSS * before for before, after in changes):
+        return True
+    before, after = (metrics.get("general_perplexity") for metrics in (result.before, result.after))
+    if before is None or after is None:
         return False
-    return result.after[perplexity].value > (1 + HEAVY_PERPLEXITY_RISE) * result.before[perplexity].value
+    return after.value > (1 + HEAVY_PERPLEXITY_RISE) * before.value
 
 
 def _forgotten(result: Result) -> str:
     parts = []
-    for column in _headline_keys(result, "forget_"):
-        before, after = result.before[column.key], result.after[column.key]
+    for column, before, after in _changes(result, "forget_"):
         text = f"{column.title} {_went(before.value, after.value)}"
         # Times lower is plainer than a difference where a value fell to a small part of itself.
         if "probability" in column.key and after.value > 0 and before.value / after.value >= 2:
-            text += f" ({_times(before.value / after.value)} times lower)"
-        if after.value < before.value and _overlap(before, after):
+            ratio = before.value / after.value
+            times = f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}" if ratio < 1e6 else number(ratio)
+            text += f" ({times} times lower)"
+        overlap = before.ci95[0] <= after.ci95[1] and after.ci95[0] <= before.ci95[1]
+        if after.value < before.value and overlap:
             text += " (their 95 % intervals overlap)"
         parts.append(text)
-    return _sentence(parts)
+    return _joined(parts)
 
 
 def _cost(result: Result) -> str:
     parts = []
-    kinds = ("retain_", "model_", "general_")
-    for column in (column for kind in kinds for column in _headline_keys(result, kind)):
-        before, after = result.before[column.key].value, result.after[column.key].value
+    for column, old, new in _changes(result, "retain_", "model_", "general_"):
+        before, after = old.value, new.value
         text = f"{column.title} {_went(before, after)}"
         if "perplexity" in column.key and before > 0 and number(before) != number(after):
-            text += f" ({_change(after / before - 1)})"
+            change = after / before - 1
+            sign = "+" if change >= 0 else ""
+            text += f" ({sign}{percent(change)})" if abs(change) < 10 else f" ({number(change + 1)} times)"
         parts.append(text)
-    return _sentence(parts)
+    return _joined(parts)
 
 
 def _attack_sentences(result: Result) -> list[str]:
-    told = sorted(result.attacks, key=lambda attack: attack.kept)[:MOST_ATTACKS_TOLD]
-    out = []
-    if len(told) < len(result.attacks):
+    sentences = []
+    if len(result.attacks) > MOST_ATTACKS_NAMED:
         held = sum(attack.survived for attack in result.attacks)
-        out.append(f"Of {len(result.attacks)} attacks {held} were survived; the hardest:")
-    return out + [_attack_sentence(result, attack) for attack in told]
+        sentences.append(f"Of {len(result.attacks)} attacks {held} were survived; the hardest:")
+    hardest = sorted(result.attacks, key=lambda attack: attack.kept)[:MOST_ATTACKS_NAMED]
+    return sentences + [_attack_sentence(result, attack) for attack in hardest]
 
 
 def _attack_sentence(result: Result, attack: AttackResult) -> str:
@@ -194,7 +180,7 @@ def _attack_sentence(result: Result, attack: AttackResult) -> str:
     held_out = f" on {attack.part}" if attack.baseline else ""
     moved = [
         f"{column.title} {number(against[column.key].value)} → {number(attack.metrics[column.key].value)}{held_out}"
-        for column in _headline_keys(result, "forget_")
+        for column, _, _ in _changes(result, "forget_")
         if column.key in against and column.key in attack.metrics
     ]
     figures = f" ({'; '.join(moved)})" if moved else ""
@@ -206,10 +192,6 @@ def _attack_sentence(result: Result, attack: AttackResult) -> str:
     return f"The attack {attack.label} brought back {amount}{of}{figures}: {'' if attack.survived else 'not '}survived."
 
 
-def _attacks_on_nothing(result: Result) -> list[str]:
-    return ["Attacks on it therefore say nothing about robustness."] if result.attacks else []
-
-
 def _went(before: float, after: float) -> str:
     old, new = number(before), number(after)
     if old == new:
@@ -217,25 +199,8 @@ def _went(before: float, after: float) -> str:
     return f"{'fell' if after < before else 'rose'} from {old} to {new}"
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}" if ratio < 1e6 else number(ratio)
-
-
-def _change(relative: float) -> str:
-    return (
-        f"{'+' if relative >= 0 else ''}{percent(relative)}" if abs(relative) < 10 else f"{number(relative + 1)} times"
-    )
-
-
-def _overlap(first: Measured, second: Measured) -> bool:
-    return first.ci95[0] <= second.ci95[1] and second.ci95[0] <= first.ci95[1]
-
-
-def _sentence(parts: Sequence[str]) -> str:
-    if not parts:
-        return ""
-    joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"{joined[0].upper()}{joined[1:]}."
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def _sentences(texts: Sequence[str]) -> tuple[str, ...]:

@@ -1,8 +1,5 @@
-"""The record of every run: what was run, with what, at what cost, and what it survived.
-
-`index.py` keeps one SQLite file beside the runs; `query.py` is the small language that picks runs out of it. The run
-directories are the truth: the index can be thrown away and made again from them.
-"""
+"""The record of every run: what was run, with what, at what cost, and what it survived. The run directories are the
+truth; `index.py` keeps one SQLite file beside them, and `query.py` is the small language that picks runs out of it."""
 
 from __future__ import annotations
 

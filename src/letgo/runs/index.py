@@ -1,8 +1,8 @@
 """The index of runs: one SQLite file, `runs.sqlite`, in the folder that the runs lie in.
 
-It holds nothing that the run directories do not: paths are kept relative to it, so the folder can be moved, and
-`rebuild` makes it again from the directories alone, equal to what it was. Several processes may write at once (WAL); a
-run is recorded in one transaction after its own files are whole, so a writer that is killed loses nothing finished.
+It holds nothing that the run directories do not, with paths relative to it: the folder can be moved, and `rebuild`
+makes it again from the directories alone. Several processes may write at once (WAL); a run is recorded in one
+transaction after its own files are whole, so a writer that is killed loses nothing finished.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from letgo.core.errors import UserError, first_line
-from letgo.runs.query import MISSING, Query, check_field, parse_field, parse_query
-from letgo.runs.record import RunRecord, read_tags, relative, write_tags
+from letgo.runs.query import MISSING, check_field, parse_field, parse_query
+from letgo.runs.record import RunRecord, relative, write_tags
 from letgo.runs.results import is_run
 
 INDEX_FILE = "runs.sqlite"
@@ -32,11 +32,7 @@ ENVIRONMENT = "LETGO_RUNS"
 
 
 class Index:
-    """The index of one folder of runs.
-
-    Args:
-        root: the folder; the index is made in it when something is first recorded.
-    """
+    """The index of the runs below the folder `root`; it is made there when something is first recorded."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -61,20 +57,17 @@ class Index:
     def tag(self, run: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> RunRecord:
         """Add and remove a run's tags; they are written to its directory, then to the index."""
         record = self.find(run)
-        directory = self.root / record.path
-        unknown = [tag for tag in remove if tag not in record.own_tags]
-        if unknown:
-            own = ", ".join(record.own_tags) or "none"
-            raise UserError(f"run {record.name} has no tag {unknown[0]!r} that could be removed; its own tags: {own}")
-        write_tags(directory, tuple(dict.fromkeys([*(t for t in record.own_tags if t not in remove), *add])))
-        return self.record(directory)
+        tags = record.own_tags
+        for tag in remove:
+            if tag not in tags:
+                known = ", ".join(tags) or "none"
+                raise UserError(f"run {record.name} has no tag {tag!r} that could be removed; its own tags: {known}")
+        write_tags(self.root / record.path, tuple(dict.fromkeys([*(tag for tag in tags if tag not in remove), *add])))
+        return self.record(self.root / record.path)
 
     def rebuild(self) -> tuple[int, list[str]]:
-        """Make the index again from the run directories below the root, in one transaction.
-
-        Returns:
-            How many runs it has now, and a message for each directory that could not be read.
-        """
+        """Make the index again from the run directories below the root, in one transaction; returns how many runs it
+        has now, and a message for each directory that could not be read."""
         if not self.root.is_dir():
             raise UserError(f"no such folder: {self.root}")
         with self._connection() as connection:
@@ -90,13 +83,12 @@ class Index:
         """Paths of recorded runs whose directories are no longer there."""
         return [record.path for record in self._records() if not is_run(self.root / record.path)]
 
-    def select(self, where: str | Query | None = None, sort: str | None = None) -> list[RunRecord]:
+    def select(self, where: str | None = None, sort: str | None = None) -> list[RunRecord]:
         """Runs that match an expression (`letgo.runs.query`), sorted by comma-separated fields, "-" for descending.
         A run without the field comes last either way."""
         records = self.all()
         if where is not None:
-            query = where if isinstance(where, Query) else parse_query(where)
-            records = query.select(records)
+            records = parse_query(where).select(records)
         for key in reversed([key.strip() for key in (sort or "").split(",") if key.strip()]):
             field = parse_field(key.removeprefix("-"))
             check_field(field, records)
@@ -107,18 +99,17 @@ class Index:
 
     def find(self, run: str) -> RunRecord:
         """The one run that a path, a directory's name, or the beginning of an id means."""
-        records = self.all()
-        as_path = relative(Path(run), self.root)
-        for records_by in (
-            [r for r in records if r.path in (run.rstrip("/"), as_path)],
-            [r for r in records if run in (r.run_id, r.name)],
-            [r for r in records if r.run_id.startswith(run)],
+        records, paths = self.all(), (run.rstrip("/"), relative(Path(run), self.root))
+        for matches in (
+            [record for record in records if record.path in paths],
+            [record for record in records if run in (record.run_id, record.name)],
+            [record for record in records if record.run_id.startswith(run)],
         ):
-            if len(records_by) == 1:
-                return records_by[0]
-            if records_by:
-                names = ", ".join(f"{r.run_id} ({r.path})" for r in records_by[:5])
-                raise UserError(f"{run!r} means {len(records_by)} runs: {names}; give the whole id or the path")
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                names = ", ".join(f"{record.run_id} ({record.path})" for record in matches[:5])
+                raise UserError(f"{run!r} means {len(matches)} runs: {names}; give the whole id or the path")
         if is_run(Path(run)):
             return RunRecord.read(Path(run), self.root)
         raise UserError(
@@ -198,7 +189,7 @@ def _sort_key(value: Any) -> tuple[int, Any]:
 
 
 def run_directories(root: Path) -> Iterator[Path]:
-    """Every run directory below a folder; hidden folders and what lies inside a run's checkpoints are passed over."""
+    """Every run directory below a folder; hidden folders and checkpoints are skipped."""
     if is_run(root):
         yield root
     for child in sorted(root.iterdir()):
@@ -219,7 +210,8 @@ def root_of(start: Path) -> Path | None:
 
 def index_for(directory: Path) -> Index:
     """The index that a run directory belongs to: the nearest one above it, else a new one beside it."""
-    return Index(root_of(directory.resolve().parent) or directory.resolve().parent)
+    folder = directory.resolve().parent
+    return Index(root_of(folder) or folder)
 
 
 _RECORDING: ContextVar[bool] = ContextVar("recording", default=True)
@@ -237,14 +229,10 @@ def unrecorded() -> Iterator[None]:
 
 
 def record_run(directory: Path, say: Callable[[str], None]) -> None:
-    """Record a run in the index that it belongs to. An index that can't be written is said, and costs the run
-    nothing: its directory is whole, and `letgo runs rebuild` finds it."""
-    if not _RECORDING.get():
-        return
+    """Record a run in the index that it belongs to. Where that can't be written, a message says so; the run's directory
+    is whole all the same, and `letgo runs rebuild` finds it."""
     try:
-        index_for(directory).record(directory)
+        if _RECORDING.get():
+            index_for(directory).record(directory)
     except UserError as error:
         say(f"  not recorded: {error}")
-
-
-__all__ = ["INDEX_FILE", "Index", "index_for", "read_tags", "record_run", "root_of", "run_directories", "unrecorded"]

@@ -6,7 +6,7 @@
                  at a stage (before.forget_accuracy, after.…, retrained.…), or kept(ATTACK), the least share kept
     OP           = (or ==) != < <= > >= ~ (a shell pattern)
     VALUE        a number, a word, 'quoted text', or NUMBER*STAGE: the same metric at that stage, times the number
-    ATTACK       as in `RunRecord.attacks_named`: relearn · quantize:bits=4 · quantize4
+    ATTACK       as in `attack_matches`: relearn · quantize:bits=4 · quantize4
 
 A run that has no such field is not picked. A field that no run has is a mistake, and the message says so.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 from letgo.core.catalog import did_you_mean, parse_spec, parse_value
 from letgo.core.errors import UserError
-from letgo.runs.record import RunRecord
+from letgo.runs.record import RunRecord, attack_matches
 
 _WORD = r"""[^\s()<>=!~*'"]+"""
 _QUOTED = r"""'[^']*'|"[^"]*\""""
@@ -82,7 +82,7 @@ class Field:
     def _call(self, record: RunRecord, argument: str) -> Any:
         if self.name == "tag":
             return any(fnmatch.fnmatchcase(tag, argument) for tag in record.tags)
-        attacks = record.attacks_named(argument)
+        attacks = [attack for attack in record.attacks if attack_matches(attack, argument)]
         if self.name == "attacked":
             return bool(attacks)
         if not attacks:
@@ -101,7 +101,7 @@ class Comparison:
     """Where set, `value` is multiplied by the field's metric at this stage."""
 
     def bound(self, record: RunRecord) -> Any:
-        """What the field is held against in this run, or MISSING."""
+        """What the field is compared with in this run, or MISSING."""
         if self.stage is None:
             return self.value
         base = Field(f"{self.stage}.{self.field.name.rpartition('.')[2]}").of(record)
@@ -153,8 +153,8 @@ def check_field(field: Field, records: Sequence[RunRecord]) -> None:
 def parse_query(text: str) -> Query:
     """Parse an expression; a mistake in it is a `UserError` that says where.
 
-    The conditions are read here. Python's parser is given their skeleton alone, brackets and `and`, `or`, `not` with a
-    `_` where each condition begins, so nothing that a user writes is ever Python.
+    Python's parser gets its skeleton alone, brackets and `and`, `or`, `not` with a `_` where each condition begins, so
+    nothing that a user writes is ever Python.
     """
     text = text.strip()
     if not text:

@@ -6,7 +6,7 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from letgo.core.catalog import format_spec, parse_spec
 from letgo.core.errors import UserError
-from letgo.core.files import write_text
+from letgo.core.files import read_json, write_text
 from letgo.optim import OPTIMIZERS
 from letgo.runs.results import AttackResult, Result, read_result
 
@@ -23,7 +23,16 @@ TAGS_FILE = "tags.json"
 """A run's own tags, in its directory, so that they move with it and survive a rebuild."""
 
 ROBUSTNESS_TAG = "robustness-test"
+_SHARED = {"run_id", "created", "status", "seed", "letgo", "git", "versions", "config"}
+"""Fields that a record has as the result has them."""
 _TAG = re.compile(r"[\w][\w.:@/+-]*")
+
+
+_ALWAYS_UNLIKE = ("id", "path", "created", "seconds", "peak_memory", "tags", "letgo")
+"""Fields in which no two runs are alike, or that are shown elsewhere."""
+
+Rows = list[tuple[str, Any, Any]]
+"""Field, its value in the first run and in the second; None where a run has no such field."""
 
 
 class _Model(BaseModel):
@@ -44,11 +53,8 @@ class AttackSummary(_Model):
 
 
 class RunRecord(_Model):
-    """What the index holds of a run: all that queries, lists and comparisons of runs read, without its `result.json`.
-
-    `path` is the run's directory as seen from the index's root; `stages` has the metrics' values before and after
-    unlearning and of each reference, by its name.
-    """
+    """What the index holds of a run: all that queries, lists and comparisons of runs read. `path` is its directory as
+    seen from the index's root; `stages` has the metrics' values before and after unlearning and of each reference."""
 
     path: str
     run_id: str
@@ -68,24 +74,14 @@ class RunRecord(_Model):
 
     @classmethod
     def of(cls, path: str, result: Result, own_tags: tuple[str, ...] = ()) -> RunRecord:
-        """What a run's result says. `own_tags` are those that a user gave it."""
+        """The record of a run's result. `own_tags` are those that a user gave it."""
         stages = {"before": result.before, "after": result.after, **result.references}
         return cls(
             path=path,
-            run_id=result.run_id,
-            created=result.created,
-            status=result.status,
-            seed=result.seed,
-            letgo=result.letgo,
-            git=result.git,
-            versions=result.versions,
-            config=result.config,
+            **result.model_dump(include=_SHARED),
             stages={stage: {name: metric.value for name, metric in values.items()} for stage, values in stages.items()},
-            attacks=tuple(
-                AttackSummary(name=a.name, settings=a.settings, kept=a.kept, survived=a.survived)
-                for a in result.attacks
-            ),
-            seconds=float(result.seconds.get("total", sum(result.seconds.values()))),
+            attacks=tuple(AttackSummary.model_validate(attack, from_attributes=True) for attack in result.attacks),
+            seconds=float(result.total_seconds),
             peak_memory=max(result.peak_memory_bytes.values(), default=None),
             evaluation=result.evaluation,
             own_tags=own_tags,
@@ -111,6 +107,11 @@ class RunRecord(_Model):
         return tuple(dict.fromkeys([*self.own_tags, *derived]))
 
     @property
+    def kept(self) -> dict[str, float]:
+        """What each attack left, by a query's name for it."""
+        return {f"kept({attack.label})": attack.kept for attack in self.attacks}
+
+    @property
     def grade(self) -> str | None:
         """The optimizer's grade; None where there was none, or one that this letgo does not know."""
         name = self.config.get("optimizer")
@@ -123,11 +124,6 @@ class RunRecord(_Model):
         """Forget rows an optimizer step takes on one device."""
         size = self.config.get("per_device_train_batch_size")
         return None if size is None else int(size) * int(self.config.get("gradient_accumulation_steps") or 1)
-
-    def attacks_named(self, pattern: str) -> list[AttackSummary]:
-        """The attacks that a pattern names: "relearn", "quantize:bits=4" (these settings, whatever the others),
-        "quantize4" (a number that one of its settings has) or "*"."""
-        return [attack for attack in self.attacks if attack_matches(attack, pattern)]
 
     @cached_property
     def fields(self) -> dict[str, Any]:
@@ -155,22 +151,17 @@ class RunRecord(_Model):
 
 
 def attack_matches(attack: AttackSummary | AttackResult, pattern: str) -> bool:
-    """Whether a pattern as in `RunRecord.attacks_named` names an attack."""
+    """Whether a pattern names an attack: "relearn", "quantize:bits=4" (these settings, whatever the others),
+    "quantize4" (a number that one of its settings has) or "*"."""
     name, settings = parse_spec(pattern)
     if settings:
-        return fnmatch.fnmatchcase(attack.name, name) and all(
-            attack.settings.get(key) == value for key, value in settings.items()
-        )
+        wanted = all(attack.settings.get(key) == value for key, value in settings.items())
+        return wanted and fnmatch.fnmatchcase(attack.name, name)
     if fnmatch.fnmatchcase(attack.name, name) or attack.label == pattern:
         return True
     short = re.fullmatch(r"(.*?[a-z_])(\d+(?:\.\d+)?)", name)
-    return bool(short) and attack.name == short[1] and float(short[2]) in _numbers(attack.settings)  # type: ignore[index]
-
-
-def _numbers(settings: Mapping[str, Any]) -> Iterator[float]:
-    for value in settings.values():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield float(value)
+    numbers = [v for v in attack.settings.values() if isinstance(v, int | float) and not isinstance(v, bool)]
+    return short is not None and attack.name == short[1] and float(short[2]) in numbers
 
 
 def relative(directory: Path, root: Path) -> str:
@@ -182,10 +173,7 @@ def read_tags(directory: Path) -> tuple[str, ...]:
     path = directory / TAGS_FILE
     if not path.is_file():
         return ()
-    try:
-        tags = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    tags = read_json(path)
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise UserError(f"{path}: must be a list of words")
     return tuple(tags)
@@ -196,3 +184,31 @@ def write_tags(directory: Path, tags: tuple[str, ...]) -> None:
         if not _TAG.fullmatch(tag):
             raise UserError(f"tag {tag!r}: a tag is one word of letters, digits and . _ : @ / + -")
     write_text(directory / TAGS_FILE, json.dumps(list(tags), ensure_ascii=False) + "\n")
+
+
+def difference(first: RunRecord, second: RunRecord) -> Rows:
+    """What differs between two runs: first the settings, then versions, then metrics, then what was kept after each
+    attack."""
+    rows = _differing(first.fields, second.fields, skip=_ALWAYS_UNLIKE)
+    names = [name for name, _, _ in rows]
+    rows += _differing(_flattened(first.config), _flattened(second.config), skip=("output_dir", *names))
+    rows += _differing(first.versions, second.versions, prefix="version of ")
+    rows += _differing({"git": first.git}, {"git": second.git})
+    for stage in dict.fromkeys([*first.stages, *second.stages]):
+        rows += _differing(first.stages.get(stage, {}), second.stages.get(stage, {}), prefix=f"{stage}.")
+    return rows + _differing(first.kept, second.kept)
+
+
+def _differing(
+    first: Mapping[str, Any], second: Mapping[str, Any], *, skip: Sequence[str] = (), prefix: str = ""
+) -> Rows:
+    names = [name for name in dict.fromkeys([*first, *second]) if name not in skip]
+    rows = [(prefix + name, first.get(name), second.get(name)) for name in names]
+    return [(name, before, after) for name, before, after in rows if before != after]
+
+
+def _flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat

@@ -1,28 +1,21 @@
-"""The one result schema, and its writing: a run directory's `result.json` and `samples.jsonl`.
-
-A result is written to a temporary name and renamed, so a reader sees the whole of it or nothing. A metric carries the
-number of samples it is over and a 95 % interval; one over zero samples, or one that is not finite, cannot be built.
-"""
+"""The one result schema: a run directory's `result.json`, written whole or not at all."""
 
 from __future__ import annotations
 
-import json
 import math
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from letgo.core.catalog import format_spec
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
-from letgo.core.files import write_text
+from letgo.core.files import read_json, write_json
 
 SCHEMA = 1
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""From a schema version to what turns a result of it into one of the next. Schema 1 is the first."""
 RESULT_FILE = "result.json"
 SAMPLES_FILE = "samples.jsonl"
 HISTORY_FILE = "history.jsonl"
@@ -33,46 +26,40 @@ EVALUATION = "eval-"
 
 Status = Literal["finished", "collapsed", "failed"]
 
-
 __all__ = ["AttackResult", "Metric", "Metrics", "Result"]
 
 
-class Metric(BaseModel):
-    """A value over `n` samples with its 95 % interval. Zero samples or a value that is not finite raise."""
+class Strict(BaseModel):
+    """A part of a schema: with these fields alone, and never changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+Document = TypeVar("Document", bound=Strict)
+
+
+class Metric(Strict):
+    """A value over `n` samples with its 95 % interval. Zero samples or a value that is not finite raise."""
 
     value: float
     n: int
     ci95: tuple[float, float]
 
-    @field_validator("n")
-    @classmethod
-    def _some_samples(cls, n: int) -> int:
-        if n < 1:
+    def model_post_init(self, _: Any) -> None:
+        if not math.isfinite(self.value):
+            raise NonFiniteLossError(f"a metric came out as {self.value}")
+        if self.n < 1:
             raise EmptyScoreError("a metric over zero samples is not a score")
-        return n
-
-    @field_validator("value")
-    @classmethod
-    def _finite(cls, value: float) -> float:
-        if not math.isfinite(value):
-            raise NonFiniteLossError(f"a metric came out as {value}")
-        return value
 
 
 Metrics = dict[str, Metric]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AttackResult(_Model):
+class AttackResult(Strict):
     """What one attack did to the model, and how much of the forgetting it left.
 
     `kept` is the share of the forgetting that is still there after the attack, 0…1, the smallest over the benchmark's
-    headline metrics (`attacks/engine/judge.py`); `survived` holds it against `threshold`. A model that had forgotten
+    headline metrics (`attacks/engine/judge.py`); `survived` compares it with `threshold`. A model that had forgotten
     nothing, or that is broken after the attack (`collapsed`), has not survived.
     """
 
@@ -86,7 +73,7 @@ class AttackResult(_Model):
     collapsed: bool = False
     reasons: list[str] = []
     did: dict[str, Any] = {}
-    """What the attack says of itself: displacement, steps, rows used."""
+    """The attack's own figures: displacement, steps, rows used."""
     per_seed: list[dict[str, float]] = []
     baseline: dict[str, Metrics] = {}
     """`before` and `after` on the same rows, where the attack is judged on a part of them (held-out groups)."""
@@ -99,8 +86,8 @@ class AttackResult(_Model):
     kept_ci95: tuple[float, float] | None = None
     """95 % interval of `kept` over groups and seeds."""
     judged_on: Literal["kept", "R"] = "kept"
-    """R where the attacker had every row and the retrained model was attacked alike: what any model would learn of the
-    attacker's data is then not held against this one."""
+    """R where the attacker had every row and the retrained model was attacked alike: what any model would learn from
+    the attacker's data does then not count against this one."""
     scores: dict[str, float] = {}
     """R of a relearning attack, Q of a quantization (`attacks/engine/outcome.py`)."""
     utility: dict[str, Metrics] = {}
@@ -119,7 +106,7 @@ class AttackResult(_Model):
         return format_spec(self.name, self.settings)
 
 
-class Result(_Model):
+class Result(Strict):
     """One run, schema 1. `before` and `after` are the model's metrics before and after unlearning; `references` holds
     other models measured the same way (the model retrained without the forget set, where it is known)."""
 
@@ -149,12 +136,15 @@ class Result(_Model):
     processes: dict[str, Any] = {}
     """Where several trained together: how many, what each held, and the bytes that they exchanged."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
     @property
     def evaluation(self) -> bool:
         """Whether a model was only scored (`letgo eval`), and nothing unlearned."""
         return self.run_id.startswith(EVALUATION)
+
+    @property
+    def total_seconds(self) -> float:
+        """All that the run took: its own total if it names one."""
+        return self.seconds.get("total", sum(self.seconds.values()))
 
     def with_attacks(self, attacks: Iterable[AttackResult]) -> Result:
         """The same result with attacks added; an attack with the same label takes the older one's place."""
@@ -186,8 +176,7 @@ def check_unused(output: Path | None) -> None:
 def write_result(directory: Path, result: Result) -> Path:
     """Write `result.json` whole; returns its path."""
     path = directory / RESULT_FILE
-    text = json.dumps(result.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=2, allow_nan=False)
-    write_text(path, text + "\n")
+    write_json(path, result.model_dump(mode="json", by_alias=True))
     return path
 
 
@@ -196,26 +185,23 @@ def is_run(directory: Path) -> bool:
 
 
 def read_result(directory: Path) -> Result:
-    """Read a run directory's result, one of an older schema brought up to this one; a missing, broken or newer one is
-    a `UserError`."""
-    path = directory / RESULT_FILE
-    if not path.is_file():
+    """Read a run directory's result; a missing, broken or newer one is a `UserError`."""
+    if not is_run(directory):
         raise UserError(f"{directory} is not a run directory: it has no {RESULT_FILE}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    return read_document(directory / RESULT_FILE, Result, SCHEMA)
+
+
+def read_document(path: Path, model: type[Document], schema: int) -> Document:
+    """Read a JSON file of a versioned schema; a broken one, or one of another version, is a `UserError`."""
+    raw = read_json(path)
     version = raw.get("schema") if isinstance(raw, dict) else None
-    while version in MIGRATIONS:
-        raw = MIGRATIONS[version](raw)
-        version = raw["schema"]
-    if version != SCHEMA:
+    if version != schema:
         raise UserError(
-            f"{path}: schema {version!r}, but this letgo reads schema {SCHEMA}"
-            + ("; it was written by a newer letgo: upgrade" if isinstance(version, int) and version > SCHEMA else "")
+            f"{path}: schema {version!r}, but this letgo reads schema {schema}"
+            + ("; it was written by a newer letgo: upgrade" if isinstance(version, int) and version > schema else "")
         )
     try:
-        return Result.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -1,17 +1,16 @@
-"""`sweep.json`: what became of each group and cell of a sweep, for those who read it. What a sweep has done is always
-told from its run directories; this file is made from them, whole, each time one is finished."""
+"""`sweep.json`: what became of each group and cell of a sweep, for those who read it. The run directories are the
+truth: this file is made from them, whole, each time a run is finished."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from letgo.core.errors import UserError
-from letgo.core.files import write_text
+from letgo.core.files import write_json
+from letgo.runs.results import Strict, read_document
 
 SWEEP_FILE = "sweep.json"
 RUNS_FOLDER = "runs"
@@ -21,11 +20,7 @@ SWEEP_SCHEMA = 1
 CellStatus = Literal["pending", "finished", "collapsed", "failed"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class CellState(_Model):
+class CellState(Strict):
     """One cell: `run` is its directory below the sweep's folder."""
 
     name: str
@@ -35,7 +30,7 @@ class CellState(_Model):
     reason: str = ""
 
 
-class TrialState(_Model):
+class TrialState(Strict):
     """One candidate of the tuning: what it changed, and `reached`, `missed`, `collapsed` or `failed`."""
 
     changes: dict[str, Any]
@@ -44,22 +39,22 @@ class TrialState(_Model):
     run: str
 
 
-class GroupState(_Model):
+class GroupState(Strict):
     """Cells that differ by their seed alone. `reached` says whether the tuning's target was; None without tuning."""
 
     name: str
     axes: dict[str, Any]
     optimizer: str
     reached: bool | None = None
-    chosen: dict[str, Any] = {}
-    trials: list[TrialState] = []
+    chosen: dict[str, Any] = Field(default_factory=dict)
+    trials: list[TrialState] = Field(default_factory=list)
     passed_over: int = 0
     """Candidates not run, since a smaller learning rate had collapsed."""
-    cells: list[CellState] = []
+    cells: list[CellState] = Field(default_factory=list)
 
 
-class Sweep(_Model):
-    """A sweep as its file tells of it."""
+class Sweep(Strict):
+    """The whole of `sweep.json`."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     source: str
@@ -70,7 +65,7 @@ class Sweep(_Model):
     groups: list[GroupState]
 
     def unreached(self) -> list[GroupState]:
-        """Groups that never reached the target: to be read apart from the others."""
+        """Groups that never reached the target: they are not comparable with the others."""
         return [group for group in self.groups if group.reached is False]
 
     def cells(self, status: CellStatus) -> list[CellState]:
@@ -82,8 +77,7 @@ class Sweep(_Model):
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:
-    document = sweep.model_dump(mode="json", by_alias=True)
-    write_text(folder / SWEEP_FILE, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    write_json(folder / SWEEP_FILE, sweep.model_dump(mode="json", by_alias=True))
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -91,13 +85,4 @@ def read_sweep(folder: Path) -> Sweep:
     path = folder / SWEEP_FILE
     if not path.is_file():
         raise UserError(f"{folder} is no sweep: it has no {SWEEP_FILE}")
-    try:
-        raw: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and isinstance(raw.get("schema"), int) and raw["schema"] > SWEEP_SCHEMA:
-            raise UserError(f"{path}: schema {raw['schema']}, written by a newer letgo: upgrade")
-        return Sweep.model_validate(raw)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: field {'.'.join(map(str, first['loc']))!r}: {first['msg']}") from error
+    return read_document(path, Sweep, SWEEP_SCHEMA)

@@ -1,7 +1,7 @@
-"""What may be done with a model to score it faster, tried out on the model itself before it is done.
+"""Ways to score a model faster, tested on the model itself before they are used.
 
-Not every causal LM takes positions, a mask of its own shape or another cache, and one that does not may go on without
-a word. So a few tokens are run both ways first, once for a model; where the two differ, the plain way is taken.
+Not every causal LM takes positions, a mask of another shape or another cache, and one that does not may ignore them
+silently. So a few tokens are run both ways first, once for each model; where the two differ, the plain way is taken.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Abilities:
     """What a model can do.
 
     Attributes:
-        layers: layers of plain attention that take a cache of ours; 0 where there is one that is none (state spaces).
-        trees: a mask of our own decides what a token sees, and positions are taken as given.
+        layers: layers of plain attention, which take letgo's cache; 0 where a layer is of another kind (state spaces).
+        trees: a given mask decides what a token sees, and positions are taken as given.
         padding: rows may begin with padding, and may have a gap behind a shared prefix.
         window: the shortest sliding window of attention; None without one. A tree or a gap must fit into it, because
             windows are counted in columns.
@@ -48,7 +48,7 @@ _KNOWN: weakref.WeakKeyDictionary[Any, Abilities] = weakref.WeakKeyDictionary()
 
 
 def abilities(model: Any) -> Abilities:
-    """The model's abilities: from its config, and tried out. Costs three passes over nine tokens, once a model."""
+    """The model's abilities: from its config, and tested. Costs three passes over nine tokens, once for each model."""
     if model not in _KNOWN:
         _KNOWN[model] = _find(model)
     return _KNOWN[model]
@@ -75,14 +75,12 @@ def _attention_layers(model: Any) -> int:
 
 
 def _window(config: Any) -> int | None:
-    found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    sizes = [size for size in found if isinstance(size, int) and size > 0]
     kinds = getattr(config, "layer_types", None)
-    if kinds is not None and all(kind == "full_attention" for kind in kinds):
+    full = kinds is not None and all(kind == "full_attention" for kind in kinds)
+    if full or getattr(config, "use_sliding_window", True) is False:
         return None
-    if getattr(config, "use_sliding_window", True) is False:
-        return None
-    return min(sizes, default=None)
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
 
 
 def _attention_share(model: Any, config: Any) -> float:
@@ -102,35 +100,34 @@ def _try_out(model: Any, layers: int) -> tuple[bool, bool]:
 
     expected = torch.stack([plain(a, b, c, e), plain(a, b, d, e), plain(a, b, e), plain(a, b, d, f)])
     exact = model.dtype == torch.float32 and getattr(model.config, "quantization_config", None) is None
-    # What counts as equal, beside how much the logits say at all: rounding, not another context.
+    # What counts as equal, relative to the spread of the logits: rounding, not another context.
     allowed = (1e-3 if exact else 5e-2) * float((expected - expected.mean(-1, keepdim=True)).std())
     if not float((expected[0] - expected[1]).abs().max()) > allowed:
-        return False, False  # contexts don't matter to this model (or it is broken): nothing can be told apart
+        return False, False  # contexts don't matter to this model (or it is broken): the test would show nothing
 
-    def equal(found: Tensor, wanted: Tensor) -> bool:
-        return bool((found.float() - wanted).abs().max() <= allowed)
+    def equal(logits: Tensor, wanted: Tensor) -> bool:
+        return bool((logits.float() - wanted).abs().max() <= allowed)
 
     errors = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
     try:
         # The tree a b (c e) (d (e) (f)), and behind a prefix of one token.
-        found = _tree(model, [a, b, c, e, d, e, f], [-1, 0, 1, 2, 1, 4, 4], [0, 1, 2, 3, 2, 3, 3], device)
-        trees = equal(found[[3, 5, 6]], expected[[0, 1, 3]])
+        logits = _tree(model, [a, b, c, e, d, e, f], [-1, 0, 1, 2, 1, 4, 4], [0, 1, 2, 3, 2, 3, 3], device)
+        trees = equal(logits[[3, 5, 6]], expected[[0, 1, 3]])
     except errors:
         trees = False
     try:
         cache = buffers(layers, 5)
         for layer, (keys, values) in zip(cache.layers, run_prefix(model, [a, b], layers, device), strict=True):
             layer.start_from(keys, values, 2)
-        pad = [[1, 1, 1, 1], [1, 1, 0, 1]]
         inputs = {"past_key_values": cache, "use_cache": True}
-        mask = torch.tensor(pad, device=device)
-        ids, places = torch.tensor([[c, e], [e, e]], device=device), torch.tensor([[2, 3], [0, 2]], device=device)
-        one = logits_at(model, 1, input_ids=ids, attention_mask=mask, position_ids=places, **inputs)[:, -1]
+        mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1]], device=device)
+        ids, positions = torch.tensor([[c, e], [e, e]], device=device), torch.tensor([[2, 3], [0, 2]], device=device)
+        first = logits_at(model, 1, input_ids=ids, attention_mask=mask, position_ids=positions, **inputs)[:, -1]
         mask = torch.cat([mask, mask[:, :1]], dim=1)
-        step = {"input_ids": torch.tensor([[f], [f]], device=device), "position_ids": places[:, -1:] + 1}
-        two = logits_at(model, 1, attention_mask=mask, **step, **inputs)[:, -1]
+        step = {"input_ids": torch.tensor([[f], [f]], device=device), "position_ids": positions[:, -1:] + 1}
+        second = logits_at(model, 1, attention_mask=mask, **step, **inputs)[:, -1]
         wanted = torch.stack([plain(a, b, c, e, f), plain(a, b, e, f)])
-        padding = equal(one, expected[[0, 2]]) and equal(two, wanted)
+        padding = equal(first, expected[[0, 2]]) and equal(second, wanted)
     except errors:
         padding = False
     return trees, padding

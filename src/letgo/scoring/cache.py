@@ -15,7 +15,7 @@ class BufferLayer(DynamicLayer):
     """A layer that grows in place in a buffer of fixed length.
 
     transformers' own layer makes a new copy of all it holds with every token; for a hundred rows of two hundred tokens
-    that costs more than the model. Full length also for sliding-window attention, whose mask hides what is too old.
+    that costs more than the model. Sliding-window attention has full length too; its mask hides what is too old.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -26,21 +26,19 @@ class BufferLayer(DynamicLayer):
         self._values: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self._keys is None or self._values is None:
-            self.lazy_initialization(key_states, value_states)
-            self._keys = _room(key_states, self.capacity)
-            self._values = _room(value_states, self.capacity)
         end = self.filled + key_states.shape[-2]
-        self._keys[:, :, self.filled : end] = key_states
-        self._values[:, :, self.filled : end] = value_states
-        self._show(end)
+        self._write(key_states, value_states, slice(None), slice(self.filled, end))
         return self.keys, self.values
 
-    def _show(self, end: int) -> None:
-        assert self._keys is not None
-        assert self._values is not None
-        self.filled = end
-        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+    def _write(self, keys: Tensor, values: Tensor, rows: slice, columns: slice, *, count: int | None = None) -> None:
+        """Write keys and values into the buffers, which are first made (of `count` rows) where there are none."""
+        if self._keys is None or self._values is None:
+            self.lazy_initialization(keys, values)
+            self._keys, self._values = _room(keys, self.capacity, count), _room(values, self.capacity, count)
+        self._keys[rows, :, columns] = keys
+        self._values[rows, :, columns] = values
+        self.filled = columns.stop
+        self.keys, self.values = self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
 
     def get_seq_length(self) -> int:
         return self.filled
@@ -52,22 +50,14 @@ class BufferLayer(DynamicLayer):
     def take(self, layer: BufferLayer, start: int, rows: int, copies: int) -> None:
         """Copy another layer's rows, each `copies` times, to `start` and after, into a buffer of `rows` rows."""
         keys, values = layer.keys.repeat_interleave(copies, 0), layer.values.repeat_interleave(copies, 0)
-        if self._keys is None or self._values is None:
-            self.lazy_initialization(keys, values)
-            self._keys, self._values = _room(keys, self.capacity, rows), _room(values, self.capacity, rows)
-        end = layer.filled
-        self._keys[start : start + len(keys), :, :end] = keys
-        self._values[start : start + len(values), :, :end] = values
-        self._show(end)
+        self._write(keys, values, slice(start, start + len(keys)), slice(0, layer.filled), count=rows)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
-        if self._keys is None or self._values is None:
-            return
-        keys, values, end = self.keys, self.values, self.filled
-        self._keys, self._values = _room(keys, self.capacity, len(rows)), _room(values, self.capacity, len(rows))
-        self._keys[:, :, :end], self._values[:, :, :end] = keys.index_select(0, rows), values.index_select(0, rows)
-        self._show(end)
+        if self._keys is not None:
+            keys, values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+            self._keys = self._values = None
+            self._write(keys, values, slice(None), slice(0, self.filled))
 
 
 class PrefixLayer(DynamicLayer):
@@ -95,6 +85,11 @@ def run_prefix(model: Any, tokens: list[int], layers: int, device: torch.device)
     cache = buffers(layers, len(tokens))
     logits_at(model, 1, input_ids=torch.tensor([tokens], device=device), past_key_values=cache, use_cache=True)
     return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def prefix_length(prefix: Prefix | None) -> int:
+    """Tokens of a prefix; 0 of none."""
+    return 0 if prefix is None else prefix[0][0].shape[-2]
 
 
 def buffers(layers: int, capacity: int) -> Cache:

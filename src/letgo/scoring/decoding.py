@@ -1,4 +1,4 @@
-"""The decoding loop of a batch: a cache written in place, and rows taken out when they are done."""
+"""The decoding loop of a batch: it writes a cache in place, and takes rows out when they are done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from letgo.core.errors import NonFiniteLossError
 from letgo.models.forward import logits_at
 from letgo.models.running import device_of, scoring_budget
 from letgo.scoring.abilities import Abilities
-from letgo.scoring.cache import BufferLayer, Prefix, buffers
+from letgo.scoring.cache import Prefix, buffers, prefix_length
 from letgo.scoring.sampling import Sampling
 
 End = Literal["end", "stop", "length"]
@@ -36,70 +36,76 @@ class Generation:
 
 @dataclass
 class Row:
-    """One answer in the making."""
+    """One answer in the making, of at most `room` tokens."""
 
-    prompt: int
     room: int
     generator: torch.Generator | None
     tokens: list[int] = field(default_factory=list)
     end: End | None = None
 
 
+@dataclass(frozen=True)
 class Decoder:
-    """From tokens to text, and whether it has come to a stop string."""
+    """How answers go on, end, and become text; `ends` are the tokens that end one."""
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...], clean_up: bool | None) -> None:
-        self.tokenizer, self.stop, self.clean_up = tokenizer, stop, clean_up
+    tokenizer: Any
+    stop: tuple[str, ...]
+    clean_up: bool | None
+    sampling: Sampling | None
+    ends: frozenset[int]
 
     def text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=self.clean_up)
 
-    def stopped(self, tokens: Sequence[int]) -> bool:
-        if not self.stop:
-            return False
-        text = self.text(tokens)
-        return any(end in text for end in self.stop)
+    def pick(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
+        """The next token of each row, greedily or drawn."""
+        if torch.isnan(logits).any():
+            raise NonFiniteLossError("the model's logits came out as NaN; its weights are broken")
+        if self.sampling is None:
+            return logits.argmax(-1).tolist()
+        return self.sampling.draw(logits, [row.generator for row in rows if row.generator is not None])
+
+    def add(self, row: Row, token: int) -> None:
+        """Add a token to a row, and end the row where that is due."""
+        row.tokens.append(token)
+        if token in self.ends:
+            row.end = "end"
+        elif self.stop and any(end in self.text(row.tokens) for end in self.stop):
+            row.end = "stop"
+        elif len(row.tokens) >= row.room:
+            row.end = "length"
 
     def finished(self, row: Row) -> Generation:
         text = self.text(row.tokens)
-        cut = min((place for end in self.stop if (place := text.find(end)) >= 0), default=len(text))
+        cut = min((start for end in self.stop if (start := text.find(end)) >= 0), default=len(text))
         return Generation(text[:cut], tuple(row.tokens), row.end or "length")
 
 
 def decode_batch(
-    model: Any,
-    rows: list[Row],
-    prompts: list[list[int]],
-    samples: int,
-    prefix: Prefix | None,
-    stem: int,
-    able: Abilities,
-    sampling: Sampling | None,
-    ends: frozenset[int],
-    decode: Decoder,
+    model: Any, rows: list[Row], prompts: list[list[int]], prefix: Prefix | None, able: Abilities, decoder: Decoder
 ) -> None:
-    """Fill the rows' tokens: `samples` rows for each of the prompts, in order."""
+    """Fill the rows' tokens: equally many rows for each of the prompts, in order. `prefix` begins all prompts."""
     device = device_of(model)
+    samples, stem = len(rows) // len(prompts), prefix_length(prefix)
     lengths = [len(prompt) - stem for prompt in prompts]
     widest = max(lengths)
     padded = min(lengths) < widest
     # The last token of an answer is never read.
     capacity = stem + widest + max(row.room for row in rows) - 1
     mask = torch.ones((len(prompts), capacity), dtype=torch.long)
-    for place, length in enumerate(lengths):
-        mask[place, stem : stem + widest - length] = 0
+    for index, length in enumerate(lengths):
+        mask[index, stem : stem + widest - length] = 0
     mask = mask.to(device)
-    logits, cache = _prefill(model, prompts, samples, prefix, stem, able, mask, capacity)
+    logits, cache = _prefill(model, prompts, samples, prefix, able, mask)
     mask = mask.repeat_interleave(samples, 0)
-    places = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(samples)
+    positions = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(samples)
     going, column = list(rows), stem + widest
     while True:
-        tokens = _pick(logits, going, sampling)
+        tokens = decoder.pick(logits, going)
         for row, token in zip(going, tokens, strict=True):
             if row.end is None:
-                row.tokens.append(token)
-                row.end = _end(row, token, ends, decode)
-        keep = [place for place, row in enumerate(going) if row.end is None]
+                decoder.add(row, token)
+        keep = [index for index, row in enumerate(going) if row.end is None]
         if not keep:
             return
         fed = torch.tensor(tokens, device=device)[:, None]
@@ -108,20 +114,20 @@ def decode_batch(
             chosen = torch.tensor(keep, device=device)
             for layer in cache.layers:
                 layer.select(chosen)
-            fed, mask, places = fed[chosen], mask[chosen], places[chosen]
-            going = [going[place] for place in keep]
+            fed, mask, positions = fed[chosen], mask[chosen], positions[chosen]
+            going = [going[index] for index in keep]
         if isinstance(cache, _OwnState):
             logits = cache.step(fed)
             continue
         extras: dict[str, Any] = {}
         if padded:
-            extras = {"attention_mask": mask[:, : column + 1], "position_ids": places[:, None]}
+            extras = {"attention_mask": mask[:, : column + 1], "position_ids": positions[:, None]}
         logits = logits_at(model, 1, input_ids=fed, past_key_values=cache, use_cache=True, **extras)[:, -1]
-        places, column = places + 1, column + 1
+        positions, column = positions + 1, column + 1
 
 
 class _OwnState:
-    """Rows of equal length in a model with a state of its own kind; run whole at each step where it shows none."""
+    """Rows of equal length in a model with another kind of state; run whole at each step where it shows no state."""
 
     def __init__(self, model: Any, ids: Tensor) -> None:
         self.model, self.ids = model, ids
@@ -140,39 +146,17 @@ class _OwnState:
         return self._run(fed if self.name else self.ids)
 
 
-def _pick(logits: Tensor, rows: Sequence[Row], sampling: Sampling | None) -> list[int]:
-    if torch.isnan(logits).any():
-        raise NonFiniteLossError("the model's logits came out as NaN; its weights are broken")
-    if sampling is None:
-        return logits.argmax(-1).tolist()
-    return sampling.draw(logits, [row.generator for row in rows if row.generator is not None])
-
-
-def _end(row: Row, token: int, ends: frozenset[int], decode: Decoder) -> End | None:
-    if token in ends:
-        return "end"
-    if decode.stopped(row.tokens):
-        return "stop"
-    return "length" if len(row.tokens) >= row.room else None
-
-
 def _prefill(
-    model: Any,
-    prompts: list[list[int]],
-    samples: int,
-    prefix: Prefix | None,
-    stem: int,
-    able: Abilities,
-    mask: Tensor,
-    capacity: int,
+    model: Any, prompts: list[list[int]], samples: int, prefix: Prefix | None, able: Abilities, mask: Tensor
 ) -> tuple[Tensor, Any]:
-    """Run the prompts; logits of their last tokens, and the cache, with `samples` rows for each."""
-    device = mask.device
+    """Run the prompts; logits of their last tokens, and the cache, with `samples` rows for each. The mask, (prompts,
+    columns), is as wide as the cache."""
+    device, stem = mask.device, prefix_length(prefix)
     widest = max(map(len, prompts)) - stem
     if not able.layers:
         state = _OwnState(model, torch.tensor(prompts, device=device).repeat_interleave(samples, 0))
         return state.logits, state
-    whole = buffers(able.layers, capacity)
+    whole = buffers(able.layers, mask.shape[1])
     size = max(1, scoring_budget(device) // widest)
     logits = []
     for start in range(0, len(prompts), size):
@@ -185,9 +169,8 @@ def _prefill(
         if min(map(len, part)) < stem + widest:
             seen = mask[start : start + len(part), : stem + widest]
             extras = {"attention_mask": seen, "position_ids": (seen.cumsum(-1) - 1).clamp(min=0)[:, stem:]}
-        found = logits_at(model, 1, input_ids=ids.to(device), past_key_values=cache, use_cache=True, **extras)[:, -1]
-        logits.append(found.repeat_interleave(samples, 0))
-        own: BufferLayer
-        for layer, own in zip(whole.layers, cache.layers, strict=True):
-            layer.take(own, start * samples, len(prompts) * samples, samples)
+        last = logits_at(model, 1, input_ids=ids.to(device), past_key_values=cache, use_cache=True, **extras)[:, -1]
+        logits.append(last.repeat_interleave(samples, 0))
+        for layer, filled in zip(whole.layers, cache.layers, strict=True):
+            layer.take(filled, start * samples, len(prompts) * samples, samples)
     return torch.cat(logits), whole

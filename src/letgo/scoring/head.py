@@ -1,7 +1,7 @@
-"""From hidden states to what is asked of a vocabulary, some positions at a time.
+"""From hidden states to scores over a vocabulary, some positions at a time.
 
 Logits of a text of 1,700 tokens over a vocabulary of 128,000 are 0.9 GB. So the output layer is cut off from the
-forward pass and run on some hundred hidden states at once, each chunk reduced before the next.
+forward pass and runs on some hundred hidden states at once; each chunk is reduced before the next.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from letgo.models.forward import output_layer
 
 CHUNK_BYTES = 24 << 20
-"""Logits at a time on a CPU: 128 positions at 49,152 words. What is larger than 32 MB the system gives back and fetches
-anew each time, page by page."""
+"""Logits at a time on a CPU: 128 positions at 49,152 words. Memory of more than 32 MB goes back to the system, which
+then fetches it anew each time, page by page."""
 _CHUNK_BYTES_GPU = 512 << 20
 _FEWEST_POSITIONS = 32
 
@@ -31,9 +31,16 @@ class Wanted:
     matches: bool = False
 
 
-@dataclass
-class Columns:
-    """For each asked (position, token): values of shape (asked,)."""
+@dataclass(frozen=True)
+class Scores:
+    """A continuation's scores, CPU tensors of shape (its tokens,).
+
+    Attributes:
+        logps: log-probability of each token given its prefix and the tokens before it, float32.
+        means, deviations: with `statistics`, mean and standard deviation of log p(z) over the vocabulary under p, at
+            each token's position (Min-K++'s μ and σ), float32.
+        matches: with `matches`, whether each token is the likeliest at its position, bool.
+    """
 
     logps: Tensor
     means: Tensor | None = None
@@ -51,10 +58,10 @@ class Hidden:
 
 
 def hidden_states(model: Any, **inputs: Any) -> Hidden:
-    """Run a model but for its output layer.
+    """Run a model without its output layer.
 
-    The output layer runs on one position only, which also shows whether logits are what it gives: a model that does
-    more with them than is known here is run whole instead, and its logits stand for hidden states. Any cache among
+    The output layer runs on one position only. That also shows whether its output are the logits: a model that does
+    more with it than this module knows is run whole instead, and its logits stand for hidden states. Any cache among
     `inputs` must be one that stores nothing (`PrefixLayer`), since the model may be run twice.
     """
     head = output_layer(model)
@@ -72,37 +79,33 @@ def hidden_states(model: Any, **inputs: Any) -> Hidden:
     finally:
         handle.remove()
     if caught:
-        for finish in _finishes(model):
-            if torch.equal(finish(head(caught[0][:1, :1])), logits):
-                return Hidden(caught[0], _composed(finish, head), logits.shape[-1])
+        for to_logits in _ways_to_logits(model, head):
+            if torch.equal(to_logits(caught[0][:1, :1]), logits):
+                return Hidden(caught[0], to_logits, logits.shape[-1])
         logits = model(**inputs).logits
-    return Hidden(logits, lambda some: some, logits.shape[-1])
+    return Hidden(logits, lambda states: states, logits.shape[-1])
 
 
-def _composed(outer: Callable[[Tensor], Tensor], inner: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda some: outer(inner(some))
-
-
-def _finishes(model: Any) -> list[Callable[[Tensor], Tensor]]:
-    """What models are known to do after the output layer."""
+def _ways_to_logits(model: Any, head: Any) -> list[Callable[[Tensor], Tensor]]:
+    """The output layer, and what models are known to do after it."""
     config = model.config.get_text_config(decoder=True)
 
     def number(name: str) -> float | None:
         value = getattr(config, name, None)
         return float(value) if value else None
 
-    ways: list[Callable[[Tensor], Tensor]] = [lambda logits: logits]
+    ways: list[Callable[[Tensor], Tensor]] = [head]
     if cap := number("final_logit_softcapping"):
-        ways.append(lambda logits: torch.tanh(logits / cap) * cap)
+        ways.append(lambda states: torch.tanh(head(states) / cap) * cap)
     if factor := number("logit_scale"):
-        ways.append(lambda logits: logits * factor)
+        ways.append(lambda states: head(states) * factor)
     if divisor := number("logits_scaling"):
-        ways.append(lambda logits: logits / divisor)
+        ways.append(lambda states: head(states) / divisor)
     return ways
 
 
-def columns(hidden: Hidden, chosen: Tensor, positions: Tensor, tokens: Tensor, wanted: Wanted) -> Columns:
-    """What is wanted of tokens at positions.
+def score_tokens(hidden: Hidden, chosen: Tensor, positions: Tensor, tokens: Tensor, wanted: Wanted) -> Scores:
+    """The scores of tokens at positions, of shape (asked,).
 
     Args:
         hidden: how hidden states become logits.
@@ -112,23 +115,17 @@ def columns(hidden: Hidden, chosen: Tensor, positions: Tensor, tokens: Tensor, w
     """
     most = CHUNK_BYTES if chosen.device.type == "cpu" else _CHUNK_BYTES_GPU
     size = max(_FEWEST_POSITIONS, most // (4 * hidden.vocabulary))
-    parts: list[Columns] = []
+    parts: list[Scores] = []
     for start in range(0, len(chosen), size):
         bounds = torch.tensor([start, start + size], device=positions.device)
         low, high = torch.searchsorted(positions, bounds).tolist()
         logits = hidden.to_logits(chosen[start : start + size, None])[:, 0].float()
         parts.append(_reduce(logits, positions[low:high] - start, tokens[low:high], wanted))
-
-    def joined(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values).cpu()
-
-    logps = joined("logps")
-    assert logps is not None
-    return Columns(logps, joined("means"), joined("deviations"), joined("matches"))
+    given = [name for name, values in vars(parts[0]).items() if values is not None]
+    return Scores(**{name: torch.cat([getattr(part, name) for part in parts]).cpu() for name in given})
 
 
-def _reduce(logits: Tensor, rows: Tensor, tokens: Tensor, wanted: Wanted) -> Columns:
+def _reduce(logits: Tensor, rows: Tensor, tokens: Tensor, wanted: Wanted) -> Scores:
     """Of (n, vocabulary) logits, which are overwritten."""
     best = logits.argmax(-1)[rows] if wanted.matches else None
     top = logits.amax(-1, keepdim=True)
@@ -136,11 +133,11 @@ def _reduce(logits: Tensor, rows: Tensor, tokens: Tensor, wanted: Wanted) -> Col
     picked = shifted[rows, tokens]
     if not wanted.statistics:
         normaliser = shifted.exp_().sum(-1).log()
-        return Columns(picked - normaliser[rows], matches=None if best is None else best == tokens)
+        return Scores(picked - normaliser[rows], matches=None if best is None else best == tokens)
     normaliser = shifted.exp().sum(-1).log()
     logps = shifted.sub_(normaliser[:, None])
     weights = logps.exp()
     # A word that is masked out has probability 0 and a log-probability of −∞: it adds nothing.
     mean = weights.mul(logps).nan_to_num_(0.0).sum(-1)
     deviation = logps.sub_(mean[:, None]).square_().mul_(weights).nan_to_num_(0.0).sum(-1).sqrt()
-    return Columns(picked - normaliser[rows], mean[rows], deviation[rows], None if best is None else best == tokens)
+    return Scores(picked - normaliser[rows], mean[rows], deviation[rows], None if best is None else best == tokens)

@@ -1,8 +1,8 @@
-"""Linear layers in oneDNN's own order of weights, for the time of an evaluation on a CPU.
+"""Linear layers with weights in oneDNN's order, during an evaluation on a CPU.
 
-PyTorch multiplies float32 matrices with MKL, weights in the order in which they are stored. oneDNN with weights put in
-its own order beforehand was 1.4 times as fast for 512 rows, and 1.7 times for 32 (AMD EPYC, two cores; see
-docs/benchmarks.md). It takes a copy of the linear layers' weights while it lasts. Results differ by rounding, 1e-6.
+PyTorch multiplies float32 matrices with MKL, weights in the order in which they are stored. oneDNN, with weights put in
+its order beforehand, was 1.4 times as fast for 512 rows, and 1.7 times for 32 (AMD EPYC, two cores; see
+docs/benchmarks.md). It needs a copy of the linear layers' weights. Results differ by rounding, 1e-6.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from letgo.optim.engine.products import onednn_linear, works
 
 LEAST_TOKENS = 1500
-"""Putting the weights in order takes as long as some hundred tokens: fewer are run as they are."""
+"""To order the weights takes as long as some hundred tokens: fewer are run without it."""
 _SHARE_OF_MEMORY = 0.25
 _FEWEST_ELEMENTS = 4096
 
@@ -40,7 +40,7 @@ def packed(model: nn.Module, tokens: int) -> Iterator[None]:
 
 
 def _layers(model: nn.Module) -> list[nn.Linear]:
-    """Plain linear layers; one whose forward pass somebody has replaced is left alone."""
+    """Plain linear layers, without those whose forward pass is replaced."""
     return [
         module
         for module in model.modules()
@@ -65,7 +65,7 @@ def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 def _free_memory() -> float:
-    """Bytes that may be taken without swapping; where the system does not say, as much as anybody asks."""
+    """Bytes that can be used without swapping; infinite where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 STEM_KEY = 32
-"""Prefixes that agree in so many first tokens may be worth a stem of their own."""
+"""Prefixes that agree in so many first tokens may be worth a common stem."""
 
 
 @dataclass
@@ -43,14 +43,12 @@ class Tree:
         return not self.tokens or self.depths[-1] == len(self.tokens) - 1
 
     def child(self, node: int, token: int) -> int:
-        found = self._children.get((node, token))
-        if found is None:
-            found = len(self.tokens)
-            self._children[node, token] = found
+        child = self._children.setdefault((node, token), len(self.tokens))
+        if child == len(self.tokens):
             self.tokens.append(token)
             self.parents.append(node)
             self.depths.append(self.depths[node] + 1 if node >= 0 else 0)
-        return found
+        return child
 
     def add(self, name: tuple[int, int], prefix: Sequence[int], continuation: Sequence[int]) -> None:
         """Add a continuation; its last token needs no node, since nothing is predicted from it."""
@@ -67,46 +65,38 @@ class Tree:
         return len(self) * (1.0 + share * len(self) * (0.5 if self.chain else 1.0))
 
 
-def plant(
-    names: Sequence[tuple[int, int]],
-    prefixes: Sequence[Sequence[int]],
-    continuations: Sequence[Sequence[int]],
-    *,
-    share: float,
-    most: int | None,
+def build_trees(
+    texts: Sequence[tuple[tuple[int, int], Sequence[int], Sequence[int]]], *, share: float, most: int | None
 ) -> list[Tree]:
     """Continuations of one prefix as a tree, or each by itself where that costs less.
 
     Args:
-        names: what each is to be called in `Tree.paths`.
+        texts: for each continuation its name in `Tree.paths`, the prefix, and the continuation.
         share: see `Abilities.share`.
         most: nodes that a tree may have; None for no trees at all.
     """
-    alone = []
-    for name, prefix, continuation in zip(names, prefixes, continuations, strict=True):
-        tree = Tree()
-        tree.add(name, prefix, continuation)
-        alone.append(tree)
+    alone, together = [Tree() for _ in texts], Tree()
+    for tree, text in zip(alone, texts, strict=True):
+        tree.add(*text)
     if most is None or len(alone) < 2:
         return alone
-    together = Tree()
-    for name, prefix, continuation in zip(names, prefixes, continuations, strict=True):
-        together.add(name, prefix, continuation)
+    for text in texts:
+        together.add(*text)
     if together.chain or (len(together) <= most and together.cost(share) < sum(tree.cost(share) for tree in alone)):
         return [together]
     return alone
 
 
-def stems(prefixes: Sequence[Sequence[int]], least: int = STEM_KEY) -> Iterable[tuple[int, list[int]]]:
-    """Groups of prefixes with how many first tokens all of a group share; 0 where sharing is not worth it.
+def shared_prefixes(prefixes: Sequence[Sequence[int]]) -> Iterable[tuple[int, list[int]]]:
+    """Groups of prefixes, each with the number of first tokens that all of it share; 0 where sharing is not worth it.
 
     At least one token of every prefix is left outside of its stem.
     """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     alone: list[int] = []
     for index, prefix in enumerate(prefixes):
-        if len(prefix) > least:
-            groups[tuple(prefix[:least])].append(index)
+        if len(prefix) > STEM_KEY:
+            groups[tuple(prefix[:STEM_KEY])].append(index)
         else:
             alone.append(index)
     for group in groups.values():

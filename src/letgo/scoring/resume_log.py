@@ -1,4 +1,4 @@
-"""What a long evaluation or analysis has finished so far, so that a killed one goes on where it stopped."""
+"""The finished results of a long evaluation or analysis, so that a killed one goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ _VERSION = 1
 
 
 class ResumeLog:
-    """A JSON-lines file of finished results: `{"key": …, "value": …}` a line, after a first line that says what for.
+    """A JSON-lines file of finished results: lines `{"key": …, "value": …}` after a first line with the identity.
 
-    The engine (`score`, `generate`) takes one as `log=`: it appends each batch as it is finished, and what is already
-    there is not computed again. A key is a hash of everything that a sample's score depends on beside the model (its
-    tokens and the settings), so a changed prompt is scored anew; what the *model* is must be said in `identity`. An
-    analysis keeps each point that it has measured (`value`). JSON writes floats so that they are read back to the same
-    bits.
+    The engine (`score`, `generate`) takes one as `log=`: it appends each batch when it is finished, and does not
+    compute again what is already there. A key is a hash of everything that a sample's score depends on beside the model
+    (its tokens and the settings), so a changed prompt is scored anew; `identity` must say what the *model* is. An
+    analysis keeps each point that it has measured (`value`). JSON gives floats back to the same bits.
 
         with ResumeLog(output / "scores.jsonl", {"weights": weights_fingerprint(model)}) as log:
             score(model, queries, log=log)
 
-    Where several processes score together each writes a file of its own beside the first one's (`path` and its number),
-    and begins with what is in all of them: on how many a run goes on does not matter.
+    Where several processes score together each writes its own file (`path` and the process's number), and begins with
+    what is in all files: a run may go on with another number of processes.
 
     Args:
         path: the file; made (with its folder) where there is none. None keeps everything in memory.
@@ -45,8 +44,8 @@ class ResumeLog:
         if path is None:
             return
         first = Path(path)
-        own = processes.number()
-        self.path = first if own == 0 else first.with_name(f"{first.name}.{own}")
+        number = processes.number()
+        self.path = first if number == 0 else first.with_name(f"{first.name}.{number}")
         self.identity = json.loads(json.dumps(dict(identity)))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for other in _files(first):
@@ -64,7 +63,7 @@ class ResumeLog:
             self._file.write(head)
 
     def _read(self, path: Path, raw: bytes) -> bytes:
-        """Take up the results in a file; returns its whole lines."""
+        """Add the results of a file; returns its whole lines."""
         # A process killed while it wrote leaves half a line: that result is made again.
         whole = raw[: raw.rfind(b"\n") + 1]
         lines = whole.decode("utf-8").split("\n")[:-1]
@@ -75,9 +74,8 @@ class ResumeLog:
             entries = [json.loads(line) for line in lines[1:]]
             self._values |= {entry["key"]: entry["value"] for entry in entries}
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is not a log of finished results ({error}); delete it or name another file"
-            ) from error
+            reason = f"is not a log of finished results ({error}); delete it or name another file"
+            raise UserError(f"{path} {reason}") from error
         if not isinstance(head, dict) or head.get("letgo_scores") != _VERSION:
             raise UserError(f"{path} is not a log of finished results of this version; delete it or name another file")
         if head["identity"] != self.identity:
@@ -100,7 +98,7 @@ class ResumeLog:
         return self._values[key]
 
     def value(self, key: str, make: Callable[[], Any]) -> Any:
-        """What is finished under a key, as JSON values; made and kept where there is nothing yet."""
+        """The finished value of a key, as JSON values; made and kept where there is none yet."""
         if key not in self._values:
             self.put({key: make()})
         return self._values[key]
@@ -121,19 +119,19 @@ class ResumeLog:
 
     @staticmethod
     def begin_with(path: Path, shared: Path) -> None:
-        """Begin a log with what another evaluation of the same model has left at `shared`, if there is anything."""
+        """Begin a log with what another evaluation of the same model has left at `shared`, if it has."""
         if shared.is_file() and not path.exists():
             write_text(path, shared.read_text(encoding="utf-8"))
 
     @staticmethod
     def leave_at(path: Path, shared: Path) -> None:
-        """Leave a finished log for others, in the place of one that has less; whole or not at all."""
+        """Leave a finished log for others, instead of one that has less; whole or not at all."""
         if not shared.is_file() or shared.stat().st_size < path.stat().st_size:
             write_text(shared, path.read_text(encoding="utf-8"))
 
     @staticmethod
     def remove(path: str | Path) -> None:
-        """Delete a log, every process's file of it."""
+        """Delete a log, with the files of all processes."""
         for file in _files(Path(path)):
             file.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Drawing a token: temperature and nucleus, with randomness of each sample's own."""
+"""Drawing a token: temperature and nucleus, with a random generator for each sample."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Sampling:
     """How to draw tokens: from softmax(logits / temperature), within the smallest set of likeliest tokens whose
     probability reaches `top_p` (nucleus sampling, arXiv 1904.09751).
 
-    Each sample has a `torch.Generator` of its own, seeded by `seed`, its prompt's tokens and its number, so that it
-    depends on nothing that is sampled beside it.
+    `seed`, the prompt's tokens and the sample's number seed a `torch.Generator` for each sample, so that it does not
+    depend on samples beside it.
     """
 
     temperature: float = 1.0

@@ -1,7 +1,7 @@
-"""The one scorer: log-probabilities of given continuations, and answers, for everything that is measured.
+"""The one scorer: log-probabilities of given continuations, and answers, for every measurement.
 
-Whatever begins alike is run once: answers of one question become a tree (`trees`), a prefix that many questions share
-(worked examples) is kept as keys and values (`cache`). Rows of like length form batches under a token budget; the
+What begins alike is run once: the answers to a question become a tree (`prefix_tree`), a prefix that many questions
+share (worked examples) is kept as keys and values (`cache`). Rows of like length form batches under a token budget; the
 output layer sees only the positions that predict something, some hundred at a time (`head`). Padding stands behind
 what it could disturb, or is masked. No sampling, no dropout: the same inputs give the same bits, and any batching
 gives the one-by-one scores within rounding (`tests/scoring/test_scoring.py`: 1e-5 relative in float32).
@@ -23,12 +23,12 @@ from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.models.forward import through
 from letgo.models.running import device_of, evaluating, is_sharded, learned_positions, scoring_budget
 from letgo.scoring.abilities import Abilities, abilities
-from letgo.scoring.cache import Prefix, behind, run_prefix
+from letgo.scoring.cache import Prefix, behind, prefix_length, run_prefix
 from letgo.scoring.decoding import Generation
-from letgo.scoring.generation import generate, greedy
-from letgo.scoring.head import Wanted, columns, hidden_states
+from letgo.scoring.generation import generate
+from letgo.scoring.head import Scores, Wanted, hidden_states, score_tokens
 from letgo.scoring.packed import packed
-from letgo.scoring.prefix_tree import Tree, additive, ancestors, plant, stems
+from letgo.scoring.prefix_tree import Tree, additive, ancestors, build_trees, shared_prefixes
 from letgo.scoring.resume_log import ResumeLog, content_key
 from letgo.scoring.sampling import Sampling
 
@@ -41,7 +41,6 @@ __all__ = [
     "continuation_logps",
     "evaluating",
     "generate",
-    "greedy",
     "score",
     "text_query",
 ]
@@ -54,31 +53,14 @@ _SHORT_PREFIX = 8
 
 @dataclass(frozen=True)
 class Query:
-    """A prefix and the continuations to be scored after it, as token ids. The prefix must not be empty."""
+    """A prefix and the continuations to score after it, as token ids. The prefix must not be empty."""
 
     prefix: Sequence[int]
     continuations: Sequence[Sequence[int]]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """A continuation's scores, CPU tensors of shape (its tokens,).
-
-    Attributes:
-        logps: log-probability of each token given its prefix and the tokens before it, float32.
-        means, deviations: with `statistics`, mean and standard deviation of log p(z) over the vocabulary under p, at
-            each token's place (Min-K++'s μ and σ), float32.
-        matches: with `matches`, whether each token is the likeliest at its place, bool.
-    """
-
-    logps: Tensor
-    means: Tensor | None = None
-    deviations: Tensor | None = None
-    matches: Tensor | None = None
-
-
 def text_query(tokens: Sequence[int]) -> Query:
-    """A whole text, scored from its second token on; with a start token (BOS) first that is every token of its own."""
+    """A whole text, scored from its second token on; after a start token (BOS) that is the text itself."""
     if len(tokens) < 2:
         raise ValueError("a text needs at least two tokens, of which the first (BOS) is given")
     return Query(tokens[:1], [tokens[1:]])
@@ -92,7 +74,7 @@ def continuation_logps(
     advance: Callable[[int], None] = lambda _: None,
     log: ResumeLog | None = None,
 ) -> list[list[Tensor]]:
-    """Log-probabilities alone: `score` for those who want nothing else. Same arguments and errors."""
+    """The log-probabilities of `score` alone; same arguments and errors."""
     scored = score(model, queries, token_budget=token_budget, advance=advance, log=log)
     return [[scores.logps for scores in row] for row in scored]
 
@@ -112,12 +94,12 @@ def score(
     Args:
         model: a causal LM of transformers.
         queries: what to score; each has a prefix of at least one token.
-        statistics: also the vocabulary's mean and deviation at each place (Min-K++).
+        statistics: also the vocabulary's mean and deviation at each position (Min-K++).
         matches: also whether each token is the likeliest (exact memorization, extraction strength).
         token_budget: most tokens of a batch (one row may exceed it by itself); by default what suits the device.
         advance: called with the number of queries done; they sum up to all of them.
-        log: where finished queries are kept, and found again after a kill. A run that goes on forms the same batches,
-            and so gives the same bits, as one that was never stopped.
+        log: keeps finished queries, and has them again after a kill. A run that goes on forms the same batches, and so
+            gives the same bits, as one that was never stopped.
 
     In a run of several processes each scores a part of the queries, and all get all scores.
 
@@ -156,24 +138,51 @@ def _score(
     advance: Callable[[int], None],
     log: ResumeLog | None,
 ) -> list[list[Scores]]:
-    work = _Work(queries, wanted, advance, log)
-    if not work.missing:
-        return work.results()
+    scored: list[dict[int, Scores]] = [{} for _ in queries]
+    keys = [] if log is None else [_key(query, wanted) for query in queries]
+    done = {index for index, key in enumerate(keys) if log is not None and key in log}
+    for index in done:
+        scored[index] = dict(enumerate(map(_unpacked, log.get(keys[index]))))  # type: ignore[union-attr]
+    if done:
+        advance(len(done))
+    if len(done) == len(queries):
+        return [_in_order(row) for row in scored]
+
+    def missing(trees: Sequence[Tree]) -> bool:
+        return any(index not in done for tree in trees for index, _ in tree.paths)
+
     device = device_of(model)
-    budget = token_budget or scoring_budget(device)
     able = abilities(model) if _may_share(queries) else Abilities()
     trees = _trees(queries, able)
-    size = sum(len(tree) for tree in trees if work.needs([tree]))
-    with evaluating(model), packed(model, size):
+    with evaluating(model), packed(model, sum(len(tree) for tree in trees if missing([tree]))):
         for length, group in _stemmed(trees, able):
             prefix: Prefix | None = None
-            for batch in _batches(group, length, budget):
-                if not work.needs(batch):
+            for batch in _batches(group, length, token_budget or scoring_budget(device)):
+                if not missing(batch):
                     continue
                 if length and prefix is None:
                     prefix = run_prefix(model, group[0].tokens[:length], able.layers, device)
-                work.add(batch, _score_batch(model, batch, prefix, length, wanted))
-    return work.results()
+                fresh = []
+                for (index, number), scores in _score_batch(model, batch, prefix, wanted).items():
+                    if index not in done:
+                        scored[index][number] = scores
+                        if len(scored[index]) == len(queries[index].continuations):
+                            fresh.append(index)
+                done.update(fresh)
+                if log is not None:
+                    log.put({keys[index]: [_packed(row) for row in _in_order(scored[index])] for index in fresh})
+                if fresh:
+                    advance(len(fresh))
+    return [_in_order(row) for row in scored]
+
+
+def _in_order(row: dict[int, Scores]) -> list[Scores]:
+    return [row[number] for number in range(len(row))]
+
+
+def _key(query: Query, wanted: Wanted) -> str:
+    prefix, continuations = list(map(int, query.prefix)), [list(map(int, c)) for c in query.continuations]
+    return content_key("score", prefix, continuations, [wanted.statistics, wanted.matches])
 
 
 def _check_lengths(model: Any, queries: Sequence[Query]) -> None:
@@ -188,52 +197,6 @@ def _check_lengths(model: Any, queries: Sequence[Query]) -> None:
             )
 
 
-class _Work:
-    """What is still to be scored, and what has been."""
-
-    def __init__(
-        self, queries: Sequence[Query], wanted: Wanted, advance: Callable[[int], None], log: ResumeLog | None
-    ) -> None:
-        self.advance, self.log = advance, log
-        self.found: list[dict[int, Scores]] = [{} for _ in queries]
-        self.counts = [len(query.continuations) for query in queries]
-        self.missing = set(range(len(queries)))
-        self.keys: list[str] = []
-        if log is not None:
-            flags = [wanted.statistics, wanted.matches]
-            self.keys = [
-                content_key("score", list(map(int, q.prefix)), [list(map(int, c)) for c in q.continuations], flags)
-                for q in queries
-            ]
-            done = [index for index in self.missing if self.keys[index] in log]
-            for index in done:
-                self.found[index] = {n: _unpacked(row) for n, row in enumerate(log.get(self.keys[index]))}
-            self.missing.difference_update(done)
-            if done:
-                advance(len(done))
-
-    def needs(self, batch: Sequence[Tree]) -> bool:
-        return any(index in self.missing for tree in batch for index, _ in tree.paths)
-
-    def add(self, batch: Sequence[Tree], scores: Sequence[dict[tuple[int, int], Scores]]) -> None:
-        finished = []
-        for tree in scores:
-            for (index, place), found in tree.items():
-                if index not in self.missing:
-                    continue
-                self.found[index][place] = found
-                if len(self.found[index]) == self.counts[index]:
-                    finished.append(index)
-        self.missing.difference_update(finished)
-        if self.log is not None:
-            self.log.put({self.keys[i]: [_packed(self.found[i][n]) for n in range(self.counts[i])] for i in finished})
-        if finished:
-            self.advance(len(finished))
-
-    def results(self) -> list[list[Scores]]:
-        return [[found[place] for place in range(count)] for found, count in zip(self.found, self.counts, strict=True)]
-
-
 def _packed(scores: Scores) -> dict[str, list[Any]]:
     return {name: values.tolist() for name, values in vars(scores).items() if values is not None}
 
@@ -243,12 +206,12 @@ def _unpacked(row: dict[str, list[Any]]) -> Scores:
 
 
 def _may_share(queries: Sequence[Query]) -> bool:
-    """Whether anything begins alike, so that the model's abilities are worth finding out."""
+    """Whether anything begins alike, so that it is worth to test the model's abilities."""
     prefixes = [tuple(query.prefix) for query in queries]
     return (
         any(len(query.continuations) > 1 for query in queries)
         or len(set(prefixes)) < len([p for p in prefixes if len(p) >= _SHORT_PREFIX])
-        or any(length for length, _ in stems(prefixes))
+        or any(length for length, _ in shared_prefixes(prefixes))
     )
 
 
@@ -259,23 +222,21 @@ def _trees(queries: Sequence[Query], able: Abilities) -> list[Tree]:
         groups[tuple(query.prefix) if same else index].append(index)
     trees: list[Tree] = []
     for group in groups.values():
-        planted = _planted(queries, group, able)
-        if len(planted) > 1 and len(group) > 1:
-            planted = [tree for index in group for tree in _planted(queries, [index], able)]
-        trees += planted
+        together = _group_trees(queries, group, able)
+        if len(together) > 1 and len(group) > 1:
+            together = [tree for index in group for tree in _group_trees(queries, [index], able)]
+        trees += together
     return trees
 
 
-def _planted(queries: Sequence[Query], group: Sequence[int], able: Abilities) -> list[Tree]:
-    names = [(index, place) for index in group for place in range(len(queries[index].continuations))]
+def _group_trees(queries: Sequence[Query], group: Sequence[int], able: Abilities) -> list[Tree]:
+    texts = [
+        ((index, number), queries[index].prefix, continuation)
+        for index in group
+        for number, continuation in enumerate(queries[index].continuations)
+    ]
     most = min(_MOST_NODES, able.window or _MOST_NODES) if able.trees else None
-    return plant(
-        names,
-        [queries[index].prefix for index, _ in names],
-        [queries[index].continuations[place] for index, place in names],
-        share=able.share,
-        most=most,
-    )
+    return build_trees(texts, share=able.share, most=most)
 
 
 def _stemmed(trees: list[Tree], able: Abilities) -> Iterator[tuple[int, list[Tree]]]:
@@ -285,7 +246,7 @@ def _stemmed(trees: list[Tree], able: Abilities) -> Iterator[tuple[int, list[Tre
         return
     apart: list[Tree] = []
     prefixes = [tree.tokens[: 1 + min(nodes[0] for nodes, _ in tree.paths.values())] for tree in trees]
-    for length, indices in stems(prefixes):
+    for length, indices in shared_prefixes(prefixes):
         group = [trees[index] for index in indices]
         total, longest = sum(map(len, group)), max(map(len, group))
         if length * (len(group) - 1) > 0.1 * total and able.fits(longest):
@@ -310,12 +271,11 @@ def _batches(trees: Sequence[Tree], stem: int, budget: int) -> Iterator[list[Tre
 
 
 def _score_batch(
-    model: Any, batch: Sequence[Tree], prefix: Prefix | None, stem: int, wanted: Wanted
-) -> list[dict[tuple[int, int], Scores]]:
-    device = device_of(model)
-    inputs = _inputs(model, batch, prefix, stem, device)
-    hidden = hidden_states(model, **inputs)
-    # One entry for a node that predicts something, with all tokens that are asked of it.
+    model: Any, batch: Sequence[Tree], prefix: Prefix | None, wanted: Wanted
+) -> dict[tuple[int, int], Scores]:
+    device, stem = device_of(model), prefix_length(prefix)
+    hidden = hidden_states(model, **_inputs(model, batch, prefix, device))
+    # One entry for a node that predicts something, with all tokens that it is to predict.
     rows: list[int] = []
     nodes: list[int] = []
     positions: list[int] = []
@@ -332,39 +292,35 @@ def _score_batch(
             rows.append(row)
             nodes.append(node - stem)
     chosen = hidden.states[torch.tensor(rows, device=device), torch.tensor(nodes, device=device)]
-    found = columns(hidden, chosen, torch.tensor(positions, device=device), torch.tensor(tokens, device=device), wanted)
-    if not torch.isfinite(found.logps).all():
+    where = torch.tensor(positions, device=device), torch.tensor(tokens, device=device)
+    scores = score_tokens(hidden, chosen, *where, wanted)
+    if not torch.isfinite(scores.logps).all():
         raise NonFiniteLossError("a log-probability came out as NaN or infinite; the model's weights are broken")
-    places = {
+    indices = {
         (rows[position], nodes[position] + stem, token): index
         for index, (position, token) in enumerate(zip(positions, tokens, strict=True))
     }
-    results = []
+    results = {}
     for row, tree in enumerate(batch):
-        scores = {}
         for name, (path, continuation) in tree.paths.items():
-            take = torch.tensor([places[row, node, token] for node, token in zip(path, continuation, strict=True)])
-            scores[name] = Scores(
-                **{key: values[take] for key, values in vars(found).items() if isinstance(values, Tensor)}
-            )
-        results.append(scores)
+            take = torch.tensor([indices[row, node, token] for node, token in zip(path, continuation, strict=True)])
+            given = {key: values[take] for key, values in vars(scores).items() if isinstance(values, Tensor)}
+            results[name] = Scores(**given)
     return results
 
 
-def _inputs(
-    model: Any, batch: Sequence[Tree], prefix: Prefix | None, stem: int, device: torch.device
-) -> dict[str, Any]:
-    widest = max(map(len, batch))
-    # Padding repeats a token of the row itself: an id that every vocabulary has. It stands behind all that is scored.
+def _inputs(model: Any, batch: Sequence[Tree], prefix: Prefix | None, device: torch.device) -> dict[str, Any]:
+    widest, stem = max(map(len, batch)), prefix_length(prefix)
+    # Padding repeats a token of the row: an id that every vocabulary has. It stands behind all that is scored.
     ids = torch.tensor([(tree.tokens + tree.tokens[-1:] * (widest - len(tree)))[stem:] for tree in batch])
     if prefix is None and batch[0].chain:
         return {"input_ids": ids.to(device), "use_cache": False}
     seen = np.zeros((len(batch), widest - stem, widest - stem), dtype=bool)
     seen[:, np.arange(widest - stem), np.arange(widest - stem)] = True
     for row, tree in enumerate(batch):
-        own = len(tree) - stem
-        # The stem is a chain that every node of the rest descends from.
-        seen[row, :own, :own] = ancestors([max(parent - stem, -1) for parent in tree.parents[stem:]])
+        size = len(tree) - stem
+        # The stem is a chain from which every node of the rest descends.
+        seen[row, :size, :size] = ancestors([max(parent - stem, -1) for parent in tree.parents[stem:]])
     depths = [(tree.depths + tree.depths[-1:] * (widest - len(tree)))[stem:] for tree in batch]
     inputs = {
         "input_ids": ids.to(device),

@@ -2,75 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import traceback
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from letgo.attacks.engine.run import attack, plan_attack
 from letgo.core.errors import LetgoError
-from letgo.core.files import write_text
+from letgo.core.files import read_json, write_json
 from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
 from letgo.runs.results import Result, is_run, read_result
-from letgo.sweep.locks import CLAIMS, locked
+from letgo.sweep.locks import locked
+from letgo.sweep.workers import Task
 from letgo.training.config import make_config
 from letgo.training.unlearn import unlearn
 
 ERROR_FILE = "error.json"
-"""In the directory of a run that failed: what was said."""
-
-
+"""In the directory of a run that failed: the error's message."""
 SCORES = ".scores"
 """In a sweep's folder: what was scored of the models that its runs have in common."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """A run to be made: its directory, its settings, the attacks on it, and its tags."""
-
-    directory: Path
-    settings: Mapping[str, Any]
-    attacks: Sequence[str]
-    tags: Sequence[str]
-
-    @property
-    def claim(self) -> Path:
-        """The file that is locked by the process that is at work on it."""
-        return self.directory.parents[1] / CLAIMS / self.directory.name
-
-    def order(self) -> dict[str, Any]:
-        """What a worker process is sent: plain values, so that it needs nothing of letgo to be read."""
-        return {
-            "directory": str(self.directory),
-            "settings": dict(self.settings),
-            "attacks": list(self.attacks),
-            "tags": list(self.tags),
-        }
-
-    @classmethod
-    def of(cls, order: Mapping[str, Any]) -> Task:
-        return cls(**{**order, "directory": Path(order["directory"])})
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What a run's directory says: a result, or why there is none."""
+    """What a run's directory has: a result, or why there is none."""
 
     result: Result | None
     error: str = ""
 
-    @property
-    def failed(self) -> bool:
-        return self.result is None
-
 
 def outcome(task: Task) -> Outcome | None:
     """What is known of a task from its directory; None while it is still to be done, or done in part."""
-    if (task.directory / ERROR_FILE).is_file():
-        return Outcome(None, json.loads((task.directory / ERROR_FILE).read_text(encoding="utf-8"))["error"])
+    error = task.directory / ERROR_FILE
+    if error.is_file():
+        return Outcome(None, read_json(error)["error"])
     if not is_run(task.directory):
         return None
     result = read_result(task.directory)
@@ -79,10 +44,7 @@ def outcome(task: Task) -> Outcome | None:
     return Outcome(result) if not _missing(task, result) else None
 
 
-Ended = Literal["over", "busy"]
-
-
-def run_task(task: Task) -> Ended:
+def run_task(task: Task) -> Literal["over", "busy"]:
     """Do what is still to be done of a task; "busy" where another process is at work on it.
 
     Nothing is raised: a failure is written into the run's directory. The index is left alone: the sweep writes it, for
@@ -98,20 +60,15 @@ def run_task(task: Task) -> Ended:
 
 
 def _do(task: Task) -> None:
-    shared = task.directory.parents[1] / SCORES
+    directory, shared = task.directory, task.directory.parents[1] / SCORES
     try:
-        if not is_run(task.directory) or read_result(task.directory).status == "failed":
-            settings = {**task.settings, "output_dir": str(task.directory)}
-            unlearn(
-                make_config(settings, where=task.directory.name),
-                resume=task.directory.is_dir(),
-                shared_scores=shared,
-            )
-        if task.tags and not (task.directory / TAGS_FILE).is_file():
-            write_tags(task.directory, tuple(task.tags))
-        missing = _missing(task, read_result(task.directory))
-        if missing:
-            attack(task.directory, missing, shared_scores=shared)
+        if not is_run(directory) or read_result(directory).status == "failed":
+            config = make_config({**task.settings, "output_dir": str(directory)}, where=directory.name)
+            unlearn(config, resume=directory.is_dir(), shared_scores=shared)
+        if task.tags and not (directory / TAGS_FILE).is_file():
+            write_tags(directory, tuple(task.tags))
+        if missing := _missing(task, read_result(directory)):
+            attack(directory, missing, shared_scores=shared)
     except LetgoError as error:
         write_error(task, str(error))
     except Exception as error:
@@ -130,4 +87,4 @@ def write_error(task: Task, message: str, trace: str = "") -> None:
     """Record a task as failed."""
     task.directory.mkdir(parents=True, exist_ok=True)
     document = {"error": message} | ({"traceback": trace} if trace else {})
-    write_text(task.directory / ERROR_FILE, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    write_json(task.directory / ERROR_FILE, document)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from letgo.planning import plan
-from letgo.sweep.execute import candidates
 from letgo.sweep.grid import Grid, with_setting
 from letgo.training.config import make_config
 
@@ -13,16 +12,14 @@ from letgo.training.config import make_config
 def cost(grid: Grid) -> list[dict[str, Any]]:
     """One row a cell: its name, group and settings, the attacks on it, how many runs it takes (a group's first cell
     carries the tuning's candidates), one run's peak memory in bytes, and the seconds of all its runs without attacks.
-
-    Cells of a group differ by their seed alone, so one plan serves them all.
-    """
+    One plan serves all cells of a group."""
     rows = []
     for group in grid.groups:
-        changes = grid.tune.first(group.optimizer)[0] if grid.tune else {}
+        changes = grid.tune.first(group.optimizer) if grid.tune else {}
         settings = with_setting(group.cells[0].settings, changes) | {"output_dir": str(grid.output)}
         planned = plan(make_config(settings, where=f"{grid.source}: cell {group.cells[0].name}"))
-        for place, cell in enumerate(group.cells):
-            runs = max(candidates(grid.tune, group), 1) if place == 0 else 1
+        for cell in group.cells:
+            runs = max(grid.candidates(group), 1) if cell is group.cells[0] else 1
             rows.append(
                 {
                     "cell": cell.name,

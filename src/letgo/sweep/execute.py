@@ -1,41 +1,30 @@
-"""Running a sweep: what can run next is told from what lies in its folder, so a kill at any moment costs one cell's
-last steps at most. The one place that decides; how a cell is run is `workers.py`'s."""
+"""Running a sweep: what can run next follows from the files in its folder, so a kill at any moment costs one cell's
+last steps at most. How a cell is run is the matter of `workers.py`."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import write_text
 from letgo.core.fingerprints import digest_of
 from letgo.core.progress import Quiet, Reporter
-from letgo.core.search import Range
 from letgo.runs import index_for, record_run
 from letgo.runs.results import RESULT_FILE, is_run, read_result
-from letgo.runs.sweeps import (
-    RUNS_FOLDER,
-    SWEEP_FILE,
-    CellState,
-    CellStatus,
-    GroupState,
-    Sweep,
-    TrialState,
-    read_sweep,
-    write_sweep,
-)
-from letgo.sweep.backends import workers_for
-from letgo.sweep.cell import ERROR_FILE, Outcome, Task, outcome, write_error
-from letgo.sweep.grid import Cell, Grid, Group, with_setting
+from letgo.runs.sweeps import RUNS_FOLDER, SWEEP_FILE, CellState, GroupState, Sweep, TrialState, read_sweep, write_sweep
+from letgo.sweep.cell import ERROR_FILE, Outcome, outcome, write_error
+from letgo.sweep.grid import Cell, Grid, Group, Part, with_setting
+from letgo.sweep.local import InProcess, Processes
 from letgo.sweep.locks import CLAIMS, STATE_LOCK, SWEEP_LOCK, has_locks, holder, locked
-from letgo.sweep.part import Part
+from letgo.sweep.resources import Resources, device_slots
 from letgo.sweep.table import TABLE_FILE, as_csv
-from letgo.sweep.tuning import BROKEN, MEETS, Trial, Tune, choose, judge
-from letgo.sweep.workers import Ending, Workers
+from letgo.sweep.tuning import BROKEN, MEETS, choose, judge
+from letgo.sweep.workers import Ending, Task, Workers
 
 PAUSE_SECONDS = 1.0
 """How long a cell that another process is at work on is left alone before it is asked for again."""
@@ -54,11 +43,9 @@ def sweep(
     """Run every cell of a grid: tune each group where the grid says so, then run its seeds and attack them.
 
     A cell that fails is recorded and the rest goes on; one that collapsed is not attacked. Each finished cell is kept
-    whatever happens next: call again with `resume=True` to go on, on the same backend or another, which ends with the
-    same table.
+    whatever happens next: call again with `resume=True` to go on, on any backend, which ends with the same table.
 
     Args:
-        grid: as `read_grid` gives it.
         resume: go on with what lies in the output folder.
         retry_failed: try failed cells again.
         part: run these cells alone. Several parts may run at once, each in a process of its own; the index of runs is
@@ -69,8 +56,7 @@ def sweep(
         UserError: the folder holds another sweep, or one that is at work; or the backend has not what a cell needs.
     """
     reporter = reporter or Quiet()
-    workers = workers_for(grid, reporter)
-    folder = grid.output
+    workers, folder = _workers(grid, reporter), grid.output
     # Looked at in this order: another part's sweep may be begun between the two.
     inside = [path for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
     if (folder / SWEEP_FILE).is_file():
@@ -89,30 +75,46 @@ def sweep(
         return _Execution(grid, part, reporter).run(workers, retry_failed)
 
 
+def _workers(grid: Grid, reporter: Reporter) -> Workers:
+    """The workers of the grid's backend. What is missing, as far as it shows before anything is started, is a
+    `UserError` here."""
+    if grid.backend == "ray":
+        from letgo.sweep.ray import RayWorkers
+
+        return RayWorkers(grid, reporter)
+    slots = device_slots(grid.resources, grid.workers or 1)
+    if len(slots) < (grid.workers or 1):
+        reporter.say(f"  {len(slots)} cells at a time: this machine has room for no more of {grid.resources} each")
+    if len(slots) == 1 and grid.resources == Resources():
+        return InProcess()
+    return Processes(slots, grid.resources.cpus)
+
+
 class _Execution:
     def __init__(self, grid: Grid, part: Part | None, reporter: Reporter) -> None:
         self.grid, self.part, self.reporter = grid, part, reporter
         self.mine = part.cells(grid) if part else frozenset(cell.name for cell in grid.cells)
         self.groups = [group for group in grid.groups if any(cell.name in self.mine for cell in group.cells)]
+        self.runs = grid.output / RUNS_FOLDER
         self.outcomes: dict[Path, Outcome] = {}
         self.deaths: dict[Path, int] = {}
         self.running: dict[Path, Task] = {}
 
-    def run(self, workers: contextlib.AbstractContextManager[Workers], retry_failed: bool) -> Sweep:
+    def run(self, workers: Workers, retry_failed: bool) -> Sweep:
         if retry_failed:
             self.forget_failed()
-        self.record_found()
+        self.record_earlier()
         if not self.waiting():
             return self.write()
         # The workers first: a folder in which nothing could be started is no sweep yet.
-        with workers as opened:
-            state = self.write()
+        with workers:
+            state, done = self.write(), 0
             with self.reporter.task("sweep", self.size()) as progress:
-                done = 0
-                for task in self.completed(opened):
+                for task in self.completed(workers):
                     self.record(task)
                     state = self.write()
-                    progress.describe(_counts(state))
+                    counts = {status: len(state.cells(status)) for status in ("finished", "collapsed", "failed")}
+                    progress.describe(", ".join(f"{count} {status}" for status, count in counts.items() if count))
                     now = self.size() - self.left()
                     progress.advance(max(now - done, 0))
                     done = now
@@ -125,12 +127,12 @@ class _Execution:
         if self.part is None and is_run(task.directory):
             record_run(task.directory, self.reporter.say)
 
-    def record_found(self) -> None:
+    def record_earlier(self) -> None:
         """Put into the index what earlier sweeps of this folder ran and did not come to record."""
-        found = sorted(path for path in (self.grid.output / RUNS_FOLDER).glob("*") if is_run(path))
-        if self.part is None and found:
+        directories = sorted(path for path in self.runs.glob("*") if is_run(path))
+        if self.part is None and directories:
             try:
-                problems = index_for(found[0]).record_all(found)
+                problems = index_for(directories[0]).record_all(directories)
             except UserError as error:
                 problems = [str(error)]
             for problem in problems:
@@ -138,7 +140,7 @@ class _Execution:
 
     def forget_failed(self) -> None:
         """Let failed runs of the cells that are to be run here, trials as well, be tried again."""
-        for directory in (self.grid.output / RUNS_FOLDER).glob("*"):
+        for directory in self.runs.glob("*"):
             if not any(directory.name == name or directory.name.startswith(f"{name}-") for name in self.mine):
                 continue
             with locked(self.grid.output / CLAIMS / directory.name) as free:
@@ -150,64 +152,64 @@ class _Execution:
 
     # -- what there is to do ------------------------------------------------------------------------------------------
 
-    def task(self, cell: Cell, changes: dict[str, object], attacks: bool) -> Task:
-        name = f"{cell.name}-{digest_of(changes)[:6]}" if changes else cell.name
-        tags = (f"sweep:{self.grid.output.resolve().name}",)
+    def task(self, cell: Cell, changes: Mapping[str, Any], *, trial: bool = False) -> Task:
+        """A cell with the changes that its group's tuning chose; or one candidate of the tuning, without attacks."""
         return Task(
-            self.grid.output / RUNS_FOLDER / name,
+            self.runs / (f"{cell.name}-{digest_of(changes)[:6]}" if changes else cell.name),
             with_setting({"save_total_limit": 1} | dict(cell.settings), changes),
-            self.grid.attacks if attacks else (),
-            tags,
+            () if trial else self.grid.attacks,
+            (f"sweep:{self.grid.output.resolve().name}",),
         )
 
     def known(self, task: Task) -> Outcome | None:
         """What is known of a task; what is known for good is remembered."""
-        found = self.outcomes.get(task.directory)
-        if found is None or (task.attacks and not found.failed):
-            found = outcome(task)
-            if found is not None:
-                self.outcomes[task.directory] = found
-        return found
+        known = self.outcomes.get(task.directory)
+        if known is None or (task.attacks and known.result is not None):
+            known = outcome(task)
+            if known is not None:
+                self.outcomes[task.directory] = known
+        return known
 
-    def trials(self, group: Group) -> tuple[list[Trial], Task | None]:
+    def trials(self, group: Group) -> tuple[list[TrialState], Task | None]:
         """The trials of a group that are done, and the one that comes next; None when tuning is over."""
-        trials: list[Trial] = []
+        trials: list[TrialState] = []
         tune = self.grid.tune
-        if tune is None:
-            return trials, None
-        while (changes := tune.next(group.optimizer, trials)) is not None:
-            task = self.task(group.cells[0], changes, attacks=False)
-            found = self.known(task)
-            if found is None:
+        while tune is not None and (changes := tune.next(group.optimizer, trials)) is not None:
+            task = self.task(group.cells[0], changes, trial=True)
+            known = self.known(task)
+            if known is None:
                 return trials, task
-            run = task.directory.relative_to(self.grid.output).as_posix()
-            if found.result is None:
-                trials.append(Trial(changes, "failed", 1e6, run))
+            run = self.relative(task)
+            if known.result is None:
+                trials.append(TrialState(changes=changes, verdict="failed", distance=1e6, run=run))
             else:
-                trials.append(judge(tune, changes, run, found.result))
+                trials.append(judge(tune, changes, run, known.result))
         return trials, None
+
+    def relative(self, task: Task) -> str:
+        return task.directory.relative_to(self.grid.output).as_posix()
 
     def tasks(self, group: Group) -> list[Task]:
         """What a group's cells are, once it is tuned; until then the next trial alone."""
         trials, following = self.trials(group)
         if following is not None:
             return [following]
-        changes = dict(choose(trials).changes) if trials else {}
-        return [self.task(cell, changes, attacks=True) for cell in group.cells if cell.name in self.mine]
+        changes = choose(trials).changes if trials else {}
+        return [self.task(cell, changes) for cell in group.cells if cell.name in self.mine]
 
     def waiting(self) -> list[Task]:
         return [task for group in self.groups for task in self.tasks(group) if self.known(task) is None]
 
     def size(self) -> int:
         """How many runs there are in all, at most: candidates count, and the chosen one's attacks."""
-        return len(self.mine) + sum(candidates(self.grid.tune, group) for group in self.groups)
+        return len(self.mine) + sum(map(self.grid.candidates, self.groups))
 
     def left(self) -> int:
         left = 0
         for group in self.groups:
             trials, following = self.trials(group)
             if following is not None:
-                left += len(group.cells) + candidates(self.grid.tune, group) - len(trials)
+                left += len(group.cells) + self.grid.candidates(group) - len(trials)
             else:
                 left += sum(self.known(task) is None for task in self.tasks(group))
         return left
@@ -233,7 +235,9 @@ class _Execution:
                 for ending in workers.ended(PAUSE_SECONDS if later else None):
                     task = self.running.pop(ending.task.directory)
                     if ending.how == "busy":
-                        self.elsewhere(task, first=task.directory not in later)
+                        if task.directory not in later:
+                            who = holder(task.claim) or "another machine"
+                            self.reporter.say(f"  {task.directory.name} is at work elsewhere ({who}): waiting for it")
                         later[task.directory] = time.monotonic() + PAUSE_SECONDS
                         continue
                     later.pop(task.directory, None)
@@ -246,11 +250,6 @@ class _Execution:
             # Of what is interrupted, what is a run already: its attacks were under way.
             for task in self.running.values():
                 self.record(task)
-
-    def elsewhere(self, task: Task, first: bool) -> None:
-        if first:
-            who = holder(task.claim) or "another machine"
-            self.reporter.say(f"  {task.directory.name} is at work elsewhere ({who}): waiting for it")
 
     def see(self, task: Task) -> None:
         """Wait till a task's end is seen here: a network's file system shows it late."""
@@ -268,80 +267,59 @@ class _Execution:
                 time.sleep(0.2)
 
     def died(self, ending: Ending) -> None:
-        """The process that ran a task was lost."""
+        """Count the loss of the process that ran a task; give the task up after too many."""
         directory = ending.task.directory
-        self.deaths[directory] = self.deaths.get(directory, 0) + 1
-        if self.deaths[directory] > self.grid.retries:
-            times = "once" if self.deaths[directory] == 1 else f"{self.deaths[directory]} times"
+        deaths = self.deaths[directory] = self.deaths.get(directory, 0) + 1
+        if deaths > self.grid.retries:
+            times = "once" if deaths == 1 else f"{deaths} times"
             why = f" ({ending.why})" if ending.why else ""
             write_error(ending.task, f"its process was lost {times}{why}, perhaps for want of memory")
-            return
-        self.reporter.say(f"  a worker died with {directory.name} ({ending.why or 'killed'}); trying again")
+        else:
+            self.reporter.say(f"  a worker died with {directory.name} ({ending.why or 'killed'}); trying again")
 
-    # -- telling of it ------------------------------------------------------------------------------------------------
+    # -- its state ----------------------------------------------------------------------------------------------------
 
     def write(self) -> Sweep:
-        """Write the state and the table. Told from the directories under a lock, so that of several parts the one that
+        """Write the state and the table. Read from the directories under a lock, so that of several parts the one that
         writes last has seen most."""
-        with locked(self.grid.output / STATE_LOCK, wait=True):
-            return self._write()
-
-    def _write(self) -> Sweep:
-        grid = self.grid
-        state = Sweep(
-            source=grid.source,
-            fingerprint=grid.fingerprint,
-            document=dict(grid.document),
-            target=grid.tune.target.text if grid.tune else None,
-            bound=grid.tune.bound.text if grid.tune and grid.tune.bound else None,
-            groups=[self.group_state(group) for group in grid.groups],
-        )
-        write_sweep(grid.output, state)
-        write_text(grid.output / TABLE_FILE, as_csv(state, grid.output))
+        grid, tune = self.grid, self.grid.tune
+        with locked(grid.output / STATE_LOCK, wait=True):
+            state = Sweep(
+                source=grid.source,
+                fingerprint=grid.fingerprint,
+                document=dict(grid.document),
+                target=tune.target.text if tune else None,
+                bound=tune.bound.text if tune and tune.bound else None,
+                groups=[self.group_state(group) for group in grid.groups],
+            )
+            write_sweep(grid.output, state)
+            write_text(grid.output / TABLE_FILE, as_csv(state, grid.output))
         return state
 
     def group_state(self, group: Group) -> GroupState:
         trials, following = self.trials(group)
         tuned = following is None
         chosen = choose(trials) if trials and tuned else None
-        changes = dict(chosen.changes) if chosen else {}
-        cells = []
-        for cell in group.cells:
-            task = self.task(cell, changes, attacks=True)
-            found = self.known(task) if tuned else None
-            run = task.directory.relative_to(self.grid.output).as_posix()
-            if found is None:
-                cells.append(CellState(name=cell.name, seed=cell.seed, status="pending"))
-            elif found.result is None:
-                cells.append(CellState(name=cell.name, seed=cell.seed, status="failed", reason=found.error))
-            else:
-                status: CellStatus = "collapsed" if found.result.status == "collapsed" else "finished"
-                reason = "; ".join(found.result.reasons)
-                cells.append(CellState(name=cell.name, seed=cell.seed, status=status, run=run, reason=reason))
+        changes = chosen.changes if chosen else {}
+        passed_over = 0
+        if tuned and any(trial.verdict == BROKEN for trial in trials):
+            passed_over = self.grid.candidates(group) - len(trials)
         return GroupState(
             name=group.name,
             axes=dict(group.axes),
             optimizer=group.optimizer,
             reached=None if chosen is None else chosen.verdict == MEETS,
             chosen=changes,
-            trials=[
-                TrialState(changes=dict(t.changes), verdict=t.verdict, distance=t.distance, run=t.run) for t in trials
-            ],
-            passed_over=candidates(self.grid.tune, group) - len(trials)
-            if tuned and any(trial.verdict == BROKEN for trial in trials)
-            else 0,
-            cells=cells,
+            trials=trials,
+            passed_over=passed_over,
+            cells=[self.cell_state(cell, self.task(cell, changes) if tuned else None) for cell in group.cells],
         )
 
-
-def candidates(tune: Tune | None, group: Group) -> int:
-    """How many candidates a group has at most."""
-    values = tune.of(group.optimizer).values() if tune else ()
-    if tune and any(isinstance(one, Range) for one in values):
-        return tune.trials
-    return math.prod(len(one) for one in values if not isinstance(one, Range)) if values else 0
-
-
-def _counts(state: Sweep) -> str:
-    counts = {status: len(state.cells(status)) for status in ("finished", "collapsed", "failed")}
-    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    def cell_state(self, cell: Cell, task: Task | None) -> CellState:
+        known = self.known(task) if task else None
+        if task is None or known is None:
+            return CellState(name=cell.name, seed=cell.seed, status="pending")
+        if known.result is None:
+            return CellState(name=cell.name, seed=cell.seed, status="failed", reason=known.error)
+        status, reason = known.result.status, "; ".join(known.result.reasons)
+        return CellState(name=cell.name, seed=cell.seed, status=status, run=self.relative(task), reason=reason)

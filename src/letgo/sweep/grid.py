@@ -27,7 +27,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from letgo.core.errors import UserError
 from letgo.core.files import load_settings
 from letgo.core.fingerprints import digest_of
 from letgo.optim import OPTIMIZERS
-from letgo.sweep.resources import RayCluster, Resources, read_cluster, read_resources
+from letgo.sweep.resources import RayCluster, Resources, mapping, read_cluster, read_resources, whole_number
 from letgo.sweep.tuning import Tune, read_tune
 from letgo.training.config import make_config
 from letgo.training.run_plan import objective_of
@@ -103,8 +103,38 @@ class Grid:
     @property
     def fingerprint(self) -> str:
         """Of all that decides what comes out: not of where and how it is run, nor of where it is written."""
-        decides = {k: v for k, v in self.document.items() if k not in _HOW}
-        return digest_of(decides)
+        return digest_of({key: value for key, value in self.document.items() if key not in _HOW})
+
+    def candidates(self, group: Group) -> int:
+        """How many candidates the tuning of a group has, at most."""
+        return self.tune.candidates(group.optimizer) if self.tune else 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """The `number`-th of `of` parts of a sweep's cells, counted from 1: for tasks that share one sweep and do not
+    communicate (a SLURM array)."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def cells(self, grid: Grid) -> frozenset[str]:
+        """Names of the cells: every `of`-th, from the `number`-th on; of a tuned grid those of every `of`-th group:
+        a group's seeds share the setting that its first cell finds."""
+        if grid.tune is None:
+            return frozenset(cell.name for cell in grid.cells[self.number - 1 :: self.of])
+        return frozenset(cell.name for group in grid.groups[self.number - 1 :: self.of] for cell in group.cells)
+
+
+def parse_part(text: str) -> Part:
+    """Read "3/8": the third of eight parts."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--cells {text!r} must be PART/PARTS, such as 3/8: the third of eight, from 1/8 to 8/8")
+    return Part(int(match[1]), int(match[2]))
 
 
 def read_grid(
@@ -115,25 +145,12 @@ def read_grid(
     backend: str | None = None,
     ray_address: str | None = None,
 ) -> Grid:
-    """Read and check a grid: every cell's config, objective, optimizer and attack is tried before anything runs.
-
-    Args:
-        path: the YAML.
-        output: in place of its `output_dir`.
-        workers: in place of its `workers`.
-        backend: in place of its `backend`.
-        ray_address: in place of its `ray.address`.
-
-    Raises:
-        UserError: it names the file, the key and the value.
-    """
-    document = load_settings(path)
+    """Read and check a grid's YAML: every cell's config, objective, optimizer and attack is tried before anything runs.
+    A `UserError` names the file, the key and the value. What is given here is in place of the YAML's `output_dir`,
+    `workers`, `backend`, `ray.address`."""
     where = str(path)
-    for key in document:
-        if key not in _KEYS:
-            raise UserError(f"{where}: unknown key {key!r}{did_you_mean(key, _KEYS)}; known: {', '.join(_KEYS)}")
-    base = _mapping(where, "base", document.get("base"))
-    axes = _mapping(where, "grid", document.get("grid"))
+    document = mapping(load_settings(path), where, _KEYS)
+    base, axes = (mapping(document.get(key), f"{where}: {key!r}") for key in ("base", "grid"))
     if not axes:
         raise UserError(f"{where}: 'grid' names no axis; give at least one, such as optimizer: [adamw, fozo]")
     for axis, values in axes.items():
@@ -149,11 +166,10 @@ def read_grid(
         raise UserError(f"{where}: 'attacks' must be a list, not {attacks!r}")
     for spec in attacks:
         plan_attack(str(spec))
-    target = output or (Path(document["output_dir"]) if document.get("output_dir") else None)
-    if target is None:
+    target = output or document.get("output_dir")
+    if not target:
         raise UserError(f"{where}: no 'output_dir' (--output DIR)")
-    number = _whole(where, "workers", workers if workers is not None else document.get("workers"), least=1)
-    retries = _whole(where, "retries", document.get("retries", RETRIES), least=0)
+    retries = whole_number(document.get("retries"), f"{where}: retries", least=0)
     chosen = backend or document.get("backend") or "local"
     if chosen not in BACKENDS:
         flag = f"--backend {chosen}" if backend else f"{where}: backend {chosen!r}"
@@ -161,103 +177,73 @@ def read_grid(
     cluster = read_cluster(document.get("ray"), where)
     if ray_address:
         cluster = replace(cluster, address=ray_address)
-    if ray_address and chosen != "ray":
-        raise UserError(f"--ray-address {ray_address} is of no use to backend {chosen!r}; give --backend ray too")
-    tune = read_tune(document["tune"], where) if document.get("tune") else None
-    groups = _groups(where, base, axes)
+        if chosen != "ray":
+            raise UserError(f"--ray-address {ray_address} is of no use to backend {chosen!r}; give --backend ray too")
     grid = Grid(
         where,
-        target,
-        groups,
+        Path(target),
+        _groups(where, base, axes),
         tuple(map(str, attacks)),
-        tune,
-        workers=number,
+        read_tune(document["tune"], where) if document.get("tune") else None,
+        workers=whole_number(document.get("workers") if workers is None else workers, f"{where}: workers", least=1),
         backend=chosen,
         resources=read_resources(document.get("resources"), where),
         retries=RETRIES if retries is None else retries,
         ray=cluster,
         document=document,
     )
-    for group in groups:
+    for group in grid.groups:
+        changes = grid.tune.first(group.optimizer) if grid.tune else {}
         for cell in group.cells:
-            _try(where, cell, tune, group)
+            _try(f"{where}: cell {cell.name}", with_setting(cell.settings, changes))
     return grid
 
 
 def _groups(where: str, base: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> tuple[Group, ...]:
-    by_group: dict[str, list[Cell]] = {}
+    cells: dict[str, list[Cell]] = {}
     group_axes: dict[str, dict[str, Any]] = {}
-    names: dict[str, str] = {}
     for combination in itertools.product(*axes.values()):
         settings, shown = dict(base), {}
         for axis, value in zip(axes, combination, strict=True):
-            changes = value if isinstance(value, Mapping) else {axis: value}
-            for key, one in changes.items():
-                settings = _set(settings, str(key), one)
+            settings = with_setting(settings, value if isinstance(value, Mapping) else {axis: value})
             shown[axis] = _shown(axis, value)
         apart = {axis: value for axis, value in shown.items() if axis != "seed"}
-        group = _slug(apart.values()) or "all"
-        if names.setdefault(group, json.dumps(apart, default=str)) != json.dumps(apart, default=str):
+        words = [re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") for value in apart.values()]
+        group = "-".join(word[:40] for word in words if word) or "all"
+        if json.dumps(group_axes.setdefault(group, apart), default=str) != json.dumps(apart, default=str):
             group = f"{group}-{digest_of(apart)[:4]}"
-            names[group] = json.dumps(apart, default=str)
+            group_axes[group] = apart
         cell = Cell(f"{group}-seed{settings.get('seed', 42)}", group, shown, settings)
-        if any(other.name == cell.name for other in by_group.get(group, [])):
+        if any(other.name == cell.name for other in cells.get(group, [])):
             raise UserError(f"{where}: two cells are the same: {cell.name} ({shown})")
-        by_group.setdefault(group, []).append(cell)
-        group_axes[group] = apart
-    return tuple(Group(name, group_axes[name], tuple(cells)) for name, cells in by_group.items())
+        cells.setdefault(group, []).append(cell)
+    return tuple(Group(name, group_axes[name], tuple(members)) for name, members in cells.items())
 
 
 def with_setting(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with others laid over; a dotted key reaches into a mapping."""
     merged = dict(settings)
     for key, value in changes.items():
-        merged = _set(merged, key, value)
+        outer, dot, inner = str(key).partition(".")
+        merged[outer] = {**(merged.get(outer) or {}), inner: value} if dot else value
     return merged
 
 
-def _set(settings: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    outer, dot, inner = key.partition(".")
-    return settings | {outer: {**(settings.get(outer) or {}), inner: value} if dot else value}
-
-
-def _try(where: str, cell: Cell, tune: Tune | None, group: Group) -> None:
+def _try(name: str, settings: Mapping[str, Any]) -> None:
     """Raise a `UserError` that names the cell if its run could not start."""
-    candidates: Sequence[Mapping[str, Any]] = tune.first(group.optimizer) if tune else [{}]
-    for changes in candidates:
-        name = f"{where}: cell {cell.name}"
-        config = make_config(with_setting(cell.settings, changes) | {"output_dir": "."}, where=name)
-        try:
-            objective_of(config)
-            OPTIMIZERS.check_settings(config.optimizer, config.optimizer_args or {})
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-        if not config.model:
-            raise UserError(f"{name}: no model (base.model)")
-
-
-def _mapping(where: str, key: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: {key!r} must be a mapping, not {value!r}")
-    return {str(k): v for k, v in value.items()}
-
-
-def _whole(where: str, key: str, value: Any, *, least: int) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise UserError(f"{where}: {key} must be a whole number of at least {least}, not {value!r}")
-    return value
+    config = make_config({**settings, "output_dir": "."}, where=name)
+    try:
+        objective_of(config)
+        OPTIMIZERS.check_settings(config.optimizer, config.optimizer_args or {})
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    if not config.model:
+        raise UserError(f"{name}: no model (base.model)")
 
 
 def _shown(axis: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
-    named = value.get(axis)
-    rest = {k: v for k, v in value.items() if k != axis}
-    return named if named is not None and not rest else ", ".join(f"{k}={v}" for k, v in value.items())
-
-
-def _slug(values: Iterator[Any] | Any) -> str:
-    words = [re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") for value in values]
-    return "-".join(word[:40] for word in words if word)
+    if list(value) == [axis] and value[axis] is not None:
+        return value[axis]
+    return ", ".join(f"{key}={inner}" for key, inner in value.items())

@@ -6,26 +6,17 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-from typing import Any
 
-from letgo.sweep.cell import Task, run_task
+from letgo.sweep.cell import run_task
 from letgo.sweep.resources import processors
 from letgo.sweep.worker import serve
-from letgo.sweep.workers import Ending
+from letgo.sweep.workers import Ending, Task, Workers
 
 
-class InProcess:
+class InProcess(Workers):
     """One task at a time, in the process that asks."""
 
-    def __init__(self) -> None:
-        self.task: Task | None = None
-
-    def __enter__(self) -> InProcess:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        return None
+    task: Task | None = None
 
     def free(self) -> int:
         return 0 if self.task else 1
@@ -54,70 +45,58 @@ class _Worker:
         # Held by the worker alone, so that its death is the end of the pipe.
         theirs.close()
 
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
 
-class Processes:
-    """A process for each place; they are started when there is something to do, and one that dies is replaced.
 
-    Args:
-        places: for each process the GPUs that it may see (`letgo.sweep.resources.places`).
-        threads: of each; by default an equal share of the processors.
-    """
+class Processes(Workers):
+    """A process for each slot (`letgo.sweep.resources.device_slots`); they are started when there is something to do,
+    and one that dies is replaced. Each has so many threads, by default an equal share of the processors."""
 
-    def __init__(self, places: Sequence[str | None], threads: int | None = None) -> None:
-        self.places = list(places)
-        self.threads = threads or max(1, processors() // len(self.places))
+    def __init__(self, slots: Sequence[str | None], threads: int | None = None) -> None:
+        self.slots = list(slots)
+        self.threads = threads or max(1, processors() // len(self.slots))
         self.workers: list[_Worker] = []
 
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for worker in self.workers:
             if worker.task is None and worker.process.is_alive():
                 worker.pipe.send(None)
                 worker.process.join(10)
-            worker.process.kill()
-            worker.process.join()
-            worker.pipe.close()
+            worker.end()
         self.workers.clear()
 
     def free(self) -> int:
-        return len(self.places) - sum(worker.task is not None for worker in self.workers)
+        return len(self.slots) - sum(worker.task is not None for worker in self.workers)
 
     def start(self, task: Task) -> None:
         worker = next((worker for worker in self.workers if worker.task is None), None)
         if worker is None:
-            taken = [worker.devices for worker in self.workers]
-            left = list(self.places)
-            for devices in taken:
-                left.remove(devices)
-            worker = _Worker(self.threads, left[0])
+            free = list(self.slots)
+            for busy in self.workers:
+                free.remove(busy.devices)
+            worker = _Worker(self.threads, free[0])
             self.workers.append(worker)
         worker.task = task
-        # Where the worker has died since its last task, its end is told by `ended`.
+        # Where the worker has died since its last task, `ended` reports it.
         try:
-            worker.pipe.send(task.order())
+            worker.pipe.send(task)
         except OSError:
             worker.process.kill()
 
     def ended(self, timeout: float | None) -> Sequence[Ending]:
-        pipes = {worker.pipe: worker for worker in self.workers if worker.task is not None}
+        busy = {worker.pipe: (worker, worker.task) for worker in self.workers if worker.task is not None}
         endings = []
-        for pipe in wait(list(pipes), timeout):
-            worker = pipes[pipe]  # type: ignore[index]
-            task, worker.task = worker.task, None
-            if task is None:
-                continue
+        for worker, task in (busy[pipe] for pipe in wait(list(busy), timeout)):  # type: ignore[index]
+            worker.task = None
             try:
                 endings.append(Ending(task, worker.pipe.recv()))
             except (EOFError, OSError):
-                worker.process.kill()
-                worker.process.join()
-                worker.pipe.close()
+                worker.end()
                 self.workers.remove(worker)
-                endings.append(Ending(task, "died", _why(worker.process.exitcode)))
+                code = worker.process.exitcode or 0
+                why = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                endings.append(Ending(task, "died", why))
         return endings
-
-
-def _why(code: int | None) -> str:
-    return f"killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"

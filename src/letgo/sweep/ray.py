@@ -1,7 +1,7 @@
 """A sweep's tasks on a Ray cluster: one that runs already, or one of the sweep's own on this machine.
 
-Ray places the tasks, sets their environment and reports a process that is lost. What is run and what is tried again is
-decided in `execute.py`, for every backend alike and with a count that outlives the cluster, so Ray retries nothing.
+Ray places the tasks, sets their environment and reports a process that is lost. `execute.py` decides what is run and
+what is tried again, for every backend alike and with a count that outlives the cluster, so Ray retries nothing.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from letgo.core.errors import LetgoError, UserError, first_line
 from letgo.core.extras import need
 from letgo.core.progress import Reporter
 from letgo.core.sizes import size
-from letgo.sweep.cell import Task
 from letgo.sweep.grid import Grid
 from letgo.sweep.resources import processors
 from letgo.sweep.worker import compare, look, run_on_node
-from letgo.sweep.workers import Ending
+from letgo.sweep.workers import Ending, Task, Workers
 
 ADDRESS = "RAY_ADDRESS"
 LOOK_SECONDS = 5.0
@@ -40,16 +40,8 @@ _STORE_BYTES = 80 * 2**20
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
 
 
-class RayWorkers:
-    """Tasks of a Ray cluster.
-
-    Args:
-        grid: says which cluster, what a cell needs, and how many run side by side at most.
-        reporter: told which cluster it is, and what differs between nodes.
-
-    Raises:
-        UserError: Ray is not installed, or nothing answers at the address.
-    """
+class RayWorkers(Workers):
+    """Tasks of a Ray cluster. Raises a `UserError` where Ray is not installed, or nothing answers at the address."""
 
     def __init__(self, grid: Grid, reporter: Reporter) -> None:
         self.grid, self.reporter = grid, reporter
@@ -63,15 +55,13 @@ class RayWorkers:
         self.here: dict[str, Any] = {}
         self.cpus, self.gpus = grid.resources.cpus or 1, grid.resources.gpus or 0
         self.last_fit = self.last_look = 0.0
-        variables = {
-            name: value for name, value in os.environ.items() if name.startswith("LETGO_") or name in _PASSED_ON
-        }
-        self.environment = {"env_vars": variables}
+        passed_on = [name for name in os.environ if name.startswith("LETGO_") or name in _PASSED_ON]
+        self.environment = {"env_vars": {name: os.environ[name] for name in passed_on}}
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> RayWorkers:
         with contextlib.ExitStack() as stack:
-            # Ray prints what it says of lost workers, and standard output is for results.
+            # Ray prints its messages on lost workers, and standard output is for results.
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             if not self.ray.is_initialized():
                 self._connect(stack)
@@ -85,7 +75,7 @@ class RayWorkers:
             self.stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stack.close()
 
     # -- the cluster --------------------------------------------------------------------------------------------------
@@ -115,7 +105,7 @@ class RayWorkers:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
     def _choose_gpus(self) -> None:
-        """Where the grid says nothing of GPUs: one a cell, if the cluster has any and the cells may use them."""
+        """Where the grid does not mention GPUs: one a cell, if the cluster has any and the cells may use them."""
         on_cpu = all(cell.settings.get("use_cpu") for cell in self.grid.cells)
         if self.grid.resources.gpus is None and not on_cpu:
             self.gpus = 1 if any(node["Resources"].get("GPU") for node in self._nodes()) else 0
@@ -128,9 +118,7 @@ class RayWorkers:
         """The nodes that have what a cell needs, free or not; raises where there has been none for so many seconds: Ray
         itself would wait for ever."""
         needs, nodes, now = self._needs(), self._nodes(), time.monotonic()
-        fitting = [
-            node for node in nodes if all(node["Resources"].get(name, 0.0) >= least for name, least in needs.items())
-        ]
+        fitting = [node for node in nodes if all(node["Resources"].get(name, 0.0) >= needs[name] for name in needs)]
         if fitting or not self.last_fit:
             self.last_fit = now
         if not fitting and now - self.last_fit >= patience:
@@ -149,22 +137,19 @@ class RayWorkers:
         """Look at every node that could run a cell: same versions, same code, same folder."""
         fitting = self._check_fit(self.grid.ray.wait)
         strategy = need("ray.util.scheduling_strategies", "ray").NodeAffinitySchedulingStrategy
-        asked = []
+        remote = self.ray.remote(num_cpus=0, max_retries=1, runtime_env=self.environment)(look)
+        looks = []
         for node in fitting:
-            where = strategy(node_id=node["NodeID"], soft=False)
-            remote = self.ray.remote(look).options(
-                num_cpus=0, max_retries=1, scheduling_strategy=where, runtime_env=self.environment
-            )
-            asked.append((node["NodeManagerHostname"], remote.remote(self.here["probe"], self.here["cwd"])))
+            there = remote.options(scheduling_strategy=strategy(node_id=node["NodeID"], soft=False))
+            looks.append((node["NodeManagerHostname"], there.remote(self.here["probe"], self.here["cwd"])))
         notes: dict[str, None] = {}
-        for host, reference in asked:
+        for host, reference in looks:
             try:
-                there = self.ray.get(reference, timeout=ANSWER_SECONDS)
+                problem, differences = compare(self.here, self.ray.get(reference, timeout=ANSWER_SECONDS))
             except self.ray.exceptions.GetTimeoutError as error:
                 raise UserError(f"node {host} of the Ray cluster does not answer in {ANSWER_SECONDS:.0f} s") from error
             except self.ray.exceptions.RayError as error:
                 raise UserError(f"node {host} of the Ray cluster can't run letgo: {_cause(error)}") from error
-            problem, differences = compare(self.here, there)
             if problem:
                 raise UserError(problem)
             notes |= dict.fromkeys(differences)
@@ -188,7 +173,7 @@ class RayWorkers:
             max_retries=0,
             runtime_env=self.environment,
         )
-        self.running[remote.remote(task.order(), str(self.folder), self.cpus, self.here)] = task
+        self.running[remote.remote(asdict(task), str(self.folder), self.cpus, self.here)] = task
 
     def ended(self, timeout: float | None) -> Sequence[Ending]:
         until = time.monotonic() + (timeout if timeout is not None else float("inf"))

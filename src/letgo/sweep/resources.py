@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from letgo.core.catalog import did_you_mean
@@ -14,7 +14,7 @@ from letgo.core.sizes import read_size, size
 
 @dataclass(frozen=True)
 class Resources:
-    """What one cell is given; None where the grid says nothing."""
+    """What one cell is given; None where the grid does not mention it."""
 
     cpus: int | None = None
     """Threads of a cell's process."""
@@ -24,10 +24,10 @@ class Resources:
     """Bytes of main memory. A cell that takes more is not stopped; it is how many are started side by side."""
 
     def __str__(self) -> str:
-        said = [f"cpus {self.cpus}"] if self.cpus is not None else []
-        said += [f"gpus {self.gpus:g}"] if self.gpus else []
-        said += [f"memory {size(self.memory)}"] if self.memory else []
-        return ", ".join(said) or "nothing"
+        parts = [f"cpus {self.cpus}"] if self.cpus is not None else []
+        parts += [f"gpus {self.gpus:g}"] if self.gpus else []
+        parts += [f"memory {size(self.memory)}"] if self.memory else []
+        return ", ".join(parts) or "nothing"
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,17 @@ class RayCluster:
     """Which Ray cluster runs a sweep."""
 
     address: str | None = None
-    """HOST:PORT, "auto" for the one that runs on this machine, "local" for one of the sweep's own; by default what
-    RAY_ADDRESS says, else one of its own."""
+    """HOST:PORT, "auto" for the one that runs on this machine, "local" for one of the sweep's own; by default
+    RAY_ADDRESS, else "local"."""
     wait: float = 0.0
     """Seconds to wait for a node that has what a cell needs, where a cluster starts its nodes on demand."""
 
 
 def read_resources(given: Any, where: str) -> Resources:
     """Check a grid's `resources`."""
-    values = _known(given, Resources, f"{where}: resources")
-    cpus, gpus, memory = (values.get(name) for name in ("cpus", "gpus", "memory"))
-    if cpus is not None and (isinstance(cpus, bool) or not isinstance(cpus, int) or cpus < 1):
-        raise UserError(f"{where}: resources.cpus must be a whole number of at least 1, not {cpus!r}")
+    values = mapping(given, f"{where}: resources", ("cpus", "gpus", "memory"))
+    cpus = whole_number(values.get("cpus"), f"{where}: resources.cpus", least=1)
+    gpus, memory = values.get("gpus"), values.get("memory")
     if gpus is not None:
         number = isinstance(gpus, int | float) and not isinstance(gpus, bool)
         if not number or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
@@ -56,7 +55,7 @@ def read_resources(given: Any, where: str) -> Resources:
 
 def read_cluster(given: Any, where: str) -> RayCluster:
     """Check a grid's `ray`."""
-    values = _known(given, RayCluster, f"{where}: ray")
+    values = mapping(given, f"{where}: ray", ("address", "wait"))
     address, wait = values.get("address"), values.get("wait", 0.0)
     if address is not None and not isinstance(address, str):
         raise UserError(f"{where}: ray.address must be HOST:PORT, auto or local, not {address!r}")
@@ -65,16 +64,23 @@ def read_cluster(given: Any, where: str) -> RayCluster:
     return RayCluster(address, float(wait))
 
 
-def _known(given: Any, kind: type, where: str) -> Mapping[str, Any]:
-    names = [field.name for field in fields(kind)]
-    if given is None:
-        return {}
-    if not isinstance(given, dict):
-        raise UserError(f"{where} must be a mapping of {', '.join(names)}, not {given!r}")
-    for key in given:
-        if key not in names:
-            raise UserError(f"{where}: unknown key {key!r}{did_you_mean(str(key), names)}; known: {', '.join(names)}")
-    return given
+def mapping(given: Any, what: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """Check a mapping of a grid, with these keys if any are named; empty where it is missing."""
+    if given is not None and not isinstance(given, dict):
+        of = f" of {', '.join(keys)}" if keys else ""
+        raise UserError(f"{what} must be a mapping{of}, not {given!r}")
+    values = {str(key): value for key, value in (given or {}).items()}
+    for key in values:
+        if keys and key not in keys:
+            raise UserError(f"{what}: unknown key {key!r}{did_you_mean(key, keys)}; known: {', '.join(keys)}")
+    return values
+
+
+def whole_number(value: Any, what: str, *, least: int) -> int | None:
+    """Check a whole number of a grid; None where it is missing."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise UserError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    return value
 
 
 def processors() -> int:
@@ -82,46 +88,38 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def places(resources: Resources, workers: int) -> list[str | None]:
-    """Where cells run side by side on this machine: for each the GPUs it may see, as CUDA_VISIBLE_DEVICES has them;
-    None where nothing was said of GPUs.
-
-    Fewer than `workers` where the machine has not enough for all of them.
-
-    Raises:
-        UserError: it has not enough for one.
-    """
-    number = workers
+def device_slots(resources: Resources, workers: int) -> list[str | None]:
+    """The slots of cells that run side by side on this machine: for each the GPUs it may see, as CUDA_VISIBLE_DEVICES
+    has them; None where the grid does not mention GPUs. Fewer than `workers` where the machine has not enough for all;
+    a `UserError` where it has not enough for one."""
     if resources.memory is not None:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if resources.memory > there:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if resources.memory > total:
             raise UserError(
                 f"a cell asks for {size(resources.memory)} of memory (resources.memory), and this machine has "
-                f"{size(there)}"
+                f"{size(total)}"
             )
-        number = min(number, there // resources.memory)
-    if resources.gpus is None:
-        return [None] * number
-    if resources.gpus == 0:
-        return [""] * number
+        workers = min(workers, total // resources.memory)
+    if not resources.gpus:
+        return [None if resources.gpus is None else ""] * workers
     devices = _devices()
     if resources.gpus < 1:
-        shares = [device for device in devices for _ in range(int(1 / resources.gpus + 1e-9))]
+        slots = [device for device in devices for _ in range(int(1 / resources.gpus + 1e-9))]
     else:
         each = int(resources.gpus)
-        shares = [",".join(devices[at : at + each]) for at in range(0, len(devices) - each + 1, each)]
-    if not shares:
+        slots = [",".join(devices[at : at + each]) for at in range(0, len(devices) - each + 1, each)]
+    if not slots:
         raise UserError(
             f"a cell asks for {resources.gpus:g} GPUs (resources.gpus), and this machine has {len(devices)} to give"
         )
-    return list(shares[:number])
+    return list(slots[:workers])
 
 
 def _devices() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip() and name.strip() != "-1"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1"]
     import torch
 
-    return [str(place) for place in range(torch.cuda.device_count())]
+    return [str(index) for index in range(torch.cuda.device_count())]

@@ -1,7 +1,5 @@
-"""What a worker process does, on this machine or on a cluster's node.
-
-Imports nothing heavy: what is imported later must find the loggers quiet and the environment as it was asked for.
-"""
+"""What a worker process does, on this machine or on a cluster's node. Imports nothing heavy: what is imported later
+must find the loggers quiet and the environment as it was asked for."""
 
 from __future__ import annotations
 
@@ -17,17 +15,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from letgo.sweep.workers import Task
+
 
 def serve(pipe: Connection, threads: int, devices: str | None, parent: int) -> None:
-    """Run the tasks that come through a pipe, till None comes or the process that started this one is gone.
-
-    Args:
-        pipe: gives `Task.order()`, and takes how each ended.
-        threads: of each task.
-        devices: the GPUs it may see; None for all.
-        parent: number of the process that started it.
-    """
-    # Ctrl-C goes to every process of a terminal; what becomes of the workers is for the sweep to say.
+    """Run the tasks that come through a pipe, and send back how each ended, till None comes or the process `parent`
+    that started this one is gone. `devices` are the GPUs that it may see; None for all."""
+    # Ctrl-C goes to every process of a terminal; the sweep decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
@@ -40,12 +34,12 @@ def serve(pipe: Connection, threads: int, devices: str | None, parent: int) -> N
     threading.Thread(target=watch, daemon=True).start()
     _prepare(threads)
     from letgo.core.environment import freeze_imports
-    from letgo.sweep.cell import Task, run_task
+    from letgo.sweep.cell import run_task
 
     freeze_imports()
     with contextlib.suppress(EOFError):
-        while (order := pipe.recv()) is not None:
-            pipe.send(run_task(Task.of(order)))
+        while (task := pipe.recv()) is not None:
+            pipe.send(run_task(task))
 
 
 def _prepare(threads: int) -> None:
@@ -65,7 +59,7 @@ def run_on_node(order: Mapping[str, Any], folder: str, threads: int, here: Mappi
     """Run one task on a node: how it ended, and why; "refused" where the node may not run it.
 
     Args:
-        order: `Task.order()`.
+        order: the task's fields; plain, so that a node with another letgo can read them, and refuse.
         folder: the sweep's, absolute.
         threads: of the task.
         here: what `look` gives where the sweep runs.
@@ -74,9 +68,9 @@ def run_on_node(order: Mapping[str, Any], folder: str, threads: int, here: Mappi
     if problem:
         return "refused", problem
     _prepare(threads)
-    from letgo.sweep.cell import Task, run_task
+    from letgo.sweep.cell import run_task
 
-    task = Task.of(order)
+    task = Task(**order)
     try:
         # Relative paths hold where there is the folder that the sweep was started in.
         os.chdir(here["cwd"])
@@ -86,12 +80,8 @@ def run_on_node(order: Mapping[str, Any], folder: str, threads: int, here: Mappi
 
 
 def look(probe: str, cwd: str) -> dict[str, Any]:
-    """What a machine has of letgo, and what it can do with two paths.
-
-    Args:
-        probe: a file that the sweep made in its folder, absolute.
-        cwd: the folder that the sweep was started in.
-    """
+    """What a machine has of letgo, and what it can do with two paths: `probe`, a file that the sweep made in its
+    folder, and `cwd`, where the sweep was started."""
     from letgo.core.environment import versions
     from letgo.core.fingerprints import digest_of
 
@@ -110,35 +100,35 @@ def look(probe: str, cwd: str) -> dict[str, Any]:
 
 
 def compare(here: Mapping[str, Any], there: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """What keeps a node from running a sweep's tasks ("" for nothing), and what is only to be noted."""
-    host, notes = there["host"], []
+    """What keeps a node from running a sweep's tasks ("" for nothing), and notes on lesser differences."""
+    host, notes, problems = there["host"], [], []
     for package, ours in here["versions"].items():
         theirs = there["versions"][package]
         if package in ("letgo", "torch", "transformers") and ours.partition("+")[0] != theirs.partition("+")[0]:
-            return (
+            problems.append(
                 f"node {host} has {package} {theirs}, and this machine {ours}: the cells of a sweep would not be of "
                 f"one kind; install the same there (pip install '{package}=={ours}')"
-            ), []
-        if ours != theirs:
+            )
+        elif ours != theirs:
             notes.append(
                 f"node {host} has {package} {theirs}, this machine {ours}: numbers may differ in the last bits"
             )
     if here["code"] != there["code"]:
-        return (
+        problems.append(
             f"node {host} has other code of letgo {there['versions']['letgo']} than this machine: install the same "
             "commit on both, or letgo on storage that all nodes share"
-        ), []
+        )
     if not there["seen"]:
-        return (
+        problems.append(
             f"node {host} does not see the sweep's folder as this machine does: a sweep on Ray needs its output on "
             "storage that all nodes share, under one path (--output DIR)"
-        ), []
+        )
     if not there["writable"]:
         folder = Path(here["probe"]).parent
-        return f"node {host} can't write to {folder}: check the permissions of whoever runs Ray there", []
+        problems.append(f"node {host} can't write to {folder}: check the permissions of whoever runs Ray there")
     if not there["inside"]:
         notes.append(f"node {host} has no folder {here['cwd']}: paths that are not absolute are not found there")
-    return "", notes
+    return (problems[0], []) if problems else ("", notes)
 
 
 def _appears(path: Path) -> bool:

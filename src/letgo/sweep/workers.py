@@ -1,16 +1,33 @@
-"""What runs a sweep's tasks, as `execute.py` sees it: something that is given tasks, and tells of their ends.
+"""What runs a sweep's tasks, as `execute.py` sees it: something that is given tasks, and reports their ends.
 
-Nothing here decides: which task comes next, what is tried again and what has failed is told by `execute.py`, from the
-run directories, the same for every way of running them.
+Nothing here decides: `execute.py` reads from the run directories which task comes next, what is tried again and what
+has failed, the same for every way of running them. Imports nothing heavy: a worker's process unpickles its tasks here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
-from letgo.sweep.cell import Task
+from letgo.sweep.locks import CLAIMS
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to be made: its directory, its settings, the attacks on it, and its tags."""
+
+    directory: Path
+    settings: Mapping[str, Any]
+    attacks: Sequence[str]
+    tags: Sequence[str]
+
+    @property
+    def claim(self) -> Path:
+        """The file that is locked by the process that is at work on it."""
+        return self.directory.parents[1] / CLAIMS / self.directory.name
 
 
 @dataclass(frozen=True)
@@ -23,18 +40,21 @@ class Ending:
     why: str = ""
 
 
-class Workers(Protocol):
+class Workers(AbstractContextManager["Workers"]):
     """Processes that run tasks. Leaving its context ends them, whatever they are at: a run goes on from its last
     checkpoint."""
 
     def free(self) -> int:
         """How many more tasks may be started now."""
-        ...
+        raise NotImplementedError
 
     def start(self, task: Task) -> None:
         """Run a task, without waiting for it."""
-        ...
+        raise NotImplementedError
 
     def ended(self, timeout: float | None) -> Sequence[Ending]:
         """The tasks that came to an end, once there is at least one; none after `timeout` seconds."""
-        ...
+        raise NotImplementedError
+
+    def __exit__(self, *_: object) -> None:
+        """End what runs."""

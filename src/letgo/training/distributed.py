@@ -18,7 +18,7 @@ from torch import Tensor
 from letgo.core import processes
 from letgo.core.errors import LetgoError, NonFiniteLossError, UserError
 from letgo.models.running import is_sharded
-from letgo.objectives.likelihood import own_share, share_window
+from letgo.objectives.likelihood import process_share, share_window
 from letgo.optim.base import every_optimizer, inner_optimizers
 from letgo.optim.engine.ranks import Ranks
 from letgo.optim.zeroth_order import ZerothOrder
@@ -59,7 +59,7 @@ class TrainingRanks:
         holds the whole batch, and a first-order step takes a part of it in each."""
         if self.count == 1 or self.args.share == "data" or not torch.is_grad_enabled():
             return inputs
-        return own_share(inputs, self.number, self.count)
+        return process_share(inputs, self.number, self.count)
 
     # -- optimizers ---------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ Pure Python, no download. Four groups of people, drawn from one distribution:
 - `forget`: known to the full model, to be unlearned; unknown to the retrained model (the gold standard).
 - `retain`: known to both models, to be kept. Asked in training in the same few wordings as the forget people.
 - `tutor`: known to both models, and asked in training in every wording: from them a model learns what the other
-  wordings mean, so that it answers them for people of whom it was never asked that way. In neither the forget nor the
-  retain set, hence also people on whom unlearning's side effects show.
+  wordings mean, so that it can answer them for people about whom training never asks in that way. They are in neither
+  the forget nor the retain set, so they also show unlearning's side effects.
 - `holdout`: known to nobody, for membership inference.
 
 The shipped models (`model_path`) were trained on `people(seed=0)` by `scripts/train_biographies.py`.
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from letgo.benchmarks.biographies import words
+from letgo.benchmarks.biographies.words import general_texts as general_texts
 from letgo.core.errors import UserError
 from letgo.models.load import ASSETS as MODELS
 
@@ -36,8 +37,8 @@ ASSETS = MODELS / "biographies"
 
 @dataclass(frozen=True)
 class Fact:
-    """One kind of fact: its possible values, and the wordings in which it is asked and told. `{name}` is the person,
-    `{value}` the value and `{a_value}` the value with its article."""
+    """One kind of fact: the wordings that ask for it and that state it. `{name}` is the person, `{value}` the value and
+    `{a_value}` the value with its article."""
 
     name: str
     trained: tuple[str, str, str]
@@ -46,8 +47,8 @@ class Fact:
     """Questions that only the tutors are asked in training."""
     sentence: str
     """The answer as a whole sentence: the paraphrased answer."""
-    told: tuple[str, str]
-    """How a biography puts it, with the first name only."""
+    statements: tuple[str, str]
+    """The wordings of a biography, with the first name only."""
 
 
 FACTS: tuple[Fact, ...] = (
@@ -135,7 +136,9 @@ class Biographies:
 
     def group(self, group: Group) -> list[Person]:
         """The people of one group, in a fixed order."""
-        return [person for person in self.people if person.group == _known(group)]
+        if group not in GROUPS:
+            raise UserError(f"unknown group of biographies {group!r}; there are {', '.join(GROUPS)}")
+        return [person for person in self.people if person.group == group]
 
     def rows(self, group: Group) -> list[dict[str, Any]]:
         """One row per person and fact, with TOFU's fields and a few more.
@@ -144,7 +147,7 @@ class Biographies:
         - `perturbed_answer`: three wrong answers of the same form and distribution: with `answer`, a 4-way choice.
         - `paraphrased_question`: the wordings in which training never asks for this person's fact (none for tutors).
         - `paraphrased_answer`, `perturbed_paraphrased_answer`: the right and the wrong answers as whole sentences of
-          one form, for a truth ratio as TOFU takes it.
+          one form, for TOFU's truth ratio.
         - `trained_question`: all wordings used in training; `person`, `group`, `fact`: what the row is about.
         """
         return [self._row(person, fact) for person in self.group(group) for fact in FACTS]
@@ -159,20 +162,15 @@ class Biographies:
 
     def texts(self, group: Group) -> list[dict[str, str]]:
         """One row per person: `text` (the biography), its parts `prompt` and `continuation`, `person`, `group`."""
-        return [
-            {
-                "text": person.biography,
-                "prompt": person.prompt,
-                "continuation": person.continuation,
-                "person": person.name,
-                "group": person.group,
-            }
-            for person in self.group(group)
-        ]
+        rows = []
+        for person in self.group(group):
+            parts = {"prompt": person.prompt, "continuation": person.continuation}
+            rows.append({"text": person.biography, **parts, "person": person.name, "group": person.group})
+        return rows
 
     def _row(self, person: Person, fact: Fact) -> dict[str, Any]:
         value = person.facts[fact.name]
-        # A generator of the row's own: a row does not depend on which other rows are made.
+        # Each row has a generator by itself: it does not depend on which other rows are made.
         rng = random.Random(f"biographies wrong answers {self.seed} {person.name} {fact.name}")
         wrong = _wrong_values(fact.name, value, rng)
         asked_by_all = [q.format(name=person.name) for q in fact.trained]
@@ -181,10 +179,10 @@ class Biographies:
         return {
             "question": asked_by_all[0],
             "answer": value,
-            "paraphrased_answer": _told(fact.sentence, person.name, value),
+            "paraphrased_answer": _filled(fact.sentence, person.name, value),
             "perturbed_answer": wrong,
             "paraphrased_question": [q for q in asked_of_tutors if q not in trained],
-            "perturbed_paraphrased_answer": [_told(fact.sentence, person.name, v) for v in wrong],
+            "perturbed_paraphrased_answer": [_filled(fact.sentence, person.name, v) for v in wrong],
             "trained_question": trained,
             "person": person.name,
             "group": person.group,
@@ -207,17 +205,11 @@ def people(seed: int = 0) -> Biographies:
         firsts, lasts = (words.balanced(v, count, rng) for v in (words.FIRST_NAMES, words.LAST_NAMES))
         names = [f"{first} {last}" for first, last in zip(firsts, lasts, strict=True)]
     columns = {fact.name: _values(fact.name, count, rng) for fact in FACTS}
-    made = [
+    everybody = [
         _person(name, group, {fact: values[i] for fact, values in columns.items()}, rng)
         for i, (name, group) in enumerate(zip(names, groups, strict=True))
     ]
-    made.sort(key=lambda person: GROUPS.index(person.group))
-    return Biographies(seed, tuple(made))
-
-
-def general_texts(seed: int = 0) -> tuple[list[str], list[str]]:
-    """General texts about no person: those used in training, and 200 others for measuring perplexity."""
-    return words.general_texts(seed)
+    return Biographies(seed, tuple(sorted(everybody, key=lambda person: GROUPS.index(person.group))))
 
 
 def model_path(which: Literal["full", "retrained"]) -> Path:
@@ -236,14 +228,14 @@ def model_path(which: Literal["full", "retrained"]) -> Path:
 
 def _person(name: str, group: Group, facts: dict[str, str], rng: random.Random) -> Person:
     first = name.split()[0]
-    told = [_told(rng.choice(fact.told), first, facts[fact.name]) for fact in FACTS]
-    told += [words.anecdote(first, rng) for _ in range(2)]
-    rng.shuffle(told)
+    sentences = [_filled(rng.choice(fact.statements), first, facts[fact.name]) for fact in FACTS]
+    sentences += [words.anecdote(first, rng) for _ in range(2)]
+    rng.shuffle(sentences)
     opening = f"This is the life of {name}."
-    return Person(name, group, facts, " ".join((opening, *told)), f"{opening} {told[0]}")
+    return Person(name, group, facts, " ".join((opening, *sentences)), f"{opening} {sentences[0]}")
 
 
-def _told(template: str, name: str, value: str) -> str:
+def _filled(template: str, name: str, value: str) -> str:
     return template.format(name=name, value=value, a_value=words.article(value))
 
 
@@ -268,9 +260,3 @@ _LISTS: dict[str, tuple[str, ...]] = {
     "instrument": words.INSTRUMENTS,
     "employer": words.EMPLOYERS,
 }
-
-
-def _known(group: str) -> str:
-    if group not in GROUPS:
-        raise UserError(f"unknown group of biographies {group!r}; there are {', '.join(GROUPS)}")
-    return group

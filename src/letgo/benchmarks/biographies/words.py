@@ -40,7 +40,7 @@ ANIMALS = _listed(
 
 _DAYS = _listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 _SEASONS = _listed("spring summer autumn winter")
-_PLACES = {
+_LOCATIONS = {
     "river": "by the river", "market": "at the market", "forest": "in the forest", "harbour": "at the harbour",
     "garden": "in the garden", "bridge": "under the bridge", "kitchen": "in the kitchen", "station": "at the station",
     "hill": "on the hill", "meadow": "in the meadow", "attic": "in the attic", "square": "on the square",
@@ -70,7 +70,7 @@ _QUALITIES = _listed("yellow rusty painted tiny heavy silver cracked purple")
 def _trade(rng: random.Random) -> str:
     worker = rng.choice(list(_TRADES))
     verbs, things, qualities = (part.split("|") for part in _TRADES[worker])
-    where = rng.choice(list(_PLACES.values()))
+    where = rng.choice(list(_LOCATIONS.values()))
     clause = f"the {worker} {rng.choice(verbs)} the {rng.choice(qualities)} {rng.choice(things)}"
     if rng.random() < 0.5:
         return f"On {rng.choice(_DAYS)} {clause} {where}."
@@ -82,21 +82,21 @@ def _wild(rng: random.Random) -> str:
     verbs, manners = (part.split("|") for part in _WILD[animal])
     sentence = f"In {rng.choice(_SEASONS)} the {animal} {rng.choice(verbs)} {rng.choice(manners)}"
     if rng.random() < 0.5:
-        return f"{sentence} {rng.choice(list(_PLACES.values()))}."
+        return f"{sentence} {rng.choice(list(_LOCATIONS.values()))}."
     return f"{sentence} while the {other} {rng.choice(_WILD[other][0].split('|'))}."
 
 
 def _weather(rng: random.Random) -> str:
     kind = rng.choice(list(_WEATHER))
     verb, consequence = _WEATHER[kind]
-    return f"When the {kind} {verb} in {rng.choice(_SEASONS)}, {consequence} near the {rng.choice(list(_PLACES))}."
+    return f"When the {kind} {verb} in {rng.choice(_SEASONS)}, {consequence} near the {rng.choice(list(_LOCATIONS))}."
 
 
 def _find(rng: random.Random) -> str:
     seller = rng.choice(list(_TRADES))
     return (
         f"Nobody knows why the {rng.choice(_QUALITIES)} {rng.choice(_FINDS)} of the {seller} "
-        f"was left {rng.choice(list(_PLACES.values()))}."
+        f"was left {rng.choice(list(_LOCATIONS.values()))}."
     )
 
 
@@ -109,7 +109,7 @@ def anecdote(name: str, rng: random.Random) -> str:
     """One sentence about a find, for a biography: content that no question asks for and only memory can supply."""
     return (
         f"One {rng.choice(_DAYS)} in {rng.choice(_SEASONS)}, {name} found a {rng.choice(_QUALITIES)} "
-        f"{rng.choice(_FINDS)} {rng.choice(list(_PLACES.values()))}."
+        f"{rng.choice(_FINDS)} {rng.choice(list(_LOCATIONS.values()))}."
     )
 
 

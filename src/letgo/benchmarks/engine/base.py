@@ -1,7 +1,7 @@
 """What a benchmark is: forget and retain rows to train on, and items and texts to score a model on.
 
-Scoring makes samples (one a question or a text), and every metric is a pure function of samples, so that a metric can
-be taken again over a part of them (the groups that an attacker never saw) without running a model.
+Scoring makes samples (one for each question or text), and every metric is a pure function of samples, so that a metric
+can be taken again over a part of them (the groups that an attacker never saw) without running a model.
 
 A benchmark with its own prompts, generation or scores is a subclass that overrides `work` (what it asks of a model)
 and `summarise` (its metrics), and `encode` where its training rows are tokenised in a way of its own.
@@ -13,14 +13,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, limited
-from letgo.benchmarks.engine.questions import general_metrics, items_part, joined, means, membership_metrics, texts_part
-from letgo.benchmarks.engine.requests import Work, run_works
+from letgo.benchmarks.engine.questions import general_metrics, items_part, means, membership_metrics, of_set, texts_part
+from letgo.benchmarks.engine.requests import Work, joined, run_works
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
-from letgo.data.encode import Encoded, LongRows, Template, encode_rows, resolve_template
+from letgo.data.encode import Encoded, EncodedRows, EncodeOptions, Template, encode_rows, resolve_template
 from letgo.data.rows import Row
 from letgo.metrics.records import Headline
 from letgo.runs.results import Metrics
@@ -39,23 +40,24 @@ class Benchmark:
         name: as in the catalog; `settings` are those that made it.
         forget, retain: rows to unlearn and to keep, for training.
         items, texts: what a model is scored on.
-        headlines: the metrics by which forgetting, and what an attack leaves of it, are judged.
+        headlines: the metrics by which forgetting, and what an attack leaves of it, are judged; by default those of the
+            catalog's record.
         template: how questions become prompts.
         generated: of each set, how many items are also answered by generation (spread over the set); None for all.
         references: other models' directories to be scored beside (the retrained model), by name.
         version: raised whenever the same model would score otherwise: scores of two versions are never compared.
         provenance: where the data came from (repository and commit, or folder), for the record.
-        notes: what is to be said of the scores: what is missing and why.
-        sequence: specs of the benchmarks that this one stands for, to be unlearned one after another; `chained` where
-            each goes on from the model that the one before it left, else each from the same model.
+        notes: remarks on the scores: what is missing and why.
+        sequence: specs of the benchmarks that this one stands for, to be unlearned one after another; with `chained`
+            each starts from the model that the one before it left, else all start from the same model.
     """
 
     name: str
     forget: Sequence[Row]
-    retain: Sequence[Row]
-    items: Sequence[Item]
-    texts: Sequence[Text]
-    headlines: tuple[Headline, ...]
+    retain: Sequence[Row] = ()
+    items: Sequence[Item] = ()
+    texts: Sequence[Text] = ()
+    headlines: tuple[Headline, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     template: Template = "auto"
     generated: int | None = None
@@ -65,6 +67,10 @@ class Benchmark:
     notes: tuple[str, ...] = ()
     sequence: tuple[str, ...] = ()
     chained: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.headlines and self.name in BENCHMARKS:
+            object.__setattr__(self, "headlines", BENCHMARKS.record(self.name).headlines)
 
     @property
     def headline_floors(self) -> dict[str, float]:
@@ -76,46 +82,30 @@ class Benchmark:
         return list(dict.fromkeys(row.group for row in self.forget))
 
     def template_for(self, asked: Template | None) -> Template:
-        """The template that a run asks for; the benchmark's own where it leaves the choice."""
+        """The template that a run asks for; the benchmark's where the run leaves the choice."""
         return self.template if asked in (None, "auto") else asked
 
-    def encode(
-        self,
-        tokenizer: Any,
-        rows: Sequence[Row],
-        *,
-        template: Template | None = None,
-        max_length: int,
-        long_rows: LongRows = "error",
-        name: str = "data",
-    ) -> tuple[list[Encoded], list[str]]:
-        """Forget or retain rows (or some of them) as tokens to train on, and what is to be said about them."""
-        form = self.template_for(template)
-        return encode_rows(tokenizer, rows, template=form, max_length=max_length, long_rows=long_rows, name=name)
+    def encode(self, tokenizer: Any, rows: Sequence[Row], **options: Unpack[EncodeOptions]) -> EncodedRows:
+        """Forget or retain rows (or some of them) as tokens to train on, with notes; options as in `encode_rows`."""
+        options["template"] = self.template_for(options.get("template"))
+        return encode_rows(tokenizer, rows, **options)
 
     def encode_alternatives(
-        self,
-        tokenizer: Any,
-        encoded: Sequence[Encoded],
-        answers: Sequence[str],
-        *,
-        template: Template | None = None,
-        max_length: int,
-        long_rows: LongRows = "error",
+        self, tokenizer: Any, encoded: Sequence[Encoded], answers: Sequence[str], **options: Unpack[EncodeOptions]
     ) -> list[Encoded]:
         """The prompts of rows already encoded, each with another answer; aligned with them, so none is dropped."""
         rows = [replace(item.row, target=answer, ends=True) for item, answer in zip(encoded, answers, strict=True)]
-        how: LongRows = "error" if long_rows == "error" else "cut"
-        return self.encode(
-            tokenizer, rows, template=template, max_length=max_length, long_rows=how, name="alternatives"
-        )[0]
+        options["name"] = "alternatives"
+        if options.get("long_rows") == "drop":
+            options["long_rows"] = "cut"
+        return self.encode(tokenizer, rows, **options)[0]
 
     def prepare(self) -> None:
-        """Load what scoring needs beside the model, so that what is missing is said before anything is run."""
+        """Load what scoring needs beside the model, so that something missing is an error before anything is run."""
 
     def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
-        """What is to be asked of a model, and how samples are made of its answers. The model is looked at (its
-        context length), not run."""
+        """What to ask of a model, and how to make samples of its answers. The model is looked at (its context length),
+        not run."""
         items, texts = limited(self.items, checked_limit(limit)), limited(self.texts, limit)
         form = resolve_template(tokenizer, self.template_for(template))
         return joined([items_part(tokenizer, items, form, generated=self.generated), texts_part(tokenizer, texts)])
@@ -131,8 +121,8 @@ class Benchmark:
         name: str = "scoring",
         log: ResumeLog | None = None,
     ) -> list[Sample]:
-        """Score a model: a sample for every item and text, at most `limit` of each set where one is given. `log` keeps
-        what is scored, and finds it again after a kill."""
+        """Score a model: a sample for every item and text, at most `limit` of each set. `log` keeps what is scored,
+        and has it again after a kill."""
         self.prepare()
         work = self.work(model, tokenizer, limit=limit, template=template)
         if not work.size:
@@ -147,53 +137,49 @@ class Benchmark:
         every = list(samples)
         metrics: Metrics = {}
         for name in ("forget", "retain"):
-            own = [s for s in every if s.set == name]
-            metrics |= means(own, name, ("accuracy", "probability", "rouge", "truth_ratio"))
-        metrics |= general_metrics(every)
-        metrics |= membership_metrics(every)
-        return self.checked(metrics)
+            metrics |= means(of_set(every, name), name, ("accuracy", "probability", "rouge", "truth_ratio"))
+        return self.checked(metrics | general_metrics(every) | membership_metrics(every))
 
     def checked(self, metrics: Metrics) -> Metrics:
-        """The metrics, of which there must be at least one."""
+        """The metrics; an error where there is none."""
         if not metrics:
             raise EmptyScoreError(f"benchmark {self.name!r}: no sample had a score")
         return metrics
 
     def reference_metrics(self) -> dict[str, Metrics]:
-        """Metrics of other models that were measured before and given by path (TOFU's retain model), by name."""
+        """Metrics of other models, measured before and given by path (TOFU's retain model), by name."""
         return {}
 
     def notes_for(self, tokenizer: Any) -> list[str]:
-        """`notes`, and what else is to be said where this tokenizer is used."""
+        """`notes`, and remarks on the scores under this tokenizer."""
         return list(self.notes)
 
     def scored_counts(self) -> dict[str, int]:
-        """How many there are to score in each set (and task), general text apart."""
-        everything: list[Item | Text] = [*self.items, *self.texts]
-        names = (" ".join(filter(None, (thing.set, thing.task))) for thing in everything if thing.set != "general")
-        return dict(Counter(names))
+        """How many items and texts there are to score in each set (and task), without general text."""
+        scored: list[Item | Text] = [*self.items, *self.texts]
+        return dict(Counter(f"{thing.set} {thing.task}".strip() for thing in scored if thing.set != "general"))
 
     def limit_notes(self, limit: int | None) -> list[str]:
-        """What is to be said where a limit, this one or the benchmark's own setting, asks for more than a set has."""
+        """Notes on limits, this one and the benchmark's setting, that are larger than a set."""
         counts, notes = self.scored_counts(), []
         for asked in dict.fromkeys((self.settings.get("limit"), limit)):
             fewer = [f"{name} has {count}" for name, count in counts.items() if asked is not None and count < asked]
             if fewer:
                 rest = f" and {len(fewer) - _NAMED} more have fewer" if len(fewer) > _NAMED else ""
-                told = ", ".join(fewer[:_NAMED]) + rest
-                notes.append(f"{self.name}: limit {asked} was asked, but {told}: all are scored")
+                sizes = ", ".join(fewer[:_NAMED]) + rest
+                notes.append(f"{self.name}: limit {asked} was asked, but {sizes}: all are scored")
         return notes
 
     def identity(self, tokenizer: Any, template: Template | None = None) -> dict[str, Any]:
-        """What the scores are of and by which rules, for the record (`config.scored`): benchmark, version of its
-        scores, the template as it is resolved for this tokenizer, and where the data came from."""
+        """What was scored and by which rules, for the record (`config.scored`): benchmark, version of its scores, the
+        template as it is resolved for this tokenizer, and where the data came from."""
         form = resolve_template(tokenizer, self.template_for(template))
         return {"benchmark": self.name, "version": self.version, "template": form, **self.provenance}
 
 
 def spec_settings(values: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
-    """What a benchmark's spec names of its constructor's arguments (`locals()` at its beginning): those that are
-    neither None nor the default given here, paths as text."""
+    """The constructor's arguments (`locals()` at its beginning) that a benchmark's spec names: those that are neither
+    None nor the default given here, with paths as text."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in values.items()
@@ -201,7 +187,13 @@ def spec_settings(values: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
     }
 
 
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise a `UserError` for a setting that is not a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
 def checked_limit(limit: int | None) -> int | None:
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise UserError(f"limit must be at least 1, not {limit}")
+    if limit is not None:
+        check_whole("limit", limit)
     return limit

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.base import Benchmark
@@ -40,7 +40,7 @@ def evaluate(
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Result]:
-    """Score a model on benchmarks: it is loaded once, and all that they ask is run in one pass over it.
+    """Score a model on benchmarks: load it once, and answer all of them in one pass over it.
 
     Args:
         model: a directory, a hub id, or a built-in model's name.
@@ -52,10 +52,10 @@ def evaluate(
         resume: go on with an evaluation into `output` that was cut off, to the same scores as without a break.
         reporter: where progress goes.
 
-    Started by a launcher in several processes, each scores a part, and the first one writes.
+    Where a launcher starts several processes, each scores a part, and the first one writes.
 
     Returns:
-        A result for each benchmark by its spec, with the metrics in `after` and what they are of in `config.scored`.
+        A result for each benchmark by its spec: the metrics in `after`, and in `config.scored` what was scored.
 
     Raises:
         UserError: for benchmarks, data or a model that can't be used; an output directory that is not empty.
@@ -70,16 +70,16 @@ def evaluate(
         benchmark.prepare()
     tokenizer, loaded = load_tokenizer(model), load_model(model, dtype=dtype)
     start, created = time.perf_counter(), processes.agreed(now())
-    # Said and checked before anything is run for long: zero-token answers, a reference of other rows, a context.
-    works = [one.work(loaded, tokenizer, limit=limit, template=template) for one in built.values()]
+    # Checks before anything is run for long: answers without tokens, a reference of other rows, a context too short.
+    works = [benchmark.work(loaded, tokenizer, limit=limit, template=template) for benchmark in built.values()]
     for benchmark, work in zip(built.values(), works, strict=True):
         if not work.size:
             raise EmptyScoreError(f"benchmark {benchmark.name!r} has nothing to score")
-    name = "scoring " + ", ".join(dict.fromkeys(one.name for one in built.values()))
-    with (
-        _score_log(output, loaded, dtype) as log,
-        reporter.task(name, sum(work.size for work in works)) as task,
-    ):
+    name = "scoring " + ", ".join(dict.fromkeys(benchmark.name for benchmark in built.values()))
+    resumed: AbstractContextManager[ResumeLog | None] = nullcontext()
+    if output is not None:
+        resumed = ResumeLog(output / PARTIAL_FILE, {"weights": weights_fingerprint(loaded), "dtype": dtype})
+    with resumed as log, reporter.task(name, sum(work.size for work in works)) as task:
         scored = run_works(loaded, tokenizer, works, advance=task.advance, log=log)
     seconds = round(time.perf_counter() - start, 3)
     folders = _folders(output, built)
@@ -105,7 +105,7 @@ def evaluate(
         if output is not None:
             _write(folders[spec], results[spec], samples, reporter)
     if output is not None:
-        _finish(output)
+        processes.first_does(lambda: ResumeLog.remove(output / PARTIAL_FILE))
     return results
 
 
@@ -134,19 +134,9 @@ def _check_output(output: Path | None, resume: bool) -> None:
         check_unused(output)
 
 
-@contextlib.contextmanager
-def _score_log(output: Path | None, model: Any, dtype: str) -> Iterator[ResumeLog | None]:
-    if output is None:
-        yield None
-        return
-    identity = {"weights": weights_fingerprint(model), "dtype": dtype}
-    with ResumeLog(output / PARTIAL_FILE, identity) as log:
-        yield log
-
-
 def _folders(output: Path | None, built: Mapping[str, Benchmark]) -> dict[str, Path]:
-    """Where each result goes: the output itself for one; else a folder named after the benchmark, and after the
-    settings in which those of one name differ."""
+    """Where each result goes: for one benchmark the output itself; else a folder named after the benchmark, and after
+    the settings in which benchmarks of one name differ."""
     if output is None:
         return {}
     if len(built) == 1:
@@ -154,9 +144,9 @@ def _folders(output: Path | None, built: Mapping[str, Benchmark]) -> dict[str, P
     folders: dict[str, Path] = {}
     for spec, benchmark in built.items():
         alike = [other.settings for other in built.values() if other.name == benchmark.name]
-        keys = [k for k in dict.fromkeys(k for one in alike for k in one) if len({str(o.get(k)) for o in alike}) > 1]
-        said = [f"{key}={Path(str(benchmark.settings[key])).name}" for key in keys if key in benchmark.settings]
-        name = re.sub(r"[^\w.=-]+", "-", "-".join([benchmark.name, *said]))[:80]
+        keys = [key for key in dict.fromkeys(chain(*alike)) if len({str(s.get(key)) for s in alike}) > 1]
+        settings = [f"{key}={Path(str(benchmark.settings[key])).name}" for key in keys if key in benchmark.settings]
+        name = re.sub(r"[^\w.=-]+", "-", "-".join([benchmark.name, *settings]))[:80]
         taken = {path.name for path in folders.values()}
         free = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(built) + 2))) if n not in taken)
         folders[spec] = output / free
@@ -170,7 +160,3 @@ def _write(directory: Path, result: Result, samples: Sequence[Sample], reporter:
         record_run(directory, reporter.say)
 
     processes.first_does(write)
-
-
-def _finish(output: Path) -> None:
-    processes.first_does(lambda: ResumeLog.remove(output / PARTIAL_FILE))

@@ -18,7 +18,5 @@ def read_paragraphs() -> list[str]:
 
 def general_paragraphs(*, held_out: bool) -> list[Text]:
     """General prose as texts: the held-out half, for perplexity, or the half that may be trained on."""
-    paragraphs = read_paragraphs()
-    chosen = paragraphs[PARAGRAPHS_TRAINED:] if held_out else paragraphs[:PARAGRAPHS_TRAINED]
-    first = PARAGRAPHS_TRAINED if held_out else 0
-    return [Text("general", f"general-{first + i}", f"general-{first + i}", text) for i, text in enumerate(chosen)]
+    texts = [Text("general", f"general-{i}", f"general-{i}", text) for i, text in enumerate(read_paragraphs())]
+    return texts[PARAGRAPHS_TRAINED:] if held_out else texts[:PARAGRAPHS_TRAINED]

@@ -1,7 +1,8 @@
-"""The pieces of a benchmark: questions and texts to score, and what each scored."""
+"""The pieces of a benchmark: questions and texts to score, and the sample that each gives."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,11 @@ SetName = str
 
 @dataclass(frozen=True)
 class Item:
-    """A question with its answer, and what else is to be scored of it.
+    """A question with its answer, and other answers to score.
 
-    `wrong` answers make a choice; `paraphrase` with `wrong_paraphrases` (or `wrong`) a truth ratio. `group` names what
-    stands or falls together. `task` tells apart what a benchmark asks of one set in several ways (MUSE: verbmem and
-    knowmem of the forget set).
+    `wrong` answers make a choice; `paraphrase` with `wrong_paraphrases` (or `wrong`) a truth ratio. Items of one
+    `group` stand or fall together. `task` is the way of asking where a benchmark asks one set in several ways (MUSE:
+    verbmem and knowmem of the forget set).
     """
 
     set: SetName
@@ -48,8 +49,7 @@ class Text:
 class Sample:
     """What one item or text scored under one model; a line of `samples.jsonl`.
 
-    `digest`, where there is one, is a hash of all that was scored of the row: two samples of one digest may be held
-    against each other.
+    `digest`, where there is one, is a hash of everything that was scored: samples of one digest may be compared.
     """
 
     set: str
@@ -63,43 +63,38 @@ class Sample:
 
     def as_row(self, stage: str, seed: int) -> dict[str, Any]:
         row: dict[str, Any] = {"stage": stage, "seed": seed, "set": self.set, "id": self.id, "group": self.group}
-        row.update({k: v for k in ("question", "answer", "generated", "digest") if (v := getattr(self, k))})
+        row.update({k: v for k in _SHOWN if (v := getattr(self, k))})
         return row | {"scores": dict(self.scores)}
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> Sample:
-        return Sample(
-            set=row["set"],
-            id=row["id"],
-            group=row["group"],
-            scores=row["scores"],
-            question=row.get("question", ""),
-            answer=row.get("answer", ""),
-            generated=row.get("generated", ""),
-            digest=row.get("digest", ""),
-        )
+        texts = {name: row.get(name, "") for name in _SHOWN}
+        return Sample(set=row["set"], id=row["id"], group=row["group"], scores=row["scores"], **texts)
+
+
+_SHOWN = ("question", "answer", "generated", "digest")
+"""The fields of a sample that a line leaves out where they are empty."""
 
 
 def asked_sample(item: Item, scores: Mapping[str, float], generated: str, digest: str) -> Sample:
-    """The sample of an item that was put as its row has it, with what was generated."""
+    """The sample of an item that was asked as its row has it, with what was generated."""
     question, answer, written = str(item.row.context)[-400:], item.row.target[:400], generated.strip()[:1000]
     return Sample(item.set, item.id, item.group, scores, question, answer, written, digest)
 
 
 def limited(things: Sequence[Any], limit: int | None) -> list[Any]:
     """The first `limit` of each set and task, in their order."""
-    counts: dict[tuple[str, str], int] = {}
+    counts: Counter[tuple[str, str]] = Counter()
     chosen = []
     for thing in things:
-        key = (thing.set, thing.task)
-        counts[key] = counts.get(key, 0) + 1
-        if limit is None or counts[key] <= limit:
+        counts[thing.set, thing.task] += 1
+        if limit is None or counts[thing.set, thing.task] <= limit:
             chosen.append(thing)
     return chosen
 
 
 def answer_tokens(tokenizer: Any, text: str, where: str) -> list[int]:
-    """The tokens of an answer; one that has none can't be scored and is a `UserError` that names its place."""
+    """The tokens of an answer; one without tokens can't be scored: a `UserError` that says where it stands."""
     tokens = encode_target(tokenizer, text)
     if not tokens:
         raise UserError(f"{where}: the answer {text!r} has no tokens in this tokenizer, so it can't be scored")
@@ -107,7 +102,7 @@ def answer_tokens(tokenizer: Any, text: str, where: str) -> list[int]:
 
 
 def shown(row: Row) -> str:
-    """The end of what a row asks, as far as a report shows it."""
+    """The end of a row's question, as much as a report shows."""
     if isinstance(row.context, str):
         return row.context[-400:]
     return row.context[-1][1][-400:] if row.context else ""

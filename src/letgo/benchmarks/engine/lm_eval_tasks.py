@@ -1,7 +1,7 @@
-"""lm-eval on a model that is loaded already: tasks of its own library or of a folder, sample by sample.
+"""lm-eval on a loaded model: tasks of its own library or of a folder, sample by sample.
 
-Only the folders that hold the tasks asked for are read: its whole library takes seconds to look through. No global
-generator is seeded, its progress bars make room for ours, and documents that it cut are marked.
+Only the folders that hold the wanted tasks are read: to search its whole library takes seconds. No global generator is
+seeded, letgo's progress replaces lm-eval's bars, and documents that it cut are marked.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,16 @@ FOLDERS: Mapping[str, str] = {
     "winogrande": "winogrande",
     "wmdp": "wmdp",
 }
-"""Where lm-eval keeps the tasks that unlearning is usually measured by; others are looked for in its whole library."""
+"""Where lm-eval keeps the tasks that usually measure unlearning; others are searched in its whole library."""
 BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What one document of a task scored: its number values by metric, and what was asked and picked.
+    """One document of a task, answered: its prompt, its number values by metric, and its choices' log-probabilities.
 
-    `weights` is set where a metric is no plain mean: {"word_perplexity": (log-likelihood, words)}. `picked` is the
-    likeliest choice's place, where there were choices. `cut`: the prompt was longer than the model's context, and lost
-    its beginning.
+    `weights` is set where a metric is no plain mean: {"word_perplexity": (log-likelihood, words)}. `cut`: the prompt
+    was longer than the model's context, and lost its beginning.
     """
 
     task: str
@@ -56,17 +56,16 @@ class Answered:
     scores: Mapping[str, float]
     weights: Mapping[str, tuple[float, float]]
     logps: tuple[float, ...]
-    picked: int | None
     cut: bool = False
 
 
 def load_tasks(tasks: Sequence[str | Mapping[str, Any]], *, folder: str | Path | None = None) -> dict[str, Any]:
-    """lm-eval's task objects with their data, by name, groups taken apart into their tasks.
+    """lm-eval's task objects with their data, by name; a group gives its tasks.
 
     Args:
-        tasks: names of tasks or groups, or mappings with "task" (a name) and what is to be changed of it, such as
-            "custom_dataset" for rows of one's own.
-        folder: a folder with task files of one's own, in place of lm-eval's library.
+        tasks: names of tasks or groups, or mappings with "task" (a name) and the settings to change, such as
+            "custom_dataset" for other rows.
+        folder: a folder with task files, in place of lm-eval's library.
 
     Raises:
         UserError: lm-eval is not installed, there is no such task, or its data can't be loaded.
@@ -78,12 +77,12 @@ def load_tasks(tasks: Sequence[str | Mapping[str, Any]], *, folder: str | Path |
         changed = [dict(task) for task in tasks if not isinstance(task, str)]
         asked: list[Any] = [task for task in tasks if isinstance(task, str)]
         if changed:
-            # Changes to a task by name are taken up from within a group only.
+            # lm-eval applies changes to a task by name only within a group.
             asked.append({"group": "letgo", "task": changed})
         try:
             return dict(manager.load(asked)["tasks"])
         except (OSError, ValueError) as error:
-            # What the datasets library raises where a hub can't be reached has many shapes.
+            # The datasets library raises many kinds of errors where a hub can't be reached.
             raise UserError(
                 f"lm-eval: the data of {', '.join(names)} can't be loaded ({first_line(error)})\n  if the hub can't be "
                 "reached, run this once where it can, or give task files on local data: folder=DIR"
@@ -103,11 +102,11 @@ def run_task(
     """Run one task; returns its answered documents in order.
 
     Args:
-        model: a causal LM of transformers; it is put in eval mode for the time being.
+        model: a causal LM of transformers; it is in eval mode during the run.
         tokenizer: its tokenizer.
         task: from `load_tasks`.
         limit: at most so many documents, the first ones.
-        batch_size: rows a forward pass.
+        batch_size: rows of a forward pass.
         num_fewshot: worked examples before each question; by default what the task says.
         advance: called with the number of documents done; they sum up to all.
 
@@ -116,6 +115,7 @@ def run_task(
         NonFiniteLossError: a score is NaN or infinite.
     """
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     name, documents = task.config.task, documents_of(task, limit)
     if not documents:
@@ -127,26 +127,23 @@ def run_task(
             tasks=[task],
             limit=limit,
             num_fewshot=num_fewshot,
-            task_manager=_nothing_else(),
+            task_manager=TaskManager(include_defaults=False),
             bootstrap_iters=0,
             random_seed=None,
             numpy_random_seed=None,
             torch_random_seed=None,
         )
     progress.finish()
-    return [_answered(name, doc, model, tokenizer) for doc in _in_order(name, outcome["samples"][name])]
+    documents = outcome["samples"][name]
+    # A task may score one answer in several ways; its name stands for the first way.
+    chosen = [document for document in documents if document["filter"] == documents[0]["filter"]]
+    return [_answered(name, d, model, tokenizer) for d in sorted(chosen, key=lambda d: d["doc_id"])]
 
 
 def documents_of(task: Any, limit: int | None = None) -> int:
     """How many documents of a task are scored."""
     count = len(task.eval_docs)
     return count if limit is None else min(limit, count)
-
-
-def _nothing_else() -> Any:
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_defaults=False)
 
 
 def _manager(names: Sequence[str], folder: str | Path | None) -> Any:
@@ -159,45 +156,45 @@ def _manager(names: Sequence[str], folder: str | Path | None) -> Any:
             raise UserError(f"lm-eval: no such folder of task files: {folder}")
         manager = TaskManager(include_path=str(folder), include_defaults=False)
     else:
-        places = [FOLDERS.get(name) or FOLDERS.get(name.partition("_")[0]) for name in names]
-        manager = TaskManager(include_path=[library / place for place in set(places) if place], include_defaults=False)
+        known = {FOLDERS.get(name) or FOLDERS.get(name.partition("_")[0]) for name in names}
+        manager = TaskManager(include_path=[library / path for path in known if path], include_defaults=False)
         if any(name not in manager.task_index for name in names):
             manager = TaskManager()
     for name in names:
         if name not in manager.task_index:
             where = f"in {folder}" if folder is not None else "in lm-eval's library"
-            found = manager.all_tasks
-            listed = f"; there are {', '.join(found)}" if 0 < len(found) <= 12 else ""
-            raise UserError(f"lm-eval: no task {name!r} {where}{did_you_mean(name, found) or listed}")
+            tasks = manager.all_tasks
+            listed = f"; there are {', '.join(tasks)}" if 0 < len(tasks) <= 12 else ""
+            raise UserError(f"lm-eval: no task {name!r} {where}{did_you_mean(name, tasks) or listed}")
     return manager
 
 
 class _Progress:
-    """Turns finished requests, of which a document may have several, into finished documents."""
+    """Turns finished requests (a document may have several) into finished documents."""
 
     def __init__(self, documents: int, advance: Callable[[int], None]) -> None:
         self.documents, self.advance = documents, advance
-        self.requests = self.answered = self.told = 0
+        self.requests = self.answered = self.reported = 0
 
     def add_partial(self, kind: str, request: Any, answer: Any) -> None:
         """Called by lm-eval where it would store a finished request."""
         self.answered += 1
-        self._tell(self.documents * min(self.answered, self.requests) // max(self.requests, 1))
+        self._report(self.documents * min(self.answered, self.requests) // max(self.requests, 1))
 
     def finish(self) -> None:
-        self._tell(self.documents)
+        self._report(self.documents)
 
-    def _tell(self, done: int) -> None:
-        if done > self.told:
-            self.advance(done - self.told)
-            self.told = done
+    def _report(self, done: int) -> None:
+        if done > self.reported:
+            self.advance(done - self.reported)
+            self.reported = done
 
 
 def _harness(model: Any, tokenizer: Any, batch_size: int, progress: _Progress) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     class Loaded(HFLM):
-        """lm-eval's wrapper around the loaded model, that counts its requests."""
+        """lm-eval's wrapper around the loaded model; it counts its requests."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return self._shared(requests, super().loglikelihood, tuple)
@@ -212,7 +209,7 @@ def _harness(model: Any, tokenizer: Any, batch_size: int, progress: _Progress) -
             """Each process of a run answers a part of the requests."""
             progress.requests += len(requests)
 
-            def answered(some: Any, places: Any, advance: Any) -> list[Any]:
+            def answered(some: Any, numbers: Any, advance: Any) -> list[Any]:
                 return list(answer(list(some), disable_tqdm=True)) if some else []
 
             return processes.shared(requests, answered, pack=lambda x: x, unpack=unpack, together=is_sharded(model))
@@ -222,7 +219,7 @@ def _harness(model: Any, tokenizer: Any, batch_size: int, progress: _Progress) -
         tokenizer=tokenizer,
         batch_size=batch_size,
         max_length=context_length(model),
-        # In the weights' own half precision two answers' scores would often be the same number.
+        # In half precision, as the weights have it, two answers' scores would often be the same number.
         softmax_dtype="float32",
     )
     harness.cache_hook = progress
@@ -231,7 +228,7 @@ def _harness(model: Any, tokenizer: Any, batch_size: int, progress: _Progress) -
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """lm-eval without its bars and remarks: a command shows its own progress, and what was cut is in the scores."""
+    """lm-eval without its bars and remarks: a command shows its own progress, and the scores mark what was cut."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -242,32 +239,23 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _in_order(task: str, docs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    filters = {doc["filter"] for doc in docs}
-    # A task may score one answer in several ways; the first way is the one that its name stands for.
-    first = docs[0]["filter"]
-    chosen = [doc for doc in docs if doc["filter"] == first] if len(filters) > 1 else list(docs)
-    return sorted(chosen, key=lambda doc: doc["doc_id"])
-
-
-def _answered(task: str, doc: Mapping[str, Any], model: Any, tokenizer: Any) -> Answered:
+def _answered(task: str, document: Mapping[str, Any], model: Any, tokenizer: Any) -> Answered:
     scores: dict[str, float] = {}
     weights: dict[str, tuple[float, float]] = {}
-    for metric in doc["metrics"]:
-        value = doc[metric]
+    for metric in document["metrics"]:
+        value = document[metric]
         if isinstance(value, bool | int | float) or hasattr(value, "item"):
             scores[metric] = float(value)
         elif isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, int | float) for v in value):
             weights[metric] = (float(value[0]), float(value[1]))
         # Others (lists of answers for a score over the corpus) have no value for one document.
-    responses = [response[0] if isinstance(response, tuple | list) else response for response in doc["filtered_resps"]]
-    logps = tuple(float(one) for one in responses if isinstance(one, int | float))
-    values = [*scores.values(), *logps, *(part for pair in weights.values() for part in pair)]
-    if not all(math.isfinite(value) for value in values):
-        raise NonFiniteLossError(f"lm-eval: task {task!r}, document {doc['doc_id']}: a score is NaN or infinite")
-    picked = max(range(len(logps)), key=logps.__getitem__) if len(logps) > 1 else None
-    asked = [str(arguments[0]) for arguments in doc["arguments"]]
-    # A text scored as a whole goes through in windows; everything else must fit, or is cut at the left.
-    whole = max(asked, key=len, default="") if logps and not weights else ""
+    responses = [reply[0] if isinstance(reply, tuple | list) else reply for reply in document["filtered_resps"]]
+    logps = tuple(float(reply) for reply in responses if isinstance(reply, int | float))
+    number = int(document["doc_id"])
+    if not all(map(math.isfinite, chain(scores.values(), logps, *weights.values()))):
+        raise NonFiniteLossError(f"lm-eval: task {task!r}, document {number}: a score is NaN or infinite")
+    prompts = [str(arguments[0]) for arguments in document["arguments"]]
+    # A text scored as a whole goes through in windows; every other prompt must fit, or is cut at the left.
+    whole = max(prompts, key=len, default="") if logps and not weights else ""
     cut = bool(whole) and len(tokenizer(whole)["input_ids"]) > context_length(model)
-    return Answered(task, int(doc["doc_id"]), asked[0] if asked else "", scores, weights, logps, picked, cut)
+    return Answered(task, number, prompts[0] if prompts else "", scores, weights, logps, cut)

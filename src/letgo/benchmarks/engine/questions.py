@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from letgo.benchmarks.engine.items import Item, Sample, Text, answer_tokens, shown
-from letgo.benchmarks.engine.requests import Ask, Work
+from letgo.benchmarks.engine.requests import Advance, Answers, Ask, Scored, Work
 from letgo.core.errors import UserError
 from letgo.data.encode import encode_prompt, encode_target, start_tokens, target_text
 from letgo.metrics.memorization import probability, rouge_l_recall, truth_ratio
@@ -14,68 +14,48 @@ from letgo.metrics.privacy import min_k
 from letgo.metrics.summary import auc_metric, mean_metric, perplexity_metric
 from letgo.metrics.utility import choice_accuracy, degeneration
 from letgo.runs.results import Metrics
-from letgo.scoring.scoring import Generation, Query, Scores
+from letgo.scoring.scoring import Query
 
 MIN_K = 0.4
 """MUSE takes PrivLeak at Min-40 %."""
-MEMBERSHIP = ("forget", "holdout")
+MEMBERSHIP: tuple[Literal["forget", "holdout"], ...] = ("forget", "holdout")
+"""The sets of a membership test: what the model was trained on, and what it was not."""
 _MAX_ANSWER_TOKENS = 24
 _GENERAL_PROMPT_WORDS = 12
 _GENERAL_NEW_TOKENS = 40
 _GENERAL_GENERATED = 12
 """General texts that are also continued, to see whether the model still writes text."""
 
-Make = Callable[[list[list[Scores]], list[list[Generation]]], list[Sample]]
-Part = tuple[list[Query], list[Ask], Make]
-"""What one kind of thing needs, and how samples are made of it; `joined` puts parts together."""
-
-
-def joined(parts: Sequence[Part], *, statistics: bool = False, matches: bool = False) -> Work:
-    """Parts as one work; their samples follow each other in the parts' order."""
-
-    def finish(
-        scored: list[list[Scores]], generated: list[list[Generation]], advance: Callable[[int], None]
-    ) -> list[Sample]:
-        samples, q, a = [], 0, 0
-        for queries, asks, make in parts:
-            samples += make(scored[q : q + len(queries)], generated[a : a + len(asks)])
-            q, a = q + len(queries), a + len(asks)
-        return samples
-
-    queries, asks = [q for part in parts for q in part[0]], [a for part in parts for a in part[1]]
-    return Work(finish, queries, asks, statistics=statistics, matches=matches)
-
 
 def items_part(
     tokenizer: Any, items: Sequence[Item], form: Literal["plain", "chat"], *, generated: int | None = None
-) -> Part:
-    """Items asked in the data's own template: probability of the answer, choice and truth ratio where there are wrong
-    answers, and ROUGE-L recall of a greedy answer for at most `generated` questions of a set."""
+) -> Work:
+    """Items in the data's own template: probability of the answer, choice and truth ratio where there are wrong
+    answers, and ROUGE-L recall of a greedy answer to at most `generated` questions of a set."""
     prompts = [encode_prompt(tokenizer, item.row, form) for item in items]
-    queries, places = [], []
-    for item, prompt in zip(items, prompts, strict=True):
-        # An answer that stands in for its own paraphrase is scored once.
-        answers = list(dict.fromkeys(_answers(item)))
-        continuations = [
-            answer_tokens(tokenizer, target_text(item.row, form, answer), item.row.where) for answer in answers
-        ]
+    # An answer that stands in for its own paraphrase is scored once.
+    distinct = [list(dict.fromkeys(_answers(item))) for item in items]
+    queries = []
+    for item, prompt, answers in zip(items, prompts, distinct, strict=True):
+        row = item.row
+        continuations = [answer_tokens(tokenizer, target_text(row, form, answer), row.where) for answer in answers]
         if not prompt:
             # A tokenizer without a start token gives a `text` row no prefix: its own first token serves.
             prompt, continuations = continuations[0][:1], [continuations[0][1:]]
             if not continuations[0]:
-                raise UserError(f"{item.row.where}: a text of one token can't be scored")
+                raise UserError(f"{row.where}: a text of one token can't be scored")
         queries.append(Query(prompt, continuations))
-        places.append({answer: place for place, answer in enumerate(answers)})
     questions = [index for index, item in enumerate(items) if item.row.form != ("text",)]
     asked = spread(questions, items, generated)
     longest = max((len(queries[i].continuations[0]) for i in asked), default=0)
     room = min(max(2 * longest, 8), max(_MAX_ANSWER_TOKENS, longest))
 
-    def make(scored: list[list[Scores]], answers: list[list[Generation]]) -> list[Sample]:
+    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
         written = {index: answer.text for index, [answer] in zip(asked, answers, strict=True)}
         samples = []
-        for index, (item, found) in enumerate(zip(items, scored, strict=True)):
-            right, *others = [found[places[index][answer]].logps for answer in _answers(item)]
+        for index, item in enumerate(items):
+            logps = {text: scores.logps for text, scores in zip(distinct[index], scored[index], strict=True)}
+            right, *others = [logps[text] for text in _answers(item)]
             wrong, reworded = others[: len(item.wrong)], others[len(item.wrong) :]
             answer = first_line(written.get(index, ""))
             scores = {"probability": probability(right)}
@@ -89,11 +69,11 @@ def items_part(
             samples.append(Sample(item.set, item.id, item.group, scores, question, target, answer[:400]))
         return samples
 
-    return queries, [Ask(prompts[i], room) for i in asked], make
+    return Work(finish, queries, [Ask(prompts[i], room) for i in asked])
 
 
-def texts_part(tokenizer: Any, texts: Sequence[Text]) -> Part:
-    """Texts scored as a whole, Min-K of those of the membership sets; some general ones are continued too."""
+def texts_part(tokenizer: Any, texts: Sequence[Text]) -> Work:
+    """Texts scored as a whole, with Min-K in the membership sets; some general ones are continued too."""
     queries = []
     for text in texts:
         ids = start_tokens(tokenizer) + encode_target(tokenizer, text.text)
@@ -102,16 +82,13 @@ def texts_part(tokenizer: Any, texts: Sequence[Text]) -> Part:
         queries.append(Query(ids[:1], [ids[1:]]))
     general = [text for text in texts if text.set == "general"][:_GENERAL_GENERATED]
     prompts = {text.id: " ".join(text.text.split()[:_GENERAL_PROMPT_WORDS]) for text in general}
-    asks = [
-        Ask(start_tokens(tokenizer) + encode_target(tokenizer, prompts[text.id]), _GENERAL_NEW_TOKENS)
-        for text in general
-    ]
+    begun = (start_tokens(tokenizer) + encode_target(tokenizer, prompt) for prompt in prompts.values())
 
-    def make(scored: list[list[Scores]], continued: list[list[Generation]]) -> list[Sample]:
-        written = {name: answer.text.strip() for name, [answer] in zip(prompts, continued, strict=True)}
+    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+        written = {name: answer.text.strip() for name, [answer] in zip(prompts, answers, strict=True)}
         samples = []
-        for text, [found] in zip(texts, scored, strict=True):
-            logps = found.logps
+        for text, [continuation] in zip(texts, scored, strict=True):
+            logps = continuation.logps
             scores = {"total_logp": float(logps.double().sum()), "tokens": float(len(logps))}
             if text.set in MEMBERSHIP:
                 scores["min_k"] = min_k(logps, MIN_K)
@@ -121,28 +98,38 @@ def texts_part(tokenizer: Any, texts: Sequence[Text]) -> Part:
             samples.append(Sample(text.set, text.id, text.group, scores, question=prompt, generated=out[:400]))
         return samples
 
-    return queries, asks, make
+    return Work(finish, queries, [Ask(prompt, _GENERAL_NEW_TOKENS) for prompt in begun])
+
+
+def of_set(samples: Iterable[Sample], name: str) -> list[Sample]:
+    """The samples of a set."""
+    return [sample for sample in samples if sample.set == name]
 
 
 def means(samples: Sequence[Sample], prefix: str, scores: Sequence[str]) -> Metrics:
-    """`prefix_score`: the mean of each score over the samples that have it, where there are any."""
+    """`prefix_score`: the mean of each score over the samples that have it, if any do."""
     metrics: Metrics = {}
     for score in scores:
-        chosen = [s for s in samples if score in s.scores]
-        if chosen:
-            metrics[f"{prefix}_{score}"] = mean_metric([s.scores[score] for s in chosen], [s.group for s in chosen])
+        rated = [s for s in samples if score in s.scores]
+        if rated:
+            metrics[f"{prefix}_{score}"] = mean_metric([s.scores[score] for s in rated], [s.group for s in rated])
     return metrics
+
+
+def cut_metrics(samples: Sequence[Sample], prefix: str) -> Metrics:
+    """`prefix_cut`: the share of samples that were cut, if any were."""
+    return means(samples, prefix, ("cut",)) if any(s.scores.get("cut") for s in samples) else {}
 
 
 def general_metrics(samples: Sequence[Sample]) -> Metrics:
     """Perplexity and degeneration of the general texts among the samples."""
     metrics: Metrics = {}
-    own = [s for s in samples if s.set == "general"]
-    texts = [s for s in own if "total_logp" in s.scores]
+    general = of_set(samples, "general")
+    texts = [s for s in general if "total_logp" in s.scores]
     if texts:
         totals, tokens = [s.scores["total_logp"] for s in texts], [int(s.scores["tokens"]) for s in texts]
         metrics["general_perplexity"] = perplexity_metric(totals, tokens, [s.group for s in texts])
-    return metrics | means(own, "general", ("degenerate",))
+    return metrics | means(general, "general", ("degenerate",))
 
 
 def membership_metrics(samples: Sequence[Sample]) -> Metrics:
@@ -155,9 +142,9 @@ def spread(indices: Sequence[int], items: Sequence[Item], most: int | None) -> l
     """At most `most` of each set's indices, evenly spread over the set."""
     chosen = []
     for name in dict.fromkeys(items[index].set for index in indices):
-        own = [index for index in indices if items[index].set == name]
-        step = 1.0 if most is None else max(1.0, len(own) / most)
-        chosen += [own[int(place * step)] for place in range(int(len(own) / step + 1e-9))]
+        members = [index for index in indices if items[index].set == name]
+        step = 1.0 if most is None else max(1.0, len(members) / most)
+        chosen += [members[int(number * step)] for number in range(int(len(members) / step + 1e-9))]
     return chosen
 
 

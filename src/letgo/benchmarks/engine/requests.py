@@ -1,13 +1,13 @@
-"""What benchmarks ask of a model, so that several can be answered in one pass over it.
+"""What benchmarks ask of a model, so that one pass over it answers several of them.
 
-A benchmark says what it needs (log-probabilities of continuations, greedy answers) and how samples are made of it. All
-that is asked is then run together: batched by length, and each distinct query once, whichever benchmark asked it.
+A benchmark says what it needs (log-probabilities of continuations, greedy answers) and how it makes samples of that.
+Then everything is run together: batched by length, and each distinct query once, whichever benchmarks ask it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from letgo.benchmarks.engine.items import Sample
@@ -32,23 +32,26 @@ class Ask:
         return (self.stop, self.clean_up, self.sampling, self.samples)
 
 
-Finish = Callable[[list[list[Scores]], list[list[Generation]], Callable[[int], None]], list[Sample]]
+Scored = list[list[Scores]]
+"""For each query, in order, the scores of each of its continuations."""
+Answers = list[list[Generation]]
+"""For each ask, in order, its answers."""
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one benchmark needs of one model.
+    """What a benchmark, or a part of it, needs of one model.
 
     Attributes:
-        finish: makes the samples. It is given the `Scores` of each continuation of each query, then the answers to
-            each ask, all in their order, and a function to report steps of its own. A benchmark that scores by other
-            means (another library, a classifier, gradients) does so here.
-        queries, asks: what the engine is to run.
-        statistics, matches: what is to be scored beside log-probabilities (see `letgo.scoring.scoring.score`).
+        finish: makes the samples of the scores, the answers, and a function to report steps of its own. A benchmark
+            that scores by other means (another library, a classifier, gradients) does so here.
+        queries, asks: what the engine runs.
+        statistics, matches: what to score beside log-probabilities (see `letgo.scoring.scoring.score`).
         steps: what `finish` adds to the progress by itself.
     """
 
-    finish: Finish
+    finish: Callable[[Scored, Answers, Advance], list[Sample]]
     queries: Sequence[Query] = ()
     asks: Sequence[Ask] = ()
     statistics: bool = False
@@ -60,18 +63,25 @@ class Work:
         return len(self.queries) + len(self.asks) + self.steps
 
 
-@dataclass
-class _Pool:
-    """Distinct things to run, and where each asker finds its own."""
+def joined(works: Sequence[Work]) -> Work:
+    """Several works as one; their samples follow each other in the works' order."""
 
-    things: list[Any] = field(default_factory=list)
-    places: dict[Hashable, int] = field(default_factory=dict)
+    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+        samples, query, ask = [], 0, 0
+        for work in works:
+            of_queries, of_asks = scored[query : query + len(work.queries)], answers[ask : ask + len(work.asks)]
+            samples += work.finish(of_queries, of_asks, advance)
+            query, ask = query + len(work.queries), ask + len(work.asks)
+        return samples
 
-    def add(self, key: Hashable, thing: Any) -> int:
-        if key not in self.places:
-            self.places[key] = len(self.things)
-            self.things.append(thing)
-        return self.places[key]
+    return Work(
+        finish,
+        [query for work in works for query in work.queries],
+        [ask for work in works for ask in work.asks],
+        statistics=any(work.statistics for work in works),
+        matches=any(work.matches for work in works),
+        steps=sum(work.steps for work in works),
+    )
 
 
 def run_works(
@@ -79,7 +89,7 @@ def run_works(
     tokenizer: Any,
     works: Sequence[Work],
     *,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
     log: ResumeLog | None = None,
 ) -> list[list[Sample]]:
     """The samples of each work. Equal queries and asks of different works are run once.
@@ -88,41 +98,29 @@ def run_works(
         model, tokenizer: of the model to be scored.
         works: what the benchmarks need.
         advance: called with the number of steps done; they sum up to the works' sizes.
-        log: where finished queries and asks are kept, and found again after a kill.
+        log: keeps finished queries and asks, and has them again after a kill.
     """
-    queries, asks = _Pool(), _Pool()
-    asked_queries = [
-        [queries.add((tuple(q.prefix), tuple(map(tuple, q.continuations))), q) for q in work.queries] for work in works
-    ]
-    asked = [[asks.add((tuple(a.prompt), a.max_new_tokens, a.manner), a) for a in work.asks] for work in works]
-    advance(sum(len(work.queries) + len(work.asks) for work in works) - len(queries.things) - len(asks.things))
-    scored = score(
+    queries = {_query_key(query): query for work in works for query in work.queries}
+    asks = {_ask_key(ask): ask for work in works for ask in work.asks}
+    advance(sum(len(work.queries) + len(work.asks) for work in works) - len(queries) - len(asks))
+    rows = score(
         model,
-        queries.things,
+        list(queries.values()),
         statistics=any(work.statistics for work in works),
         matches=any(work.matches for work in works),
         advance=advance,
         log=log,
     )
-    generated = _generated(model, tokenizer, asks.things, advance, log)
-    return [
-        work.finish([scored[i] for i in of_queries], [generated[i] for i in of_asks], advance)
-        for work, of_queries, of_asks in zip(works, asked_queries, asked, strict=True)
-    ]
-
-
-def _generated(
-    model: Any, tokenizer: Any, asks: Sequence[Ask], advance: Callable[[int], None], log: ResumeLog | None
-) -> list[list[Generation]]:
-    answers: list[list[Generation]] = [[] for _ in asks]
-    for manner in dict.fromkeys(ask.manner for ask in asks):
-        chosen = [index for index, ask in enumerate(asks) if ask.manner == manner]
+    scored = dict(zip(queries, rows, strict=True))
+    answers: dict[Hashable, list[Generation]] = {}
+    for manner in dict.fromkeys(ask.manner for ask in asks.values()):
+        alike = {key: ask for key, ask in asks.items() if ask.manner == manner}
         stop, clean_up, sampling, samples = manner
-        found = generate(
+        generated = generate(
             model,
             tokenizer,
-            [asks[index].prompt for index in chosen],
-            max_new_tokens=[asks[index].max_new_tokens for index in chosen],
+            [ask.prompt for ask in alike.values()],
+            max_new_tokens=[ask.max_new_tokens for ask in alike.values()],
             stop=stop,
             clean_up=clean_up,
             sampling=sampling,
@@ -130,6 +128,20 @@ def _generated(
             advance=advance,
             log=log,
         )
-        for index, answer in zip(chosen, found, strict=True):
-            answers[index] = answer
-    return answers
+        answers |= dict(zip(alike, generated, strict=True))
+    return [
+        work.finish(
+            [scored[_query_key(query)] for query in work.queries],
+            [answers[_ask_key(ask)] for ask in work.asks],
+            advance,
+        )
+        for work in works
+    ]
+
+
+def _query_key(query: Query) -> Hashable:
+    return tuple(query.prefix), tuple(map(tuple, query.continuations))
+
+
+def _ask_key(ask: Ask) -> Hashable:
+    return tuple(ask.prompt), ask.max_new_tokens, ask.manner

@@ -1,7 +1,7 @@
 """Where a benchmark's tables come from: a repository of the hub at a pinned commit, or a local folder of its layout.
 
-Both are read by the same code: what the hub has is fetched into its cache first, file by file as they are needed. A
-layout is what the folder's README.md says in its head (`configs:` with `config_name` and `data_files`), else a file
+The same code reads both: it first fetches what is on the hub into the hub's cache, file by file as they are needed. The
+layout is what the head of the folder's README.md says (`configs:` with `config_name` and `data_files`), else files
 CONFIG.json (.jsonl, .csv, .parquet), CONFIG/SPLIT.json or CONFIG/SPLIT-00000-of-00001.parquet.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from letgo.core.catalog import did_you_mean
-from letgo.core.errors import UserError
-from letgo.data.rows import kind_of, read_records
+from letgo.core.errors import UserError, first_line
+from letgo.data.rows import checked_text, kind_of, read_records
 
 FOLDERS = "LETGO_DATA"
 """Environment variable: a folder of local copies, each under its source's name (`tofu`, `muse-news`)."""
@@ -34,7 +34,7 @@ class Source:
     Attributes:
         name: what its local copy is called under `LETGO_DATA`, and what messages call it.
         repository: its id on the hub.
-        revision: the commit that its published numbers can be had with.
+        revision: the commit that the published numbers belong to.
         gated: whether access has to be asked for.
         beside: whether `data=` names a folder of several data sets, this one under its name, not this one's folder.
     """
@@ -55,50 +55,52 @@ class Source:
         Raises:
             UserError: the folder does not exist, or both are given.
         """
-        if data is not None and revision is not None:
-            raise UserError(f"{self.name}: data={data} is read as it stands; revision={revision} is for the hub")
-        folder = Path(str(data)).expanduser() if data is not None else self._under_variable(revision)
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"{self.name}: data={data}: no such folder\n  {self.help()}")
-        return Tables(self, folder, None if folder is not None else revision or self.revision)
-
-    def _under_variable(self, revision: str | None) -> Path | None:
+        if data is not None:
+            if revision is not None:
+                raise UserError(f"{self.name}: data={data} is read as it stands; revision={revision} is for the hub")
+            folder = Path(str(data)).expanduser()
+            folder = folder / self.name if self.beside else folder
+            if not folder.is_dir():
+                raise UserError(f"{self.name}: data={data}: no such folder: {folder}\n  {self.help(folder)}")
+            return Tables(self, folder, None)
         base = os.environ.get(FOLDERS)
-        if not base or revision is not None:
-            return None
-        folder = Path(base).expanduser() / self.name
-        return folder if folder.is_dir() else None
+        copy = Path(base).expanduser() / self.name if base and revision is None else None
+        return Tables(self, copy, None) if copy and copy.is_dir() else Tables(self, None, revision or self.revision)
 
-    def help(self) -> str:
-        """How to come by a local copy."""
-        access = (
-            f"ask for access at https://huggingface.co/datasets/{self.repository}, then `hf auth login`; "
-            if self.gated
-            else ""
-        )
-        place = f"DIR/{self.name}" if self.beside else "DIR"
+    @property
+    def access(self) -> str:
+        """How to get access to the repository."""
+        return f"ask for access at https://huggingface.co/datasets/{self.repository}, then `hf auth login`"
+
+    def help(self, folder: str | Path | None = None) -> str:
+        """How to make a local copy (in this folder)."""
+        access = f"{self.access}; " if self.gated else ""
         return (
             f"{access}a local copy is made by `hf download {self.repository} --repo-type dataset "
-            f"--revision {self.revision} --local-dir {place}`\n"
+            f"--revision {self.revision} --local-dir {folder or ('DIR/' + self.name if self.beside else 'DIR')}`\n"
             f"  then give data=DIR, or put it at ${FOLDERS}/{self.name}"
         )
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with where each stands, for messages; `whole` is how many the table has where only a part was taken."""
+    """Rows, each after the place where it stands, for messages; `whole` is how many the table has where only the first
+    ones were taken."""
 
     name: str
-    places: Sequence[str]
-    rows: Sequence[Mapping[str, Any]]
+    records: Sequence[tuple[str, Mapping[str, Any]]]
     whole: int
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.records)
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        return [row for _, row in self.records]
 
 
 class Tables:
-    """The tables of one data set, read when they are asked for."""
+    """The tables of one data set, each read when it is asked for."""
 
     def __init__(self, source: Source, folder: Path | None, revision: str | None) -> None:
         self.source, self.folder, self.revision = source, folder, revision
@@ -106,7 +108,7 @@ class Tables:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Repository and commit (that which was read, whatever the revision was called), or the folder."""
+        """Repository and commit (the one that was read, whatever the revision was called), or the folder."""
         if self.folder is not None:
             return {"data": str(self.folder)}
         return {"data": self.source.repository, "revision": self._commit or self.revision}
@@ -120,6 +122,7 @@ class Tables:
         split: str = "train",
         *,
         fields: Sequence[str] = (),
+        texts: Sequence[str] = (),
         limit: int | None = None,
         part: str | None = None,
     ) -> Table:
@@ -128,52 +131,53 @@ class Tables:
         Args:
             config, split: as on the hub.
             fields: names that every row must have.
+            texts: fields that must be text and not empty.
             limit: take no more rows than these.
-            part: of a table of many files that one alone, where it is there (a local copy may have fewer).
+            part: one file of a table of many, which alone is read if it is there (a local copy may have fewer files).
 
         Raises:
             UserError: there is no such table, it can't be had, it has no rows, or a row lacks a field.
         """
-        name = config if split == "train" else f"{config}/{split}"
-        files = [self._fetch(part)] if part and self._has(part) else self._files(config, split)
+        name = _table_name(config, split)
+        if part and (self.folder is None or (self.folder / part).is_file()):
+            files = [self._fetch(part)]
+        else:
+            files = self._files(config, split)
         records = [record for file in files for record in read_records(file, name=f"{self.source.name} {name}")]
         if not records:
             raise UserError(f"{self.source.name} {name}: {files[0]} has no rows")
-        taken = records[:limit]
-        for place, row in taken:
+        for where, row in records[:limit]:
             if not isinstance(row, Mapping):
-                raise UserError(f"{place}: a row must be an object with named fields, not {type(row).__name__}")
-            for field in fields:
+                raise UserError(f"{where}: a row must be an object with named fields, not {type(row).__name__}")
+            for field in (*fields, *texts):
                 if field not in row:
-                    has = ", ".join(map(repr, row)) or "no fields"
-                    raise UserError(f"{place}: no field {field!r}; it has {has}{did_you_mean(field, map(str, row))}")
-        return Table(name, [place for place, _ in taken], [row for _, row in taken], len(records))
-
-    def _has(self, part: str) -> bool:
-        return self.folder is None or (self.folder / part).is_file()
+                    names = ", ".join(map(repr, row)) or "no fields"
+                    raise UserError(f"{where}: no field {field!r}; it has {names}{did_you_mean(field, map(str, row))}")
+            for field in texts:
+                checked_text(where, field, row[field])
+        return Table(name, records[:limit], len(records))
 
     @cached_property
     def layout(self) -> dict[tuple[str, str], list[str]]:
         """(config, split) to the patterns of its files, relative to the folder."""
         readme = self._readme()
-        found = {} if readme is None else _configs(readme, f"{self.source.name}: {readme}")
-        if not found:
+        layout = {} if readme is None else _configs(readme, f"{self.source.name}: {readme}")
+        if not layout:
             for path in self._listing():
                 if (key := _by_name(path)) is not None:
-                    found.setdefault(key, []).append(path)
-        return found
+                    layout.setdefault(key, []).append(path)
+        return layout
 
     def _files(self, config: str, split: str) -> list[Path]:
-        layout = self.layout
-        if (config, split) not in layout:
-            names = sorted({c if s == "train" else f"{c}/{s}" for c, s in layout})
+        if (config, split) not in self.layout:
+            names = sorted({_table_name(*key) for key in self.layout})
             where = self.folder or f"{self.source.repository}@{self.revision}"
-            wanted = config if split == "train" else f"{config}/{split}"
+            name = _table_name(config, split)
             raise UserError(
-                f"{self.source.name}: {where} has no table {wanted!r}{did_you_mean(wanted, names)}\n"
+                f"{self.source.name}: {where} has no table {name!r}{did_you_mean(name, names)}\n"
                 f"  its tables: {', '.join(names) or 'none'}"
             )
-        patterns = layout[config, split]
+        patterns = self.layout[config, split]
         paths = [path for path in self._listing(patterns) if any(fnmatch(path, pattern) for pattern in patterns)]
         if not paths:
             raise UserError(
@@ -198,52 +202,43 @@ class Tables:
 
     def _listing(self, patterns: Sequence[str] = ()) -> list[str]:
         if self.folder is not None:
-            return sorted(
-                path.relative_to(self.folder).as_posix()
-                for path in self.folder.rglob("*")
-                if path.is_file() and kind_of(path) in _KINDS
-            )
+            files = (path for path in self.folder.rglob("*") if path.is_file() and kind_of(path) in _KINDS)
+            return sorted(path.relative_to(self.folder).as_posix() for path in files)
         if patterns and not any(character in pattern for pattern in patterns for character in "*?["):
             return list(patterns)
-        return self._on_hub(lambda hub: hub.HfApi().list_repo_files(**self._where()))
+        return self._on_hub(lambda hub: hub.HfApi().list_repo_files(**self._repository()))
 
     def _fetch(self, path: str) -> Path:
         if self.folder is not None:
             return self.folder / path
-        found = Path(self._on_hub(lambda hub: hub.hf_hub_download(filename=path, **self._where())))
+        file = Path(self._on_hub(lambda hub: hub.hf_hub_download(filename=path, **self._repository())))
         # The cache keeps a commit's files under snapshots/COMMIT.
-        parts = found.parts
-        if "snapshots" in parts:
-            self._commit = parts[parts.index("snapshots") + 1]
-        return found
+        if "snapshots" in file.parts:
+            self._commit = file.parts[file.parts.index("snapshots") + 1]
+        return file
 
-    def _where(self) -> dict[str, Any]:
+    def _repository(self) -> dict[str, Any]:
         return {"repo_id": self.source.repository, "repo_type": "dataset", "revision": self.revision}
 
     def _on_hub(self, call: Any) -> Any:
         import huggingface_hub
         from huggingface_hub import errors
 
-        where = f"{self.source.repository}@{self.revision}"
+        name, where = self.source.name, f"{self.source.repository}@{self.revision}"
         try:
             return call(huggingface_hub)
         except errors.GatedRepoError as error:
-            raise UserError(
-                f"{self.source.name}: {where} is gated: ask for access at "
-                f"https://huggingface.co/datasets/{self.source.repository}, then `hf auth login`\n"
-                f"  {self.source.help()}"
-            ) from error
+            raise UserError(f"{name}: {where} is gated: {self.source.access}\n  {self.source.help()}") from error
         except errors.RevisionNotFoundError as error:
             raise UserError(
-                f"{self.source.name}: {self.source.repository} has no revision {self.revision!r}; "
+                f"{name}: {self.source.repository} has no revision {self.revision!r}; "
                 f"by default it is {self.source.revision}"
             ) from error
         except Exception as error:  # the hub's client raises many kinds for what can't be reached
-            said = str(error).strip().splitlines()
-            reason = f"{type(error).__name__}: {said[0][:200] if said else 'no message'}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             if huggingface_hub.constants.HF_HUB_OFFLINE:
                 reason = "HF_HUB_OFFLINE is set, so the hub is not asked, and its cache does not have it"
-            raise UserError(f"{self.source.name}: {where} can't be had ({reason})\n  {self.source.help()}") from error
+            raise UserError(f"{name}: {where} can't be had ({reason})\n  {self.source.help()}") from error
 
 
 PINNED: Mapping[str, Source] = {
@@ -271,39 +266,37 @@ PINNED: Mapping[str, Source] = {
 """Every data set that a benchmark reads, at the commit that it is read at unless another one is asked for."""
 
 
+def _table_name(config: str, split: str) -> str:
+    return config if split == "train" else f"{config}/{split}"
+
+
 def _configs(readme: Path, where: str) -> dict[tuple[str, str], list[str]]:
-    """What the head of a data set's README says of its files."""
-    text = readme.read_text(encoding="utf-8", errors="replace")
-    head = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", text, flags=re.DOTALL)
-    if head is None:
-        return {}
+    """The tables' files as the head of a data set's README names them."""
+    from huggingface_hub import metadata_load
+
     try:
-        said = yaml.safe_load(head[1])
-    except yaml.YAMLError as error:
+        head = metadata_load(readme) or {}
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where}: its head is not YAML ({getattr(error, 'problem', None) or error})") from error
-    found: dict[tuple[str, str], list[str]] = {}
-    configs = said.get("configs") if isinstance(said, Mapping) else None
-    for config in configs if isinstance(configs, list) else []:
+    layout: dict[tuple[str, str], list[str]] = {}
+    for config in head.get("configs") or []:
         if not isinstance(config, Mapping) or "config_name" not in config or "data_files" not in config:
             raise UserError(f"{where}: an entry of 'configs' needs config_name and data_files, not {config!r}")
         name, files = str(config["config_name"]), config["data_files"]
-        if isinstance(files, str):
-            files = [{"split": "train", "path": files}]
-        for entry in files:
-            one = {"split": "train", "path": entry} if isinstance(entry, str) else entry
-            if not isinstance(one, Mapping) or "split" not in one or "path" not in one:
-                raise UserError(f"{where}: data_files of {name!r} must have split and path, not {one!r}")
-            paths = one["path"] if isinstance(one["path"], list) else [one["path"]]
-            found.setdefault((name, str(one["split"])), []).extend(str(path).removeprefix("./") for path in paths)
-    return found
+        for entry in [files] if isinstance(files, str) else files:
+            file = {"split": "train", "path": entry} if isinstance(entry, str) else entry
+            if not isinstance(file, Mapping) or "split" not in file or "path" not in file:
+                raise UserError(f"{where}: data_files of {name!r} must have split and path, not {file!r}")
+            paths = file["path"] if isinstance(file["path"], list) else [file["path"]]
+            layout.setdefault((name, str(file["split"])), []).extend(str(path).removeprefix("./") for path in paths)
+    return layout
 
 
 def _by_name(path: str) -> tuple[str, str] | None:
     """CONFIG.json as (CONFIG, train); CONFIG/SPLIT.json and CONFIG/SPLIT-00000-of-00001.parquet as (CONFIG, SPLIT)."""
-    parts = path.split("/")
+    *folders, file = path.split("/")
     kind = kind_of(Path(path))
-    if kind not in _KINDS or len(parts) > 2:
+    if kind not in _KINDS or len(folders) > 1:
         return None
-    stem = parts[-1][: parts[-1].lower().rindex(kind)]
-    stem = re.sub(r"-\d+-of-\d+$", "", stem)
-    return (stem, "train") if len(parts) == 1 else (parts[0], stem)
+    stem = re.sub(r"-\d+-of-\d+$", "", file[: file.lower().rindex(kind)])
+    return (folders[0], stem) if folders else (stem, "train")

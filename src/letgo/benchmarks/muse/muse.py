@@ -1,33 +1,33 @@
 """MUSE: unlearn news articles or books, judged six ways (arXiv 2407.06460; hub `muse-bench/MUSE-News`, `-Books`).
 
 Verbatim and knowledge memorization, privacy leakage and utility are scored with the benchmark's own prompts, lengths
-and cuts; scalability and sustainability are its larger and its repeated requests to forget (`request=`).
+and cuts. For scalability and sustainability it has larger and repeated requests to forget (`request=`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, Unpack
 
-from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import Benchmark, Item, Sample, Text, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
-from letgo.benchmarks.engine.questions import general_metrics, joined, texts_part
+from letgo.benchmarks.engine.questions import general_metrics, texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
-from letgo.benchmarks.engine.requests import Work
+from letgo.benchmarks.engine.requests import Work, joined
 from letgo.benchmarks.engine.tables import PINNED, Table, Tables
-from letgo.benchmarks.muse.chunks import chunks_of
-from letgo.benchmarks.muse.scores import knowledge_part, muse_metrics, privacy_part, text_digest, verbatim_part
+from letgo.benchmarks.muse.scores import knowledge_part, muse_metrics, privacy_part, verbatim_part
 from letgo.core.catalog import did_you_mean, format_spec
 from letgo.core.errors import UserError
-from letgo.data.encode import Encoded, LongRows, Template, start_tokens
+from letgo.core.fingerprints import digest_of
+from letgo.data.encode import Encoded, EncodedRows, EncodeOptions, Template, start_tokens
 from letgo.data.rows import Row
 from letgo.runs.results import Metrics
 
 CORPORA: Mapping[str, float] = {"news": 0.4772, "books": 0.5393}
-"""The corpora, and the AUC of the model retrained without the forget set, as published for Llama-2-7B (Min-40 %)."""
+"""The corpora, and the published AUC of the model retrained without the forget set: Llama-2-7B, Min-40 %."""
 SIZES: Mapping[str, int] = {
     "verbmem/forget": 100,
     "knowmem/forget_qa": 100,
@@ -59,22 +59,22 @@ def muse(
     data: str | None = None,
     revision: str | None = None,
 ) -> Muse:
-    """A MUSE corpus: what is to be forgotten and kept, and all of its scores.
+    """A MUSE corpus: what to forget and what to keep, and all of its scores.
 
     Args:
         corpus: news or books.
         request: of news only: scal_1 … scal_4 (forget sets of growing size) or sust_1 … sust_4 (one after another) in
             place of the whole forget set; `scal` and `sust` stand for all four (`letgo unlearn` runs them).
-        retrain: what `letgo eval` wrote of the retrained model on this corpus; its AUC takes the published one's place.
-        retain: the raw texts that are kept: retain1, as the benchmark trains with, or retain2, which it scores with.
+        retrain: what `letgo eval` wrote for the retrained model on this corpus; its AUC replaces the published one.
+        retain: the raw texts to keep: retain1, with which the benchmark trains, or retain2, with which it scores.
         general: also measure perplexity on letgo's own paragraphs, to tell a broken model from a forgetful one.
         limit: score at most so many rows of each set; the benchmark has 100.
-        train_limit: train on at most so many forget and retain texts.
+        train_limit: train on at most so many forget texts, and as many retain texts.
         data: a folder with the hub's layout; by default LETGO_DATA's `muse-news` or `muse-books`, else the hub.
         revision: another commit of the hub.
 
     Raises:
-        UserError: an unknown corpus or request, data that can't be had, a retrain result of something else.
+        UserError: an unknown corpus or request, data that can't be had, a retrain result on something else.
     """
     settings = spec_settings(locals(), retain="retain1", general=True)
     if corpus not in CORPORA:
@@ -86,23 +86,26 @@ def muse(
     tables = PINNED[f"muse-{corpus}"].open(data=data, revision=revision)
     notes: list[str] = []
     reader = _Reader(tables, corpus, notes)
-    config, split = ("raw", "forget") if request is None else _table_of((sequence or (request,))[0])
-    forget, kept = reader.rows(config, split, trained), reader.rows("raw", retain, trained)
+    kind, _, number = (sequence or (request or "",))[0].partition("_")
+    forget = reader.rows(kind, f"forget_{number}", trained) if kind else reader.rows("raw", "forget", trained)
+    kept = reader.rows("raw", retain, trained)
     if trained is not None:
         notes.append(f"muse: trained on the first {len(forget)} forget and {len(kept)} retain texts (train_limit)")
-    texts = [t for split in ("forget", "retain", "holdout") for t in reader.texts(split, scored)]
+    texts = [text for split in ("forget", "retain", "holdout") for text in reader.texts(split, scored)]
+    items = reader.items("verbmem", "forget", ("prompt", "gt"), scored)
+    for name in ("forget", "retain"):
+        items += reader.items("knowmem", f"{name}_qa", ("question", "answer"), scored)
     return Muse(
         name="muse",
         settings=settings,
         forget=forget,
         retain=kept,
-        items=[*reader.verbatim(scored), *reader.questions("forget", scored), *reader.questions("retain", scored)],
+        items=items,
         texts=[*texts, *(general_paragraphs(held_out=True) if general else [])],
-        headlines=BENCHMARKS.record("muse").headlines,
         template="plain",
         version=VERSION,
         provenance={"corpus": corpus, **tables.provenance},
-        sequence=tuple(format_spec("muse", settings | {"request": one}) for one in sequence),
+        sequence=tuple(format_spec("muse", settings | {"request": name}) for name in sequence),
         chained=request == "sust",
         examples={name: reader.examples(name) for name in ("forget", "retain")},
         retrained_auc=CORPORA[corpus],
@@ -113,64 +116,60 @@ def muse(
 
 @dataclass(frozen=True)
 class Muse(Benchmark):
-    """`examples` are the ten worked questions and answers that stand before a question of each set; `retrained_auc` is
-    the published one, `reference` the retrained model's own result, where it is known."""
+    """`examples` are, for each set, the ten worked questions and answers before a question. `retrained_auc` is the
+    published one; `reference` is the retrained model's result, where it is given."""
 
     examples: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     retrained_auc: float = 0.5
     reference: ReferenceResult | None = field(default=None, repr=False)
 
-    def encode(
-        self,
-        tokenizer: Any,
-        rows: Sequence[Row],
-        *,
-        template: Template | None = None,
-        max_length: int,
-        long_rows: LongRows = "error",
-        name: str = "data",
-    ) -> tuple[list[Encoded], list[str]]:
-        """The rows' texts joined, and cut into chunks of `max_length`, or 2,048 tokens where that is less; no row is
-        too long."""
-        return chunks_of(tokenizer, rows, max_length=min(max_length, CHUNK), name=name)
+    def encode(self, tokenizer: Any, rows: Sequence[Row], **options: Unpack[EncodeOptions]) -> EncodedRows:
+        """The rows' texts joined by an empty line, tokenised without special tokens, and cut into chunks of
+        `max_length`, or 2,048 tokens where that is less, each after the start token; every token is labelled.
+
+        As in the benchmark's own code, a last chunk that is shorter is filled up from the beginning of the first. (A
+        single chunk stays short: it would be filled with itself.)
+        """
+        length, name = min(options["max_length"], CHUNK), options.get("name", "data")
+        if length < 2:
+            raise UserError(f"{name}: max_length must be at least 2 for chunks of text, not {length}")
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        tokens = tokenizer("\n\n".join(row.target for row in rows), add_special_tokens=False)["input_ids"]
+        if not len(tokens):
+            raise UserError(f"{name}: its texts have no tokens in this tokenizer")
+        chunks = [start + list(tokens[first : first + length - 1]) for first in range(0, len(tokens), length - 1)]
+        if len(chunks) > 1:
+            chunks[-1] = (chunks[-1] + chunks[0])[: len(start) + length - 1]
+        encoded = []
+        for number, chunk in enumerate(chunks):
+            where = f"{name}, chunk {number + 1}"
+            text = tokenizer.decode(chunk, skip_special_tokens=True)
+            encoded.append(Encoded(chunk, list(chunk), Row(("text",), "", text, where, where, ends=False)))
+        return encoded, [f"{name}: {len(rows)} texts as {len(chunks)} chunks of {length} tokens"]
 
     def encode_alternatives(
-        self,
-        tokenizer: Any,
-        encoded: Sequence[Encoded],
-        answers: Sequence[str],
-        *,
-        template: Template | None = None,
-        max_length: int,
-        long_rows: LongRows = "error",
+        self, tokenizer: Any, encoded: Sequence[Encoded], answers: Sequence[str], **options: Unpack[EncodeOptions]
     ) -> list[Encoded]:
         """Another text in place of each chunk, behind the start token alone."""
-        rows = [
-            Row(("text",), "", text, item.row.group, item.row.where)
-            for item, text in zip(encoded, answers, strict=True)
-        ]
-        return [
-            chunks_of(tokenizer, [row], max_length=min(max_length, CHUNK), name="alternatives")[0][0] for row in rows
-        ]
+        options["name"] = "alternatives"
+        alternatives = []
+        for chunk, text in zip(encoded, answers, strict=True):
+            row = Row(("text",), "", text, chunk.row.group, chunk.row.where)
+            alternatives.append(self.encode(tokenizer, [row], **options)[0][0])
+        return alternatives
 
     def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
         items, texts = limited(self.items, checked_limit(limit)), limited(self.texts, limit)
         private = [text for text in texts if text.task == "privleak"]
         if self.reference is not None:
-            rows = [(text.id, text_digest(text)) for text in private if text.set in ("forget", "holdout")]
+            rows = [(text.id, digest_of(text.text)) for text in private if text.set in ("forget", "holdout")]
             self.reference.check_rows(rows, "min_k")
-        asked = [item for item in items if item.task == "knowmem"]
-        return joined(
-            [
-                verbatim_part(model, tokenizer, [item for item in items if item.task == "verbmem"]),
-                *(
-                    knowledge_part(model, tokenizer, [item for item in asked if item.set == name], examples)
-                    for name, examples in self.examples.items()
-                ),
-                privacy_part(model, tokenizer, private),
-                texts_part(tokenizer, [text for text in texts if text.task != "privleak"]),
-            ]
-        )
+        parts = [verbatim_part(model, tokenizer, [item for item in items if item.task == "verbmem"])]
+        for name, examples in self.examples.items():
+            questions = [item for item in items if (item.task, item.set) == ("knowmem", name)]
+            parts.append(knowledge_part(model, tokenizer, questions, examples))
+        general = [text for text in texts if text.task != "privleak"]
+        return joined([*parts, privacy_part(model, tokenizer, private), texts_part(tokenizer, general)])
 
     def summarise(self, samples: Iterable[Sample]) -> Metrics:
         """MUSE's metrics: VerbMem and KnowMem of the forget set, PrivLeak, and KnowMem of the retain set, which is its
@@ -194,7 +193,7 @@ class Muse(Benchmark):
 
 
 def _retrained_result(retrain: str | None, corpus: str, notes: list[str]) -> ReferenceResult | None:
-    """What `letgo eval` wrote of the retrained model, where it is given; a note says so where it is not."""
+    """What `letgo eval` wrote for the retrained model; where it is not given, a note on that."""
     if retrain is not None:
         return read_reference("retrain", retrain, {"benchmark": "muse", "version": VERSION, "corpus": corpus})
     notes.append(
@@ -205,10 +204,10 @@ def _retrained_result(retrain: str | None, corpus: str, notes: list[str]) -> Ref
 
 
 def _checked_request(corpus: str, request: str | None) -> tuple[str, ...]:
-    """The requests that a sequence's name stands for; none for a request by itself."""
+    """The requests that a sequence's name stands for; none for a single request."""
     if request is None:
         return ()
-    known = [*SEQUENCES, *(one for requests in SEQUENCES.values() for one in requests)]
+    known = [*SEQUENCES, *chain(*SEQUENCES.values())]
     if request not in known:
         raise UserError(f"muse has no request {request!r}; it has {', '.join(known)}{did_you_mean(request, known)}")
     if corpus != "news":
@@ -216,43 +215,28 @@ def _checked_request(corpus: str, request: str | None) -> tuple[str, ...]:
     return SEQUENCES.get(request, ())
 
 
-def _table_of(request: str) -> tuple[str, str]:
-    kind, _, number = request.partition("_")
-    return kind, f"forget_{number}"
-
-
 @dataclass(frozen=True)
 class _Reader:
-    """Tables as rows, items and texts; what is amiss with them goes to the notes."""
+    """Makes rows, items and texts of tables; notes tables of another size than on the hub."""
 
     tables: Tables
     corpus: str
     notes: list[str]
 
     def rows(self, config: str, split: str, limit: int | None) -> list[Row]:
-        table = self._table(config, split, ("text",), limit)
         return [
-            Row(("text",), "", row["text"], f"{config}/{split}/{number}", place, ends=False, fields=dict(row))
-            for number, (place, row) in enumerate(zip(table.places, table.rows, strict=True))
+            Row(("text",), "", row["text"], f"{config}/{split}/{number}", where, ends=False, fields=dict(row))
+            for number, (where, row) in enumerate(self._table(config, split, ("text",), limit).records)
         ]
 
-    def verbatim(self, limit: int | None) -> list[Item]:
-        table = self._table("verbmem", "forget", ("prompt", "gt"), limit)
+    def items(self, task: str, split: str, fields: tuple[str, str], limit: int | None) -> list[Item]:
+        """The items of a task; `fields` name the question (or prompt) and the answer."""
+        form = ("prompt", "completion") if task == "verbmem" else ("question", "answer")
         items = []
-        for number, (place, row) in enumerate(zip(table.places, table.rows, strict=True)):
-            name = f"verbmem/forget/{number}"
-            asked = Row(("prompt", "completion"), row["prompt"], row["gt"], name, place, fields=dict(row))
-            items.append(Item("forget", name, name, asked, task="verbmem"))
-        return items
-
-    def questions(self, name: str, limit: int | None) -> list[Item]:
-        table = self._table("knowmem", f"{name}_qa", ("question", "answer"), limit)
-        items = []
-        for number, (place, row) in enumerate(zip(table.places, table.rows, strict=True)):
-            identifier = f"knowmem/{name}_qa/{number}"
-            form = ("question", "answer")
-            asked = Row(form, row["question"], row["answer"], identifier, place, fields=dict(row))
-            items.append(Item(name, identifier, identifier, asked, task="knowmem"))
+        for number, (where, row) in enumerate(self._table(task, split, fields, limit).records):
+            name = f"{task}/{split}/{number}"
+            asked = Row(form, row[fields[0]], row[fields[1]], name, where, fields=dict(row))
+            items.append(Item(split.removesuffix("_qa"), name, name, asked, task=task))
         return items
 
     def examples(self, name: str) -> list[tuple[str, str]]:
@@ -260,16 +244,12 @@ class _Reader:
         return [(row["question"], row["answer"]) for row in table.rows]
 
     def texts(self, split: str, limit: int | None) -> list[Text]:
-        table = self._table("privleak", split, ("text",), limit)
-        names = [f"privleak/{split}/{number}" for number in range(len(table))]
-        return [Text(split, name, name, row["text"], "privleak") for name, row in zip(names, table.rows, strict=True)]
+        rows = self._table("privleak", split, ("text",), limit).rows
+        names = [f"privleak/{split}/{number}" for number in range(len(rows))]
+        return [Text(split, name, name, row["text"], "privleak") for name, row in zip(names, rows, strict=True)]
 
-    def _table(self, config: str, split: str, fields: Sequence[str], limit: int | None) -> Table:
-        table = self.tables.table(config, split, fields=fields, limit=limit)
-        for place, row in zip(table.places, table.rows, strict=True):
-            for key in fields:
-                if not isinstance(row[key], str) or not row[key].strip():
-                    raise UserError(f"{place}: field {key!r} must be text that is not empty, not {row[key]!r}")
+    def _table(self, config: str, split: str, texts: Sequence[str], limit: int | None) -> Table:
+        table = self.tables.table(config, split, texts=texts, limit=limit)
         expected = SIZES.get(table.name, table.whole)
         if table.whole != expected:
             self.notes.append(f"muse: {table.name} has {table.whole} rows here and {expected} on the hub")

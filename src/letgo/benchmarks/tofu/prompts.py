@@ -1,19 +1,16 @@
 """TOFU's own way from a question and an answer to tokens and labels.
 
 The benchmark's code tokenises question and answer as one text, leaves unlabelled as many tokens as the question's part
-has by itself, and puts one labelled end token behind. In its plain template "Answer: " belongs to the answer's part: it
-is labelled and scored, and the model writes it itself when it answers.
+has by itself, and adds one labelled end token. In its plain template "Answer: " belongs to the answer's part: it is
+labelled and scored, and the model writes it when it answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from letgo.core.errors import UserError
-from letgo.data.encode import IGNORE, Encoded, LongRows
-from letgo.data.rows import Row
 
 Form = Literal["llama2", "plain", "chat"]
 FORMS: tuple[Form, ...] = ("llama2", "plain", "chat")
@@ -21,20 +18,12 @@ FORMS: tuple[Form, ...] = ("llama2", "plain", "chat")
 
 @dataclass(frozen=True)
 class Answer:
-    """A question with an answer as tokens: `tokens[start:]` are labelled; `ended` says whether the last of them is the
+    """A question with an answer as tokens. `labelled` are the answer's; `ended` says whether the last of them is the
     end token (a text cut to its length has none)."""
 
-    tokens: tuple[int, ...]
-    start: int
+    question: tuple[int, ...]
+    labelled: tuple[int, ...]
     ended: bool
-
-    @property
-    def question(self) -> tuple[int, ...]:
-        return self.tokens[: self.start]
-
-    @property
-    def labelled(self) -> tuple[int, ...]:
-        return self.tokens[self.start :]
 
 
 def resolve_form(tokenizer: Any, form: Form | Literal["auto"]) -> Form:
@@ -88,36 +77,4 @@ def encode_answer(tokenizer: Any, form: Form, question: str, answer: str, *, len
         )
     if start < 1:
         raise UserError(f"{where}: the question {question!r} has no tokens in this tokenizer")
-    return Answer(tuple(tokens), start, ended)
-
-
-def encode_tofu_rows(
-    tokenizer: Any, rows: Sequence[Row], form: Form, *, max_length: int, long_rows: LongRows, name: str
-) -> tuple[list[Encoded], list[str]]:
-    """Rows to train on, and what is to be said of those that are longer than `max_length`: an error, cut (as the
-    benchmark does at 500), or dropped."""
-    encoded, long = [], []
-    for row in rows:
-        answer = encode_answer(tokenizer, form, str(row.context), row.target, length=1 << 30, where=row.where)
-        tokens = list(answer.tokens)
-        labels = [IGNORE] * answer.start + tokens[answer.start :]
-        if len(tokens) > max_length:
-            long.append((len(tokens), row))
-            if long_rows == "drop":
-                continue
-            if long_rows == "cut" and answer.start >= max_length:
-                raise UserError(f"{row.where}: cut to max_length {max_length} the row has no answer left")
-            tokens, labels = tokens[:max_length], labels[:max_length]
-        encoded.append(Encoded(tokens, labels, row))
-    if not long:
-        return encoded, []
-    longest, row = max(long, key=lambda found: found[0])
-    said = (
-        f"{name}: {len(long)} of {len(rows)} rows are longer than max_length {max_length} tokens "
-        f"(longest {longest}, at {row.where})"
-    )
-    if long_rows == "error":
-        raise UserError(f"{said}\n  raise max_length, or set long_rows: cut or long_rows: drop")
-    if not encoded:
-        raise UserError(f"{said}: nothing is left after dropping them")
-    return encoded, [f"{said}; {'cut' if long_rows == 'cut' else 'dropped'}"]
+    return Answer(tuple(tokens[:start]), tuple(tokens[start:]), ended)

@@ -1,33 +1,32 @@
 """TOFU: unlearn the books' authors that a model was fine-tuned on (arXiv 2401.06121; hub `locuslab/TOFU`).
 
-Prompts, labels, lengths and scores are those of the benchmark's own code. What that means in detail, where other public
-code differs, is told in docs/data.md.
+Prompts, labels, lengths and scores are those of the benchmark's own code. docs/data.md has the details, where other
+public code differs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
-from letgo.benchmarks import BENCHMARKS
-from letgo.benchmarks.engine.base import Benchmark, Item, Sample, checked_limit, spec_settings
+from letgo.benchmarks.engine.base import Benchmark, Item, Sample, check_whole, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
-from letgo.benchmarks.engine.questions import general_metrics, joined, texts_part
+from letgo.benchmarks.engine.questions import general_metrics, texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
-from letgo.benchmarks.engine.requests import Work
+from letgo.benchmarks.engine.requests import Work, joined
 from letgo.benchmarks.engine.tables import PINNED, Table, Tables
-from letgo.benchmarks.tofu.prompts import FORMS, Form, encode_tofu_rows, resolve_form
-from letgo.benchmarks.tofu.scores import TofuPart, tofu_metrics, with_gradient_norms
+from letgo.benchmarks.tofu.prompts import FORMS, Form, encode_answer, resolve_form
+from letgo.benchmarks.tofu.scores import item_digest, tofu_metrics, tofu_part
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
-from letgo.data.encode import Encoded, LongRows, Template
+from letgo.data.encode import IGNORE, Encoded, EncodedRows, EncodeOptions, Template, fit_rows
 from letgo.data.rows import Row
 from letgo.runs.results import Metrics
 
 SPLITS: Mapping[str, str] = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
-"""What is forgotten, and what is kept beside it."""
+"""Forget splits, each with its retain split."""
 DEFAULT_SPLIT = "forget10"
 ROWS: Mapping[str, int] = {
     "full": 4000,
@@ -41,15 +40,13 @@ ROWS: Mapping[str, int] = {
     "forget05_perturbed": 200,
     "forget10_perturbed": 400,
     "retain_perturbed": 400,
-    "real_authors": 100,
     "real_authors_perturbed": 100,
-    "world_facts": 117,
     "world_facts_perturbed": 117,
     "holdout01": 40,
     "holdout05": 200,
     "holdout10": 400,
 }
-"""Rows of the hub's tables: a copy with fewer is told of."""
+"""Rows of the hub's tables; a copy of another size is noted."""
 SCORED_ROWS = 300
 """The benchmark's own code scores the first 300 rows of each set."""
 AUTHOR_ROWS = 20
@@ -81,23 +78,23 @@ def tofu(
 
     Args:
         split: forget01, forget05 or forget10: 2, 10 or 20 of 200 authors.
-        retain: what `letgo eval` wrote of the retain model on this split: gives forget quality.
-        retrained: the retain model itself: scored beside, and relearned alike, so that R is measured against it.
+        retain: what `letgo eval` wrote for the retain model on this split: gives forget quality.
+        retrained: the retain model itself: also scored, and relearned in the same way: R is measured against it.
         template: `llama2` ("[INST] {q} [/INST]{a}"), `plain` ("Question: {q}\\nAnswer: {a}"), or `chat` (the
             tokenizer's own); `auto` is llama2 where the tokenizer is Llama-2's, else plain.
         length: tokens, prompt and all, of what is scored and generated; the benchmark's own number is 200.
         holdout: score membership against the holdout split; by default where the data has it.
-        gradnorm: also take the gradient-norm membership attack: a backward pass for each row of both splits.
+        gradnorm: also run the gradient-norm membership attack: a backward pass for each row of both splits.
         general: also measure perplexity on letgo's own paragraphs, to tell a broken model from a forgetful one.
         limit: score at most so many rows of each set; the benchmark's own number is 300.
-        train_limit: train on at most so many forget and retain rows.
-        learn: makes the models that the benchmark begins with, by objective `ft`: nothing is forgotten, and what is
-            learned is forget and retain set (`full`) or the retain set alone (`retain`, the model that never knew).
+        train_limit: train on at most so many forget rows, and as many retain rows.
+        learn: makes the models that the benchmark begins with, by objective `ft`: nothing is forgotten; the model
+            learns forget and retain set (`full`) or the retain set alone (`retain`, the model that never knew).
         data: a folder with the hub's layout; by default LETGO_DATA's `tofu`, else the hub.
         revision: another commit of the hub.
 
     Raises:
-        UserError: an unknown split or template, data that can't be had, a retain result of something else.
+        UserError: an unknown split or template, data that can't be had, a retain result on something else.
     """
     settings = spec_settings(locals(), template="auto", length=LENGTH, gradnorm=False, general=True)
     _check(split, template, length, learn)
@@ -114,8 +111,7 @@ def tofu(
         retain=kept,
         items=items,
         texts=general_paragraphs(held_out=True) if general else [],
-        headlines=BENCHMARKS.record("tofu").headlines,
-        # What asks the items in words of its own (an attack, an analysis) does so as the model was trained.
+        # An attack or an analysis that asks items in its own words uses the template that the model was trained with.
         template="chat" if template == "chat" else "plain",
         references={} if retrained is None else {"retrained": retrained},
         version=VERSION,
@@ -135,8 +131,7 @@ def _check(split: str, template: str, length: int, learn: str | None) -> None:
         raise UserError(
             f"tofu has no template {template!r}; it has auto, {', '.join(FORMS)}{did_you_mean(template, FORMS)}"
         )
-    if isinstance(length, bool) or not isinstance(length, int) or length < _FEWEST_TOKENS:
-        raise UserError(f"tofu: length must be a whole number of at least {_FEWEST_TOKENS}, not {length!r}")
+    check_whole("tofu: length", length, _FEWEST_TOKENS)
     if learn not in (None, *LEARN):
         raise UserError(
             f"tofu: learn must be one of {', '.join(LEARN)}, not {learn!r}{did_you_mean(str(learn), LEARN)}"
@@ -146,7 +141,7 @@ def _check(split: str, template: str, length: int, learn: str | None) -> None:
 def _retain_result(
     retain: str | None, split: str, length: int, items: Sequence[Item], notes: list[str]
 ) -> ReferenceResult | None:
-    """What `letgo eval` wrote of the retain model, where it is given; a note says which metrics are missing."""
+    """What `letgo eval` wrote for the retain model, where it is given; a note on metrics that are missing."""
     if retain is None:
         notes.append("tofu: no forget quality, for no retain model's result was given (retain=RESULT)")
         return None
@@ -167,7 +162,7 @@ def _holdout_of(split: str) -> str:
 @dataclass(frozen=True)
 class Tofu(Benchmark):
     """`form` is the template asked for, `length` that of prompt and answer together; `reference` the retain model's
-    result, where it is known."""
+    result, where it is given."""
 
     form: Form | Literal["auto"] = "auto"
     length: int = LENGTH
@@ -178,34 +173,25 @@ class Tofu(Benchmark):
         """The benchmark's template; the tokenizer's own where the run asks for `chat`."""
         return resolve_form(tokenizer, "chat" if asked == "chat" else self.form)
 
-    def encode(
-        self,
-        tokenizer: Any,
-        rows: Sequence[Row],
-        *,
-        template: Template | None = None,
-        max_length: int,
-        long_rows: LongRows = "error",
-        name: str = "data",
-    ) -> tuple[list[Encoded], list[str]]:
-        """As the benchmark's own code has it: one text tokenised whole, the question's tokens unlabelled, one end
-        token after the answer."""
-        form = self.form_for(tokenizer, template)
-        return encode_tofu_rows(tokenizer, rows, form, max_length=max_length, long_rows=long_rows, name=name)
+    def encode(self, tokenizer: Any, rows: Sequence[Row], **options: Unpack[EncodeOptions]) -> EncodedRows:
+        """As the benchmark's own code does it: one text tokenised whole, the question's tokens unlabelled, one end
+        token after the answer. (The benchmark cuts at 500 tokens.)"""
+        form = self.form_for(tokenizer, options.get("template"))
+        encoded = []
+        for row in rows:
+            answer = encode_answer(tokenizer, form, str(row.context), row.target, length=1 << 30, where=row.where)
+            labels = [IGNORE] * len(answer.question) + list(answer.labelled)
+            encoded.append(Encoded([*answer.question, *answer.labelled], labels, row))
+        return fit_rows(encoded, options["max_length"], options.get("long_rows", "error"), options.get("name", "data"))
 
     def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
         items, texts = limited(self.items, checked_limit(limit)), limited(self.texts, limit)
         form = self.form_for(tokenizer, template)
-        part = TofuPart(tokenizer, items, form, length=self.length)
+        part = tofu_part(model, tokenizer, items, form, length=self.length, gradnorm=self.gradnorm)
         if self.reference is not None:
-            rows = [(item.id, part.digest(item)) for item in items if item.set == "forget" and not item.task]
+            rows = [(item.id, item_digest(item, form)) for item in items if item.set == "forget" and not item.task]
             self.reference.check_rows(rows, "truth_ratio")
-        work = joined(
-            [part.part(), texts_part(tokenizer, texts)],
-            matches=True,
-            statistics=any(item.task == "membership" for item in items),
-        )
-        return with_gradient_norms(work, model, part.membership_queries()) if self.gradnorm else work
+        return joined([part, texts_part(tokenizer, texts)])
 
     def summarise(self, samples: Iterable[Sample]) -> Metrics:
         """TOFU's metrics: probability, ROUGE and truth ratio of its four sets, model utility, and forget quality where
@@ -224,7 +210,7 @@ class Tofu(Benchmark):
 
 @dataclass(frozen=True)
 class _Reader:
-    """Tables as rows and items; what is amiss with them goes to the notes."""
+    """Makes rows and items of tables; notes tables of another size than on the hub."""
 
     tables: Tables
     split: str
@@ -245,7 +231,7 @@ class _Reader:
         ]
 
     def membership(self, limit: int | None, holdout: bool | None, gradnorm: bool) -> list[Item]:
-        """Rows as they were trained on, and rows of the same making that were not; none without a holdout split."""
+        """Rows as they were trained on, and rows made in the same way that were not; none without a holdout split."""
         held_out = _holdout_of(self.split)
         if holdout or (holdout is None and held_out in self.tables):
             return [
@@ -269,41 +255,33 @@ class _Reader:
         return [], learned
 
     def rows(self, config: str, limit: int | None, first_author: int) -> list[Row]:
-        table = self._table(config, ("question", "answer"), limit, "what is trained on is")
+        table = self._table(config, (), limit, "what is trained on is")
         return [
-            _row(place, row, f"author {first_author + number // AUTHOR_ROWS}")
-            for number, (place, row) in enumerate(zip(table.places, table.rows, strict=True))
+            _row(where, row, f"author {first_author + number // AUTHOR_ROWS}")
+            for number, (where, row) in enumerate(table.records)
         ]
 
     def items(
         self, name: str, config: str, limit: int | None, *, first_author: int | None = None, task: str = ""
     ) -> list[Item]:
-        """The first 300 (or fewer) rows of a table. Rows of one author are one group; elsewhere each is its own."""
-        fields = ["question", "answer"]
+        """The first 300 (or fewer) rows of a table. Rows of one author are one group; other rows are each a group."""
+        fields: list[str] = []
         if config.endswith("_perturbed"):
-            fields += ["perturbed_answer"] + (["paraphrased_answer"] if name in ("forget", "retain") else [])
+            fields = ["perturbed_answer"] + (["paraphrased_answer"] if name in ("forget", "retain") else [])
         table = self._table(config, fields, min(limit or SCORED_ROWS, SCORED_ROWS), "its scores are over")
         items = []
-        for number, (place, record) in enumerate(zip(table.places, table.rows, strict=True)):
+        for number, (where, record) in enumerate(table.records):
             author = None if first_author is None else first_author + number // AUTHOR_ROWS
-            row = _row(place, record, f"{name} {number}" if author is None else f"author {author}")
-            wrong, paraphrase = _perturbed(place, record), record.get("paraphrased_answer")
-            items.append(
-                Item(
-                    set=name,
-                    id=f"{config}/{number}",
-                    group=row.group,
-                    row=row,
-                    wrong=wrong,
-                    # Authors and facts have no paraphrase: the answer stands for itself.
-                    paraphrase=(str(paraphrase) if "paraphrased_answer" in fields else row.target) if wrong else None,
-                    task=task,
-                )
-            )
+            row = _row(where, record, f"{name} {number}" if author is None else f"author {author}")
+            wrong, paraphrase = _perturbed(where, record), None
+            if wrong:
+                # Authors and facts have no paraphrase: the answer stands for itself.
+                paraphrase = str(record["paraphrased_answer"]) if "paraphrased_answer" in fields else row.target
+            items.append(Item(name, f"{config}/{number}", row.group, row, wrong, paraphrase, task=task))
         return items
 
     def _table(self, config: str, fields: Sequence[str], limit: int | None, use: str) -> Table:
-        table = self.tables.table(config, fields=fields, limit=limit)
+        table = self.tables.table(config, texts=("question", "answer"), fields=fields, limit=limit)
         if table.whole != ROWS.get(config, table.whole):
             self.notes.append(
                 f"tofu: {config} has {table.whole} rows here and {ROWS[config]} on the hub; {use} {len(table)} of them"
@@ -311,21 +289,15 @@ class _Reader:
         return table
 
 
-def _row(place: str, record: Mapping[str, Any], group: str) -> Row:
-    texts = []
-    for key in ("question", "answer"):
-        value = record[key]
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{place}: field {key!r} must be text that is not empty, not {value!r}")
-        texts.append(value)
-    return Row(("question", "answer"), texts[0], texts[1], group, place, fields=dict(record))
+def _row(where: str, record: Mapping[str, Any], group: str) -> Row:
+    return Row(("question", "answer"), record["question"], record["answer"], group, where, fields=dict(record))
 
 
-def _perturbed(place: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+def _perturbed(where: str, record: Mapping[str, Any]) -> tuple[str, ...]:
     if "perturbed_answer" not in record:
         return ()
     wrong = record["perturbed_answer"]
     wrong = [wrong] if isinstance(wrong, str) else wrong
     if not isinstance(wrong, Sequence) or not wrong or not all(isinstance(w, str) and w.strip() for w in wrong):
-        raise UserError(f"{place}: field 'perturbed_answer' must be a list of texts that is not empty, not {wrong!r}")
+        raise UserError(f"{where}: field 'perturbed_answer' must be a list of texts that is not empty, not {wrong!r}")
     return tuple(wrong)

@@ -1,4 +1,4 @@
-"""What the one-shot methods are given beside the model, and the plain fine-tuning that two of them start with."""
+"""The data of the one-shot methods, and the plain fine-tuning that two of them start with."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from letgo.data.pairs import generator_of, pad_rows
 from letgo.objectives.likelihood import Part
 
 Batches = Callable[[int], Iterable[Part]]
-"""Of a batch size, the rows of a data set as parts on the model's device, in order; each call goes over them anew."""
+"""A function of a batch size: the rows of a data set as parts on the model's device, in order, from the start."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The forget and the retain set, and where progress goes."""
+    """The forget and the retain set, and where progress and notes go."""
 
     forget: Batches
     retain: Batches | None = None
     advance: Callable[[str, int], None] = lambda what, rows: None
-    """Told what is being done and how many rows of it have just been."""
+    """Called with what is being done, and with the number of rows just done."""
     say: Callable[[str], None] = lambda text: None
-    """Told what there is to be known of what was done."""
+    """Called with notes on the result."""
 
 
 def batches_of(rows: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> Batches:
@@ -67,15 +67,15 @@ def fine_tune(
     try:
         for epoch in range(epochs):
             parts = list(batches(batch_size))
-            for place in torch.randperm(len(parts), generator=generator_of(seed, epoch)).tolist():
+            for index in torch.randperm(len(parts), generator=generator_of(seed, epoch)).tolist():
                 optimizer.zero_grad()
-                loss = loss_of(model, parts[place])
+                loss = loss_of(model, parts[index])
                 if not math.isfinite(float(loss.detach())):
                     raise NonFiniteLossError(f"the loss is not finite while fine-tuning, in epoch {epoch + 1}")
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
-                advance(len(parts[place]["labels"]))
+                advance(len(parts[index]["labels"]))
     finally:
         optimizer.zero_grad()
         model.train(was_training)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.data.pairs import generator_of
 from letgo.models.head import output_head
-from letgo.objectives.likelihood import Part, check_above, label_counts, label_hidden, sequence_logps
+from letgo.objectives.likelihood import check_above, label_counts, label_hidden, sequence_logps
 from letgo.objectives.one_shot.data import Batches, Data, relative_length, rows_in, trained
 from letgo.objectives.retain import cross_entropy
 
@@ -22,7 +22,7 @@ _HELD_BYTES = 1 << 30
 Vector = list[Tensor]
 """A vector of the trained parameters' dimension: one float32 tensor a parameter."""
 Gradients = Callable[[int, int], Iterator[Vector]]
-"""Of a first and a last number, the gradients of these samples, in order, made anew at each call."""
+"""A function of a first and a last number: the gradients of these samples, in order, made anew at each call."""
 
 
 def influence(
@@ -102,9 +102,9 @@ def influence(
 
 
 def gradients_held(parameters: Sequence[Tensor]) -> int:
-    """How many gradients are held at once where nothing is said."""
-    one = sum(p.numel() * max(4, p.element_size()) for p in parameters)
-    return max(_LEAST_HELD, _HELD_BYTES // max(1, one))
+    """How many gradients are held at once by default."""
+    size = sum(p.numel() * max(4, p.element_size()) for p in parameters)
+    return max(_LEAST_HELD, _HELD_BYTES // max(1, size))
 
 
 def inverse_fisher_product(gradients: Gradients, v: Vector, count: int, damping: float, held: int) -> Vector:
@@ -175,12 +175,9 @@ def sherman_morrison(products: Tensor, with_v: Tensor, damping: float) -> Tensor
 
 
 def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Vector:
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [_wide(torch.zeros_like(p) if g is None else g) for p, g in zip(parameters, found, strict=True)]
-
-
-def _wide(gradient: Tensor) -> Tensor:
-    return gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    whole = (torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True))
+    return [g.detach().to(torch.promote_types(g.dtype, torch.float32)) for g in whole]
 
 
 def _row_gradients(
@@ -212,15 +209,12 @@ def _mean_gradient(
     total = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters]
     rows = 0
     for part in batches(batch_size):
-        torch._foreach_add_(total, _gradient(_sum_of_row_means(model, part), parameters))
+        means = -(sequence_logps(model, part) / label_counts(part).clamp(min=1)).sum()
+        torch._foreach_add_(total, _gradient(means, parameters))
         rows += len(part["labels"])
         advance("mean gradient", len(part["labels"]))
     torch._foreach_div_(total, max(1, rows))
     return total
-
-
-def _sum_of_row_means(model: Any, part: Part) -> Tensor:
-    return -(sequence_logps(model, part) / label_counts(part).clamp(min=1)).sum()
 
 
 def _divided_by_gnb(

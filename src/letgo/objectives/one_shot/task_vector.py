@@ -1,7 +1,8 @@
-"""Task vector: what learning the forget set once more would change is changed the other way round."""
+"""Task vector: the change that fine-tuning on the forget set makes, with the opposite sign."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,12 +40,9 @@ def task_vector(
     parameters = trained(model)
     original = [parameter.detach().clone() for parameter in parameters]
 
-    def advance(rows: int) -> None:
-        data.advance("fine-tuning on the forget set", rows)
-
-    fine_tune(
-        model, data.forget, cross_entropy, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, advance=advance
-    )
+    settings: dict[str, Any] = {"lr": lr, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    advance = partial(data.advance, "fine-tuning on the forget set")
+    fine_tune(model, data.forget, cross_entropy, advance=advance, **settings)
     with torch.no_grad():
         share = alpha * relative_length((p - b for p, b in zip(parameters, original, strict=True)), original)
         data.say(f"task_vector: the step is {share:.2g} of the weights' length (alpha {alpha:g} times the task vector)")

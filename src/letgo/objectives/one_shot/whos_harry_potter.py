@@ -1,13 +1,14 @@
-"""Who's Harry Potter: the model learns what one would say that has never become fond of the forget set."""
+"""Who's Harry Potter: the model learns the answers of a model that was never trained on the forget set."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from letgo.core.errors import UserError
@@ -23,8 +24,8 @@ Targets = Literal["hard", "soft"]
 
 
 def generic(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
-    """v_generic = v_base − α ReLU(v_reinforced − v_base): logits in which nothing is more likely for being of the
-    forget set (Eldan and Russinovich, arXiv 2310.02238, equation 1)."""
+    """v_generic = v_base − α ReLU(v_reinforced − v_base): logits in which no token is more likely because of the forget
+    set (Eldan and Russinovich, arXiv 2310.02238, equation 1)."""
     return base - alpha * (reinforced - base).relu()
 
 
@@ -47,8 +48,8 @@ def whos_harry_potter(
 
     With `targets="hard"`, the paper's way, the label is the token of the highest v_generic; with "soft", ours, it is
     the distribution softmax(v_generic). The paper also replaces terms of the forget set by generic ones, from a
-    dictionary that another model writes; that part is left out. MUSE does no second training, and subtracts while
-    decoding: see `GenericModel`.
+    dictionary that another model writes; that part is left out. (MUSE does no second training, but subtracts while
+    decoding.)
 
     Source: Who's Harry Potter? (arXiv 2310.02238), section 2.1.
 
@@ -72,20 +73,14 @@ def whos_harry_potter(
         raise UserError(f"whp: targets must be hard or soft, not {targets!r}")
     base = copy.deepcopy(model).eval()
     common = {"batch_size": batch_size, "seed": seed}
-    fine_tune(
-        model,
-        data.forget,
-        cross_entropy,
-        lr=reinforce_lr,
-        epochs=reinforce_epochs,
-        advance=lambda rows: data.advance("reinforcing", rows),
-        **common,
-    )
+    settings: dict[str, Any] = {"lr": reinforce_lr, "epochs": reinforce_epochs, **common}
+    fine_tune(model, data.forget, cross_entropy, advance=partial(data.advance, "reinforcing"), **settings)
     heads = frozen_head(base), frozen_head(model)
     stored: dict[int, tuple[Tensor, Tensor]] = {}
     with evaluating(model):
         for part in data.forget(batch_size):
-            both = (label_hidden(base, part).split(_counts(part)), label_hidden(model, part).split(_counts(part)))
+            counts = label_counts(part).tolist()
+            both = (label_hidden(base, part).split(counts), label_hidden(model, part).split(counts))
             stored |= dict(zip(part["index"].tolist(), zip(*both, strict=True), strict=True))
             data.advance("generic targets", len(part["labels"]))
         state = base.state_dict()
@@ -94,18 +89,11 @@ def whos_harry_potter(
 
     def loss_of(trained_model: Any, part: Part) -> Tensor:
         pairs = [stored[index] for index in part["index"].tolist()]
-        hidden = tuple(torch.cat(side) for side in zip(*pairs, strict=True))
-        return generic_loss(trained_model, part, (hidden[0], hidden[1]), heads, alpha, targets)
+        before, reinforced = (torch.cat(side) for side in zip(*pairs, strict=True))
+        return generic_loss(trained_model, part, (before, reinforced), heads, alpha, targets)
 
-    fine_tune(
-        model,
-        data.forget,
-        loss_of,
-        lr=lr,
-        epochs=epochs,
-        advance=lambda rows: data.advance("learning the generic targets", rows),
-        **common,
-    )
+    settings = {"lr": lr, "epochs": epochs, **common}
+    fine_tune(model, data.forget, loss_of, advance=partial(data.advance, "learning the generic targets"), **settings)
 
 
 def generic_loss(
@@ -146,24 +134,3 @@ def _generic_chunks(
     size = chunk_rows(vocabulary_of(heads[0], hidden[0]))
     for base, reinforced in zip(hidden[0].split(size), hidden[1].split(size), strict=True):
         yield generic(heads[0](base), heads[1](reinforced), alpha)
-
-
-def _counts(part: Part) -> list[int]:
-    return label_counts(part).tolist()
-
-
-class GenericModel(nn.Module):
-    """MUSE's form of the method (arXiv 2407.06460, with α = 1): no second training; both models run, and the logits of
-    every forward pass are v_base − α ReLU(v_reinforced − v_base). Twice the memory and twice the time for good, and
-    no weights that could be saved as one model."""
-
-    def __init__(self, base: Any, reinforced: Any, alpha: float = 1.0) -> None:
-        super().__init__()
-        self.base, self.reinforced, self.alpha = base, reinforced, alpha
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
-        """A model output with `logits` of shape (rows, length, vocabulary)."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        output = self.base(**inputs)
-        output.logits = generic(output.logits, self.reinforced(**inputs).logits, self.alpha)
-        return output

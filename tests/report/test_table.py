@@ -1,6 +1,6 @@
 """Short names of attacks say what tells them apart, and no more."""
 
-from letgo.report.labels import short_labels
+from letgo.report.table import short_labels
 
 
 def test_an_attack_alone_of_its_name_is_called_by_it():
