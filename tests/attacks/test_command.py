@@ -11,8 +11,12 @@ import pytest
 from letgo.runs.results import read_result
 
 
+def against(saved):
+    return ["--benchmark", saved.benchmark, "--original", saved.original]
+
+
 def test_a_bare_model_against_its_original(letgo, saved, tmp_path):
-    words = ["attack", saved.forms["full"], "--benchmark", saved.benchmark, "--original", saved.original]
+    words = ["attack", saved.forms["full"], *against(saved)]
     words += ["--attack", "quantize:bits=4", "--attack", "relearn:steps=4,learning_rate=2e-3,seeds=2", "--limit", 4]
     code, out, err = letgo(*words, "--threshold", "0.9", "--output", tmp_path / "out", "-q")
     assert code == 0, err
@@ -34,8 +38,7 @@ def test_an_adapter_without_its_base(letgo, saved, tmp_path):
     shutil.copytree(saved.forms["adapter"], tmp_path / "adapter")
     base = json.loads((tmp_path / "adapter" / "base.json").read_text())
     (tmp_path / "adapter" / "base.json").write_text(json.dumps(base | {"model": str(tmp_path / "gone")}))
-    words = ["attack", tmp_path / "adapter", "--benchmark", saved.benchmark, "--original", saved.original]
-    code, _, err = letgo(*words, "--attack", "quantize")
+    code, _, err = letgo("attack", tmp_path / "adapter", *against(saved), "--attack", "quantize")
     assert code == 2, err
     assert "no such model" in err
     assert "Traceback" not in err
@@ -63,26 +66,22 @@ def test_mistakes(letgo, words, message, tmp_path, monkeypatch):
     assert out == ""
 
 
-def test_zero_samples_and_a_used_output_are_refused(letgo, saved, tmp_path):
-    words = ["attack", saved.forms["full"], "--benchmark", saved.benchmark, "--original", saved.original]
-    code, _, err = letgo(*words, "--attack", "quantize", "--limit", "0")
-    assert code == 2
-    assert "limit must be a whole number of at least 1" in err
-    code, _, err = letgo(*words, "--attack", "relearn:samples=0", "--limit", "4")
-    assert code == 2
-    assert "samples must be at least 1" in err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--attack", "quantize", "--limit", "0"], "limit must be a whole number of at least 1"),
+        (["--attack", "relearn:samples=0", "--limit", "4"], "samples must be at least 1"),
+        (["--attack", "quantize", "--output", "used"], "not empty"),
+        (["--attack", "quantize:bits=1", "--limit", "4"], "bits must be a whole number from 2 to 8, not 1"),
+    ],
+)
+def test_settings_out_of_range_and_a_used_output(letgo, saved, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
-    code, _, err = letgo(*words, "--attack", "quantize", "--output", tmp_path / "used")
+    code, _, err = letgo("attack", saved.forms["full"], *against(saved), *words)
     assert code == 2
-    assert "not empty" in err
-
-
-def test_bits_out_of_range_by_the_command(letgo, saved):
-    words = ["attack", saved.forms["full"], "--benchmark", saved.benchmark, "--original", saved.original]
-    code, _, err = letgo(*words, "--attack", "quantize:bits=1", "--limit", "4")
-    assert code == 2
-    assert "bits must be a whole number from 2 to 8, not 1" in err
+    assert message in err
 
 
 def test_the_list_names_every_attack_with_its_source(letgo):

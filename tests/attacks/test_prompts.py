@@ -32,6 +32,13 @@ def chatty(victim, tmp_path):
     return replace(victim, directory=tmp_path, benchmark=replace(victim.benchmark, template="chat"))
 
 
+def asking(victim, record, **changes):
+    """The same with one item, of this row."""
+    [row] = rows_from_records([record], "x")
+    item = replace(victim.benchmark.items[0], row=row, **changes)
+    return replace(victim, benchmark=replace(victim.benchmark, items=[item]))
+
+
 def way(attacked):
     """The benchmark of the first way of asking."""
     return next(iter(attacked.asked.values()))
@@ -85,9 +92,8 @@ def test_a_begun_answer_follows_the_prompt(victim, tmp_path):
 
 
 def test_the_answers_own_first_words(victim):
-    rows = rows_from_records([{"question": "what is the river ?", "answer": "old red river", "group": "a"}], "x")
-    item = replace(victim.benchmark.items[0], row=rows[0], wrong=("new blue stone", "green"))
-    own = replace(victim, benchmark=replace(victim.benchmark, items=[item]))
+    record = {"question": "what is the river ?", "answer": "old red river", "group": "a"}
+    own = asking(victim, record, wrong=("new blue stone", "green"))
     [changed] = way(prefill(own, words=2)).items
     assert changed.row.context.endswith("Answer: old red")
     assert changed.row.target == " river"
@@ -97,9 +103,7 @@ def test_the_answers_own_first_words(victim):
 
 
 def test_prompts_to_be_completed_are_begun_within_the_sentence(victim):
-    rows = rows_from_records([{"prompt": "the capital of aland is", "completion": " amberton", "group": "aland"}], "x")
-    item = replace(victim.benchmark.items[0], row=rows[0])
-    own = replace(victim, benchmark=replace(victim.benchmark, items=[item]))
+    own = asking(victim, {"prompt": "the capital of aland is", "completion": " amberton", "group": "aland"})
     assert first(prefill(own)).context == "the capital of aland is, as everyone knows,"
     assert first(prefill(own, text="the city")).context == "the capital of aland is the city"
     assert first(instruct(own)).context.endswith("\n\nthe capital of aland is")
@@ -108,8 +112,7 @@ def test_prompts_to_be_completed_are_begun_within_the_sentence(victim):
 
 def test_paraphrases_of_the_data_come_first(victim):
     given = dict(tiny.FORGET[0], paraphrased_question=["name the capital of aland", "aland : capital ?"])
-    rows = rows_from_records([given], "x")
-    own = replace(victim, benchmark=replace(victim.benchmark, items=[replace(victim.benchmark.items[0], row=rows[0])]))
+    own = asking(victim, given)
     assert [asked.items[0].row.context for asked in paraphrase(own).asked.values()] == given["paraphrased_question"]
     assert len(paraphrase(victim).asked) == 4, "templates of ours"
 
@@ -121,9 +124,7 @@ def test_instructions_hold_the_question(victim):
 
 
 def test_bare_texts_cannot_be_asked(victim):
-    rows = rows_from_records([{"text": "old red river", "group": "a"}], "x")
-    bare = replace(victim.benchmark, items=[replace(victim.benchmark.items[0], row=rows[0])])
-    own = replace(victim, benchmark=bare)
+    own = asking(victim, {"text": "old red river", "group": "a"})
     for attack in (in_context, prefill, paraphrase, instruct, suffix):
         with pytest.raises(UserError, match="no forget item that can be asked"):
             attack(own)

@@ -17,3 +17,8 @@ def shaped(tmp_path_factory):
 @pytest.fixture
 def job(tmp_path, shaped):
     return tiny.own_files(tmp_path, shaped, max_steps=4, per_device_train_batch_size=2, optimizer="adamw")
+
+
+def items(made, name):
+    """The bytes of a plan's phase."""
+    return next(phase for phase in made.phases if phase.name == name).items

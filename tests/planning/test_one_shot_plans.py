@@ -9,6 +9,7 @@ from letgo.objectives import ONE_SHOT
 from letgo.planning import plan
 from letgo.training.config import make_config
 from tests import tiny
+from tests.planning.conftest import items
 
 CASES = {
     "task_vector": ({}, ["evaluate", "train", "step"]),
@@ -26,10 +27,6 @@ def job(tmp_path, shaped):
 
 def made(job, name, **settings):
     return plan(make_config(job | {"objective": name, "objective_args": settings}), flops=1e9)
-
-
-def items(found, name):
-    return next(p for p in found.phases if p.name == name).items
 
 
 def test_there_is_a_case_of_every_method():

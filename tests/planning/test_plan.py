@@ -14,7 +14,7 @@ from letgo.planning import plan
 from letgo.planning.estimate import model_config
 from letgo.planning.optimizers import optimizer_cost
 from letgo.planning.report import duration
-from letgo.planning.tracing import Live, empty_model, faked, trace_forward, trace_training
+from letgo.planning.tracing import Tally, empty_model, faked, trace_forward, trace_training
 from letgo.training.config import make_config
 from tests import tiny
 from tests.planning.conftest import SHAPE
@@ -33,18 +33,18 @@ def phase(found, name):
 
 
 def test_the_tally_follows_what_is_alive():
-    live = Live()
-    with live:
+    tally = Tally()
+    with tally:
         a = torch.ones(1000)
         b = a * 2
         del a
         c = b + 1
         view = c[:10]
         del b, c
-    assert live.peak == 8000
-    assert live.now == 4000, "a view keeps its storage"
+    assert tally.peak == 8000
+    assert tally.now == 4000, "a view keeps its storage"
     del view
-    assert live.now == 0
+    assert tally.now == 0
 
 
 def test_a_traced_step_of_two_products_is_as_counted_by_hand():

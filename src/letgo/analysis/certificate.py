@@ -13,7 +13,7 @@ from letgo.analysis.frame import Analysis, AnalysisOptions, check_seed
 from letgo.analysis.losses import smaller_benchmark
 from letgo.analysis.neighbours import displacements_of, scales_of, unlearning_displacement
 from letgo.analysis.records import Bound, Certificate, Displacement, QuestionBound, Reach, Smoothed
-from letgo.analysis.reveal import Criterion, criterion_of, utility_of
+from letgo.analysis.reveal import Criterion, criterion_of
 from letgo.analysis.smoothing import Scale, bound, check_smoothing, draws_needed, noisy, noisy_outcome, reveals_at_most
 from letgo.analysis.wording import certified_sentences, not_certified_sentences
 from letgo.benchmarks.engine.base import Sample
@@ -212,7 +212,8 @@ class _Smoothing:
                     samples += self.kept.samples(self.model, tokenizer, limit=limit, template=self.template)
                     measured += 1
                 task.advance()
-        return (utility_of(samples, self.kept) if samples else {}), measured
+        metrics = self.kept.summarise(samples) if samples else {}
+        return {name: metric for name, metric in metrics.items() if not name.startswith("forget_")}, measured
 
     def question_bounds(self, outcomes: Sequence[list[bool] | None], sigma: float) -> list[QuestionBound]:
         """A bound for each single question, at its share of alpha."""

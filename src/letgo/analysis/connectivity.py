@@ -97,7 +97,7 @@ def barrier(alphas: Sequence[float], values: Sequence[float]) -> Barrier:
     largest fall under it, and where."""
     first, last = values[0], values[-1]
     above = [value - ((1 - a) * first + a * last) for a, value in zip(alphas, values, strict=True)]
-    # The ends are on the line by definition, whatever rounding says.
+    # By definition the ends are on the line; rounding may say otherwise.
     above[0] = above[-1] = 0.0
     top, bottom = max(above), min(above)
     return Barrier(rise=top, rise_at=alphas[above.index(top)], fall=0.0 - bottom, fall_at=alphas[above.index(bottom)])

@@ -14,7 +14,7 @@ from torch import Tensor
 from letgo.analysis.frame import Analysis, AnalysisOptions, check_seed
 from letgo.analysis.neighbours import attacked_weights, original_of, other_weights, planned
 from letgo.analysis.records import Axis, GridPoint, Landscape, Mark
-from letgo.analysis.weights import Normals, Weights, difference, inner, vector_norm
+from letgo.analysis.weights import Normals, Weights, difference, vector_norm
 from letgo.attacks.engine.target import name_of
 from letgo.core.errors import UserError
 from letgo.models.load import weights_fingerprint
@@ -101,7 +101,9 @@ def landscape(
 
 def _cosine(axes: Sequence[Axis], directions: Sequence[Mapping[str, Tensor]]) -> float:
     """Of the angle between two directions, which must differ."""
-    cosine = max(-1.0, min(1.0, inner(*directions) / (axes[0].norm * axes[1].norm)))
+    first, second = directions
+    inner = math.fsum(float((first[name].double() * tensor.double()).sum()) for name, tensor in second.items())
+    cosine = max(-1.0, min(1.0, inner / (axes[0].norm * axes[1].norm)))
     if 1.0 - abs(cosine) < 1e-9:
         raise UserError(f"{axes[0].name} and {axes[1].name} are the same direction: a plane needs two")
     return cosine

@@ -9,7 +9,7 @@ from letgo.analysis.smoothing import Scale
 from letgo.analysis.weights import Vector, Weights, check_same_shape, distance, named_weights, vector_norm
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.run import apply_attack
-from letgo.attacks.engine.spec import Plan, plan_attack
+from letgo.attacks.engine.spec import AttackSpec, plan_attack
 from letgo.attacks.engine.target import Target, merged
 from letgo.core.errors import LetgoError, UserError, first_line
 from letgo.models.load import load_model
@@ -32,7 +32,7 @@ def other_weights(name: str, model: str, weights: Weights, target: Target, dtype
     return theirs
 
 
-def planned(target: Target, text: str) -> tuple[Plan, AttackResult | None]:
+def planned(target: Target, text: str) -> tuple[AttackSpec, AttackResult | None]:
     """The attack that a text means: one of the run's own by label or name, with its saved settings and seeds, else a
     new one. An empty text means the attack that left least of the forgetting."""
     recorded = target.result.attacks
@@ -51,14 +51,14 @@ def planned(target: Target, text: str) -> tuple[Plan, AttackResult | None]:
     # A search is not run again: its strongest attacker is.
     settings = {key: value for key, value in attack.settings.items() if key not in ("search", "bound")}
     settings |= attack.did.get("strongest") or {}
-    return Plan(attack.name, settings, tuple(attack.seeds) or (0,), attack.threshold), attack
+    return AttackSpec(attack.name, settings, tuple(attack.seeds) or (0,), attack.threshold), attack
 
 
 def changes_weights(attack: str) -> bool:
     return ATTACKS.record(attack).means in ("weights", "data")
 
 
-def attacked_weights(target: Target, weights: Weights, plan: Plan) -> Vector:
+def attacked_weights(target: Target, weights: Weights, plan: AttackSpec) -> Vector:
     """The weights that an attack leaves, run again with its settings and its first seed; a `UserError` where it can't
     be run, or leaves other weights by name, shape or type than the run's."""
     if not changes_weights(plan.name):

@@ -12,7 +12,6 @@ from letgo.analysis.losses import evenly
 from letgo.benchmarks.engine.base import Benchmark, Sample
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.data.encode import Template
-from letgo.runs.results import Metrics
 
 _TEST = re.compile(r"\s*([a-z_0-9]+)\s*>=\s*([-+0-9.eE]+)\s*")
 _WORDS = re.compile(r"\w+", re.UNICODE)
@@ -114,7 +113,7 @@ def criterion_of(text: str, benchmark: Benchmark, *, limit: int | None, share: f
         raise UserError(f"reveals: choice needs wrong answers, and benchmark {benchmark.name!r} has none: use greedy")
     generated: int | None = None
     if text == "choice":
-        # One answer is generated all the same: a benchmark writes at least one.
+        # One answer is generated nevertheless: a benchmark writes at least one.
         items, generated = [replace(item, paraphrase=None) for item in items], 1
     elif text == "greedy":
         items = [replace(item, wrong=(), paraphrase=None) for item in items]
@@ -131,8 +130,3 @@ def parsed(text: str) -> tuple[str, float]:
         f"reveals: {text!r} is not known; give auto, choice, greedy, SCORE>=T (such as rouge>=0.5) or "
         "forget_METRIC>=T (such as forget_accuracy>=0.5)"
     )
-
-
-def utility_of(samples: Sequence[Sample], benchmark: Benchmark) -> Metrics:
-    """The metrics of what should be kept."""
-    return {k: m for k, m in benchmark.summarise(samples).items() if not k.startswith("forget_")}

@@ -79,10 +79,6 @@ def distance(first: Vector, second: Vector, scale: Mapping[str, float] | None = 
     )  # fmt: skip
 
 
-def inner(first: Vector, second: Vector) -> float:
-    return math.fsum(float((first[name].double() * tensor.double()).sum()) for name, tensor in second.items())
-
-
 def check_same_shape(first: Vector, second: Vector, names: tuple[str, str]) -> None:
     """Raise a `UserError` unless two models have the same weights by name and shape."""
     only = [[n for n in a if n not in b] for a, b in ((first, second), (second, first))]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from letgo.attacks.displacement import apply_quantizer
 from letgo.attacks.engine.base import Attacked, Victim
-from letgo.attacks.rounding import Granularity, Grid, make_grid
+from letgo.attacks.rounding import EvenLevels, Granularity, make_grid
 from letgo.core.errors import UserError
 
 
@@ -34,7 +34,7 @@ def quantize(
         raise UserError(f"quantize: unknown granularity {granularity!r}; known: group, channel, tensor")
     check_group_size("quantize", group_size)
 
-    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, Grid]:
+    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, EvenLevels]:
         grid = make_grid(weight, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric)
         return grid.values(grid.index(weight)), grid
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from letgo.attacks.displacement import apply_quantizer, weight_change
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_first
 from letgo.attacks.quantize import check_bits, check_group_size
-from letgo.attacks.rounding import Codebook, Grid
+from letgo.attacks.rounding import Codebook, EvenLevels
 from letgo.core.errors import UserError, first_line
 from letgo.core.extras import need
 from letgo.models.load import context_length, load_model
@@ -53,12 +53,12 @@ def quantize_bnb(
         raise UserError("quantize_bnb: double quantization is of the 4-bit formats; int8 has none")
     bnb = need("bitsandbytes", "bitsandbytes", what="attack 'quantize_bnb'")
 
-    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, Grid | Codebook]:
+    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, EvenLevels | Codebook]:
         plain = weight.float().contiguous()
         if format == "int8":
             whole, absmax, _ = bnb.functional.int8_vectorwise_quant(plain.half())
             scale = absmax.float()[:, None] / 127
-            return whole.float() * scale, Grid(scale, torch.zeros_like(scale), -127, 127, plain.shape[1])
+            return whole.float() * scale, EvenLevels(scale, torch.zeros_like(scale), -127, 127, plain.shape[1])
         coded, state = bnb.functional.quantize_4bit(
             plain, blocksize=_BLOCK, quant_type=format, compress_statistics=double
         )
@@ -134,7 +134,7 @@ def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, see
     granularity = ao.PerGroup(group_size) if group_size else ao.PerAxis(0)
     config = ao.IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=granularity)
 
-    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, Grid]:
+    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, EvenLevels]:
         rows, columns = weight.shape
         if group_size and columns % group_size:
             raise UserError(
@@ -145,7 +145,7 @@ def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, see
         ao.quantize_(shell, config)
         quantized: Any = shell[0].weight
         scale, zero = quantized.scale.reshape(-1, 1).float(), quantized.zero_point.reshape(-1, 1).float()
-        grid = Grid(scale, zero, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, group_size or columns)
+        grid = EvenLevels(scale, zero, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, group_size or columns)
         return quantized.dequantize(), grid
 
     return apply_quantizer(victim, quantizer, f"quantizing to {bits} bits by torchao")
@@ -201,7 +201,7 @@ def quantize_autoround(
         quantized, _ = rounder.quantize()
     layers = linear_layers(quantized)
 
-    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, Grid | None]:
+    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, EvenLevels | None]:
         return output_first(layers[name]), _levels(layers[name], bits)
 
     attacked = apply_quantizer(victim, quantizer, "comparing the layers")
@@ -209,13 +209,13 @@ def quantize_autoround(
     return replace(attacked, model=quantized.eval(), did=numbers)
 
 
-def _levels(layer: Any, bits: int) -> Grid | None:
+def _levels(layer: Any, bits: int) -> EvenLevels | None:
     """The grid of a layer that auto-round has quantized, where the layer has it in a known form."""
     scale = getattr(layer, "scale", None)
     if not isinstance(scale, Tensor) or scale.dim() != 2 or layer.weight.shape[1] % scale.shape[1]:
         return None
     zero = torch.as_tensor(getattr(layer, "zp", 0)).float().expand(scale.shape).reshape(-1, 1)
-    return Grid(scale.float().reshape(-1, 1), zero, 0, 2**bits - 1, layer.weight.shape[1] // scale.shape[1])
+    return EvenLevels(scale.float().reshape(-1, 1), zero, 0, 2**bits - 1, layer.weight.shape[1] // scale.shape[1])
 
 
 def _calibration(victim: Victim, tokenizer: Any, length: int, most: int) -> list[Tensor]:

@@ -24,7 +24,7 @@ class Levels(Protocol):
 
 
 @dataclass(frozen=True)
-class Grid:
+class EvenLevels:
     """Evenly spaced levels, block by block: index i stands for `scale · (i − zero)`, low ≤ i ≤ high.
 
     `scale` and `zero` have a row a block (a tensor, a channel, a group of a channel) and one column.
@@ -69,7 +69,7 @@ class Codebook:
 
 def make_grid(
     weight: Tensor, *, bits: int, granularity: Granularity = "group", group_size: int = 64, symmetric: bool = True
-) -> Grid:
+) -> EvenLevels:
     """The levels of round-to-nearest quantization.
 
     Symmetric: Q(w) = s·clip(round(w/s), −2^(b−1), 2^(b−1)−1) with s = max|w|/(2^(b−1)−1).
@@ -86,13 +86,13 @@ def make_grid(
         top = 2 ** (bits - 1) - 1
         scale = blocks.abs().amax(dim=1, keepdim=True) / top
         scale = torch.where(scale == 0, 1.0, scale)
-        return Grid(scale, torch.zeros_like(scale), -top - 1, top, block)
+        return EvenLevels(scale, torch.zeros_like(scale), -top - 1, top, block)
     top = 2**bits - 1
     low = blocks.amin(dim=1, keepdim=True).clamp(max=0)
     high = blocks.amax(dim=1, keepdim=True).clamp(min=0)
     scale = (high - low) / top
     scale = torch.where(scale == 0, 1.0, scale)
-    return Grid(scale, (-low / scale).round(), 0, top, block)
+    return EvenLevels(scale, (-low / scale).round(), 0, top, block)
 
 
 def _blocks(weight: Tensor, block: int) -> Tensor:

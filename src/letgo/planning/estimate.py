@@ -43,7 +43,7 @@ RESERVE = 0.05
 
 
 @dataclass(frozen=True)
-class Work:
+class RunWork:
     """What lies between the two evaluations of a run.
 
     Attributes:
@@ -174,7 +174,7 @@ class Planned:
             # The file that the base was read from stays mapped while merged layers are new.
             phases.append(Phase("evaluate after", {**evaluate, "merged layers": self.merged}))
         elif self.args.base_quantization:
-            # The trained model is still there when what it stands for has been read.
+            # The trained model is still in memory when the merged one has been read.
             after = {**evaluate, "merged model": self.full, "packed copy of the linear layers": self.packed_after}
             phases.append(Phase("evaluate after", after))
         return phases
@@ -191,7 +191,7 @@ class Planned:
     def cost(self) -> OptimizerCost:
         return optimizer_cost(self.args.optimizer, optimizer_settings(self.args), self.trained[0].dtype)
 
-    def training(self, objective: Objective) -> Work:
+    def training(self, objective: Objective) -> RunWork:
         """What a trainer does with an objective and an optimizer."""
         args, cost = self.args, self.cost
         steps, epochs = planned_steps(args, len(self.dataset), self.readers)
@@ -221,7 +221,7 @@ class Planned:
             }
             phases.append(Phase("train, zeroth", passes))
             flops["train"] += evaluations * zeroth.flops * cost.forwards
-        return Work(
+        return RunWork(
             tuple(self.on_device(phase) for phase in phases),
             flops,
             steps,
@@ -370,7 +370,7 @@ class Planned:
         inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
         return product_speed(text.hidden_size, inner, shape.numel(), self.dtype, self.device)
 
-    def disk(self, work: Work) -> dict[str, int]:
+    def disk(self, work: RunWork) -> dict[str, int]:
         sizes = {"adapter" if self.adapters else "model": self.adapters or self.weights}
         if self.args.save_merged:
             sizes["merged model"] = self.full

@@ -17,13 +17,13 @@ from letgo.objectives.likelihood import Part, label_hidden, labels_of
 from letgo.objectives.one_shot.influence import gradients_held
 from letgo.objectives.one_shot.whos_harry_potter import generic_loss
 from letgo.objectives.retain import cross_entropy
-from letgo.planning.estimate import Planned, Work
+from letgo.planning.estimate import Planned, RunWork
 from letgo.planning.optimizers import optimizer_cost
 from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, faking, trace_forward, trace_training
 
 
-def one_shot_work(run: Planned) -> Work:
+def one_shot_work(run: Planned) -> RunWork:
     """The work of the method that the config names, with its settings."""
     name = run.args.objective
     settings = settings_of(ONE_SHOT.load(name), skip=("model", "data")) | (run.args.objective_args or {})
@@ -40,15 +40,15 @@ def _fine_tuning(
     return run.step_phases(passes, cost, held, names), passes.flops
 
 
-def _task_vector(run: Planned, settings: Mapping[str, Any]) -> Work:
+def _task_vector(run: Planned, settings: Mapping[str, Any]) -> RunWork:
     part = run.part("forget", int(settings["batch_size"]))
     steps = settings["epochs"] * -(-len(run.dataset.forget) // int(settings["batch_size"]))
     copied = {"the weights as they were": run.trained_bytes}
     phases, flops = _fine_tuning(run, part, cross_entropy, copied, ("train", "step"))
-    return Work(phases, {"train": steps * flops}, steps, part["input_ids"].shape)
+    return RunWork(phases, {"train": steps * flops}, steps, part["input_ids"].shape)
 
 
-def _whos_harry_potter(run: Planned, settings: Mapping[str, Any]) -> Work:
+def _whos_harry_potter(run: Planned, settings: Mapping[str, Any]) -> RunWork:
     size = int(settings["batch_size"])
     part = run.part("forget", size)
     batches = -(-len(run.dataset.forget) // size)
@@ -62,7 +62,7 @@ def _whos_harry_potter(run: Planned, settings: Mapping[str, Any]) -> Work:
     weight = run.model.get_output_embeddings().weight
     stored = {
         "hidden states of both models": 2 * tokens * width * run.dtype.itemsize,
-        # Of a frozen one the copy's is kept, and the model's own serves.
+        # Of a frozen one only the copy's is stored: the model keeps its own.
         "output layers of both models": (2 if weight.requires_grad else 1) * weight.numel() * weight.element_size(),
     }
     targets = Phase("targets", {**run.held, **copied, **stored, "activations": int(run.fragmented() * taken.peak)})
@@ -80,10 +80,10 @@ def _whos_harry_potter(run: Planned, settings: Mapping[str, Any]) -> Work:
         "targets": 2 * batches * taken.flops,
         "train": batches * settings["epochs"] * second,
     }
-    return Work((*reinforcing, targets, *learning), flops, steps, part["input_ids"].shape)
+    return RunWork((*reinforcing, targets, *learning), flops, steps, part["input_ids"].shape)
 
 
-def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
+def _influence(run: Planned, settings: Mapping[str, Any]) -> RunWork:
     size, data = int(settings["batch_size"]), run.dataset
     if not data.retain:
         raise UserError("influence unlearning needs a retain set: the curvature is taken from it")
@@ -112,11 +112,11 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
         divide = Phase("divide", {**run.held, "vectors": 3 * vector})
         phases += [phase("curvature", _sampled(run, of_retain), 2), divide]
         flops["curvature"] = -(-count // size) * retaining.flops
-        return Work(tuple(phases), flops, 0, of_retain["input_ids"].shape)
+        return RunWork(tuple(phases), flops, 0, of_retain["input_ids"].shape)
     held = min(int(settings["held"] or gradients_held(run.trained)), count)
     row = run.part("retain", 1)
     single = _cross_entropy(run, row)
-    # Those held, v, and the gradient before the one that is being made.
+    # The gradients held, v, and the last gradient while the next one is made.
     products = 8 * count**2
     phases += [
         phase("curvature", single, held + 2, products),
@@ -125,7 +125,7 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> Work:
     streamed = sum(count - start for start in range(0, count, held)) + count
     parameters = sum(p.numel() for p in run.trained)
     flops["curvature"] = streamed * single.flops + count**2 * parameters
-    return Work(tuple(phases), flops, 0, row["input_ids"].shape)
+    return RunWork(tuple(phases), flops, 0, row["input_ids"].shape)
 
 
 def _cross_entropy(run: Planned, part: Part) -> Traced:
@@ -145,7 +145,7 @@ def _sampled(run: Planned, part: Part) -> Traced:
     return trace_training(run.model, loss)
 
 
-_WORK: dict[str, Callable[[Planned, Mapping[str, Any]], Work]] = {
+_WORK: dict[str, Callable[[Planned, Mapping[str, Any]], RunWork]] = {
     "task_vector": _task_vector,
     "whp": _whos_harry_potter,
     "influence": _influence,

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from letgo.core.catalog import settings_of
 from letgo.optim import OPTIMIZERS, create_optimizer
 from letgo.optim.base import adapt, every_optimizer
-from letgo.planning.tracing import Live
+from letgo.planning.tracing import Tally
 
 _SIDE = 128
 _MOST_STEPS = 64
@@ -43,7 +43,7 @@ class OptimizerCost:
 def optimizer_cost(name: str, settings: Mapping[str, Any], dtype: torch.dtype) -> OptimizerCost:
     """Raises a `UserError` for settings that the optimizer has not."""
     known = settings_of(OPTIMIZERS.load(name))
-    # An average of weights that begins late is there at the end all the same.
+    # Averages of weights begin at once here: at the end of a run they are there in any case.
     soon: dict[str, Any] = {key: 1 for key in ("start", "every") if key in known}
     few, many = (_try(name, {**settings, **soon}, dtype, count) for count in (4, 8))
     # What grows with the number of tensors is a multiple of all; the rest is a multiple of one.
@@ -68,30 +68,30 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
     optimizer = create_optimizer(name, parameters, **settings)
     protocol = adapt(optimizer)
     protocol.use_labels(lambda generator: (_loss(parameters), 8))
-    live = Live(parameters)
+    tally = Tally(parameters)
     most = {"state": 0.0, "held": 0.0, "step": 0.0, "at_once": 1.0}
     calls = {True: 0, False: 0}
     base = batched = 0
 
     def closure(part: str | None = None) -> Tensor:
         calls[torch.is_grad_enabled()] += 1
-        most["held"] = max(most["held"], (live.now - base) / unit)
+        most["held"] = max(most["held"], (tally.now - base) / unit)
         optimizer.zero_grad()
-        before, live.peak = live.peak, live.now
+        before, tally.peak = tally.peak, tally.now
         loss = _loss(parameters)
         if loss.requires_grad:
             loss.backward()
-        # What the evaluation itself takes is the model's affair.
-        live.peak = max(before, live.now)
+        # The plan counts the evaluation itself with the model.
+        tally.peak = max(before, tally.now)
         return loss.detach()
 
     total = min(_MOST_STEPS, max(4, protocol.fit_total_steps(1), 2 * protocol.costly_every))
     total = protocol.fit_total_steps(total)
-    with live:
+    with tally:
         for _ in range(total):
-            base = live.now
+            base = tally.now
             if protocol.needs_closure:
-                live.peak = live.now
+                tally.peak = tally.now
                 before = calls[False]
                 optimizer.step(closure)  # type: ignore[arg-type]
                 forwards, losses = calls[False] - before, len(protocol.last_losses)
@@ -103,10 +103,10 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
                 optimizer.zero_grad()
                 _loss(parameters).backward()
                 calls[True] += 1
-                live.peak = live.now
+                tally.peak = tally.now
                 optimizer.step()
             kept = _state_bytes(optimizer)
-            most["step"] = max(most["step"], (live.peak - base) / unit - max(0.0, kept / unit - most["state"]))
+            most["step"] = max(most["step"], (tally.peak - base) / unit - max(0.0, kept / unit - most["state"]))
             most["state"] = max(most["state"], kept / unit)
             optimizer.zero_grad()
     return most | {"forwards": (calls[False] + batched) / total, "backwards": calls[True] / total}

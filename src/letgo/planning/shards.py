@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from letgo.models.forward import find_blocks
-from letgo.planning.tracing import Live, Traced
+from letgo.planning.tracing import Tally, Traced
 
 
 def bytes_of(parameters: Sequence[Tensor]) -> int:
@@ -86,11 +86,9 @@ def units_of(model: Any) -> list[Unit]:
 
 def _final_norm(model: Any, blocks: nn.ModuleList) -> nn.Module | None:
     """The norm beside the blocks."""
-    for module in model.modules():
-        children = list(module.children())
-        if any(child is blocks for child in children):
-            return next((child for child in reversed(children) if "Norm" in type(child).__name__), None)
-    return None
+    parents = (list(module.children()) for module in model.modules())
+    siblings = next((children for children in parents if any(child is blocks for child in children)), [])
+    return next((child for child in reversed(siblings) if "Norm" in type(child).__name__), None)
 
 
 class Gathering:
@@ -225,14 +223,14 @@ def trace_sharded(
     """
     model.zero_grad()
     gathering = Gathering(units_of(model), ranks)
-    live = Live(model.parameters())
+    tally = Tally(model.parameters())
     count, flops, sent = min(2, windows), 0, 0
-    with warnings.catch_warnings(), torch.set_grad_enabled(backward), live, gathering.attached():
+    with warnings.catch_warnings(), torch.set_grad_enabled(backward), tally, gathering.attached():
         # The embedding's hook has no gradient of an input to wait for, and needs none.
         warnings.filterwarnings("ignore", "Full backward hook is firing")
         for number in range(count):
             gathering.reduce = number == count - 1
-            flops, sent = live.flops, gathering.sent
+            flops, sent = tally.flops, gathering.sent
             result = function()
             if backward:
                 result.backward()
@@ -240,7 +238,7 @@ def trace_sharded(
             gathering.end()
     model.zero_grad()
     gradients = sum(shard_bytes(p, ranks) for p in model.parameters() if p.requires_grad) if backward else 0
-    return ShardedPass(live.peak, gradients, gathering.sent - sent, gathering.reduced, float(live.flops - flops))
+    return ShardedPass(tally.peak, gradients, gathering.sent - sent, gathering.reduced, float(tally.flops - flops))
 
 
 def as_traced(whole: Traced, sharded: ShardedPass, gradients: int) -> Traced:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 
-class Live(TorchDispatchMode):
+class Tally(TorchDispatchMode):
     """A tally of the bytes alive among the results of torch operations, `now` and `peak`, beside known tensors
     (parameters), and of their floating-point operations, `flops` (matrix products and attention, as torch counts)."""
 
@@ -36,7 +36,7 @@ class Live(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._sizes:
                 self._enter(leaf.untyped_storage())
         packet = getattr(func, "_overloadpacket", None)
         count = flop_registry.get(packet)
@@ -47,13 +47,10 @@ class Live(TorchDispatchMode):
         return out
 
     def _enter(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
+        self._sizes[storage._cdata] = storage.nbytes()
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._strike, key)
+        weakref.finalize(storage, self._strike, storage._cdata)
 
     def _strike(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
@@ -126,21 +123,21 @@ def trace_training(model: Any, loss_of: Callable[[], Tensor], *, windows: int = 
     these windows on nothing changes."""
     model.zero_grad()
     flops = 0
-    live = Live(model.parameters())
-    with live:
+    tally = Tally(model.parameters())
+    with tally:
         for _ in range(min(2, windows)):
-            flops = live.flops
+            flops = tally.flops
             loss = loss_of()
             loss.backward()
             del loss
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     model.zero_grad()
-    return Traced(live.peak, gradients, float(live.flops - flops))
+    return Traced(tally.peak, gradients, float(tally.flops - flops))
 
 
 def trace_forward(model: Any, function: Callable[[], Any]) -> Traced:
     """Something that is run without gradients."""
-    live = Live(model.parameters())
-    with torch.no_grad(), live:
+    tally = Tally(model.parameters())
+    with torch.no_grad(), tally:
         function()
-    return Traced(live.peak, 0, float(live.flops))
+    return Traced(tally.peak, 0, float(tally.flops))

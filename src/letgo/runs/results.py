@@ -89,7 +89,7 @@ class AttackResult(Strict):
     """R where the attacker had every row and the retrained model was attacked alike: what any model would learn from
     the attacker's data does then not count against this one."""
     scores: dict[str, float] = {}
-    """R of a relearning attack, Q of a quantization (`attacks/engine/robustness_scores.py`)."""
+    """R of a relearning attack, Q of a quantization (`attacks/engine/outcome.py`)."""
     utility: dict[str, Metrics] = {}
     """What the model is good for, `before` and `after` this attack."""
     utility_loss: float | None = None
@@ -129,7 +129,7 @@ class Result(Strict):
     older versions."""
     attacks: list[AttackResult] = []
     robustness: dict[str, float] = {}
-    """R, Q and their harmonic mean over the attacks made (`attacks/engine/robustness_scores.py`)."""
+    """R, Q and their harmonic mean over the attacks made (`attacks/engine/outcome.py`)."""
     notes: list[str] = []
     seconds: dict[str, float] = {}
     peak_memory_bytes: dict[str, int] = {}

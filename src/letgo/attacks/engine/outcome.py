@@ -10,7 +10,7 @@ from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Judged
 from letgo.attacks.engine.judge import Recorded, interval_of
 from letgo.attacks.engine.search import summary
-from letgo.attacks.engine.spec import Plan
+from letgo.attacks.engine.spec import AttackSpec
 from letgo.metrics.robustness import utility_names
 from letgo.runs.results import AttackResult, Metrics
 
@@ -26,7 +26,7 @@ class Seed:
 
 def result_of(
     recorded: Recorded,
-    plan: Plan,
+    plan: AttackSpec,
     settings: Mapping[str, Any],
     seeds: Sequence[Seed],
     trials: list[dict[str, Any]],

@@ -14,7 +14,7 @@ from letgo.attacks.engine.base import RETRAINED, Attacked, Probe, Victim
 from letgo.attacks.engine.judge import judge_measured, judge_samples, judge_ways, relearning_score
 from letgo.attacks.engine.outcome import Seed, family_of, result_of, robustness
 from letgo.attacks.engine.search import search
-from letgo.attacks.engine.spec import THRESHOLD, Plan, plan_attack
+from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, plan_attack
 from letgo.attacks.engine.target import Target, open_target
 from letgo.benchmarks.engine.base import Sample
 from letgo.benchmarks.engine.items import limited
@@ -26,7 +26,7 @@ from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.runs.results import AttackResult, Result, check_unused
 from letgo.scoring.resume_log import content_key
 
-__all__ = ["THRESHOLD", "Plan", "attack", "plan_attack", "run_attack"]
+__all__ = ["THRESHOLD", "AttackSpec", "attack", "plan_attack", "run_attack"]
 
 PROBED_ITEMS = 24
 """Forget items that a look during an attack scores."""
@@ -95,7 +95,7 @@ def attack(
 
 
 def run_attack(
-    target: Target, plan: Plan, shared_scores: Path | None = None
+    target: Target, plan: AttackSpec, shared_scores: Path | None = None
 ) -> tuple[AttackResult, list[dict[str, Any]]]:
     """Run one attack under all its seeds; returns its result and the samples' rows."""
     start = time.perf_counter()
@@ -119,7 +119,7 @@ def run_attack(
     return outcome, rows
 
 
-def _run_seed(target: Target, plan: Plan, settings: Mapping[str, Any], number: int) -> Seed:
+def _run_seed(target: Target, plan: AttackSpec, settings: Mapping[str, Any], number: int) -> Seed:
     """Attack under one seed; score what the attack left, in each of its ways of asking where it has several; judge."""
     label, recorded = f"{plan.label}, seed {number}", target.recorded
     attacked = apply_attack(target.victim(_probe(target, label)), plan, settings, number)
@@ -136,7 +136,7 @@ def _run_seed(target: Target, plan: Plan, settings: Mapping[str, Any], number: i
     return Seed(number, attacked, judge_ways(recorded, ways, attacked.seen, label))
 
 
-def apply_attack(victim: Victim, plan: Plan, settings: Mapping[str, Any], seed: int) -> Attacked:
+def apply_attack(victim: Victim, plan: AttackSpec, settings: Mapping[str, Any], seed: int) -> Attacked:
     """What an attack leaves; settings that it does not take are a `UserError`."""
     try:
         attacked: Attacked = ATTACKS.load(plan.name)(victim, seed=seed, **settings)
@@ -148,7 +148,7 @@ def apply_attack(victim: Victim, plan: Plan, settings: Mapping[str, Any], seed: 
 
 
 def _gain(
-    target: Target, plan: Plan, settings: Mapping[str, Any], seed: Seed, shared_scores: Path | None
+    target: Target, plan: AttackSpec, settings: Mapping[str, Any], seed: Seed, shared_scores: Path | None
 ) -> float | None:
     """R of a relearning seed, from the same attack on the retrained model, where there is one."""
     path, judged = target.benchmark.references.get(RETRAINED), seed.judged
@@ -212,7 +212,7 @@ def _probe(target: Target, label: str) -> Probe | None:
         chosen = [item for item in items if item.group not in seen] or items
         step = max(1.0, len(chosen) / PROBED_ITEMS)
         few = [chosen[int(number * step)] for number in range(int(len(chosen) / step + 1e-9))]
-        # One item is answered by generation: no part of a headline, and the scorer wants at least one.
+        # One item is answered by generation, for no headline: the scorer wants at least one.
         small = replace(benchmark, items=few, texts=(), generated=1)
         samples = quiet.samples(model, tokenizer, "probing", small)
         judged = judge_samples(replace(recorded, summarise=small.summarise), samples, frozenset(), label)

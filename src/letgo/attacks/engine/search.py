@@ -9,7 +9,7 @@ import torch
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Judged
-from letgo.attacks.engine.spec import Plan
+from letgo.attacks.engine.spec import AttackSpec
 from letgo.core.catalog import format_spec
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.progress import Reporter
@@ -17,7 +17,7 @@ from letgo.core.search import GridSearch, Range, Search, Space, TreeSearch, comb
 
 
 def search(
-    plan: Plan, run: Callable[[Mapping[str, Any], int], Judged], reporter: Reporter
+    plan: AttackSpec, run: Callable[[Mapping[str, Any], int], Judged], reporter: Reporter
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Try settings under the plan's first seed; returns the strongest within the bound, and every trial.
 

@@ -21,7 +21,7 @@ _OPTIONS = ("seeds", "threshold", "search", "bound", "reference")
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttackSpec:
     """One attack to run.
 
     Attributes:
@@ -48,7 +48,7 @@ class Plan:
         return format_spec(self.name, {**self.settings, **self.given})
 
 
-def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRESHOLD) -> Plan:
+def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRESHOLD) -> AttackSpec:
     """Check an attack's text.
 
     Beside the attack's own settings, `seeds=3` runs seeds 0, 1, 2 (from `seed`, if given); `threshold=0.8` is the least
@@ -88,7 +88,7 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise UserError(f"attack {name!r}: seed must be a whole number of at least 0, not {first!r}")
     given: dict[str, Any] = {key: options[key] for key in ("search", "bound") if key in options}
-    return Plan(record.name, settings, tuple(range(first, first + count)), least, search, bound, reference, given)
+    return AttackSpec(record.name, settings, tuple(range(first, first + count)), least, search, bound, reference, given)
 
 
 def _number(name: str, key: str, value: Any) -> float:

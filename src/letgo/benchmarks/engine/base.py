@@ -153,7 +153,7 @@ class Benchmark:
 
     def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
         """The benchmark's own metrics: a mean for every score of the forget and retain sets."""
-        scores = ("accuracy", "probability", "rouge", "truth_ratio")
+        scores = QUESTION_SCORES
         return means(of_set(samples, "forget"), "forget", scores) | means(of_set(samples, "retain"), "retain", scores)
 
     def reference_metrics(self) -> dict[str, Metrics]:
