@@ -10,7 +10,7 @@ import pytest
 from letgo.analysis.certificate import certificate
 from letgo.analysis.connectivity import connectivity
 from letgo.analysis.landscape import landscape
-from letgo.analysis.records import Axis, GridPoint, Landscape, Mark, write_analysis
+from letgo.analysis.records import GridPoint, Landscape, LandscapeAxis, Mark, write_analysis
 from letgo.analysis.sharpness import sharpness
 from letgo.report import write_report
 from letgo.report.analyses import in_text, view
@@ -67,7 +67,7 @@ def test_an_unlearned_run_without_analyses_has_no_such_section(run, tmp_path):
 def plane(losses, name="run", **changes):
     xs = [-1.0, 0.0, 1.0]
     points = [GridPoint(at=[x, y], losses={"forget_loss": losses(x, y)}) for x in xs for y in xs]
-    axes = [Axis(name=n, toward="random", norm=2.0, coordinates=xs) for n in (name, "random 2")]
+    axes = [LandscapeAxis(name=n, toward="random", norm=2.0, coordinates=xs) for n in (name, "random 2")]
     values = {"created": "2026-01-01T00:00:00+00:00", "letgo": "0", "versions": {}, "git": None}
     return Landscape(
         **(

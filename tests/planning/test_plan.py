@@ -14,7 +14,7 @@ from letgo.planning import plan
 from letgo.planning.estimate import model_config
 from letgo.planning.optimizers import optimizer_cost
 from letgo.planning.report import duration
-from letgo.planning.tracing import Tally, empty_model, faked, trace_forward, trace_training
+from letgo.planning.tracing import MemoryTally, empty_model, faked, trace_forward, trace_training
 from letgo.training.config import make_config
 from tests import tiny
 from tests.planning.conftest import SHAPE
@@ -33,7 +33,7 @@ def phase(found, name):
 
 
 def test_the_tally_follows_what_is_alive():
-    tally = Tally()
+    tally = MemoryTally()
     with tally:
         a = torch.ones(1000)
         b = a * 2

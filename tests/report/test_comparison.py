@@ -12,7 +12,7 @@ from letgo.metrics.robustness import kept_share
 from letgo.report import write_report
 from letgo.report.brief import write_brief
 from letgo.report.comparison import Line, baseline_of, compare, compare_all, holm, lines_of
-from letgo.report.load import Run
+from letgo.report.load import LoadedRun
 from letgo.runs.results import SAMPLES_FILE
 from tests.report import runs as made
 
@@ -33,7 +33,7 @@ def run_of(directory, attacked, *, seen=(), optimizer="adamw", seed=0, kept=0.5,
     value = made.result(run_id=directory.name, config=config, seed=seed, attacks=[attack], **changes)
     made.write(directory, value)
     write_json_lines(directory / SAMPLES_FILE, rows)
-    return Run(directory, value)
+    return LoadedRun(directory, value)
 
 
 LABEL = made.quantize().label
@@ -83,7 +83,7 @@ def test_the_floor_is_the_one_that_the_run_recorded(tmp_path):
 
 
 def _judged_by(run, headlines):
-    return Run(run.directory, run.result.model_copy(update={"headlines": headlines}))
+    return LoadedRun(run.directory, run.result.model_copy(update={"headlines": headlines}))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_what_cannot_be_compared_is_named_with_the_reason(tmp_path):
     result = run.result.model_copy(update={"attacks": [attack], "headlines": headlines})
     made.write(run.directory, result)
     trained = run_of(tmp_path / "b", [0.3] * 20, seen=range(20), optimizer="sgd")
-    lines = [Line("partly", "", (Run(run.directory, result),)), Line("trained", "", (trained,))]
+    lines = [Line("partly", "", (LoadedRun(run.directory, result),)), Line("trained", "", (trained,))]
     reasons = (
         "its samples have no scores of forget_entropy",
         "no sample was scored before, after and now and not trained on by the attacker",

@@ -174,10 +174,10 @@ def test_a_killed_worker_costs_its_own_cell_alone(small, heard):
 @pytest.mark.slow
 def test_workers_end_with_what_they_were_at(small, tmp_path):
     """As on Ctrl-C: the context is left while a cell runs."""
-    from letgo.sweep.workers import Task
+    from letgo.sweep.workers import CellTask
 
     grid = small("out", steps=10**6, save_steps=5)
-    task = Task(grid.output / "runs" / "cell", {**grid.cells[0].settings}, (), ())
+    task = CellTask(grid.output / "runs" / "cell", {**grid.cells[0].settings}, (), ())
     with Processes([None], threads=1) as workers:
         assert workers.free() == 1
         workers.start(task)

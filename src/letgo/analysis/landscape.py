@@ -13,7 +13,7 @@ from torch import Tensor
 
 from letgo.analysis.frame import Analysis, AnalysisOptions, check_seed
 from letgo.analysis.neighbours import attacked_weights, original_of, other_weights, planned
-from letgo.analysis.records import Axis, GridPoint, Landscape, Mark
+from letgo.analysis.records import GridPoint, Landscape, LandscapeAxis, Mark
 from letgo.analysis.weights import Normals, Weights, difference, vector_norm
 from letgo.attacks.engine.target import name_of
 from letgo.core.errors import UserError
@@ -77,7 +77,7 @@ def landscape(
     for number, text in enumerate(directions):
         name, toward, vector = _direction(analysis, text, number, seed)
         coordinates = _coordinates(span or SPANS[toward], count)
-        axes.append(Axis(name=name, toward=toward, norm=vector_norm(vector), coordinates=coordinates))
+        axes.append(LandscapeAxis(name=name, toward=toward, norm=vector_norm(vector), coordinates=coordinates))
         vectors.append(vector)
     cosine = _cosine(axes, vectors) if len(vectors) == 2 else None
 
@@ -99,7 +99,7 @@ def landscape(
     )
 
 
-def _cosine(axes: Sequence[Axis], directions: Sequence[Mapping[str, Tensor]]) -> float:
+def _cosine(axes: Sequence[LandscapeAxis], directions: Sequence[Mapping[str, Tensor]]) -> float:
     """Of the angle between two directions, which must differ."""
     first, second = directions
     inner = math.fsum(float((first[name].double() * tensor.double()).sum()) for name, tensor in second.items())
@@ -182,7 +182,7 @@ def _coordinates(span: tuple[float, float], count: int) -> list[float]:
     return [round(low + (high - low) * number / (count - 1), 12) + 0.0 for number in range(count)]
 
 
-def _marks(subject: str, axes: Sequence[Axis]) -> list[Mark]:
+def _marks(subject: str, axes: Sequence[LandscapeAxis]) -> list[Mark]:
     marks = [Mark(name=subject, at=[0.0] * len(axes))]
     for number, axis in enumerate(axes):
         if axis.toward != "random" and axis.coordinates[0] <= 1.0 <= axis.coordinates[-1]:

@@ -21,7 +21,7 @@ from letgo.models.running import evaluating
 from letgo.objectives.likelihood import sequence_logps
 from letgo.runs.results import Metric, Metrics
 
-Term = Callable[[], Tensor]
+LossTerm = Callable[[], Tensor]
 T = TypeVar("T")
 TOKEN_BUDGET = 2048
 _CHOICE_SEED = 20261121
@@ -119,12 +119,12 @@ class RowLosses:
             metrics[name] = Metric(value=loss, n=len(rows.rows), ci95=(low, high))
         return metrics
 
-    def terms(self, model: Any, name: str) -> list[Term]:
+    def terms(self, model: Any, name: str) -> list[LossTerm]:
         """Functions whose values sum to a set's loss, one a batch, each with its gradient."""
         rows = self.sets[name]
         total = sum(rows.tokens)
 
-        def term(batch: Sequence[int]) -> Term:
+        def term(batch: Sequence[int]) -> LossTerm:
             return lambda: -sequence_logps(model, self._tensors(model, rows, batch)).sum() / total
 
         return [term(batch) for batch in rows.batches]
@@ -150,7 +150,7 @@ def smaller_benchmark(benchmark: Benchmark, limit: int | None, sets: Sequence[st
     return replace(benchmark, items=items, texts=texts)
 
 
-def gradient(terms: Sequence[Term], parameters: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+def gradient(terms: Sequence[LossTerm], parameters: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
     """A sum of terms and its gradient, a term's graph at a time."""
     total, sums = 0.0, [torch.zeros_like(p) for p in parameters]
     for term in terms:

@@ -6,7 +6,7 @@ import math
 
 from letgo.analysis.records import Displacement
 from letgo.analysis.smoothing import Scale
-from letgo.analysis.weights import Vector, Weights, check_same_shape, distance, named_weights, vector_norm
+from letgo.analysis.weights import Weights, WeightVector, check_same_shape, distance, named_weights, vector_norm
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.run import apply_attack
 from letgo.attacks.engine.spec import AttackSpec, plan_attack
@@ -25,7 +25,7 @@ def original_of(target: Target) -> str:
     return str(target.original)
 
 
-def other_weights(name: str, model: str, weights: Weights, target: Target, dtype: str) -> Vector:
+def other_weights(name: str, model: str, weights: Weights, target: Target, dtype: str) -> WeightVector:
     """Another model's weights, checked against the target's."""
     theirs = named_weights(merged(load_model(model, dtype=dtype)))
     check_same_shape(weights.originals, theirs, (target.name, name))
@@ -58,7 +58,7 @@ def changes_weights(attack: str) -> bool:
     return ATTACKS.record(attack).means in ("weights", "data")
 
 
-def attacked_weights(target: Target, weights: Weights, plan: AttackSpec) -> Vector:
+def attacked_weights(target: Target, weights: Weights, plan: AttackSpec) -> WeightVector:
     """The weights that an attack leaves, run again with its settings and its first seed; a `UserError` where it can't
     be run, or leaves other weights by name, shape or type than the run's."""
     if not changes_weights(plan.name):

@@ -4,25 +4,21 @@ Reading them needs no torch: reports are made from these files alone."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from letgo.core.errors import UserError
 from letgo.core.files import write_text
-from letgo.runs.results import Metrics
+from letgo.runs.results import Metrics, Strict, read_document
 
 SCHEMA = 1
 KINDS = ("connectivity", "landscape", "sharpness", "certificate")
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Estimate(_Model):
+class MeanEstimate(Strict):
     """A mean over `n` independent draws with its standard error s/√n (None over one draw)."""
 
     value: float
@@ -30,7 +26,7 @@ class Estimate(_Model):
     n: int = Field(ge=1)
 
 
-class AnalysisEntry(_Model):
+class AnalysisEntry(Strict):
     """What every analysis carries.
 
     `settings` are all that its figures depend on, beside the models themselves; an entry with the same subject and
@@ -42,16 +38,16 @@ class AnalysisEntry(_Model):
     settings: dict[str, Any]
     parameters: int
     """The number d of weights."""
-    rows: dict[str, int] = {}
+    rows: dict[str, int] = Field(default_factory=dict)
     created: str
     letgo: str
     versions: dict[str, str]
     git: str | None
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     seconds: float = 0.0
 
 
-class Barrier(_Model):
+class Barrier(Strict):
     """How far a quantity leaves the straight line between its values at the two ends.
 
     rise = max_a [ v(θ(a)) − ((1−a) v(θ_A) + a v(θ_B)) ], fall = max_a of the negative; both at least 0, for the ends
@@ -64,12 +60,12 @@ class Barrier(_Model):
     fall_at: float
 
 
-class PathPoint(_Model):
+class PathPoint(Strict):
     alpha: float
     values: Metrics
 
 
-class LinearPath(_Model):
+class LinearPath(Strict):
     """θ(a) = (1−a) θ_A + a θ_B between two models; `distance` is ‖θ_B − θ_A‖."""
 
     first: str
@@ -79,7 +75,7 @@ class LinearPath(_Model):
     """The distance over ‖θ_A‖."""
     points: list[PathPoint]
     barriers: dict[str, Barrier]
-    lost: list[float] = []
+    lost: list[float] = Field(default_factory=list)
     """Where on the path the model gave no finite values."""
 
 
@@ -89,7 +85,7 @@ class Connectivity(AnalysisEntry):
     paths: list[LinearPath]
 
 
-class Axis(_Model):
+class LandscapeAxis(Strict):
     """One direction of a landscape; θ(a) = θ + a · direction."""
 
     name: str
@@ -99,14 +95,14 @@ class Axis(_Model):
     coordinates: list[float]
 
 
-class Mark(_Model):
+class Mark(Strict):
     """A model that lies in the picture."""
 
     name: str
     at: list[float]
 
 
-class GridPoint(_Model):
+class GridPoint(Strict):
     at: list[float]
     losses: dict[str, float | None]
     """None where the loss was not finite."""
@@ -114,15 +110,15 @@ class GridPoint(_Model):
 
 class Landscape(AnalysisEntry):
     kind: Literal["landscape"] = "landscape"
-    axes: list[Axis]
+    axes: list[LandscapeAxis]
     cosine: float | None = None
     """Of the angle between the two directions of a plane."""
     points: list[GridPoint]
     """Row by row: the last axis runs fastest."""
-    marks: list[Mark] = []
+    marks: list[Mark] = Field(default_factory=list)
 
 
-class Radius(_Model):
+class Radius(Strict):
     """Sharpness within one radius: ρ = ‖ε‖ for the worst case, (E‖ε‖²)^½ for the average."""
 
     radius: float
@@ -131,7 +127,7 @@ class Radius(_Model):
     rise: dict[str, float]
     """By how much the worst ε of the search raises each loss; `fall`, by how much the best one lowers it."""
     fall: dict[str, float]
-    average: dict[str, Estimate]
+    average: dict[str, MeanEstimate]
 
 
 class Sharpness(AnalysisEntry):
@@ -140,10 +136,10 @@ class Sharpness(AnalysisEntry):
     """‖θ‖."""
     base: dict[str, float]
     radii: list[Radius]
-    trace: dict[str, Estimate] = {}
+    trace: dict[str, MeanEstimate] = Field(default_factory=dict)
 
 
-class Displacement(_Model):
+class Displacement(Strict):
     """How far an attack, or unlearning itself, moved the weights: in the certificate's own metric."""
 
     name: str
@@ -153,7 +149,7 @@ class Displacement(_Model):
     """Where the value is from, or why there is none."""
 
 
-class Bound(_Model):
+class Bound(Strict):
     """k of n draws did not reveal; p_lower ≤ P(not reveal) with confidence 1 − alpha; R = σ Φ⁻¹(p_lower), 0 if that
     is not above 1/2."""
 
@@ -164,7 +160,7 @@ class Bound(_Model):
     radius: float
 
 
-class QuestionBound(_Model):
+class QuestionBound(Strict):
     id: str
     question: str
     plain: bool
@@ -172,7 +168,7 @@ class QuestionBound(_Model):
     bound: Bound
 
 
-class Reach(_Model):
+class Reach(Strict):
     """A displacement against a certificate: whether it is inside the radius, and how likely the smoothed model at most
     reveals after any change of that size."""
 
@@ -182,7 +178,7 @@ class Reach(_Model):
     reveals_at_most: float
 
 
-class Smoothed(_Model):
+class Smoothed(Strict):
     """What holds under one σ."""
 
     sigma: float
@@ -196,7 +192,7 @@ class Smoothed(_Model):
     utility_draws: int
     broken: int
     """Draws in which the model gave no finite scores; they count as not revealing."""
-    collapsed: list[str] = []
+    collapsed: list[str] = Field(default_factory=list)
     """Why the noisy models are broken rather than forgetful."""
 
 
@@ -219,7 +215,12 @@ class Certificate(AnalysisEntry):
     not_certified: list[str]
 
 
-_ENTRIES = TypeAdapter(list[Annotated[Connectivity | Landscape | Sharpness | Certificate, Field(discriminator="kind")]])
+class AnalysisFile(Strict):
+    """A file of analyses of one kind, schema 1."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    kind: str
+    entries: list[Annotated[Connectivity | Landscape | Sharpness | Certificate, Field(discriminator="kind")]]
 
 
 def _file(directory: Path, kind: str) -> Path:
@@ -231,8 +232,7 @@ def write_analysis(directory: Path, entry: Any) -> Path:
     file's path."""
     path = _file(directory, entry.kind)
     kept = [old for old in _read(path) if (old.subject, old.settings) != (entry.subject, entry.settings)]
-    entries = [each.model_dump(mode="json") for each in [*kept, entry]]
-    document = {"schema": SCHEMA, "kind": entry.kind, "entries": entries}
+    document = AnalysisFile(kind=entry.kind, entries=[*kept, entry]).model_dump(mode="json", by_alias=True)
     try:
         write_text(path, json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     except OSError as error:
@@ -246,25 +246,7 @@ def read_analyses(directory: Path, kinds: Sequence[str] = KINDS) -> list[Any]:
 
 
 def _read(path: Path) -> list[Any]:
-    if not path.is_file():
-        return []
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
-    version = raw.get("schema") if isinstance(raw, Mapping) else None
-    if version != SCHEMA:
-        newer = isinstance(version, int) and version > SCHEMA
-        raise UserError(
-            f"{path}: schema {version!r}, but this letgo reads schema {SCHEMA}"
-            + ("; it was written by a newer letgo: upgrade" if newer else "; remove the file, and analyse again")
-        )
-    try:
-        return _ENTRIES.validate_python(raw.get("entries"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: entries.{field}: {first['msg']}") from error
+    return read_document(path, AnalysisFile, SCHEMA).entries if path.is_file() else []
 
 
 def exact_percent(share: float) -> str:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from letgo.analysis.frame import Analysis, AnalysisOptions, check_seed
-from letgo.analysis.losses import Term, gradient
+from letgo.analysis.losses import LossTerm, gradient
 from letgo.analysis.neighbours import original_of, other_weights
-from letgo.analysis.records import Estimate, Radius, Sharpness
+from letgo.analysis.records import MeanEstimate, Radius, Sharpness
 from letgo.analysis.smoothing import noisy
 from letgo.analysis.weights import Normals, Weights, distance, vector_norm
 from letgo.core.errors import NonFiniteLossError, UserError
@@ -129,7 +129,7 @@ def _default_radii(analysis: Analysis[Sharpness], norm: float) -> list[float]:
 
 
 def worst_case(
-    weights: Weights, terms: Sequence[Term], radius: float, *, steps: int, seed: int = 0, sign: float = 1.0
+    weights: Weights, terms: Sequence[LossTerm], radius: float, *, steps: int, seed: int = 0, sign: float = 1.0
 ) -> float:
     """The highest loss (with sign −1 the lowest) that `steps` steps of projected ascent find in a ball.
 
@@ -166,8 +166,8 @@ def worst_case(
 
 
 def average_case(
-    weights: Weights, terms: Sequence[Term], radius: float, base: float, *, draws: int, seed: int = 0
-) -> Estimate:
+    weights: Weights, terms: Sequence[LossTerm], radius: float, base: float, *, draws: int, seed: int = 0
+) -> MeanEstimate:
     """E ℓ(θ+ε) − ℓ(θ) under ε ~ N(0, ρ²/d · I), over pairs ε, −ε."""
     per_coordinate = radius / math.sqrt(weights.dimension)
     changes = []
@@ -180,7 +180,7 @@ def average_case(
     return estimate(changes)
 
 
-def curvature_along_signs(weights: Weights, terms: Sequence[Term], *, seed: int, number: int) -> float:
+def curvature_along_signs(weights: Weights, terms: Sequence[LossTerm], *, seed: int, number: int) -> float:
     """u^T H u for a vector u of random signs; its mean over u is the Hessian's trace (Hutchinson).
 
     A model without double backward is a `UserError`.
@@ -211,9 +211,9 @@ def _added(eps: Mapping[str, Tensor], name: str, original: Tensor) -> Tensor:
     return original + eps[name] if eps else original
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float]) -> MeanEstimate:
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Estimate(value=math.fsum(values) / len(values), standard_error=error, n=len(values))
+    return MeanEstimate(value=math.fsum(values) / len(values), standard_error=error, n=len(values))
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from letgo.core.errors import UserError
 from letgo.optim.engine.noise import mix
 
-Vector = Mapping[str, Tensor]
+WeightVector = Mapping[str, Tensor]
 """One tensor for each parameter's name."""
 
 
@@ -54,7 +54,7 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def vector_norm(vector: Vector, scale: Mapping[str, float] | None = None) -> float:
+def vector_norm(vector: WeightVector, scale: Mapping[str, float] | None = None) -> float:
     """‖v‖, or (Σ_l ‖v_l‖²/s_l²)^½ with a scale s_l for each tensor; summed in double precision."""
     squares = (
         float(tensor.double().square().sum()) / (scale[name] ** 2 if scale else 1.0) for name, tensor in vector.items()
@@ -62,7 +62,7 @@ def vector_norm(vector: Vector, scale: Mapping[str, float] | None = None) -> flo
     return math.sqrt(math.fsum(squares))
 
 
-def difference(first: Vector, second: Vector) -> dict[str, Tensor]:
+def difference(first: WeightVector, second: WeightVector) -> dict[str, Tensor]:
     """first − second, at least in single precision, on second's devices."""
     return {
         name: first[name].to(tensor.device, torch.promote_types(tensor.dtype, torch.float32))
@@ -71,7 +71,7 @@ def difference(first: Vector, second: Vector) -> dict[str, Tensor]:
     }
 
 
-def distance(first: Vector, second: Vector, scale: Mapping[str, float] | None = None) -> float:
+def distance(first: WeightVector, second: WeightVector, scale: Mapping[str, float] | None = None) -> float:
     """‖first − second‖, without keeping the difference of more than one tensor."""
     return math.sqrt(
         math.fsum(vector_norm({name: first[name].to(t.device).double() - t.double()}, scale) ** 2
@@ -79,7 +79,7 @@ def distance(first: Vector, second: Vector, scale: Mapping[str, float] | None = 
     )  # fmt: skip
 
 
-def check_same_shape(first: Vector, second: Vector, names: tuple[str, str]) -> None:
+def check_same_shape(first: WeightVector, second: WeightVector, names: tuple[str, str]) -> None:
     """Raise a `UserError` unless two models have the same weights by name and shape."""
     only = [[n for n in a if n not in b] for a, b in ((first, second), (second, first))]
     problems = [f"{missing[0]} is only in {name}" for missing, name in zip(only, names, strict=True) if missing]

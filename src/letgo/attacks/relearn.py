@@ -26,7 +26,7 @@ from letgo.objectives.retain import cross_entropy
 from letgo.optim import create_optimizer
 from letgo.optim.drive import Drive, sampled_labels_loss
 
-Schedule = Literal["constant", "linear", "cosine"]
+RateSchedule = Literal["constant", "linear", "cosine"]
 
 
 def relearn(
@@ -40,7 +40,7 @@ def relearn(
     learning_rate: float | None = None,
     batch_size: int = 4,
     optimizer: str = "adamw",
-    schedule: Schedule = "constant",
+    schedule: RateSchedule = "constant",
     warmup: float = 0.0,
     lora: int = 0,
     max_grad_norm: float = 1.0,
@@ -284,7 +284,10 @@ def _check(given: SimpleNamespace) -> None:
         (given.samples is not None and given.samples < 1, f"samples must be at least 1, not {given.samples}"),
         (rate is not None and not 0.0 < rate < math.inf, f"learning_rate must be above 0, not {rate}"),
         (given.batch_size < 1, f"batch_size must be at least 1, not {given.batch_size}"),
-        (schedule not in get_args(Schedule), f"unknown schedule {schedule!r}; known: {', '.join(get_args(Schedule))}"),
+        (
+            schedule not in get_args(RateSchedule),
+            f"unknown schedule {schedule!r}; known: {', '.join(get_args(RateSchedule))}",
+        ),
         (not 0.0 <= warmup < 1.0, f"warmup must be at least 0 and less than 1, not {warmup}"),
         (given.lora < 0, f"lora (the adapter's rank) must be at least 0, not {given.lora}"),
         (given.evaluations < 0, f"evaluations must be at least 0, not {given.evaluations}"),

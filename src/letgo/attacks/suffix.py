@@ -68,7 +68,7 @@ def suffix(
     model, tokenizer = victim.load(), victim.tokenizer()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    search = _Search(victim, model, tokenizer, [known[i] for i in order], place, generator)
+    search = _SuffixSearch(victim, model, tokenizer, [known[i] for i in order], place, generator)
     best = search.start(length)
     losses = [search.losses([best])[0]]
     curve = [{"step": 0.0, "loss": losses[0]}]
@@ -103,7 +103,7 @@ def attached(item: Item, text: str, place: str) -> Any:
 
 
 @dataclass
-class _Search:
+class _SuffixSearch:
     """The questions that a string is searched on, and how they are scored with it."""
 
     victim: Victim

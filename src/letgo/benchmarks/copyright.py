@@ -16,7 +16,7 @@ from letgo.benchmarks.engine.base import Benchmark, check_whole, checked_limit, 
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, Text, limited
 from letgo.benchmarks.engine.questions import items_part, means, of_set, texts_part
-from letgo.benchmarks.engine.requests import Advance, Answers, Ask, Scored, Work, joined
+from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQueries, Work, joined
 from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.core.fingerprints import digest_of
@@ -153,7 +153,7 @@ class Copyright(Benchmark):
                 "shortest prefix and the continuation); give longer texts, or smaller prefixes and answer_tokens"
             )
 
-        def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+        def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
             samples = []
             for (name, row), [true], [answer] in zip(asked, scored, answers, strict=True):
                 question, truth, text = str(row.context), row.target, answer.text.strip()

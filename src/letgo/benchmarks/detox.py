@@ -17,7 +17,7 @@ from letgo.benchmarks.engine.corpora import c4, named_corpus
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, limited, shown
 from letgo.benchmarks.engine.questions import cut_metrics, items_part, means, of_set, texts_part
-from letgo.benchmarks.engine.requests import Advance, Answers, Ask, Scored, Work, joined
+from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQueries, Work, joined
 from letgo.benchmarks.engine.tables import PINNED, Table
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import digest_of
@@ -130,7 +130,7 @@ class Detox(Benchmark):
             asks.append(Ask(prompt, max(LENGTH - len(prompt), LEAST_ANSWER)))
         kept = [Item("retain", f"retain/{n}", row.group, row) for n, row in enumerate(self.retain[:_RETAIN_SCORED])]
 
-        def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+        def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
             classifier = self.toxicity()
             texts = [answer.text.strip() for [answer] in answers]
             return [

@@ -12,7 +12,7 @@ from letgo.benchmarks.engine.corpora import nothing_to_unlearn
 from letgo.benchmarks.engine.items import Sample
 from letgo.benchmarks.engine.lm_eval_tasks import Answered, documents_of, load_tasks, run_task
 from letgo.benchmarks.engine.questions import cut_metrics, means
-from letgo.benchmarks.engine.requests import Advance, Answers, Scored, Work
+from letgo.benchmarks.engine.requests import Advance, Answers, ScoredQueries, Work
 from letgo.core.errors import EmptyScoreError
 from letgo.core.fingerprints import digest_of
 from letgo.data.encode import Template
@@ -76,7 +76,7 @@ class LMEval(Benchmark):
         """Prompts are the tasks' own, whatever the template."""
         most = min((n for n in (self.most, checked_limit(limit)) if n is not None), default=None)
 
-        def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+        def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
             settings: dict[str, Any] = {"batch_size": self.batch_size, "num_fewshot": self.fewshot}
             samples = []
             for task in self.tasks.values():

@@ -11,10 +11,10 @@ from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.data.encode import Template
 from letgo.data.rows import Row, check_disjoint, read_rows
 
-Source = str | Path | Sequence[Mapping[str, Any]]
+RowsSource = str | Path | Sequence[Mapping[str, Any]]
 
 
-def user_rows(*, forget: Source, retain: Source | None = None, template: Template = "auto") -> Benchmark:
+def user_rows(*, forget: RowsSource, retain: RowsSource | None = None, template: Template = "auto") -> Benchmark:
     """The rows of a forget and a retain file, scored by the probability of their targets and the ROUGE of greedy
     answers; rows with `wrong_answers` (a list) also by choice. Perplexity is of letgo's own general paragraphs.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from letgo.runs.sweeps import Sweep
-    from letgo.sweep.grid import Grid, Part
+    from letgo.sweep.grid import Grid, SweepPart
 
 
 @app.command()
@@ -79,7 +79,7 @@ def _list_cells(grid: Grid, mine: Collection[str], as_json: bool) -> None:
     )
 
 
-def _print_part(state: Sweep, grid: Grid, part: Part, mine: Collection[str]) -> None:
+def _print_part(state: Sweep, grid: Grid, part: SweepPart, mine: Collection[str]) -> None:
     cells = [cell for group in state.groups for cell in group.cells if cell.name in mine]
     statuses = [cell.status for cell in cells]
     counts = {s: statuses.count(s) for s in ("finished", "collapsed", "failed", "pending") if s in statuses}

@@ -28,7 +28,7 @@ from letgo.optim.engine.inner import Wrapper
 from letgo.optim.engine.noise import Direction, noise_dtype
 from letgo.optim.engine.shards import gathering_anew, local, piece_of, summed
 
-Term = Literal["loss", "forget"]
+SmoothedTerm = Literal["loss", "forget"]
 
 
 class GradientSmoothing(Wrapper):
@@ -43,7 +43,7 @@ class GradientSmoothing(Wrapper):
         base: str,
         base_options: Mapping[str, Any] | None,
         weight_decay: float,
-        on: Term,
+        on: SmoothedTerm,
     ) -> None:
         check_choice("on", on, ("loss", "forget"))
         super().__init__(params, lr, base, base_options, weight_decay)
@@ -132,7 +132,7 @@ class SAM(GradientSmoothing):
         *,
         base: str = "adamw",
         rho: float = 0.01,
-        on: Term = "loss",
+        on: SmoothedTerm = "loss",
         weight_decay: float = 0.0,
         base_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -204,7 +204,7 @@ class RandomizedSmoothing(GradientSmoothing):
         base: str = "adamw",
         sigma: float = 1e-4,
         num_draws: int = 3,
-        on: Term = "loss",
+        on: SmoothedTerm = "loss",
         weight_decay: float = 0.0,
         base_options: Mapping[str, Any] | None = None,
         seed: int = 0,

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from letgo.core.catalog import settings_of
 from letgo.optim import OPTIMIZERS, create_optimizer
 from letgo.optim.base import adapt, every_optimizer
-from letgo.planning.tracing import Tally
+from letgo.planning.tracing import MemoryTally
 
 _SIDE = 128
 _MOST_STEPS = 64
@@ -68,7 +68,7 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
     optimizer = create_optimizer(name, parameters, **settings)
     protocol = adapt(optimizer)
     protocol.use_labels(lambda generator: (_loss(parameters), 8))
-    tally = Tally(parameters)
+    tally = MemoryTally(parameters)
     most = {"state": 0.0, "held": 0.0, "step": 0.0, "at_once": 1.0}
     calls = {True: 0, False: 0}
     base = batched = 0

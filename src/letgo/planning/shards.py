@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from letgo.models.forward import find_blocks
-from letgo.planning.tracing import Tally, Traced
+from letgo.planning.tracing import MemoryTally, Traced
 
 
 def bytes_of(parameters: Sequence[Tensor]) -> int:
@@ -223,7 +223,7 @@ def trace_sharded(
     """
     model.zero_grad()
     gathering = Gathering(units_of(model), ranks)
-    tally = Tally(model.parameters())
+    tally = MemoryTally(model.parameters())
     count, flops, sent = min(2, windows), 0, 0
     with warnings.catch_warnings(), torch.set_grad_enabled(backward), tally, gathering.attached():
         # The embedding's hook has no gradient of an input to wait for, and needs none.

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 
-class Tally(TorchDispatchMode):
+class MemoryTally(TorchDispatchMode):
     """A tally of the bytes alive among the results of torch operations, `now` and `peak`, beside known tensors
     (parameters), and of their floating-point operations, `flops` (matrix products and attention, as torch counts)."""
 
@@ -123,7 +123,7 @@ def trace_training(model: Any, loss_of: Callable[[], Tensor], *, windows: int = 
     these windows on nothing changes."""
     model.zero_grad()
     flops = 0
-    tally = Tally(model.parameters())
+    tally = MemoryTally(model.parameters())
     with tally:
         for _ in range(min(2, windows)):
             flops = tally.flops
@@ -137,7 +137,7 @@ def trace_training(model: Any, loss_of: Callable[[], Tensor], *, windows: int = 
 
 def trace_forward(model: Any, function: Callable[[], Any]) -> Traced:
     """Something that is run without gradients."""
-    tally = Tally(model.parameters())
+    tally = MemoryTally(model.parameters())
     with torch.no_grad(), tally:
         function()
     return Traced(tally.peak, 0, float(tally.flops))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from letgo.analysis.records import Certificate, Connectivity, Estimate, Landscape, Sharpness, exact_percent
+from letgo.analysis.records import Certificate, Connectivity, Landscape, MeanEstimate, Sharpness, exact_percent
 from letgo.report import analysis_figures as figures
 from letgo.report.chart import Figure
 from letgo.report.numbers import MISSING, number, percent, words
@@ -20,7 +20,7 @@ MOST_PATHS = 6
 
 
 @dataclass(frozen=True)
-class Table:
+class AnalysisTable:
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -36,7 +36,7 @@ class AnalysisView:
     title: str
     sentences: Sequence[str]
     figures: Sequence[Figure]
-    tables: Sequence[Table] = ()
+    tables: Sequence[AnalysisTable] = ()
     lists: Sequence[tuple[str, Sequence[str]]] = ()
 
     @property
@@ -94,7 +94,7 @@ def _connectivity(entry: Connectivity, identifier: str) -> AnalysisView:
     )
     caption = "Largest rise over, and fall under, the line between the ends"
     header = ["from → to", "quantity", "at a = 0", "at a = 1", "rise", "fall"]
-    table = Table(caption, header, rows, folded=len(rows) > MOST_ROWS)
+    table = AnalysisTable(caption, header, rows, folded=len(rows) > MOST_ROWS)
     return AnalysisView(entry, identifier, "Linear mode connectivity", sentences, drawn, [table])
 
 
@@ -159,7 +159,7 @@ def _sharpness(entry: Sharpness, identifier: str) -> AnalysisView:
         figures.sharpness_worst(entry, f"{identifier}-worst"),
         figures.sharpness_average(entry, f"{identifier}-average"),
     ]
-    table = Table("Change of each loss within a radius ρ", header, rows)
+    table = AnalysisTable("Change of each loss within a radius ρ", header, rows)
     return AnalysisView(entry, identifier, "Sharpness", sentences, drawn, [table])
 
 
@@ -181,7 +181,7 @@ def _certificate(entry: Certificate, identifier: str) -> AnalysisView:
             _utility(smoothed.utility),
             "no: " + "; ".join(smoothed.collapsed) if smoothed.collapsed else works,
         ])  # fmt: skip
-    tables = [Table(caption, [*header, "still a model"], rows)]
+    tables = [AnalysisTable(caption, [*header, "still a model"], rows)]
     if entry.displacements:
         best = max(entry.smoothed, key=lambda smoothed: smoothed.together.radius)
         radius, sigma = number(best.together.radius), number(best.sigma)
@@ -195,7 +195,7 @@ def _certificate(entry: Certificate, identifier: str) -> AnalysisView:
             [d.name, number(d.value), d.note or MISSING, *reached.get(d.name, [MISSING, MISSING])]
             for d in entry.displacements
         ]
-        tables.append(Table(caption, header, moved))
+        tables.append(AnalysisTable(caption, header, moved))
     for smoothed in (smoothed for smoothed in entry.smoothed if smoothed.questions):
         rows = []
         for question in smoothed.questions:
@@ -203,7 +203,9 @@ def _certificate(entry: Certificate, identifier: str) -> AnalysisView:
             reveals, radius = f"{bound.revealed} of {bound.draws}", number(bound.radius) if bound.radius > 0 else "none"
             rows.append([question.question, plain, reveals, radius])
         caption = f"Each question by itself at σ = {number(smoothed.sigma)}"
-        tables.append(Table(caption, ["question", "without noise", "draws that reveal", "R"], rows, folded=True))
+        tables.append(
+            AnalysisTable(caption, ["question", "without noise", "draws that reveal", "R"], rows, folded=True)
+        )
     criterion = f"A question counts as revealed when {entry.criterion}; the set, when {entry.event}."
     sentence = criterion if asked else f"The set counts as revealed when {entry.event}."
     lists = [("What is certified", entry.certified), ("What is not", entry.not_certified)]
@@ -233,7 +235,7 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _estimate(estimate: Estimate) -> str:
+def _estimate(estimate: MeanEstimate) -> str:
     error = f" ± {number(estimate.standard_error)}" if estimate.standard_error is not None else ""
     return f"{_signed(estimate.value)}{error} (n {estimate.n})"
 

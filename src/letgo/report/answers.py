@@ -14,7 +14,7 @@ LONGEST = 600
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """What one model wrote, and its scores on the question."""
 
     text: str | None
@@ -25,21 +25,21 @@ class Answer:
 
 
 @dataclass
-class Question:
+class ShownQuestion:
     """A question, its right answer, and each stage's own answer."""
 
     identifier: str
     group: str
     question: str
     expected: str
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, ShownAnswer] = field(default_factory=dict)
 
 
-def collect(samples: Iterable[Mapping[str, Any]], which: str) -> tuple[list[str], list[Question]]:
+def collect(samples: Iterable[Mapping[str, Any]], which: str) -> tuple[list[str], list[ShownQuestion]]:
     """Stages (before, after, references, attacks) and questions of one set. Questions that an attacker trained on come
     last: the others say more. Of an attack with several seeds the first one is taken; a question without generated text
     in any stage is left out."""
-    questions: dict[str, Question] = {}
+    questions: dict[str, ShownQuestion] = {}
     seeds: dict[str, Any] = {}
     for row in samples:
         if row.get("set") != which or not row.get("question"):
@@ -49,9 +49,9 @@ def collect(samples: Iterable[Mapping[str, Any]], which: str) -> tuple[list[str]
             continue
         if identifier not in questions:
             group, expected = str(row.get("group", "")), str(row.get("answer") or "")
-            questions[identifier] = Question(identifier, group, str(row["question"]), expected)
+            questions[identifier] = ShownQuestion(identifier, group, str(row["question"]), expected)
         scores, text = row.get("scores") or {}, row.get("generated")
-        questions[identifier].answers[stage] = Answer(
+        questions[identifier].answers[stage] = ShownAnswer(
             None if text is None else str(text),
             scores.get("accuracy"),
             scores.get("probability"),

@@ -35,7 +35,7 @@ WRONG = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class BriefEntry:
     """One line of the brief's table."""
 
     line: Line
@@ -71,7 +71,7 @@ class Brief:
     labels: Sequence[str]
     names: Mapping[str, str]
     baseline: Line | None
-    entries: Sequence[Entry]
+    entries: Sequence[BriefEntry]
     trade_off: Sequence[str]
     recommendation: Sequence[str]
     notes: Sequence[str]
@@ -130,7 +130,7 @@ def _grade(line: Line) -> str:
     return GRADES[OPTIMIZERS.record(line.optimizer).grade] if line.optimizer in OPTIMIZERS else "unknown"
 
 
-def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kept: Mapping[str, Kept]) -> Entry:
+def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kept: Mapping[str, Kept]) -> BriefEntry:
     measured = [run.result for run in line.runs if run.result.after]
     metrics = {}
     for key in (column.key for column in shown if column.key.startswith(("forget_", "retain_", "general_"))):
@@ -143,7 +143,7 @@ def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kep
     state = [f"{WRONG[kind]} in {kinds.count(kind)} of {len(kinds)}" for kind in wrong]
     if line.reached is False:
         state.append("never reached the target")
-    return Entry(
+    return BriefEntry(
         line=line,
         grade=_grade(line),
         runs=", ".join(numbers[run.directory] for run in line.runs),
@@ -162,7 +162,7 @@ def _forgotten(results: Sequence[Result]) -> str:
     return f"{len(results)} runs were to forget {', '.join(sorted(data))}{asked}."
 
 
-def _trade_off(entries: Sequence[Entry], grade: str) -> str:
+def _trade_off(entries: Sequence[BriefEntry], grade: str) -> str:
     """What the settings of a grade kept at the least, and what they took."""
     of_grade = [entry for entry in entries if entry.grade == grade]
     members = [entry for entry in of_grade if not entry.state]
@@ -180,7 +180,7 @@ def _trade_off(entries: Sequence[Entry], grade: str) -> str:
     return f"{grade.capitalize()}, {len(members)} setting{'s' if len(members) > 1 else ''}{aside}: {'; '.join(parts)}."
 
 
-def _recommendation(entries: Sequence[Entry], labels: Sequence[str]) -> list[str]:
+def _recommendation(entries: Sequence[BriefEntry], labels: Sequence[str]) -> list[str]:
     """The line that keeps most under its hardest attack, and the others that are as good, the cheapest first."""
     if not labels:
         return ["No run was attacked, so nothing can be said about what lasts: attack them first (letgo attack)."]
@@ -223,7 +223,7 @@ def _recommendation(entries: Sequence[Entry], labels: Sequence[str]) -> list[str
     return sentences
 
 
-def _unmatched(best: Entry, others: Sequence[Entry]) -> list[str]:
+def _unmatched(best: BriefEntry, others: Sequence[BriefEntry]) -> list[str]:
     """A warning where the best setting also forgot more than all others: then more was to be brought back."""
     for key, after in best.forgotten.items():
         rest = [entry.forgotten[key] for entry in others if key in entry.forgotten]

@@ -25,7 +25,7 @@ import numpy as np
 from letgo.benchmarks import BENCHMARKS
 from letgo.core.catalog import parse_spec
 from letgo.metrics.robustness import kept_shares
-from letgo.report.load import Run, find_sweep
+from letgo.report.load import LoadedRun, find_sweep
 from letgo.report.settings import NEVER, plain, varying
 from letgo.runs.results import AttackResult, Result
 
@@ -41,7 +41,7 @@ class Line:
 
     name: str
     optimizer: str
-    runs: tuple[Run, ...]
+    runs: tuple[LoadedRun, ...]
     reached: bool | None = None
     """Whether it reached its sweep's target; None where there was none."""
 
@@ -95,7 +95,7 @@ class Kept:
         return f"{sign}{abs(self.difference) * 100:.0f} points, p {p}"
 
 
-def lines_of(runs: Sequence[Run], directories: Sequence[Path] = ()) -> list[Line]:
+def lines_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> list[Line]:
     """Runs gathered into lines, named by the settings in which the lines differ. A sweep in one of the `directories`
     says whether a line reached its target."""
     reached: dict[Path, bool | None] = {}
@@ -103,7 +103,7 @@ def lines_of(runs: Sequence[Run], directories: Sequence[Path] = ()) -> list[Line
         sweep = find_sweep(directory)
         for group in sweep.groups if sweep else ():
             reached |= {(directory / cell.run).resolve(): group.reached for cell in group.cells if cell.run}
-    members: dict[str, list[Run]] = defaultdict(list)
+    members: dict[str, list[LoadedRun]] = defaultdict(list)
     for run in runs:
         config = run.result.config
         members[repr(sorted((k, plain(v)) for k, v in config.items() if k not in _NOT_A_LINE))].append(run)
@@ -224,7 +224,7 @@ class _Tally:
         if attacked and not self.groups and not self.missing:
             self.missing = "no sample was scored before, after and now and not trained on by the attacker"
 
-    def _add_run(self, run: Run, attack: AttackResult) -> None:
+    def _add_run(self, run: LoadedRun, attack: AttackResult) -> None:
         headlines = headlines_of(run.result)
         if not headlines:
             self.missing = "its record does not name the metrics that forgetting is judged by"

@@ -9,7 +9,7 @@ from typing import Any
 
 from letgo.report.chart import Axis, Figure, Plot, Point, Strip, Strips, band_key, domain, mark_key
 from letgo.report.numbers import MISSING, measured, number, percent, words
-from letgo.report.table import Row, columns, rows
+from letgo.report.table import TableRow, columns, rows
 from letgo.runs.results import AttackResult, Metric, Metrics, Result
 
 MOST_POINTS = 400
@@ -232,7 +232,7 @@ def _outcome(attack: AttackResult) -> str:
     return "broke the model" if attack.collapsed else "survived" if attack.survived else "not survived"
 
 
-def _full_name(row: Row) -> str:
+def _full_name(row: TableRow) -> str:
     if row.attack is None:
         return row.label
     held_out = ", on held-out rows" if row.attack.baseline else ""

@@ -19,7 +19,7 @@ from letgo.report import answers, figures
 from letgo.report.analyses import AnalysisView, view
 from letgo.report.chart import Figure
 from letgo.report.compared import compared
-from letgo.report.load import Run, find_runs
+from letgo.report.load import LoadedRun, find_runs
 from letgo.report.rendering import asset, policy, template, write_page
 from letgo.report.settings import settings, varying
 from letgo.report.table import Column, attack_labels, columns, keys, rows, short_labels
@@ -45,7 +45,7 @@ class AnswerSet:
     name: str
     title: str
     stages: Sequence[str]
-    questions: Sequence[answers.Question]
+    questions: Sequence[answers.ShownQuestion]
     total: int
 
 
@@ -54,7 +54,7 @@ class RunView:
     """One run as the template sees it; what takes reading files is read when it is reached."""
 
     index: int
-    run: Run
+    run: LoadedRun
     most_answers: int
     curves: dict[str, int]
 
@@ -108,7 +108,7 @@ def write_report(directories: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def render(runs: Sequence[Run], directories: Sequence[Path] = ()) -> str:
+def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> str:
     """The page as text; `directories` are what was asked for, where sweeps are looked for. The same directories give
     the same text."""
     results, many = [run.result for run in runs], len(runs) > 1
@@ -138,7 +138,7 @@ def render(runs: Sequence[Run], directories: Sequence[Path] = ()) -> str:
     )
 
 
-def spread(questions: Sequence[answers.Question], most: int) -> list[answers.Question]:
+def spread(questions: Sequence[answers.ShownQuestion], most: int) -> list[answers.ShownQuestion]:
     """Up to `most` questions, evenly spaced over the file, so that none is picked by its outcome."""
     if len(questions) <= most:
         return list(questions)

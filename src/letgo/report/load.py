@@ -17,7 +17,7 @@ DEPTH = 2
 
 
 @dataclass(frozen=True)
-class Run:
+class LoadedRun:
     """A run directory with its result; samples and history are read when asked for, as they are large."""
 
     directory: Path
@@ -38,10 +38,10 @@ class Run:
         return (self.directory / CONFIG_FILE).is_file()
 
 
-def find_runs(directories: Sequence[Path]) -> list[Run]:
+def find_runs(directories: Sequence[Path]) -> list[LoadedRun]:
     """The runs in the given directories, in order, each once; a `UserError` where a directory is missing, or neither is
     a run nor holds one within `DEPTH` levels."""
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, LoadedRun] = {}
     if not directories:
         raise UserError("no run directory was given: letgo report DIR… --output report.html")
     for directory in directories:
@@ -53,7 +53,7 @@ def find_runs(directories: Sequence[Path]) -> list[Run]:
             raise UserError(f"{directory} holds no run: there is no result.json in it or up to {DEPTH} levels below")
         for path in paths:
             if path.resolve() not in runs:
-                runs[path.resolve()] = Run(path, read_result(path))
+                runs[path.resolve()] = LoadedRun(path, read_result(path))
     return list(runs.values())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from letgo.core.catalog import parse_spec
 from letgo.report.answers import visible
-from letgo.report.load import Run
+from letgo.report.load import LoadedRun
 from letgo.report.numbers import MISSING
 from letgo.runs.results import CONFIG_FILE, AttackResult
 
@@ -56,7 +56,7 @@ def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return chosen[:MOST_VARYING]
 
 
-def commands(run: Run) -> list[str]:
+def commands(run: LoadedRun) -> list[str]:
     """What to type to make the run again, from its own resolved configuration."""
     lines, model, attacks = [], str(run.directory), run.result.attacks
     if run.has_config:

@@ -47,7 +47,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A model, measured: `stage` is its name in samples.jsonl."""
 
     stage: str
@@ -104,23 +104,25 @@ def keys(results: Iterable[Result]) -> list[str]:
     return sorted(seen, key=lambda key: [not key.startswith(prefix) for prefix in SETS])
 
 
-def rows(result: Result) -> list[Row]:
+def rows(result: Result) -> list[TableRow]:
     """Before, after, references, then each attack with, beneath it, the same held-out rows before and after."""
-    table = [Row("before", "before", "before", result.before)] if result.before else []
+    table = [TableRow("before", "before", "before", result.before)] if result.before else []
     if result.after:
-        table.append(Row("after", "evaluated" if result.evaluation else "after", "after", result.after))
+        table.append(TableRow("after", "evaluated" if result.evaluation else "after", "after", result.after))
     for name, metrics in result.references.items():
         detail = "never saw the forget set" if name in ("retrained", "retain") else ""
-        table.append(Row(f"reference:{name}", f"{name} reference", "reference", metrics, detail))
+        table.append(TableRow(f"reference:{name}", f"{name} reference", "reference", metrics, detail))
     for attack in result.attacks:
         settings = attack.label.partition(":")[2].replace(",", ", ")
-        table.append(Row(f"attack:{attack.label}", attack.name, "attack", attack.metrics, settings, attack))
+        table.append(TableRow(f"attack:{attack.label}", attack.name, "attack", attack.metrics, settings, attack))
         for name, metrics in attack.baseline.items():
-            table.append(Row("", f"{name}, {attack.part}", "baseline", metrics, f"what {attack.name} is held against"))
+            table.append(
+                TableRow("", f"{name}, {attack.part}", "baseline", metrics, f"what {attack.name} is held against")
+            )
     return table
 
 
-def usual_n(shown: Sequence[Row], key: str) -> int | None:
+def usual_n(shown: Sequence[TableRow], key: str) -> int | None:
     """The n that most rows of a column have, so that only the others need to carry their own."""
     counts = [row.metrics[key].n for row in shown if key in row.metrics]
     return max(counts, key=lambda n: (counts.count(n), n)) if counts else None

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from letgo.report.answers import Question, collect, cut, marked, stage_title, visible
+from letgo.report.answers import ShownQuestion, collect, cut, marked, stage_title, visible
 from letgo.report.numbers import MISSING, duration, interval, number, percent
-from letgo.report.table import Column, Row, columns, rows, usual_n
+from letgo.report.table import Column, TableRow, columns, rows, usual_n
 from letgo.report.verdict import verdict
 from letgo.runs.results import Result
 
@@ -60,7 +60,7 @@ def print_answers(samples: Iterable[Mapping[str, Any]], console: Console, limit:
         console.print(table)
 
 
-def _table(shown: Sequence[Row], metrics: Sequence[Column]) -> Table:
+def _table(shown: Sequence[TableRow], metrics: Sequence[Column]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", overflow="fold", min_width=11)
     for column in metrics:
@@ -85,7 +85,7 @@ def _table(shown: Sequence[Row], metrics: Sequence[Column]) -> Table:
     return table
 
 
-def _fitting(shown: Sequence[Row], metrics: Sequence[Column], console: Console) -> list[Column]:
+def _fitting(shown: Sequence[TableRow], metrics: Sequence[Column], console: Console) -> list[Column]:
     """The columns that the terminal has room for: general ones are dropped first, then the last of several forget
     metrics. The page, the JSON and the sentences beneath have them all."""
     kept = list(metrics)
@@ -96,14 +96,14 @@ def _fitting(shown: Sequence[Row], metrics: Sequence[Column], console: Console) 
     return kept
 
 
-def _label(row: Row, *, bare: bool) -> Text:
+def _label(row: TableRow, *, bare: bool) -> Text:
     if row.kind == "baseline":
         return Text(f"  {row.label}", "dim")
     name = ("after " if row.kind == "attack" else "") + visible(row.label)
     return _with_details(name, [visible(row.detail)] if row.detail and not bare else [])
 
 
-def _cell(row: Row, key: str, usual: int | None) -> Text:
+def _cell(row: TableRow, key: str, usual: int | None) -> Text:
     metric = row.metrics.get(key)
     if metric is None:
         return Text(MISSING, "dim")
@@ -111,7 +111,7 @@ def _cell(row: Row, key: str, usual: int | None) -> Text:
     return _with_details(number(metric.value), lines, "dim" if row.kind == "baseline" else "bold")
 
 
-def _kept(row: Row) -> Text:
+def _kept(row: TableRow) -> Text:
     if row.kept is None:
         return Text(MISSING, "dim")
     return _with_details(row.kept, ["worst", row.worst_seed] if row.worst_seed else [])
@@ -125,14 +125,14 @@ def _with_details(text: str, details: Sequence[str], style: str = "bold") -> Tex
     return lines
 
 
-def _survived(row: Row) -> Text:
+def _survived(row: TableRow) -> Text:
     if row.survived is None:
         return Text(MISSING, "dim")
     text = {"yes": "✓ yes", "no": "✗ no", "broken": "✗ broken"}[row.survived]
     return Text(text, f"bold {'green' if row.survived == 'yes' else 'red'}")
 
 
-def _answer(question: Question, stage: str) -> Text:
+def _answer(question: ShownQuestion, stage: str) -> Text:
     answer = question.answers.get(stage)
     if answer is None or answer.text is None:
         return Text(MISSING, "dim")

@@ -91,7 +91,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Condition:
     """FIELD OP VALUE, where VALUE may be a multiple of the same metric at another stage."""
 
     field: Field
@@ -121,13 +121,13 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Query:
+class RunQuery:
     """A parsed expression: `matches(record)`, and the fields and comparisons that it names."""
 
     text: str
     matches: Callable[[RunRecord], bool]
     fields: tuple[Field, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[Condition, ...]
 
     def select(self, records: Sequence[RunRecord]) -> list[RunRecord]:
         """The records that match. A field that none of them has is a `UserError`."""
@@ -150,7 +150,7 @@ def check_field(field: Field, records: Sequence[RunRecord]) -> None:
         raise UserError(f"no run has a field {field.name!r}{near}\n  fields: {', '.join(known)}")
 
 
-def parse_query(text: str) -> Query:
+def parse_query(text: str) -> RunQuery:
     """Parse an expression; a mistake in it is a `UserError` that says where.
 
     Python's parser gets its skeleton alone, brackets and `and`, `or`, `not` with a `_` where each condition begins, so
@@ -181,7 +181,7 @@ def parse_query(text: str) -> Query:
         matches = _test(ast.parse("".join(skeleton), mode="eval").body, conditions)
     except (SyntaxError, MemoryError, RecursionError):
         raise UserError(f"{_short(text)}: too many brackets and 'not's inside each other; write it flatter") from None
-    return Query(text, matches, tuple(fields), tuple(comparisons))
+    return RunQuery(text, matches, tuple(fields), tuple(comparisons))
 
 
 def parse_field(text: str) -> Field:
@@ -192,7 +192,7 @@ def parse_field(text: str) -> Field:
     return _field(text, match)
 
 
-def _test(node: ast.expr, conditions: Mapping[int, Comparison], depth: int = 0) -> Callable[[RunRecord], bool]:
+def _test(node: ast.expr, conditions: Mapping[int, Condition], depth: int = 0) -> Callable[[RunRecord], bool]:
     """What a node of the skeleton asks of a run."""
     if depth > _DEEPEST:
         raise RecursionError
@@ -209,25 +209,25 @@ def _test(node: ast.expr, conditions: Mapping[int, Comparison], depth: int = 0) 
     raise SyntaxError
 
 
-def _condition(text: str, match: re.Match[str]) -> Comparison:
+def _condition(text: str, match: re.Match[str]) -> Condition:
     field, op, word = _field(text, match), match["op"], match["value"]
     if match["pattern"]:
-        return Comparison(field, "~", _unquoted(match["pattern"]))
+        return Condition(field, "~", _unquoted(match["pattern"]))
     if match["quoted"]:
-        return Comparison(field, op, _unquoted(match["quoted"]))
+        return Condition(field, op, _unquoted(match["quoted"]))
     if op is None:
         begun = re.compile(r"\s*([<>=!]=|[=<>~])").match(text, match.end())
         if begun:
             raise _error(text, begun.end(), "a value")
         if field.argument is None or field.name == "kept":
             raise _error(text, match.end(), "one of = != < <= > >= ~")
-        return Comparison(field, "=", True)
+        return Condition(field, "=", True)
     value = parse_value(word)
     if match["stage"] is None:
-        return Comparison(field, op, 1.0, word) if word in ("before", "after") else Comparison(field, op, value)
+        return Condition(field, op, 1.0, word) if word in ("before", "after") else Condition(field, op, value)
     if not _is_number(value):
         raise UserError(f"{_short(text)}: only a number can be multiplied, not {word!r}")
-    return Comparison(field, op, float(word), match["stage"])
+    return Condition(field, op, float(word), match["stage"])
 
 
 def _field(text: str, match: re.Match[str]) -> Field:

@@ -35,7 +35,7 @@ class Generation:
 
 
 @dataclass
-class Row:
+class DecodedRow:
     """One answer in the making, of at most `room` tokens."""
 
     room: int
@@ -57,7 +57,7 @@ class Decoder:
     def text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=self.clean_up)
 
-    def pick(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    def pick(self, logits: Tensor, rows: Sequence[DecodedRow]) -> list[int]:
         """The next token of each row, greedily or drawn."""
         if torch.isnan(logits).any():
             raise NonFiniteLossError("the model's logits came out as NaN; its weights are broken")
@@ -65,7 +65,7 @@ class Decoder:
             return logits.argmax(-1).tolist()
         return self.sampling.draw(logits, [row.generator for row in rows if row.generator is not None])
 
-    def add(self, row: Row, token: int) -> None:
+    def add(self, row: DecodedRow, token: int) -> None:
         """Add a token to a row, and end the row where that is due."""
         row.tokens.append(token)
         if token in self.ends:
@@ -75,14 +75,19 @@ class Decoder:
         elif len(row.tokens) >= row.room:
             row.end = "length"
 
-    def finished(self, row: Row) -> Generation:
+    def finished(self, row: DecodedRow) -> Generation:
         text = self.text(row.tokens)
         cut = min((start for end in self.stop if (start := text.find(end)) >= 0), default=len(text))
         return Generation(text[:cut], tuple(row.tokens), row.end or "length")
 
 
 def decode_batch(
-    model: Any, rows: list[Row], prompts: list[list[int]], prefix: Prefix | None, able: Abilities, decoder: Decoder
+    model: Any,
+    rows: list[DecodedRow],
+    prompts: list[list[int]],
+    prefix: Prefix | None,
+    able: Abilities,
+    decoder: Decoder,
 ) -> None:
     """Fill the rows' tokens: equally many rows for each of the prompts, in order. `prefix` begins all prompts."""
     device = device_of(model)

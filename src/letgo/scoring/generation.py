@@ -19,7 +19,7 @@ from letgo.models.forward import through
 from letgo.models.running import device_of, evaluating, generation_budget, is_sharded, learned_positions
 from letgo.scoring.abilities import Abilities, abilities
 from letgo.scoring.cache import Prefix, run_prefix
-from letgo.scoring.decoding import Decoder, Generation, Row, decode_batch
+from letgo.scoring.decoding import DecodedRow, Decoder, Generation, decode_batch
 from letgo.scoring.packed import packed
 from letgo.scoring.prefix_tree import shared_prefixes
 from letgo.scoring.resume_log import ResumeLog, content_key
@@ -106,11 +106,11 @@ class _Prompt:
         style = (how, samples, list(decoder.stop), decoder.clean_up)
         return content_key("generate", list(self.tokens), repetition, self.room, *style)
 
-    def rows(self, sampling: Sampling | None, samples: int) -> list[Row]:
+    def rows(self, sampling: Sampling | None, samples: int) -> list[DecodedRow]:
         """Its answers, not yet begun."""
         if sampling is None:
-            return [Row(self.room, None)]
-        return [Row(self.room, sampling.generator(self.tokens, self.repetition, n)) for n in range(samples)]
+            return [DecodedRow(self.room, None)]
+        return [DecodedRow(self.room, sampling.generator(self.tokens, self.repetition, n)) for n in range(samples)]
 
 
 def _generate(

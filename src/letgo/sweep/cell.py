@@ -13,7 +13,7 @@ from letgo.core.locks import locked
 from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
 from letgo.runs.results import Result, is_run, read_result
-from letgo.sweep.workers import Task
+from letgo.sweep.workers import CellTask
 from letgo.training.config import make_config
 from letgo.training.unlearn import unlearn
 
@@ -24,27 +24,27 @@ SCORES = ".scores"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellOutcome:
     """What a run's directory has: a result, or why there is none."""
 
     result: Result | None
     error: str = ""
 
 
-def outcome(task: Task) -> Outcome | None:
+def outcome(task: CellTask) -> CellOutcome | None:
     """What is known of a task from its directory; None while it is still to be done, or done in part."""
     error = task.directory / ERROR_FILE
     if error.is_file():
-        return Outcome(None, read_json(error)["error"])
+        return CellOutcome(None, read_json(error)["error"])
     if not is_run(task.directory):
         return None
     result = read_result(task.directory)
     if result.status == "failed":
-        return Outcome(None, "; ".join(result.reasons))
-    return Outcome(result) if not _missing(task, result) else None
+        return CellOutcome(None, "; ".join(result.reasons))
+    return CellOutcome(result) if not _missing(task, result) else None
 
 
-def run_task(task: Task) -> Literal["over", "busy"]:
+def run_task(task: CellTask) -> Literal["over", "busy"]:
     """Do what is still to be done of a task; "busy" where another process is at work on it.
 
     Nothing is raised: a failure is written into the run's directory. The index is left alone: the sweep writes it, for
@@ -59,7 +59,7 @@ def run_task(task: Task) -> Literal["over", "busy"]:
     return "over"
 
 
-def _do(task: Task) -> None:
+def _do(task: CellTask) -> None:
     directory, shared = task.directory, task.directory.parents[1] / SCORES
     try:
         if not is_run(directory) or read_result(directory).status == "failed":
@@ -75,7 +75,7 @@ def _do(task: Task) -> None:
         write_error(task, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-def _missing(task: Task, result: Result) -> list[str]:
+def _missing(task: CellTask, result: Result) -> list[str]:
     """The attacks that are still to be made; a collapsed run is not attacked."""
     if result.status != "finished":
         return []
@@ -83,7 +83,7 @@ def _missing(task: Task, result: Result) -> list[str]:
     return [spec for spec in task.attacks if plan_attack(spec).label not in made]
 
 
-def write_error(task: Task, message: str, trace: str = "") -> None:
+def write_error(task: CellTask, message: str, trace: str = "") -> None:
     """Record a task as failed."""
     task.directory.mkdir(parents=True, exist_ok=True)
     document = {"error": message} | ({"traceback": trace} if trace else {})

@@ -18,13 +18,13 @@ from letgo.core.progress import Quiet, Reporter
 from letgo.runs import index_for, record_run
 from letgo.runs.results import RESULT_FILE, is_run, read_result
 from letgo.runs.sweeps import RUNS_FOLDER, SWEEP_FILE, CellState, GroupState, Sweep, TrialState, read_sweep, write_sweep
-from letgo.sweep.cell import ERROR_FILE, Outcome, outcome, write_error
-from letgo.sweep.grid import Cell, Grid, Group, Part, with_setting
+from letgo.sweep.cell import ERROR_FILE, CellOutcome, outcome, write_error
+from letgo.sweep.grid import Cell, Grid, Group, SweepPart, with_setting
 from letgo.sweep.local import InProcess, Processes
 from letgo.sweep.resources import Resources, device_slots
 from letgo.sweep.table import TABLE_FILE, as_csv
 from letgo.sweep.tuning import BROKEN, MEETS, choose, judge
-from letgo.sweep.workers import CLAIMS, Ending, Task, Workers
+from letgo.sweep.workers import CLAIMS, CellTask, Ending, Workers
 
 SWEEP_LOCK = ".sweep.lock"
 """In a sweep's folder: held alone by a whole sweep, shared by those that run a part of its cells."""
@@ -41,7 +41,7 @@ def sweep(
     *,
     resume: bool = False,
     retry_failed: bool = False,
-    part: Part | None = None,
+    part: SweepPart | None = None,
     reporter: Reporter | None = None,
 ) -> Sweep:
     """Run every cell of a grid: tune each group where the grid says so, then run its seeds and attack them.
@@ -95,14 +95,14 @@ def _workers(grid: Grid, reporter: Reporter) -> Workers:
 
 
 class _Execution:
-    def __init__(self, grid: Grid, part: Part | None, reporter: Reporter) -> None:
+    def __init__(self, grid: Grid, part: SweepPart | None, reporter: Reporter) -> None:
         self.grid, self.part, self.reporter = grid, part, reporter
         self.mine = part.cells(grid) if part else frozenset(cell.name for cell in grid.cells)
         self.groups = [group for group in grid.groups if any(cell.name in self.mine for cell in group.cells)]
         self.runs = grid.output / RUNS_FOLDER
-        self.outcomes: dict[Path, Outcome] = {}
+        self.outcomes: dict[Path, CellOutcome] = {}
         self.deaths: dict[Path, int] = {}
-        self.running: dict[Path, Task] = {}
+        self.running: dict[Path, CellTask] = {}
 
     def run(self, workers: Workers, retry_failed: bool) -> Sweep:
         if retry_failed:
@@ -126,7 +126,7 @@ class _Execution:
 
     # -- the index ----------------------------------------------------------------------------------------------------
 
-    def record(self, task: Task) -> None:
+    def record(self, task: CellTask) -> None:
         """Put a run into the index. Of several parts none does: one file of SQLite has one machine that writes it."""
         if self.part is None and is_run(task.directory):
             record_run(task.directory, self.reporter.say)
@@ -156,16 +156,16 @@ class _Execution:
 
     # -- what there is to do ------------------------------------------------------------------------------------------
 
-    def task(self, cell: Cell, changes: Mapping[str, Any], *, trial: bool = False) -> Task:
+    def task(self, cell: Cell, changes: Mapping[str, Any], *, trial: bool = False) -> CellTask:
         """A cell with the changes that its group's tuning chose; or one candidate of the tuning, without attacks."""
-        return Task(
+        return CellTask(
             self.runs / (f"{cell.name}-{digest_of(changes)[:6]}" if changes else cell.name),
             with_setting({"save_total_limit": 1} | dict(cell.settings), changes),
             () if trial else self.grid.attacks,
             (f"sweep:{self.grid.output.resolve().name}",),
         )
 
-    def known(self, task: Task) -> Outcome | None:
+    def known(self, task: CellTask) -> CellOutcome | None:
         """What is known of a task; what is known for good is remembered."""
         known = self.outcomes.get(task.directory)
         if known is None or (task.attacks and known.result is not None):
@@ -174,7 +174,7 @@ class _Execution:
                 self.outcomes[task.directory] = known
         return known
 
-    def trials(self, group: Group) -> tuple[list[TrialState], Task | None]:
+    def trials(self, group: Group) -> tuple[list[TrialState], CellTask | None]:
         """The trials of a group that are done, and the one that comes next; None when tuning is over."""
         trials: list[TrialState] = []
         tune = self.grid.tune
@@ -190,10 +190,10 @@ class _Execution:
                 trials.append(judge(tune, changes, run, known.result))
         return trials, None
 
-    def relative(self, task: Task) -> str:
+    def relative(self, task: CellTask) -> str:
         return task.directory.relative_to(self.grid.output).as_posix()
 
-    def tasks(self, group: Group) -> list[Task]:
+    def tasks(self, group: Group) -> list[CellTask]:
         """What a group's cells are, once it is tuned; until then the next trial alone."""
         trials, following = self.trials(group)
         if following is not None:
@@ -201,7 +201,7 @@ class _Execution:
         changes = choose(trials).changes if trials else {}
         return [self.task(cell, changes) for cell in group.cells if cell.name in self.mine]
 
-    def waiting(self) -> list[Task]:
+    def waiting(self) -> list[CellTask]:
         return [task for group in self.groups for task in self.tasks(group) if self.known(task) is None]
 
     def size(self) -> int:
@@ -220,7 +220,7 @@ class _Execution:
 
     # -- doing it -----------------------------------------------------------------------------------------------------
 
-    def completed(self, workers: Workers) -> Iterator[Task]:
+    def completed(self, workers: Workers) -> Iterator[CellTask]:
         """Do everything, yielding each task when it is over."""
         later: dict[Path, float] = {}
         """When a task that another process is at work on is to be asked for again."""
@@ -255,7 +255,7 @@ class _Execution:
             for task in self.running.values():
                 self.record(task)
 
-    def see(self, task: Task) -> None:
+    def see(self, task: CellTask) -> None:
         """Wait till a task's end is seen here: a network's file system shows it late."""
         limit = time.monotonic() + SEEN_SECONDS
         while self.known(task) is None:
@@ -319,7 +319,7 @@ class _Execution:
             cells=[self.cell_state(cell, self.task(cell, changes) if tuned else None) for cell in group.cells],
         )
 
-    def cell_state(self, cell: Cell, task: Task | None) -> CellState:
+    def cell_state(self, cell: Cell, task: CellTask | None) -> CellState:
         known = self.known(task) if task else None
         if task is None or known is None:
             return CellState(name=cell.name, seed=cell.seed, status="pending")

@@ -105,7 +105,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Part:
+class SweepPart:
     """The `number`-th of `of` parts of a sweep's cells, counted from 1: for tasks that share one sweep and do not
     communicate (a SLURM array)."""
 
@@ -123,12 +123,12 @@ class Part:
         return frozenset(cell.name for group in grid.groups[self.number - 1 :: self.of] for cell in group.cells)
 
 
-def parse_part(text: str) -> Part:
+def parse_part(text: str) -> SweepPart:
     """Read "3/8": the third of eight parts."""
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--cells {text!r} must be PART/PARTS, such as 3/8: the third of eight, from 1/8 to 8/8")
-    return Part(int(match[1]), int(match[2]))
+    return SweepPart(int(match[1]), int(match[2]))
 
 
 def read_grid(

@@ -10,18 +10,18 @@ from multiprocessing.connection import Connection, wait
 from letgo.sweep.cell import run_task
 from letgo.sweep.resources import processors
 from letgo.sweep.worker import serve
-from letgo.sweep.workers import Ending, Task, Workers
+from letgo.sweep.workers import CellTask, Ending, Workers
 
 
 class InProcess(Workers):
     """One task at a time, in the process that asks."""
 
-    task: Task | None = None
+    task: CellTask | None = None
 
     def free(self) -> int:
         return 0 if self.task else 1
 
-    def start(self, task: Task) -> None:
+    def start(self, task: CellTask) -> None:
         self.task = task
 
     def ended(self, timeout: float | None) -> Sequence[Ending]:
@@ -36,7 +36,7 @@ class _Worker:
 
     def __init__(self, threads: int, devices: str | None) -> None:
         context = multiprocessing.get_context("spawn")
-        self.task: Task | None = None
+        self.task: CellTask | None = None
         self.devices = devices
         self.pipe: Connection
         self.pipe, theirs = context.Pipe()
@@ -71,7 +71,7 @@ class Processes(Workers):
     def free(self) -> int:
         return len(self.free_slots) + sum(worker.task is None for worker in self.workers)
 
-    def start(self, task: Task) -> None:
+    def start(self, task: CellTask) -> None:
         worker = next((worker for worker in self.workers if worker.task is None), None)
         if worker is None:
             worker = _Worker(self.threads, self.free_slots.pop(0))

@@ -25,7 +25,7 @@ from letgo.core.sizes import size
 from letgo.sweep.grid import Grid
 from letgo.sweep.resources import processors
 from letgo.sweep.worker import compare, look, run_on_node
-from letgo.sweep.workers import Ending, Task, Workers
+from letgo.sweep.workers import CellTask, Ending, Workers
 
 ADDRESS = "RAY_ADDRESS"
 LOOK_SECONDS = 5.0
@@ -51,7 +51,7 @@ class RayWorkers(Workers):
             _answers(self.address)
         self.folder = grid.output.resolve()
         self.probe = self.folder / f".probe-{uuid.uuid4().hex}"
-        self.running: dict[Any, Task] = {}
+        self.running: dict[Any, CellTask] = {}
         self.here: dict[str, Any] = {}
         self.cpus, self.gpus = grid.resources.cpus or 1, grid.resources.gpus or 0
         self.last_fit = self.last_look = 0.0
@@ -164,7 +164,7 @@ class RayWorkers(Workers):
     def free(self) -> int:
         return (self.grid.workers or UNLIMITED) - len(self.running)
 
-    def start(self, task: Task) -> None:
+    def start(self, task: CellTask) -> None:
         remote = self.ray.remote(run_on_node).options(
             name=f"letgo {task.directory.name}",
             num_cpus=self.cpus,

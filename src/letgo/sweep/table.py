@@ -7,7 +7,7 @@ from typing import Any
 
 from letgo.core.files import csv_text
 from letgo.report.comparison import Line
-from letgo.report.load import Run
+from letgo.report.load import LoadedRun
 from letgo.runs.results import Result, read_result
 from letgo.runs.sweeps import Sweep
 
@@ -20,7 +20,7 @@ def lines(sweep: Sweep, folder: Path) -> list[Line]:
     for group in sweep.groups:
         directories = [folder / cell.run for cell in group.cells if cell.run is not None]
         if directories:
-            runs = tuple(Run(directory, read_result(directory)) for directory in directories)
+            runs = tuple(LoadedRun(directory, read_result(directory)) for directory in directories)
             made.append(Line(group.name, group.optimizer, runs, group.reached))
     return made
 

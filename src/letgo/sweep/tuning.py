@@ -18,7 +18,7 @@ from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.core.search import Range, TreeSearch, combinations
 from letgo.runs import RunRecord
-from letgo.runs.query import MISSING, Comparison, Query, parse_query
+from letgo.runs.query import MISSING, Condition, RunQuery, parse_query
 from letgo.runs.results import Result
 from letgo.runs.sweeps import TrialState
 
@@ -31,8 +31,8 @@ class Tune:
     """What is tuned: for each key, by the optimizer's name as a shell pattern, the values to try or their range."""
 
     values: Mapping[str, Mapping[str, Sequence[Any] | Range]]
-    target: Query
-    bound: Query | None
+    target: RunQuery
+    bound: RunQuery | None
     trials: int = 0
     seed: int = 0
 
@@ -159,7 +159,7 @@ def _hopeless(candidate: Mapping[str, Any], done: Sequence[TrialState]) -> bool:
     return False
 
 
-def _gap(comparison: Comparison, record: RunRecord) -> float | None:
+def _gap(comparison: Condition, record: RunRecord) -> float | None:
     """How far inside its limit a metric is, as a share of the limit; negative outside; None where it is missing."""
     value, limit = comparison.field.of(record), comparison.bound(record)
     if value is MISSING or limit is MISSING:
@@ -169,6 +169,6 @@ def _gap(comparison: Comparison, record: RunRecord) -> float | None:
     return difference / max(abs(float(limit)), 1e-9)
 
 
-def _missed(query: Query, record: RunRecord) -> float:
+def _missed(query: RunQuery, record: RunRecord) -> float:
     gaps = [_gap(comparison, record) for comparison in query.comparisons]
     return sum(1e3 if gap is None else max(-gap, 0.0) for gap in gaps)

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from letgo.sweep.workers import Task
+from letgo.sweep.workers import CellTask
 
 
 def serve(pipe: Connection, threads: int, devices: str | None, parent: int) -> None:
@@ -70,7 +70,7 @@ def run_on_node(order: Mapping[str, Any], folder: str, threads: int, here: Mappi
     _prepare(threads)
     from letgo.sweep.cell import run_task
 
-    task = Task(**order)
+    task = CellTask(**order)
     try:
         # Relative paths hold where there is the folder that the sweep was started in.
         os.chdir(here["cwd"])

@@ -17,7 +17,7 @@ CLAIMS = ".claims"
 
 
 @dataclass(frozen=True)
-class Task:
+class CellTask:
     """A run to be made: its directory, its settings, the attacks on it, and its tags."""
 
     directory: Path
@@ -36,7 +36,7 @@ class Ending:
     """How a task's process came back: "over" (its directory says what came of it), "busy" (another process is at work
     on it), "died" (the process was lost; `why`)."""
 
-    task: Task
+    task: CellTask
     how: Literal["over", "busy", "died"]
     why: str = ""
 
@@ -49,7 +49,7 @@ class Workers(AbstractContextManager["Workers"]):
         """How many more tasks may be started now."""
         raise NotImplementedError
 
-    def start(self, task: Task) -> None:
+    def start(self, task: CellTask) -> None:
         """Run a task, without waiting for it."""
         raise NotImplementedError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from letgo.benchmarks.biographies.data import ASSETS, Biographies, Group, general_texts, people
+from letgo.benchmarks.biographies.data import ASSETS, Biographies, PersonGroup, general_texts, people
 from letgo.benchmarks.engine.base import Benchmark, Item, Text
 from letgo.benchmarks.engine.questions import MEMBERSHIP
 from letgo.data.rows import Row, read_rows
@@ -48,7 +48,7 @@ def biographies(*, seed: int = 0) -> Benchmark:
     )
 
 
-def _training_rows(data: Biographies, group: Group) -> list[Row]:
+def _training_rows(data: Biographies, group: PersonGroup) -> list[Row]:
     rows = data.training_rows(group)
     records = [{"question": row["question"], "answer": row["answer"], "group": row["person"]} for row in rows]
     return read_rows(records, name=f"biographies, {group} people")

@@ -25,9 +25,9 @@ from letgo.benchmarks.biographies.words import general_texts as general_texts
 from letgo.core.errors import UserError
 from letgo.models.load import ASSETS as MODELS
 
-Group = Literal["forget", "retain", "tutor", "holdout"]
-GROUPS: tuple[Group, ...] = get_args(Group)
-SIZES: Mapping[Group, int] = {"forget": 20, "retain": 50, "tutor": 50, "holdout": 20}
+PersonGroup = Literal["forget", "retain", "tutor", "holdout"]
+GROUPS: tuple[PersonGroup, ...] = get_args(PersonGroup)
+SIZES: Mapping[PersonGroup, int] = {"forget": 20, "retain": 50, "tutor": 50, "holdout": 20}
 
 PROMPT = "Question: {question}\nAnswer:"
 """What comes before an answer. The answer follows after one space, which belongs to the answer's first token."""
@@ -115,7 +115,7 @@ class Person:
     """A fictional person: the full name, the group, the value of every fact, and the biography that training shows."""
 
     name: str
-    group: Group
+    group: PersonGroup
     facts: Mapping[str, str]
     biography: str
     prompt: str
@@ -134,13 +134,13 @@ class Biographies:
     seed: int
     people: tuple[Person, ...]
 
-    def group(self, group: Group) -> list[Person]:
+    def group(self, group: PersonGroup) -> list[Person]:
         """The people of one group, in a fixed order."""
         if group not in GROUPS:
             raise UserError(f"unknown group of biographies {group!r}; there are {', '.join(GROUPS)}")
         return [person for person in self.people if person.group == group]
 
-    def rows(self, group: Group) -> list[dict[str, Any]]:
+    def rows(self, group: PersonGroup) -> list[dict[str, Any]]:
         """One row per person and fact, with TOFU's fields and a few more.
 
         - `question`, `answer`: a wording used in training, and the answer as a short phrase.
@@ -152,15 +152,15 @@ class Biographies:
         """
         return [self._row(person, fact) for person in self.group(group) for fact in FACTS]
 
-    def training_rows(self, group: Group) -> list[dict[str, Any]]:
+    def training_rows(self, group: PersonGroup) -> list[dict[str, Any]]:
         """One row per person, fact and wording used in training: what a forget or retain set is made of."""
         return [row | {"question": q} for row in self.rows(group) for q in row["trained_question"]]
 
-    def held_out_rows(self, group: Group) -> list[dict[str, Any]]:
+    def held_out_rows(self, group: PersonGroup) -> list[dict[str, Any]]:
         """One row per person, fact and wording never used in training of that person: what knowledge is measured on."""
         return [row | {"question": q} for row in self.rows(group) for q in row["paraphrased_question"]]
 
-    def texts(self, group: Group) -> list[dict[str, str]]:
+    def texts(self, group: PersonGroup) -> list[dict[str, str]]:
         """One row per person: `text` (the biography), its parts `prompt` and `continuation`, `person`, `group`."""
         rows = []
         for person in self.group(group):
@@ -198,7 +198,7 @@ def people(seed: int = 0) -> Biographies:
     """
     rng = random.Random(f"biographies people {seed}")
     # Retain and tutors come first: they alone go through every list at least twice.
-    groups: list[Group] = [g for g in ("retain", "tutor", "forget", "holdout") for _ in range(SIZES[g])]
+    groups: list[PersonGroup] = [g for g in ("retain", "tutor", "forget", "holdout") for _ in range(SIZES[g])]
     count = len(groups)
     names: list[str] = []
     while len(set(names)) < count:
@@ -226,7 +226,7 @@ def model_path(which: Literal["full", "retrained"]) -> Path:
     return path
 
 
-def _person(name: str, group: Group, facts: dict[str, str], rng: random.Random) -> Person:
+def _person(name: str, group: PersonGroup, facts: dict[str, str], rng: random.Random) -> Person:
     first = name.split()[0]
     sentences = [_filled(rng.choice(fact.statements), first, facts[fact.name]) for fact in FACTS]
     sentences += [words.anecdote(first, rng) for _ in range(2)]

@@ -13,7 +13,7 @@ from letgo.benchmarks.engine.base import Benchmark, check_choice, checked_limit
 from letgo.benchmarks.engine.items import Sample, limited
 from letgo.benchmarks.engine.lm_eval_tasks import Answered, load_tasks, run_task
 from letgo.benchmarks.engine.questions import cut_metrics, means, of_set, texts_part
-from letgo.benchmarks.engine.requests import Advance, Answers, Scored, Work, joined
+from letgo.benchmarks.engine.requests import Advance, Answers, ScoredQueries, Work, joined
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.extras import need
 from letgo.core.fingerprints import digest_of
@@ -141,7 +141,7 @@ class MultipleChoice(Benchmark):
         return dict(Counter(question.task for question in self.questions))
 
     def _lm_eval_part(self, model: Any, tokenizer: Any, questions: Sequence[Question]) -> Work:
-        def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+        def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
             samples: dict[str, Sample] = {}
             by_task: dict[str, list[Question]] = {}
             for question in questions:
@@ -178,7 +178,7 @@ class MultipleChoice(Benchmark):
 def _part(model: Any, tokenizer: Any, questions: Sequence[Question]) -> Work:
     encoded = [encode_choice(tokenizer, q.prompt(), max_length=context_length(model)) for q in questions]
 
-    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+    def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
         return [
             _sample(question, [float(scores.logps.double().sum()) for scores in of_letters], cut)
             for question, of_letters, (_, _, cut) in zip(questions, scored, encoded, strict=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from letgo.benchmarks.engine.items import Item, Sample, Text, answer_tokens, shown
-from letgo.benchmarks.engine.requests import Advance, Answers, Ask, Scored, Work
+from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQueries, Work
 from letgo.core.errors import UserError
 from letgo.data.encode import encode_prompt, encode_target, start_tokens, target_text
 from letgo.metrics.memorization import probability, rouge_l_recall, truth_ratio
@@ -52,7 +52,7 @@ def items_part(
     longest = max((len(queries[i].continuations[0]) for i in asked), default=0)
     room = min(max(2 * longest, 8), max(_MAX_ANSWER_TOKENS, longest))
 
-    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+    def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
         written = {index: answer.text for index, [answer] in zip(asked, answers, strict=True)}
         samples = []
         for index, item in enumerate(items):
@@ -86,7 +86,7 @@ def texts_part(tokenizer: Any, texts: Sequence[Text]) -> Work:
     prompts = {text.id: " ".join(text.text.split()[:_GENERAL_PROMPT_WORDS]) for text in general}
     begun = (start_tokens(tokenizer) + encode_target(tokenizer, prompt) for prompt in prompts.values())
 
-    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+    def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
         written = {name: answer.text.strip() for name, [answer] in zip(prompts, answers, strict=True)}
         samples = []
         for text, [continuation] in zip(texts, scored, strict=True):

@@ -32,7 +32,7 @@ class Ask:
         return (self.stop, self.clean_up, self.sampling, self.samples)
 
 
-Scored = list[list[Scores]]
+ScoredQueries = list[list[Scores]]
 """For each query, in order, the scores of each of its continuations."""
 Answers = list[list[Generation]]
 """For each ask, in order, its answers."""
@@ -51,7 +51,7 @@ class Work:
         steps: the further steps that `finish` reports.
     """
 
-    finish: Callable[[Scored, Answers, Advance], list[Sample]]
+    finish: Callable[[ScoredQueries, Answers, Advance], list[Sample]]
     queries: Sequence[Query] = ()
     asks: Sequence[Ask] = ()
     statistics: bool = False
@@ -66,7 +66,7 @@ class Work:
 def joined(works: Sequence[Work]) -> Work:
     """Several works as one; their samples follow each other in the works' order."""
 
-    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+    def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
         samples, query, ask = [], 0, 0
         for work in works:
             of_queries, of_asks = scored[query : query + len(work.queries)], answers[ask : ask + len(work.asks)]

@@ -89,7 +89,7 @@ def muse(
     scored, trained = checked_limit(limit), checked_limit(train_limit)
     tables = PINNED[f"muse-{corpus}"].open(data=data, revision=revision)
     notes: list[str] = []
-    reader = _Reader(tables, corpus, notes)
+    reader = _MuseReader(tables, corpus, notes)
     kind, _, number = (sequence or (request or "",))[0].partition("_")
     forget = reader.rows(kind, f"forget_{number}", trained) if kind else reader.rows("raw", "forget", trained)
     kept = reader.rows("raw", retain, trained)
@@ -207,7 +207,7 @@ def _retrained_result(retrain: str | None, corpus: str, notes: list[str]) -> Ref
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _MuseReader:
     """Makes rows, items and texts of tables; notes tables of another size than on the hub."""
 
     tables: Tables

@@ -8,7 +8,7 @@ from typing import Any
 from letgo.benchmarks.engine.items import Item, Sample, Text, asked_sample
 from letgo.benchmarks.engine.questions import MIN_K, means, of_set
 from letgo.benchmarks.engine.reference import ReferenceResult
-from letgo.benchmarks.engine.requests import Advance, Answers, Ask, Scored, Work
+from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQueries, Work
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import digest_of
 from letgo.metrics.composite import privleak_metric
@@ -36,7 +36,7 @@ def verbatim_part(model: Any, tokenizer: Any, items: Sequence[Item]) -> Work:
         if not texts[-1].strip():
             raise UserError(f"{item.row.where}: the true text {item.row.target[:60]!r} has no tokens to compare with")
 
-    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+    def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
         return [
             asked_sample(item, {"verbmem": 100.0 * rouge_l_f1(text, answer.text)}, answer.text, digest_of(prompt, text))
             for item, prompt, text, [answer] in zip(items, prompts, texts, answers, strict=True)
@@ -52,7 +52,7 @@ def knowledge_part(model: Any, tokenizer: Any, items: Sequence[Item], examples: 
     for item, prompt in zip(items, prompts, strict=True):
         _check_room(model, len(prompt) + KNOWLEDGE_TOKENS, item.row.where)
 
-    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+    def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
         samples = []
         for item, [answer] in zip(items, answers, strict=True):
             scores = {"knowmem": 100.0 * rouge_l_f1(item.row.target, answer.text)}
@@ -73,7 +73,7 @@ def privacy_part(model: Any, tokenizer: Any, texts: Sequence[Text]) -> Work:
         _check_room(model, len(tokens), f"muse {text.id}")
         queries.append(text_query(tokens))
 
-    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+    def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
         samples = []
         for text, [tokens] in zip(texts, scored, strict=True):
             scores = {"min_k": min_k(tokens.logps, MIN_K), "loss": -loss_score(tokens.logps)}

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from letgo.core.errors import UserError
 
-Form = Literal["llama2", "plain", "chat"]
-FORMS: tuple[Form, ...] = ("llama2", "plain", "chat")
+AnswerForm = Literal["llama2", "plain", "chat"]
+FORMS: tuple[AnswerForm, ...] = ("llama2", "plain", "chat")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Answer:
     ended: bool
 
 
-def resolve_form(tokenizer: Any, form: Form | Literal["auto"]) -> Form:
+def resolve_form(tokenizer: Any, form: AnswerForm | Literal["auto"]) -> AnswerForm:
     """`auto` is llama2 for a tokenizer with Llama-2's chat template ("[INST]", "<<SYS>>"), else plain."""
     template = getattr(tokenizer, "chat_template", None)
     if form == "auto":
@@ -38,7 +38,7 @@ def resolve_form(tokenizer: Any, form: Form | Literal["auto"]) -> Form:
     return form
 
 
-def texts(tokenizer: Any, form: Form, question: str, answer: str) -> tuple[str, str]:
+def texts(tokenizer: Any, form: AnswerForm, question: str, answer: str) -> tuple[str, str]:
     """The question's part and the answer's part of the text."""
     if form == "llama2":
         return f"[INST] {question} [/INST]", answer
@@ -48,14 +48,14 @@ def texts(tokenizer: Any, form: Form, question: str, answer: str) -> tuple[str, 
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), answer
 
 
-def encode_question(tokenizer: Any, form: Form, question: str) -> list[int]:
+def encode_question(tokenizer: Any, form: AnswerForm, question: str) -> list[int]:
     """The prompt that is answered greedily."""
     text, _ = texts(tokenizer, form, question, "")
     # A chat template writes its start token itself.
     return list(tokenizer(text, add_special_tokens=form != "chat")["input_ids"])
 
 
-def encode_answer(tokenizer: Any, form: Form, question: str, answer: str, *, length: int, where: str) -> Answer:
+def encode_answer(tokenizer: Any, form: AnswerForm, question: str, answer: str, *, length: int, where: str) -> Answer:
     """Question and answer as one text, cut to `length` tokens; an end token where there is room for it.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Any
 from letgo.benchmarks.engine.items import Item, Sample, asked_sample
 from letgo.benchmarks.engine.questions import MIN_K, means, of_set
 from letgo.benchmarks.engine.reference import ReferenceResult
-from letgo.benchmarks.engine.requests import Advance, Answers, Ask, Scored, Work
-from letgo.benchmarks.tofu.prompts import Answer, Form, encode_answer, encode_question
+from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQueries, Work
+from letgo.benchmarks.tofu.prompts import Answer, AnswerForm, encode_answer, encode_question
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import digest_of
 from letgo.metrics.composite import forget_quality_metric, harmonic_mean_metric
@@ -35,7 +35,9 @@ FEWEST_AUTHORS = 5
 MEMBERSHIP_SCORES = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm")
 
 
-def tofu_part(model: Any, tokenizer: Any, items: Sequence[Item], form: Form, *, length: int, gradnorm: bool) -> Work:
+def tofu_part(
+    model: Any, tokenizer: Any, items: Sequence[Item], form: AnswerForm, *, length: int, gradnorm: bool
+) -> Work:
     """All answers to each item's question, in the benchmark's template, and a greedy answer.
 
     Args:
@@ -64,7 +66,7 @@ def tofu_part(model: Any, tokenizer: Any, items: Sequence[Item], form: Form, *, 
             _, _, answer = of_item[item.row.target]
             trained[item.id] = Query(answer.question, [answer.labelled[: len(answer.labelled) - answer.ended]])
 
-    def finish(scored: Scored, answers: Answers, advance: Advance) -> list[Sample]:
+    def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
         written = {index: answer.text.strip() for index, [answer] in zip(prompts, answers, strict=True)}
         norms: dict[str, float] = {}
         if trained:
@@ -83,13 +85,13 @@ def tofu_part(model: Any, tokenizer: Any, items: Sequence[Item], form: Form, *, 
     return Work(finish, queries, asks, statistics=any(membership), matches=True, steps=len(trained))
 
 
-def item_digest(item: Item, form: Form) -> str:
+def item_digest(item: Item, form: AnswerForm) -> str:
     """A hash of what the item's scores depend on beside the model and its tokenizer."""
     return digest_of(form, item.row.context, item.row.target, item.paraphrase, item.wrong)
 
 
 def _add_queries(
-    queries: list[Query], tokenizer: Any, item: Item, form: Form, length: int
+    queries: list[Query], tokenizer: Any, item: Item, form: AnswerForm, length: int
 ) -> dict[str, tuple[int, int, Answer]]:
     """Add queries for the item's answers; returns each answer's query, its number in that query, and its tokens."""
     question = str(item.row.context)

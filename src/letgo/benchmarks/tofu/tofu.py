@@ -17,7 +17,7 @@ from letgo.benchmarks.engine.questions import texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
 from letgo.benchmarks.engine.requests import Work, joined
 from letgo.benchmarks.engine.tables import PINNED, Table, Tables
-from letgo.benchmarks.tofu.prompts import FORMS, Form, encode_answer, resolve_form
+from letgo.benchmarks.tofu.prompts import FORMS, AnswerForm, encode_answer, resolve_form
 from letgo.benchmarks.tofu.scores import item_digest, tofu_metrics, tofu_part
 from letgo.core.errors import UserError
 from letgo.data.encode import IGNORE, Encoded, EncodedRows, EncodeOptions, Template, fit_rows
@@ -104,7 +104,7 @@ def tofu(
     scored, trained = checked_limit(limit), checked_limit(train_limit)
     tables = PINNED["tofu"].open(data=data, revision=revision)
     notes: list[str] = []
-    reader = _Reader(tables, split, notes)
+    reader = _TofuReader(tables, split, notes)
     items = [*reader.scored(scored), *reader.membership(scored, holdout, gradnorm)]
     forget, kept = reader.trained(trained, learn)
     return Tofu(
@@ -153,12 +153,12 @@ class Tofu(Benchmark):
     """`form` is the template asked for, `length` that of prompt and answer together; `reference` the retain model's
     result, where it is given."""
 
-    form: Form | Literal["auto"] = "auto"
+    form: AnswerForm | Literal["auto"] = "auto"
     length: int = LENGTH
     gradnorm: bool = False
     reference: ReferenceResult | None = field(default=None, repr=False)
 
-    def form_for(self, tokenizer: Any, asked: Template | None) -> Form:
+    def form_for(self, tokenizer: Any, asked: Template | None) -> AnswerForm:
         """The benchmark's template; the tokenizer's own where the run asks for `chat`."""
         return resolve_form(tokenizer, "chat" if asked == "chat" else self.form)
 
@@ -197,7 +197,7 @@ class Tofu(Benchmark):
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _TofuReader:
     """Makes rows and items of tables; notes tables of another size than on the hub."""
 
     tables: Tables
