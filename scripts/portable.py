@@ -1,7 +1,7 @@
 """Run the tests as other processors would, with one and with two threads, and say which tests differ.
 
     python scripts/portable.py            the whole suite in every variant (`make portable`)
-    python scripts/portable.py --part     the folders that compute, in two variants
+    python scripts/portable.py --part     the tests that compute most, in two variants
 
 A variant limits what torch's own kernels, oneDNN and MKL may use of the processor. One that allows all that the
 processor has is the same as no limit, and is run once.
@@ -30,13 +30,16 @@ WHOLE = [("native", 1), ("native", 2), ("avx2", 1), ("avx2", 2), ("plain", 1), (
 
 # `make test` has run the processor's own kernels with one thread; these two add the most to that.
 PART = [("avx2", 2), ("plain", 1)]
-PART_FOLDERS = [
-    "tests/optim",
-    "tests/objectives",
+PART_TESTS = [
+    "tests/optim/test_compressed.py",
+    "tests/optim/test_low_rank.py",
+    "tests/optim/test_second_order.py",
+    "tests/optim/test_table.py",
+    "tests/objectives/test_objectives.py",
     "tests/scoring/test_scoring.py",
+    "tests/training/test_trainer.py",
     "tests/distributed/test_together.py",
     "tests/attacks/test_every_attack.py",
-    "tests/training/test_trainer.py",
 ]
 
 
@@ -71,11 +74,11 @@ def run(processor: str, threads: int, folders: list[str]) -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", action="store_true", help="the folders that compute, in two variants")
+    parser.add_argument("--part", action="store_true", help="the tests that compute most, in two variants")
     parser.add_argument("folders", nargs="*", help="tests to run instead")
     options = parser.parse_args()
     variants = distinct(PART if options.part else WHOLE)
-    folders = options.folders or (PART_FOLDERS if options.part else ["tests"])
+    folders = options.folders or (PART_TESTS if options.part else ["tests"])
     outcomes: dict[str, dict[str, str]] = {}
     for processor, threads in variants:
         name = f"{processor}, {threads} thread{'s' if threads > 1 else ''}"

@@ -122,16 +122,9 @@ def test_accelerate_that_starts_one_process_is_told(run_file):
 
 
 def test_another_number_of_processes_than_the_run_asks_for(run_file):
-    done = subprocess.run(
-        [sys.executable, "-m", "letgo", "unlearn", str(run_file), "--set", "processes=2"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 2
-    assert "processes: 2 were asked for, 1 run" in done.stderr
+    done = CliRunner().invoke(app, ["unlearn", str(run_file), "--set", "processes=2"])
+    assert isinstance(done.exception, UserError)
+    assert "processes: 2 were asked for, 1 run" in str(done.exception)
 
 
 def test_a_mistake_is_told_once_and_ends_all(run_file, tmp_path):

@@ -29,7 +29,7 @@ MAY_CHANGE = {
         "run_name",
     ),
     # How it is computed: the same trajectory up to rounding. A step keeps its rows (`TrainingRanks.fit_window`).
-    *("processes", "strategy", "per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu"),
+    *("processes", "strategy", "share", "per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu"),
     *("dataloader_num_workers", "dataloader_pin_memory", "check_processes_every"),
     # How often checkpoints are written.
     *("save_strategy", "save_steps", "save_total_limit"),
