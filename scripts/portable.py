@@ -32,14 +32,16 @@ WHOLE = [("native", 1), ("native", 2), ("avx2", 1), ("avx2", 2), ("plain", 1), (
 PART = [("avx2", 2), ("plain", 1)]
 PART_TESTS = [
     "tests/optim/test_compressed.py",
-    "tests/optim/test_low_rank.py",
     "tests/optim/test_second_order.py",
     "tests/optim/test_table.py",
     "tests/objectives/test_objectives.py",
     "tests/scoring/test_scoring.py",
     "tests/training/test_trainer.py",
     "tests/distributed/test_together.py",
-    "tests/attacks/test_every_attack.py",
+    "tests/attacks/test_membership.py",
+    "tests/attacks/test_quantize.py",
+    "tests/attacks/test_relearn.py",
+    "tests/attacks/test_weights.py",
 ]
 
 
@@ -55,10 +57,9 @@ def run(processor: str, threads: int, folders: list[str]) -> dict[str, str]:
     """Every test's outcome in one variant: passed, failure, error or skipped. What pytest prints is kept back, unless a
     test fails."""
     environment = {**os.environ, **PROCESSORS[processor], "LETGO_TEST_THREADS": str(threads)}
-    workers = max(1, (os.cpu_count() or 1) // threads)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-n", str(workers), "--dist", "worksteal", f"--junit-xml={report}"]
+        command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal", f"--junit-xml={report}"]
         done = subprocess.run([*command, *folders], cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode or not report.exists():
             print(done.stdout, done.stderr, sep="\n", flush=True)
