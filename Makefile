@@ -21,7 +21,7 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The tests as other processors would run them: hours. `scripts/portable.py --part` runs those that compute.
+# The tests as other processors would run them: an hour or two. CI runs a part of them: `scripts/portable.py --part`.
 portable: $(VENV)/.ready-dev
 	$(BIN)/python scripts/portable.py
 
