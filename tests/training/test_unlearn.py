@@ -292,9 +292,16 @@ def test_what_leaves_the_trajectory_alone_may_change_on_the_way(job, monkeypatch
 
 def test_two_processes_do_not_write_to_one_directory(job, tmp_path):
     (tmp_path / "run").mkdir()
-    with locked_directory(tmp_path / "run"), pytest.raises(UserError, match=r"another process is at work in .*run"):
+    busy = r"another process is at work in .*run"
+    with locked_directory(tmp_path / "run"), pytest.raises(UserError, match=busy):
         letgo.unlearn(**job)
-    letgo.unlearn(**job)
+    run = letgo.unlearn(**job, attacks=["quantize:bits=4"])
+    with locked_directory(run.directory), pytest.raises(UserError, match=busy):
+        letgo.attack(run.directory, ["quantize:bits=3"])
+    assert [attack.label for attack in letgo.attack(run.directory, ["quantize:bits=3"]).attacks] == [
+        "quantize:bits=4",
+        "quantize:bits=3",
+    ]
 
 
 @pytest.mark.parametrize("objective", ["npo_gdr", "task_vector"])

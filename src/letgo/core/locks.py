@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
 
+from letgo.core import processes
+from letgo.core.errors import UserError
+
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
@@ -37,6 +40,39 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
             handle.write(f"{socket.gethostname()} {os.getpid()}\n")
             handle.flush()
         yield held
+
+
+_WRITING: set[Path] = set()
+"""The directories that this process holds by `only_writer`."""
+
+
+@contextlib.contextmanager
+def only_writer(directory: Path | None) -> Iterator[None]:
+    """Hold a directory's lock for the block, in the first process of a launcher; None holds nothing. All its processes
+    must call it, with the same directory.
+
+    Within a block of this process that holds it already (a run that attacks what it saved) nothing happens.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    resolved = None if directory is None else directory.resolve()
+    if resolved is None or resolved in _WRITING:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+
+        def hold() -> None:
+            # The lock is the directory's own, so that no file of it stays behind.
+            handle = os.open(resolved, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            if take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) == "taken":
+                raise UserError(f"another process is at work in {directory}: wait until it has ended")
+
+        processes.first_does(hold)
+        _WRITING.add(resolved)
+        stack.callback(_WRITING.discard, resolved)
+        yield
 
 
 def holder(path: Path) -> str:

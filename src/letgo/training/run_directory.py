@@ -1,17 +1,11 @@
-"""A run's directory before the run: may it be written to, is it this run's, is anybody else at work in it?"""
+"""A run's directory before the run: may it be written to, and is it this run's?"""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-from letgo.core import processes
 from letgo.core.errors import UserError
-from letgo.core.locks import take
 from letgo.runs.results import CONFIG_FILE, is_run, read_result
 from letgo.training.config import UnlearnConfig, read_config, resolved_settings
 from letgo.training.trainer import last_checkpoint
@@ -85,25 +79,3 @@ def _check_settings(directory: Path, config: UnlearnConfig) -> None:
 
 def _shown(settings: dict[str, object], key: str) -> str:
     return repr(settings[key]) if key in settings else "by default"
-
-
-@contextlib.contextmanager
-def only_writer(directory: Path | None) -> Iterator[None]:
-    """Hold the directory's lock for the block, in the first process. The kernel's: a process that is killed holds none.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    with contextlib.ExitStack() as stack:
-
-        def hold() -> None:
-            # The lock is the directory's own, so that no file of it stays behind.
-            handle = os.open(str(directory), os.O_RDONLY)
-            stack.callback(os.close, handle)
-            if take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) == "taken":
-                raise UserError(
-                    f"another process is at work in {directory}; wait for its end, or name another directory"
-                )
-
-        processes.first_does(hold)
-        yield

@@ -17,6 +17,7 @@ from letgo.core import processes
 from letgo.core.environment import circumstances, give_back_memory
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import write_json_lines, write_text
+from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
 from letgo.data import check_disjoint
 from letgo.metrics.robustness import collapse_reasons
@@ -41,7 +42,7 @@ from letgo.training.distributed import exchange_note
 from letgo.training.one_shot import OneShot
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
-from letgo.training.run_directory import only_writer, prepare_directory
+from letgo.training.run_directory import prepare_directory
 from letgo.training.run_plan import RunPlan, objective_of, plan_run, planned_steps
 from letgo.training.trainer import UnlearnTrainer, last_checkpoint, rows_of_checkpoint
 
@@ -97,9 +98,9 @@ def unlearn(
         raise UserError("give unlearn() either a config or settings, not both")
     config = config if config is not None else make_config(settings, where="unlearn()")
     processes.start(config.processes)
-    directory = processes.first_does(lambda: prepare_directory(config, resume=resume))
+    processes.first_does(lambda: prepare_directory(config, resume=resume))
     opened = open_run(config, resume, reporter, shared_scores)
-    with only_writer(directory), failure_recorded(opened):
+    with only_writer(opened.directory), failure_recorded(opened):
         prepared = prepare(opened)
         with opened.log.clock("evaluate"):
             before = measure(prepared, prepared.model, "measuring before", common=True)

@@ -21,9 +21,10 @@ from letgo.benchmarks.engine.items import limited
 from letgo.core import processes
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import read_json_lines, write_json_lines
+from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
 from letgo.models.load import arithmetic_of, weights_fingerprint
-from letgo.runs.results import AttackResult, Result, check_unused
+from letgo.runs.results import AttackResult, Result, check_unused, is_run
 from letgo.scoring.resume_log import content_key
 
 __all__ = ["THRESHOLD", "AttackSpec", "attack", "plan_attack", "run_attack"]
@@ -81,17 +82,20 @@ def attack(
     processes.start()
     processes.first_does(lambda: check_unused(output))
     reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
-    target = open_target(directory, benchmark=benchmark, original=original, limit=limit, dtype=dtype, reporter=reporter)
-    folder = output or (Path(directory) if target.run else None)
-    for plan in plans:
-        outcome, rows = run_attack(target, plan, None if shared_scores is None else Path(shared_scores))
-        merged = target.result.with_attacks([outcome])
-        result = merged.model_copy(update={"robustness": robustness(merged.attacks)})
-        target = replace(target.with_rows(f"attack:{plan.label}", rows), result=result)
-        if folder is not None:
-            # Written after every attack, so that what is finished is kept if the next one fails.
-            processes.first_does(partial(target.write, folder))
-    return target.result
+    settings: dict[str, Any] = {"benchmark": benchmark, "original": original, "limit": limit, "dtype": dtype}
+    folder = output or (Path(directory) if is_run(Path(directory)) else None)
+    # Two that read the record, add to it and write it would lose what the other one added.
+    with only_writer(folder if output is None else None):
+        target = open_target(directory, **settings, reporter=reporter)
+        for plan in plans:
+            outcome, rows = run_attack(target, plan, None if shared_scores is None else Path(shared_scores))
+            merged = target.result.with_attacks([outcome])
+            result = merged.model_copy(update={"robustness": robustness(merged.attacks)})
+            target = replace(target.with_rows(f"attack:{plan.label}", rows), result=result)
+            if folder is not None:
+                # Written after every attack, so that what is finished is kept if the next one fails.
+                processes.first_does(partial(target.write, folder))
+        return target.result
 
 
 def run_attack(
