@@ -77,8 +77,13 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds; a broken one is a `UserError` with its line."""
+    return parse_json(path.read_text(encoding="utf-8"), path)
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """What the text of a JSON file says, as `read_json`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
+from letgo.core.files import parse_json
 
 FORMS: tuple[tuple[str, ...], ...] = (("messages",), ("question", "answer"), ("prompt", "completion"), ("text",))
 _FORMS_TEXT = "'text', 'prompt'+'completion', 'question'+'answer', or 'messages'"
@@ -199,10 +200,7 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
         text = file.read()
     if text.lstrip().startswith("{"):
         return _read_jsonl(path)
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    rows = parse_json(text, path)
     if not isinstance(rows, list):
         raise UserError(f"{path}: must be a list of rows, not {type(rows).__name__}")
     return [(f"{path}, row {index + 1}", row) for index, row in enumerate(rows)]

@@ -181,8 +181,10 @@ def _from_pretrained(name: str, dtype: str, **settings: Any) -> Any:
             f"{name}: its files lack {len(missing)} of the weights that config.json asks for, such as {missing[0]}\n"
             "  the download may be incomplete, or config.json of another model"
         )
-    ours = {_any_layer(key) for key in model.state_dict()}
-    surplus = sorted(key for key in keys["unexpected_keys"] if _any_layer(key) in ours)
+    # Most models have none, and need no list of their own.
+    unexpected = sorted(keys["unexpected_keys"])
+    ours = {_any_layer(key) for key, _ in model.named_parameters(remove_duplicate=False)} if unexpected else set()
+    surplus = [key for key in unexpected if _any_layer(key) in ours]
     if surplus:
         raise UserError(
             f"{name}: its files hold {len(surplus)} weights of layers that config.json does not have, such as "

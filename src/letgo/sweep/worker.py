@@ -9,11 +9,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from letgo.sweep.workers import CellTask
 
@@ -32,24 +32,26 @@ def serve(pipe: Connection, threads: int, devices: str | None, parent: int) -> N
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    _prepare(threads)
-    from letgo.core.environment import freeze_imports
-    from letgo.sweep.cell import run_task
-
-    freeze_imports()
+    run_task = _prepare(threads)
     with contextlib.suppress(EOFError):
         while (task := pipe.recv()) is not None:
             pipe.send(run_task(task))
 
 
-def _prepare(threads: int) -> None:
+def _prepare(threads: int) -> Callable[[CellTask], Literal["over", "busy"]]:
+    """Make this process ready for tasks; returns what runs one."""
+    from letgo.core.environment import freeze_imports
     from letgo.core.progress import quiet_libraries, quiet_loggers
 
     quiet_loggers()
     quiet_libraries()
     import torch
 
+    from letgo.sweep.cell import run_task
+
     torch.set_num_threads(threads)
+    freeze_imports()
+    return run_task
 
 
 # -- on a node of a cluster -------------------------------------------------------------------------------------------
@@ -67,9 +69,7 @@ def run_on_node(order: Mapping[str, Any], folder: str, threads: int, here: Mappi
     problem, _ = compare(here, look(here["probe"], here["cwd"]))
     if problem:
         return "refused", problem
-    _prepare(threads)
-    from letgo.sweep.cell import run_task
-
+    run_task = _prepare(threads)
     task = CellTask(**order)
     try:
         # Relative paths hold where there is the folder that the sweep was started in.

@@ -6,6 +6,7 @@ has failed, the same for every way of running them. Imports nothing heavy: a wor
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,17 +46,17 @@ class Workers(AbstractContextManager["Workers"]):
     """Processes that run tasks. Leaving its context ends them, whatever they are at: a run goes on from its last
     checkpoint."""
 
+    @abstractmethod
     def free(self) -> int:
         """How many more tasks may be started now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self, task: CellTask) -> None:
         """Run a task, without waiting for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self, timeout: float | None) -> Sequence[Ending]:
         """The tasks that came to an end, once there is at least one; none after `timeout` seconds."""
-        raise NotImplementedError
 
     def __exit__(self, *_: object) -> None:
         """End what runs."""

@@ -153,8 +153,8 @@ class Benchmark:
 
     def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
         """The benchmark's own metrics: a mean for every score of the forget and retain sets."""
-        scores = QUESTION_SCORES
-        return means(of_set(samples, "forget"), "forget", scores) | means(of_set(samples, "retain"), "retain", scores)
+        forget, retain = (means(of_set(samples, name), name, QUESTION_SCORES) for name in ("forget", "retain"))
+        return forget | retain
 
     def reference_metrics(self) -> dict[str, Metrics]:
         """Metrics of other models, measured before and given by path (TOFU's retain model), by name."""
