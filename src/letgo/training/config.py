@@ -25,6 +25,7 @@ from letgo.core import processes
 from letgo.core.catalog import did_you_mean, parse_spec, parse_value
 from letgo.core.errors import UserError
 from letgo.core.files import load_settings
+from letgo.metrics.judgement import TARGET
 from letgo.models.adapters import QUANTIZATIONS
 
 ALIASES = {"output": "output_dir", "epochs": "num_train_epochs", "steps": "max_steps"}
@@ -94,6 +95,10 @@ class UnlearnConfig(TrainingArguments):
     )
     attacks: list[str] | None = field(default=None, metadata={"help": "NAME:key=value,…: run on the saved result"})
     eval_limit: int | None = field(default=None, metadata={"help": "score at most so many items of each set"})
+    target: float = field(
+        default=TARGET,
+        metadata={"help": "forgotten is: this share of the way to the level of a model that never knew, by the interval"},
+    )
     processes: int | None = field(
         default=None, metadata={"help": "refuse to run in any other number of processes than this"}
     )
@@ -243,6 +248,7 @@ _FIRST = (
     "gradient_accumulation_steps",
     "max_length",
     "long_rows",
+    "target",
     "seed",
     "attacks",
     "output_dir",
@@ -267,6 +273,8 @@ def _check_sense(where: str, settings: Mapping[str, Any]) -> None:
     for key in ("learning_rate", "retain_weight"):
         if isinstance(settings.get(key), float) and settings[key] < 0:
             raise UserError(f"{where}: {key} must not be negative, but is {settings[key]}")
+    if isinstance(settings.get("target"), float) and not 0 < settings["target"] <= 1:
+        raise UserError(f"{where}: target must be above 0 and at most 1, but is {settings['target']}")
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "eval_limit", "lora_rank"):
         if isinstance(settings.get(key), int) and settings[key] < 1:
             raise UserError(f"{where}: {key} must be at least 1, but is {settings[key]}")
