@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from letgo.analysis.records import read_analyses as read_analyses
     from letgo.analysis.sharpness import sharpness as sharpness
     from letgo.attacks.engine.outcome import robustness as robustness
-    from letgo.attacks.engine.run import attack as attack
     from letgo.attacks.engine.spec import plan_attack as plan_attack
     from letgo.benchmarks import create_benchmark as create_benchmark
     from letgo.benchmarks.engine.evaluate import evaluate as evaluate
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from letgo.runs.results import read_result as read_result
     from letgo.runs.sweeps import read_sweep as read_sweep
     from letgo.sweep.grid import read_grid as read_grid
+    from letgo.training.attack import attack as attack
     from letgo.training.config import UnlearnConfig as UnlearnConfig
     from letgo.training.config import read_config as read_config
     from letgo.training.requests import unlearn_sequence as unlearn_sequence
@@ -60,7 +60,7 @@ _PUBLIC = {
     "UnlearnConfig": "letgo.training.config",
     "UnlearnTrainer": "letgo.training.trainer",
     "UserError": "letgo.core.errors",
-    "attack": "letgo.attacks.engine.run",
+    "attack": "letgo.training.attack",
     "certificate": "letgo.analysis.certificate",
     "connectivity": "letgo.analysis.connectivity",
     "create_benchmark": "letgo.benchmarks",

@@ -24,7 +24,7 @@ def test_a_bare_model_against_its_original(letgo, saved, tmp_path):
     assert "robustness: R (relearning)" in flat
     assert "unlearning had moved them by" in flat
     assert "of the weights fall into the original's bin" in flat
-    assert "threshold 90 %" in flat
+    assert "90 % is asked" in flat
     result = read_result(tmp_path / "out")
     assert [attack.threshold for attack in result.attacks] == [0.9, 0.9]
     assert (tmp_path / "out" / "README.md").exists()

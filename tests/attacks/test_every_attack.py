@@ -105,7 +105,8 @@ def test_every_attack_on_every_saved_form_to_the_same_bits(attacked, quick_colle
     (full, rows), (sharded, rows_again), (adapter, _) = (attacked(form, spec) for form in FORMS)
     assert full.model_dump(exclude={"seconds"}) == sharded.model_dump(exclude={"seconds"})
     assert rows == rows_again != []
-    assert adapter.kept == pytest.approx(full.kept, abs=1e-4)
+    assert (adapter.kept is None) == (full.kept is None)
+    assert full.kept is None or adapter.kept == pytest.approx(full.kept, abs=1e-4)
     assert adapter.metrics.keys() == full.metrics.keys()
     for name, metric in full.metrics.items():
         assert adapter.metrics[name].value == pytest.approx(metric.value, rel=1e-3, abs=1e-5), name
@@ -115,8 +116,14 @@ def test_every_attack_on_every_saved_form_to_the_same_bits(attacked, quick_colle
 def test_what_every_result_says(attacked, spec):
     attack, _ = attacked("full", spec)
     assert all(metric.n > 0 for metric in attack.metrics.values())
-    low, high = attack.kept_ci95
-    assert 0 <= low <= high <= 1
+    if attack.kept is None:
+        assert attack.outcome == "can't tell"
+        assert not any(share.known for share in attack.shares)
+    else:
+        low, high = attack.kept_ci95
+        assert 0 <= low <= attack.kept <= high <= 1
+        assert attack.bound <= attack.kept
+    assert attack.why
     assert len(attack.per_seed) == len(attack.seeds)
     assert attack.utility["before"].keys() == attack.utility["after"].keys() != set()
     assert attack.utility_loss >= 0
@@ -193,8 +200,8 @@ def test_the_retrained_model_survives_everything(tmp_path):
         assert attack.survived, (attack.label, attack.kept)
     assert result.robustness["R"] > 0.9, "attacked alike, the retrained model regains what the retrained model regains"
     everything = result.attacks[-1]
-    assert everything.judged_on == "R"
-    assert everything.kept < 0.5, "any model learns what it is taught; that is not held against this one"
+    assert everything.metrics["forget_probability"].value > 2 * result.after["forget_probability"].value
+    assert everything.kept == 1.0, "any model learns what it is taught; that is not held against this one"
     assert read_result(output) == result
     stages = {row["stage"] for row in read_json_lines(output / "samples.jsonl")}
     assert stages >= {"before", "after", "reference:retrained", "attack:membership"}

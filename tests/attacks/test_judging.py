@@ -1,17 +1,22 @@
-"""The arithmetic of judging: `kept` and its interval, half-lives, R, Q, plans, searches."""
+"""The arithmetic of judging: the rows that count, half-lives, R, Q, plans, searches."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 
-import numpy as np
 import pytest
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Judged
-from letgo.attacks.engine.judge import Recorded, interval_of, judge_samples, judge_ways, relearning_score
-from letgo.attacks.engine.outcome import _mean_of_halves, _steps_to_half, robustness, scores_of
+from letgo.attacks.engine.judge import Answered, Ends, Recorded, judge_samples, judge_ways, relearning_score
+from letgo.attacks.engine.outcome import (
+    _mean_of_halves,
+    _mean_over_course,
+    _steps_to_half,
+    robustness,
+    scores_of,
+)
 from letgo.attacks.engine.search import search, summary
 from letgo.attacks.engine.spec import plan_attack
 from letgo.attacks.relearn import rate_at
@@ -21,7 +26,7 @@ from letgo.core.catalog import settings_of
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
 from letgo.core.progress import Quiet
 from letgo.metrics.records import Headline
-from letgo.metrics.robustness import Scored, kept_interval, kept_share, utility_loss
+from letgo.metrics.robustness import kept_share, utility_loss
 from letgo.runs.results import AttackResult, Metric
 
 
@@ -30,7 +35,7 @@ def metric(value):
 
 
 def judged(kept, *, gain=None, reasons=(), loss=0.0):
-    return Judged({}, {}, part=False, kept=kept, reasons=list(reasons), loss=loss, gain=gain)
+    return Judged({}, {}, part=False, kept=kept, left=kept, reasons=list(reasons), loss=loss, gain=gain)
 
 
 def answers(**probabilities):
@@ -45,56 +50,70 @@ def mean_probability(samples):
     )
 
 
+ORIGINAL = answers(a1=1.0, a2=1.0, b1=1.0, b2=0.8, b3=0.9)
+
+
 @pytest.fixture
 def recorded():
     stages = {
-        "before": answers(a1=1.0, a2=1.0, b1=1.0, b2=0.8),
-        "after": answers(a1=0.0, a2=0.0, b1=0.0, b2=0.0),
-        "reference:retrained": answers(a1=0.0, a2=0.0, b1=0.0, b2=0.0),
+        "before": ORIGINAL,
+        "after": answers(a1=0.0, a2=0.0, b1=0.0, b2=0.0, b3=0.0),
+        "reference:retrained": answers(a1=0.0, a2=0.0, b1=0.0, b2=0.0, b3=0.0),
     }
     before, after = (mean_probability(stages[stage]) for stage in ("before", "after"))
     return Recorded(before, after, stages, (Headline("forget_probability"),), mean_probability)
 
 
+def ends(**ways):
+    return Ends(Answered(ways or {"": ORIGINAL}))
+
+
 def test_the_judge_needs_samples_alone(recorded):
-    attacked = answers(a1=0.5, a2=0.5, b1=0.3, b2=0.15)
-    whole = judge_samples(recorded, attacked, frozenset(), "x")
-    assert whole.kept == pytest.approx(1 - 1.45 / 3.8)
+    attacked = answers(a1=0.5, a2=0.5, b1=0.3, b2=0.15, b3=0.2)
+    whole = judge_samples(recorded, attacked, ends(), frozenset(), "x")
+    assert whole.kept == pytest.approx(1 - 1.65 / 4.7)
     assert not whole.part
-    held_out = judge_samples(recorded, attacked, frozenset("a"), "x")
-    assert held_out.kept == pytest.approx(1 - 0.45 / 1.8), "of the groups that the attacker did not train on"
+    held_out = judge_samples(recorded, attacked, ends(), frozenset("a"), "x")
+    assert held_out.kept == pytest.approx(1 - 0.65 / 2.7), "of the groups that the attacker did not train on"
     assert held_out.part
     assert held_out.metrics["seen_probability"].value == pytest.approx(0.5)
     assert held_out.baseline["before"]["forget_probability"].value == pytest.approx(0.9)
-    everything = judge_samples(recorded, attacked, frozenset("ab"), "x")
+    everything = judge_samples(recorded, attacked, ends(), frozenset("ab"), "x")
     assert everything.everything_seen
     assert everything.kept == whole.kept
-    low, high = interval_of(recorded, [held_out])
-    assert low <= held_out.kept <= high
+    [share] = held_out.shares
+    assert share.low <= held_out.kept <= share.high
 
 
 def test_rows_that_were_not_scored_before_are_not_judged(recorded):
-    more = judge_samples(recorded, answers(a1=0.5, c1=1.0), frozenset(), "x")
+    more = judge_samples(recorded, answers(a1=0.5, b1=0.5, c1=1.0), ends(), frozenset(), "x")
     assert more.kept == pytest.approx(0.5)
-    assert [sample.id for sample in more.judged] == ["a1"]
+    assert list(more.placed[0].groups) == ["a", "b"]
     with pytest.raises(EmptyScoreError, match="no sample of the forget set is left"):
-        judge_samples(recorded, answers(c1=1.0), frozenset(), "x")
+        judge_samples(recorded, answers(c1=1.0), ends(), frozenset(), "x")
 
 
 def test_without_samples_of_before_and_after_only_the_whole_is_judged(recorded):
     bare = Recorded(recorded.before, recorded.after, {}, recorded.headlines, recorded.summarise)
     attacked = answers(a1=0.5, b1=0.4)
-    assert judge_samples(bare, attacked, frozenset(), "x").kept == pytest.approx(1 - 0.45 / 0.95)
+    assert judge_samples(bare, attacked, ends(), frozenset(), "x").kept == pytest.approx(1 - 0.9 / 2)
     with pytest.raises(UserError, match="a part can't be judged"):
-        judge_samples(bare, attacked, frozenset("a"), "x")
+        judge_samples(bare, attacked, ends(), frozenset("a"), "x")
 
 
 def test_of_several_ways_to_ask_the_one_that_brings_most_back(recorded):
-    ways = [("plain", answers(a1=0.1, a2=0.1, b1=0.1, b2=0.1)), ("begun", answers(a1=0.9, a2=0.9, b1=0.9, b2=0.7))]
-    strongest = judge_ways(recorded, ways, frozenset(), "x")
-    assert strongest.kept == pytest.approx(1 - 3.4 / 3.8)
+    ways = {
+        "plain": answers(a1=0.1, a2=0.1, b1=0.1, b2=0.1, b3=0.1),
+        "begun": answers(a1=0.9, a2=0.9, b1=0.9, b2=0.7, b3=0.8),
+    }
+    strongest = judge_ways(recorded, ways, ends(plain=ORIGINAL, begun=ORIGINAL), frozenset(), "x")
+    assert strongest.kept == pytest.approx(1 - 4.2 / 4.7)
     assert [way["way"] for way in strongest.ways] == ["plain", "begun"]
     assert strongest.loss == 0.0
+    # Asked so, the original does not know it either.
+    silence = answers(a1=0.0, a2=0.0, b1=0.0, b2=0.0, b3=0.0)
+    silent = judge_ways(recorded, ways, ends(plain=ORIGINAL, begun=silence), frozenset(), "x")
+    assert silent.kept == pytest.approx(1 - 0.5 / 4.7)
 
 
 def test_r_holds_the_gain_against_the_retrained_models(recorded):
@@ -103,36 +122,9 @@ def test_r_holds_the_gain_against_the_retrained_models(recorded):
     assert relearning_score(recorded, answers(a1=0.05, a2=0.05), retrained, frozenset("a")) == 1.0
 
 
-def test_interval_of_scores_that_are_all_alike_is_a_point():
-    ones = np.ones(6)
-    scored = Scored(list("aabbcc"), ones, 0.2 * ones, np.array([0.4 * ones, 0.4 * ones]))
-    low, high = kept_interval([scored])
-    assert low == high == pytest.approx(kept_share(1.0, 0.2, 0.4))
-
-
-def test_interval_agrees_with_a_plain_bootstrap_over_groups():
-    generator = np.random.default_rng(0)
-    groups = [f"g{i // 2}" for i in range(40)]
-    before, after = np.ones(40), generator.uniform(0, 0.2, 40)
-    attacked = generator.uniform(0, 1, 40)
-    low, high = kept_interval([Scored(groups, before, after, attacked[None])])
-    names = sorted(set(groups))
-    draws = []
-    for _ in range(3000):
-        rows = [i for name in generator.choice(names, len(names)) for i, group in enumerate(groups) if group == name]
-        draws.append(kept_share(before[rows].mean(), after[rows].mean(), attacked[rows].mean()))
-    expected = np.quantile(draws, [0.025, 0.975])
-    assert (low, high) == pytest.approx(tuple(expected), abs=0.02)
-    assert low < kept_share(before.mean(), after.mean(), attacked.mean()) < high
-
-
-def test_interval_takes_the_smallest_headline_and_only_judged_items():
-    ones = np.ones(4)
-    weak = Scored(list("abcd"), ones, 0 * ones, np.array([[0.9, 0.9, np.nan, np.nan], [np.nan, np.nan, 0.9, 0.9]]))
-    strong = Scored(list("abcd"), ones, 0 * ones, np.array([[0.1, 0.1, np.nan, np.nan], [np.nan, np.nan, 0.1, 0.1]]))
-    assert kept_interval([strong, weak]) == pytest.approx((0.1, 0.1))
-    nothing = Scored(list("abcd"), ones, 0.95 * ones, np.array([ones]))
-    assert kept_interval([nothing]) == (0.0, 0.0), "who forgot hardly anything keeps nothing"
+def test_what_is_left_for_r_and_q():
+    assert kept_share(1.0, 0.2, 0.4) == pytest.approx(0.75)
+    assert kept_share(1.0, 0.95, 1.0) == 0.0, "who forgot hardly anything keeps nothing"
 
 
 @pytest.mark.parametrize("scores", [[0.0, 1.0, 0.0, 0.0, 1.0], [0.1, 0.9, 0.4, 0.4, 0.7]])
@@ -153,6 +145,8 @@ def test_steps_to_half_are_interpolated_and_censored():
     assert _steps_to_half(curve) == pytest.approx(17.5)
     assert _steps_to_half(curve[:3]) is None
     assert _steps_to_half([{"step": 0.0, "kept": 0.0}]) == 0.0, "nothing was forgotten to begin with"
+    assert _mean_over_course(curve) == pytest.approx((0.9 * 10 + 0.6 * 10 + 0.65 * 10) / 30)
+    assert _mean_over_course(curve[:1]) is None
     assert _mean_of_halves([10.0, None], 40) == {"steps_to_half": 25.0, "steps_to_half_censored": 1}
 
 

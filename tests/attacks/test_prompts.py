@@ -174,6 +174,7 @@ def test_the_suffix_makes_the_answers_likelier_on_what_it_was_searched_on(victim
     assert sum(scored) / 2 == pytest.approx(attacked.did["last_loss"], rel=1e-4)
 
 
-def test_sampling_needs_recorded_answers(victim):
-    with pytest.raises(EmptyScoreError, match="no forget item has a recorded greedy answer"):
-        sample(victim)
+def test_sampling_needs_questions(victim):
+    bare = replace(victim, benchmark=replace(victim.benchmark, items=()))
+    with pytest.raises(EmptyScoreError, match="no forget item asks a question"):
+        sample(bare)

@@ -1,4 +1,4 @@
-"""The retrained model is attacked once for each attack and seed, not once a run."""
+"""The original and the retrained model are attacked once for each attack and seed, not once a run."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def attacked(monkeypatch):
     return made
 
 
-def test_runs_under_the_same_attack_share_the_retrained_models(attacked):
+def test_runs_under_the_same_attack_share_the_attacked_references(attacked):
     first = letgo.attack("biographies-retrained", [ATTACK], **HOW)
-    assert len(attacked) == 4, "two seeds of the model, two of the reference"
+    assert len(attacked) == 6, "two seeds of the model, two of each reference"
     again = letgo.attack("biographies-retrained", [ATTACK], **HOW)
-    assert len(attacked) == 6, "the reference is not attacked again"
+    assert len(attacked) == 8, "the references are not attacked again"
     assert again.attacks[0].per_seed == first.attacks[0].per_seed
     letgo.attack("biographies-retrained", [ATTACK], **(HOW | {"limit": 41}))
-    assert len(attacked) == 10, "scored on other items it is another measurement"
+    assert len(attacked) == 14, "scored on other items it is another measurement"
 
 
 def test_a_folder_carries_it_to_other_processes(attacked, tmp_path, monkeypatch):
     shared = tmp_path / "scores"
     first = letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
-    assert len(attacked) == 4
-    assert len(list(shared.iterdir())) == 2, "one for each seed"
+    assert len(attacked) == 6
+    assert len(list(shared.iterdir())) == 4, "one for each reference and seed"
     monkeypatch.setattr(attacking, "_REMEMBERED", {})
     again = letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
-    assert len(attacked) == 6, "the reference is read, not attacked again"
+    assert len(attacked) == 8, "the references are read, not attacked again"
     assert again.attacks[0].per_seed == first.attacks[0].per_seed
     assert all("R" in row for row in again.attacks[0].per_seed)
     # Another attack, and other weights where the same reference is said to lie, are other measurements.
     monkeypatch.setattr(attacking, "_REMEMBERED", {})
     letgo.attack("biographies-retrained", [ATTACK.replace("1e-3", "2e-3")], **HOW, shared_scores=shared)
-    assert len(attacked) == 10
+    assert len(attacked) == 14
     monkeypatch.setattr(attacking, "_REMEMBERED", {})
     monkeypatch.setattr(attacking, "weights_fingerprint", lambda model: "others")
     letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
-    assert len(attacked) == 14
+    assert len(attacked) == 20

@@ -39,7 +39,7 @@ def planned(target: Target, text: str) -> tuple[AttackSpec, AttackResult | None]
     if not text:
         if not recorded:
             raise UserError(f"{target.name} has no recorded attack; name one: attack:NAME:key=value,…")
-        matches = [min(recorded, key=lambda attack: attack.kept)]
+        matches = [min(recorded, key=lambda attack: attack.order)]
     else:
         matches = [a for a in recorded if a.label == text] or [a for a in recorded if a.name == text]
     if len(matches) > 1:

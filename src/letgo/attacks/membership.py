@@ -9,8 +9,8 @@ from typing import cast
 import numpy as np
 from torch import Tensor
 
-from letgo.attacks.engine.base import RETRAINED, Attacked, Judged, Victim
-from letgo.benchmarks.engine.base import Sample
+from letgo.attacks.engine.base import Attacked, Judged, Victim
+from letgo.benchmarks.engine.base import RETRAINED, Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import MIN_K
 from letgo.core.errors import EmptyScoreError, UserError
@@ -19,7 +19,7 @@ from letgo.metrics.gradients import gradient_norms
 from letgo.metrics.privacy import loss_score, min_k, min_k_plus_plus, zlib_score
 from letgo.metrics.summary import auc_metric
 from letgo.models.load import load_model
-from letgo.runs.results import Metrics
+from letgo.runs.results import Metrics, Share
 from letgo.scoring.scoring import Scores, text_query
 from letgo.scoring.scoring import score as score_texts
 
@@ -83,9 +83,23 @@ def membership(victim: Victim, *, score: str = "all", seed: int = 0) -> Attacked
     if not betraying:
         raise UserError("membership: no score separates the forget rows from unseen ones even on the original model")
     strongest = min(betraying, key=lambda name: betraying[name]["kept"])
-    low, high = np.quantile(np.min(np.stack(draws), axis=0), [0.025, 0.975])
-    interval, kept, attacked = (float(low), float(high)), betraying[strongest]["kept"], metrics.pop("after")
-    measured = Judged(attacked, metrics, part=True, kept=kept, samples=samples, judged=samples, ci95=interval)
+    low, bound, high = np.quantile(np.min(np.stack(draws), axis=0), [0.025, 0.05, 0.975])
+    best, attacked = betraying[strongest], metrics.pop("after")
+    chance = best.get(RETRAINED, 0.5)
+    share = Share(
+        metric="forget_membership_advantage",
+        original=2 * abs(best["before"] - chance),
+        unlearned=2 * abs(best["after"] - chance),
+        floor=0.0,
+        floor_of="retrained" if RETRAINED in best else "chance",
+        known=True,
+        groups=len(members),
+        share=best["kept"],
+        low=float(low),
+        high=float(high),
+        bound=float(bound),
+    )
+    measured = Judged(attacked, metrics, part=True, kept=best["kept"], shares=[share], samples=samples)
     did = {"rows": len(members), "strongest": strongest, "scores": betraying}
     return Attacked(None, did, measured=measured)
 

@@ -239,24 +239,41 @@ def _calibration(victim: Victim, tokenizer: Any, length: int, most: int) -> list
 
 
 def external(
-    victim: Victim, *, path: str, family: Literal["quantization", "relearning", "other"] = "quantization", seed: int = 0
+    victim: Victim,
+    *,
+    path: str,
+    original: str | None = None,
+    retrained: str | None = None,
+    family: Literal["quantization", "relearning", "other"] = "quantization",
+    seed: int = 0,
 ) -> Attacked:
     """A model that somebody else made of the saved one (GPTQ or AWQ in an environment of their own), judged like an
     attack, with the run's tokenizer. The weights in its directory are plain, or in a format whose library is installed
-    here; `family` says under which score it counts."""
+    here; `family` says under which score it counts.
+
+    `original` and `retrained` are made likewise of the original and of the retrained model. Without them the two stand
+    as they are, and what the attack does to any model counts as forgetting kept: `did` says so.
+    """
     if family not in ("quantization", "relearning", "other"):
         raise UserError(f"external: unknown family {family!r}; known: quantization, relearning, other")
-    if not Path(path).is_dir():
-        raise UserError(f"external: no such directory: {path}")
+    made = {"unlearned": path, "original": original, "retrained": retrained}
+    for given in filter(None, made.values()):
+        if not Path(given).is_dir():
+            raise UserError(f"external: no such directory: {given}")
+    directory = made[victim.role]
+    if directory is None:
+        return Attacked(victim.load(), {"path": None})
     try:
-        model = load_model(path, dtype=victim.dtype)
+        model = load_model(directory, dtype=victim.dtype)
     except ImportError as error:
         raise UserError(
-            f"external: {path} is in a format whose library is not installed ({first_line(error)})\n"
+            f"external: {directory} is in a format whose library is not installed ({first_line(error)})\n"
             "  install it, or save the model with its weights dequantized; see docs/attacks.md"
         ) from error
     rows, total = weight_change(victim, model)
-    return Attacked(model, total | {"path": path}, layers=rows)
+    if original is None:
+        total["compared_with"] = "the original as it is; give original=DIRECTORY, made of it likewise"
+    return Attacked(model, total | {"path": directory}, layers=rows)
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def relearn(
     it is judged. Rows come in a seeded order, a new one each time round.
 
     Args:
-        data: "forget"; "retain"; "benign" (plain prose that has to do with neither); or a file of rows.
+        data: "forget", with the benchmark's controls where it has any; "retain"; "benign" (plain prose that has to do
+            with neither); or a file of rows.
         holdout: share of the forget groups that the attacker does not have; 0 gives it all. 0.5 by default, and only
             with data "forget".
         samples: at most so many rows, drawn; all by default.
@@ -120,7 +121,7 @@ def relearn(
         "rows": len(rows),
         "steps": total,
         "learning_rate": rate,
-        "groups_seen": len(seen),
+        "groups_seen": len(seen & set(victim.benchmark.groups())),
         "groups_held_out": len(set(victim.benchmark.groups()) - seen),
         "first_loss": losses[0],
         "last_loss": losses[-1],
@@ -232,11 +233,15 @@ def _batches(
 def _attackers_rows(
     victim: Victim, data: str, holdout: float, samples: int | None, generator: torch.Generator
 ) -> tuple[list[Row], frozenset[str]]:
-    """What the attacker trains on, and the groups of the forget set that are in it."""
+    """What the attacker trains on, and the groups of the forget set and of the controls that are in it."""
     seen: frozenset[str] = frozenset()
     if data == "forget":
         drawn = drawn_groups("relearn", victim.benchmark.groups(), holdout, generator)
         rows = [row for row in victim.benchmark.forget if row.group in drawn]
+        if invented := list(dict.fromkeys(row.group for row in victim.benchmark.control)):
+            # What any model would learn from such data: facts of the same form that none ever knew.
+            drawn |= drawn_groups("relearn", invented, holdout, generator)
+            rows += [row for row in victim.benchmark.control if row.group in drawn]
     elif data == "retain":
         rows = list(victim.benchmark.retain)
     elif data == "benign":

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
-from letgo.attacks.engine.base import Attacked, Judged, Victim
+from letgo.attacks.engine.base import Attacked, Victim
 from letgo.attacks.engine.prompts import askable, work_of
 from letgo.benchmarks.engine.base import Item, Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.metrics.memorization import rouge_l_recall
-from letgo.metrics.robustness import Scored, kept_interval, kept_share
-from letgo.metrics.summary import mean_metric
+from letgo.metrics.records import Headline
 from letgo.scoring.scoring import Sampling, generate
 
 
@@ -31,8 +28,7 @@ def sample(
 
     The leak of an answer is its ROUGE-L recall of the right answer. Draw often enough, and every answer of a small
     set comes by chance; so what counts is the leak above that of the item's wrong answers, leak@k(right) − mean
-    leak@k(wrong), compared with the same of the greedy answers before and after unlearning, as recorded. Items without
-    a recorded greedy answer are left out.
+    leak@k(wrong).
 
     Args:
         k: answers that the attacker may draw.
@@ -48,12 +44,9 @@ def sample(
         drawing = Sampling(temperature, top_p, seed)
     except ValueError as error:
         raise UserError(f"sample: {error}") from error
-    before, after = (_greedy(victim.recorded.get(stage, ())) for stage in ("before", "after"))
-    items = [
-        item for item in limited(askable(victim.benchmark), victim.limit) if item.id in before and item.id in after
-    ]
+    items = limited(askable(victim.benchmark), victim.limit)
     if not items:
-        raise EmptyScoreError("attack sample: no forget item has a recorded greedy answer before and after unlearning")
+        raise EmptyScoreError("attack sample: no forget item asks a question")
     model, tokenizer = victim.load(), victim.tokenizer()
     asks = work_of(victim, items, model, tokenizer).asks
     if len(asks) != len(items):
@@ -71,21 +64,12 @@ def sample(
     texts = [[_line(answer.text) for answer in answers] for answers in drawn]
     leaks = [best_of_k([rouge_l_recall(i.row.target, t) for t in ts], k) for i, ts in zip(items, texts, strict=True)]
     above = [_above(item, answers, k) for item, answers in zip(items, texts, strict=True)]
-    old = [_above(item, [before[item.id]], 1) for item in items]
-    new = [_above(item, [after[item.id]], 1) for item in items]
-    groups = [item.group for item in items]
-    name = "forget_leak_above_chance"
-    metrics = {"forget_leak": mean_metric(leaks, groups), name: mean_metric(above, groups)}
-    baseline = {"before": {name: mean_metric(old, groups)}, "after": {name: mean_metric(new, groups)}}
-    kept = kept_share(float(np.mean(old)), float(np.mean(new)), float(np.mean(above)))
-    interval = kept_interval([Scored(groups, np.array(old), np.array(new), np.array([above]))])
     rows = [
-        Sample("forget", i.id, i.group, {"leak": leak, "leak_above_chance": more}, answer=i.row.target, generated=ts[0])
+        Sample(i.set, i.id, i.group, {"leak": leak, "leak_above_chance": more}, answer=i.row.target, generated=ts[0])
         for i, leak, more, ts in zip(items, leaks, above, texts, strict=True)
     ]
-    measured = Judged(metrics, baseline, part=True, kept=kept, samples=rows, judged=rows, ci95=interval)
     did = {"asked": len(items), "answers": count * len(items), "k": k, "temperature": temperature, "top_p": top_p}
-    return Attacked(model, did, measured=measured)
+    return Attacked(model, did, scored=rows, headlines=(Headline("forget_leak_above_chance"),))
 
 
 def best_of_k(scores: Sequence[float], k: int) -> float:
@@ -103,11 +87,6 @@ def _above(item: Item, answers: Sequence[str], k: int) -> float:
     right = best_of_k([rouge_l_recall(item.row.target, text) for text in answers], k)
     wrong = [best_of_k([rouge_l_recall(other, text) for text in answers], k) for other in item.wrong]
     return right - (sum(wrong) / len(wrong) if wrong else 0.0)
-
-
-def _greedy(samples: Sequence[Sample]) -> dict[str, str]:
-    """The recorded greedy answer to each forget item that has one; it may be empty, but then it was still scored."""
-    return {s.id: s.generated for s in samples if s.set == "forget" and (s.generated or "rouge" in s.scores)}
 
 
 def _line(text: str) -> str:

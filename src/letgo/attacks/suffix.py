@@ -59,7 +59,7 @@ def suffix(
         raise UserError(f"suffix: unknown place {place!r}; known: auto, suffix, prefix")
     generator = torch.Generator().manual_seed(seed)
     every = askable(victim.benchmark)
-    groups = list(dict.fromkeys(item.group for item in every))
+    groups = list(dict.fromkeys(item.group for item in every if item.set == "forget"))
     if not groups:
         raise UserError(f"benchmark {victim.benchmark.name!r} has no forget item that can be asked in this way")
     seen = drawn_groups("suffix", groups, holdout, generator)

@@ -20,7 +20,7 @@ RootOption = Annotated[
     Path | None,
     Option("--root", help="The folder of runs; by default LETGO_RUNS, or the nearest one with an index."),
 ]
-_SHOWN = ("name", "status", "objective", "optimizer", "grade", "learning_rate", "seed", "data", "attacks")
+_SHOWN = ("name", "status", "verdict", "objective", "optimizer", "grade", "learning_rate", "seed", "data", "attacks")
 
 
 @runs.command("list")
@@ -155,6 +155,9 @@ def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[s
     from rich.table import Table
     from rich.text import Text
 
+    from letgo.report.numbers import kept_text
+    from letgo.report.table import OUTCOMES
+
     if not records:
         typer.echo("no run matches")
         return
@@ -162,7 +165,7 @@ def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[s
     for name in (*_SHOWN, *extra):
         table.add_column(name.replace("_", " "), overflow="fold")
     for record, more in zip(records, values, strict=True):
-        attacks = [f"{'✓' if a.survived else '✗'} {a.label} {a.kept:.0%}" for a in record.attacks]
+        attacks = [f"{OUTCOMES[a.outcome][0]} {a.label} {kept_text(a.kept)}" for a in record.attacks]
         cells = record.fields | {"name": record.path, "attacks": "\n".join(attacks)}
         table.add_row(*(Text(_shown(cells[name])) for name in _SHOWN), *(Text(_shown(more[name])) for name in extra))
     Console().print(table)

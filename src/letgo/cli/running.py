@@ -92,21 +92,15 @@ def attack(
 ) -> None:
     """Attack a saved model, and record what came back. `letgo list attacks` names them all."""
     options = passed_on(locals(), "run", "attacks")
-    from letgo.attacks.engine.run import attack as run_attack
-    from letgo.attacks.engine.run import plan_attack
+    from letgo.attacks.engine.spec import plan_attack
     from letgo.report.attacks import print_attacks
-    from letgo.report.card import write_model_card
-    from letgo.runs.results import is_run
+    from letgo.training.attack import attack as run_attack
 
     result = run_attack(run, attacks, reporter=reporter(quiet), **options)
-    target = output or (Path(run) if is_run(Path(run)) else None)
-    if target is not None:
-        # The card beside the result names all attacks, these too.
-        write_model_card(target, result)
     if as_json:
         print_json(result)
         return
-    print_run(result, target or Path(run))
+    print_run(result, output or Path(run))
     print_attacks(result, {plan_attack(spec).label for spec in attacks})
 
 

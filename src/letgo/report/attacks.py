@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from letgo.report.answers import visible
-from letgo.report.numbers import number, percent, words
+from letgo.report.numbers import kept_text, number, percent, words
 from letgo.runs.results import AttackResult, Result
 
 MOST_TRIALS = 5
@@ -42,15 +42,13 @@ def lines(attack: AttackResult) -> list[str]:
 
 
 def _kept(attack: AttackResult) -> str:
-    text = f"kept {percent(attack.kept)}"
+    text = f"kept {kept_text(attack.kept)}"
     if attack.kept_ci95:
         text += f" (95 % interval {percent(attack.kept_ci95[0])} to {percent(attack.kept_ci95[1])})"
     seeds = [row["kept"] for row in attack.per_seed if "kept" in row]
     if len(seeds) > 1:
         text += f", mean of {len(seeds)} seeds; worst {percent(min(seeds))}, best {percent(max(seeds))}"
-    word = "broken by it" if attack.collapsed else "survived" if attack.survived else "not survived"
-    basis = " by R" if attack.judged_on == "R" else ""
-    return f"{text}; threshold {percent(attack.threshold)}{basis}: {word}"
+    return f"{text}; {attack.outcome}: {attack.why}"
 
 
 def _utility(attack: AttackResult) -> str:

@@ -74,7 +74,7 @@ def card(result: Result, *, has_config: bool = True, published: bool = False, me
         title=f"{model_name}, unlearned",
         model=base or model_name,
         result=result,
-        verdict=verdict(result),
+        verdict=verdict(result, names=False),
         data=[(name, known[name]) for name in ("benchmark", "forget", "retain") if name in known],
         method=method,
         results=_results(result),
@@ -97,12 +97,13 @@ def _results(result: Result) -> list[list[str]]:
 
 
 def _attacks(result: Result) -> list[list[str]]:
-    table = [["attack", "seeds", "forgetting kept", "needed", "survived"]]
+    table = [["attack", "seeds", "forgetting kept", "at least", "needed", "outcome"]]
     for row in rows(result):
         if row.attack is not None:
             seeds = ", ".join(map(str, row.attack.seeds)) or MISSING
-            outcome = {"yes": "yes", "no": "no", "broken": "no: it broke the model"}[row.survived or "no"]
-            table.append([row.attack.label, seeds, row.kept or MISSING, percent(row.attack.threshold), outcome])
+            least = MISSING if row.attack.bound is None else percent(row.attack.bound)
+            needed = percent(row.attack.threshold)
+            table.append([row.attack.label, seeds, row.kept or MISSING, least, needed, row.attack.outcome])
     return table if len(table) > 1 else []
 
 

@@ -8,7 +8,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from letgo.report.chart import Axis, Figure, Plot, Point, Strip, Strips, band_key, domain, mark_key
-from letgo.report.numbers import MISSING, measured, number, percent, words
+from letgo.report.numbers import MISSING, kept_text, measured, number, percent, words
 from letgo.report.table import TableRow, columns, rows
 from letgo.runs.results import AttackResult, Metric, Metrics, Result
 
@@ -77,7 +77,7 @@ def all_runs(results: Sequence[Result], names: Sequence[str], identifier: str) -
     hardest: dict[int, AttackResult | None] = {}
     for i, result in shown:
         attacks = [attack for attack in result.attacks if {forget, retain} <= attack.metrics.keys()]
-        hardest[i] = min(attacks, key=lambda attack: attack.kept, default=None)
+        hardest[i] = min(attacks, key=lambda attack: attack.order, default=None)
     metrics = [result.after for _, result in shown] + [attack.metrics for attack in hardest.values() if attack]
     plot = _plane(axes, [m[forget].value for m in metrics], [m[retain].value for m in metrics])
     plot.strokes(
@@ -156,9 +156,9 @@ def attacked(result: Result, identifier: str) -> Figure | None:
         return None
     bars, table, description = [], [], []
     for attack in result.attacks:
-        kept, outcome = percent(attack.kept), _outcome(attack)
+        kept, outcome = kept_text(attack.kept), _outcome(attack)
         # What a broken model has kept proves nothing.
-        text, share = ("broke the model", 0.0) if attack.collapsed else (kept, attack.kept)
+        text, share = ("broke the model", 0.0) if attack.collapsed else (kept, attack.kept or 0.0)
         text, class_ = (f"✓ {text}", "survived") if attack.survived else (f"✗ {text}", "lost")
         bars.append(Strip(attack.label, text, share, class_, threshold=attack.threshold))
         table.append([attack.label, kept, percent(attack.threshold), outcome])
@@ -229,7 +229,7 @@ def _axes(results: Sequence[Result]) -> tuple[str, str] | None:
 
 
 def _outcome(attack: AttackResult) -> str:
-    return "broke the model" if attack.collapsed else "survived" if attack.survived else "not survived"
+    return "broke the model" if attack.collapsed else attack.outcome
 
 
 def _full_name(row: TableRow) -> str:

@@ -57,6 +57,11 @@ def percent(share: float) -> str:
     return f"{share * 100:,.0f} %".replace("-", "−")
 
 
+def kept_text(kept: float | None) -> str:
+    """The share of the forgetting that an attack left, in words where nobody can tell."""
+    return "can't tell" if kept is None else percent(kept)
+
+
 def duration(seconds: float) -> str:
     """4.2 s, 41 s, 3 min 05 s, 2 h 10 min."""
     if seconds < 9.95:

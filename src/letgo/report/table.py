@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from letgo.core.catalog import parse_spec
 from letgo.metrics import METRICS, record_of
 from letgo.metrics.records import MetricRecord
-from letgo.report.numbers import percent, words
-from letgo.runs.results import AttackResult, Metrics, Result
+from letgo.report.numbers import kept_text, percent, words
+from letgo.runs.results import AttackResult, Metrics, Outcome, Result
 
 SETS = {"forget_": 2, "retain_": 1, "model_": 0, "general_": 1}
 """The sets that the main table shows, and how many others stand in where no run has any headline metric of one."""
+
+OUTCOMES: Mapping[Outcome, str] = {
+    "survived": "✓ survived",
+    "not survived": "✗ not survived",
+    "can't tell": "? can't tell",
+    "collapsed": "✗ broke the model",
+}
 
 
 @dataclass(frozen=True)
@@ -59,20 +66,18 @@ class TableRow:
 
     @property
     def kept(self) -> str | None:
-        return None if self.attack is None else percent(self.attack.kept)
+        return None if self.attack is None else kept_text(self.attack.kept)
 
     @property
     def worst_seed(self) -> str | None:
-        """What the worst seed kept, where there were several: it decides on survival, while `kept` is their mean."""
+        """What the worst seed kept, where there were several: its bound decides on survival, while `kept` is of all."""
         kepts = [] if self.attack is None else [seed["kept"] for seed in self.attack.per_seed if "kept" in seed]
         return percent(min(kepts)) if len(kepts) > 1 else None
 
     @property
-    def survived(self) -> Literal["yes", "no", "broken"] | None:
-        """ "broken" where the attack itself broke the model, which proves nothing."""
-        if self.attack is None:
-            return None
-        return "broken" if self.attack.collapsed else "yes" if self.attack.survived else "no"
+    def outcome(self) -> str | None:
+        """With a mark that says it without colour; None of what is no attack."""
+        return None if self.attack is None else OUTCOMES[self.attack.outcome]
 
 
 def columns(results: Iterable[Result]) -> list[Column]:

@@ -18,6 +18,7 @@ from letgo.runs.results import Result
 
 LONGEST_ANSWER = 160
 _SPARE = 4
+_OUTCOME_COLOUR = {"survived": "green", "not survived": "red", "can't tell": "yellow", "collapsed": "red"}
 _COLOUR = {"good": "green", "warn": "yellow", "bad": "red"}
 
 
@@ -73,7 +74,7 @@ def _table(shown: Sequence[TableRow], metrics: Sequence[Column]) -> Table:
     if attacked:
         least = f"≥{percent(needed.pop())}" if len(needed) == 1 else ""
         table.add_column(Text.assemble("kept", (f"\n{least}", "dim")), justify="right", no_wrap=True)
-        table.add_column(Text("survived"), no_wrap=True)
+        table.add_column(Text("outcome"), no_wrap=True)
     for index, row in enumerate(shown):
         cells = [_cell(row, column.key, usual_n(shown, column.key)) for column in metrics]
         if attacked:
@@ -126,10 +127,9 @@ def _with_details(text: str, details: Sequence[str], style: str = "bold") -> Tex
 
 
 def _survived(row: TableRow) -> Text:
-    if row.survived is None:
+    if row.attack is None or row.outcome is None:
         return Text(MISSING, "dim")
-    text = {"yes": "✓ yes", "no": "✗ no", "broken": "✗ broken"}[row.survived]
-    return Text(text, f"bold {'green' if row.survived == 'yes' else 'red'}")
+    return Text(row.outcome.replace(" ", "\n", 2).replace("\n", " ", 1), f"bold {_OUTCOME_COLOUR[row.attack.outcome]}")
 
 
 def _answer(question: ShownQuestion, stage: str) -> Text:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from letgo.core.catalog import parse_spec
-from letgo.metrics.robustness import LEAST_FORGETTING
-from letgo.report.numbers import number, percent
+from letgo.report.numbers import number, percent, words
 from letgo.report.table import Column, columns
-from letgo.runs.results import AttackResult, Metric, Metrics, Result
+from letgo.runs.results import AttackResult, Metric, Outcome, Result, Subjects
 
 HEAVY_RETAIN_LOSS = 0.15
 """A retain metric that lost more than this share of its value is called a high cost."""
@@ -18,14 +17,20 @@ HEAVY_PERPLEXITY_RISE = 0.25
 """So is general perplexity that rose by more than this share."""
 MOST_ATTACKS_NAMED = 3
 MOST_RUNS_NAMED = 5
+MOST_SUBJECTS_NAMED = 12
+_NEVER = {"retrained": "the retrained model", "control": "facts that nobody knew", "chance": "chance"}
 
 Tone = Literal["good", "warn", "bad"]
-Kind = Literal["survived", "attacked", "untested", "nothing", "unmeasured", "learned", "collapsed", "failed"]
+Kind = Literal[
+    "survived", "attacked", "untested", "partly", "not", "nothing", "unmeasured", "learned", "collapsed", "failed"
+]
 KINDS: Mapping[Kind, str] = {
     "survived": "forgot and survived every attack made",
     "attacked": "forgot, but did not survive every attack",
     "untested": "forgot, but never attacked",
-    "nothing": "forgot hardly anything",
+    "partly": "forgot partly",
+    "not": "not forgotten",
+    "nothing": "nothing to forget: the model did not know it",
     "unmeasured": "not measured both before and after",
     "learned": "only learned",
     "collapsed": "collapsed: broken, which is not forgetting",
@@ -52,8 +57,8 @@ class Verdict:
         return {"good": "Good", "warn": "Mixed", "bad": "Bad"}[self.tone]
 
 
-def verdict(result: Result) -> Verdict:
-    """Computed from the result alone; it mentions only what was measured."""
+def verdict(result: Result, *, names: bool = True) -> Verdict:
+    """The record's judgement in words; it mentions only what was measured. `names` says whether subjects are named."""
     reasons = _sentences(result.reasons)
     if result.status == "failed":
         return Verdict("bad", "Failed: the run did not finish, so there is nothing to judge.", reasons, "failed")
@@ -70,10 +75,16 @@ def verdict(result: Result) -> Verdict:
     benchmark = result.config.get("benchmark")
     if benchmark and "learn" in parse_spec(str(benchmark))[1]:
         return Verdict("warn", "Fine-tuned: it learned; nothing was to be forgotten.", (*reasons, *measured), "learned")
-    changes = [(old.value, new.value) for column, old, new in _changes(result, "forget_") if column.amount]
-    if not any(before - after > LEAST_FORGETTING * before for before, after in changes):
-        nothing = ["Attacks on it therefore say nothing about robustness."] if result.attacks else []
-        return Verdict("bad", "Hardly anything was forgotten.", (*measured, *nothing), "nothing")
+    judgement = result.judgement
+    if judgement is None:
+        headline = "Not judged: the benchmark names no metric that forgetting is judged by."
+        return Verdict("warn", headline, (*reasons, *measured), "unmeasured")
+    why = _sentences([judgement.why])
+    if judgement.word == "nothing to forget":
+        return Verdict("bad", "Nothing to forget: the model did not know it.", (*why, *measured), "nothing")
+    if judgement.word == "not forgotten":
+        moot = ["Attacks on it therefore say nothing about robustness."] if result.attacks else []
+        return Verdict("bad", "Not forgotten.", (*why, *measured, *moot), "not")
     tone, lasting = _lasting(result.attacks)
     heavy = ""
     if _heavy(result):
@@ -81,7 +92,26 @@ def verdict(result: Result) -> Verdict:
     kind: Kind = "untested"
     if result.attacks:
         kind = "survived" if all(attack.survived for attack in result.attacks) else "attacked"
-    return Verdict(tone, f"Forgotten{heavy}{lasting}", (*reasons, *measured, *_attack_sentences(result)), kind)
+    if judgement.word == "partly forgotten":
+        kind = "partly"
+    revealed = _revealed(judgement.subjects, attacked=bool(result.attacks), names=names)
+    if tone == "good" and (kind == "partly" or (judgement.subjects and judgement.subjects.worst)):
+        tone = "warn"
+    sentences = (*reasons, *why, *_sentences([revealed]), *measured, *_attack_sentences(result))
+    return Verdict(tone, f"{judgement.word.capitalize()}{heavy}{lasting}", sentences, kind)
+
+
+def _revealed(people: Subjects | None, *, attacked: bool, names: bool) -> str:
+    """How many subjects something is still given away of, and which."""
+    if people is None or not people.before:
+        return ""
+    how = "by some wording, under some attack" if attacked else "by some wording"
+    text = f"{len(people.worst)} of {people.of} subjects are revealed {how}"
+    text += f" (by a one-sided 95 % bound at most {percent(people.bound)} of such subjects)"
+    if not people.worst or not names:
+        return text
+    more = len(people.worst) - MOST_SUBJECTS_NAMED
+    return f"{text}: {', '.join(people.worst[:MOST_SUBJECTS_NAMED])}{f' and {more} more' if more > 0 else ''}"
 
 
 def overall(named: Sequence[tuple[str, Verdict]]) -> Verdict:
@@ -102,15 +132,22 @@ def overall(named: Sequence[tuple[str, Verdict]]) -> Verdict:
 
 
 def _lasting(attacks: Sequence[AttackResult]) -> tuple[Tone, str]:
-    lost = [attack for attack in attacks if not attack.survived]
     if not attacks:
         return "warn", "; whether it lasts is not known, for nothing attacked it yet."
-    if not lost:
-        every = {1: "the attack on it", 2: "both attacks on it"}.get(len(attacks), f"all {len(attacks)} attacks on it")
+    by_outcome = {outcome: [a for a in attacks if a.outcome == outcome] for outcome in get_args(Outcome)}
+    survived, lost, unclear, broken = (
+        by_outcome[name] for name in ("survived", "not survived", "can't tell", "collapsed")
+    )
+    if lost:
+        tone: Tone = "bad" if len(lost) == len(attacks) else "warn"
+        return tone, f", but the forgetting did not survive {_names(lost)}."
+    if broken:
+        return "warn", f", but {_names(broken)} broke the model, which proves nothing."
+    every = {1: "the attack on it", 2: "both attacks on it"}.get(len(attacks), f"all {len(attacks)} attacks on it")
+    if not unclear:
         return "good", f", and the forgetting survived {every}."
-    if all(attack.collapsed for attack in lost):
-        return "warn", f", but {_names(lost)} broke the model, which proves nothing."
-    return ("bad" if len(lost) == len(attacks) else "warn"), f", but the forgetting did not survive {_names(lost)}."
+    rest = f"; it survived {_names(survived)}" if survived else ""
+    return "warn", f", but under {_names(unclear)} the original no longer knows either: nobody can tell{rest}."
 
 
 def _names(attacks: Sequence[AttackResult]) -> str:
@@ -171,25 +208,29 @@ def _attack_sentences(result: Result) -> list[str]:
     if len(result.attacks) > MOST_ATTACKS_NAMED:
         held = sum(attack.survived for attack in result.attacks)
         sentences.append(f"Of {len(result.attacks)} attacks {held} were survived; the hardest:")
-    hardest = sorted(result.attacks, key=lambda attack: attack.kept)[:MOST_ATTACKS_NAMED]
-    return sentences + [_attack_sentence(result, attack) for attack in hardest]
+    hardest = sorted(result.attacks, key=lambda attack: attack.order)[:MOST_ATTACKS_NAMED]
+    return sentences + [_attack_sentence(attack) for attack in hardest]
 
 
-def _attack_sentence(result: Result, attack: AttackResult) -> str:
-    against: Metrics = attack.baseline.get("after", result.after)
-    held_out = f" on {attack.part}" if attack.baseline else ""
-    moved = [
-        f"{column.title} {number(against[column.key].value)} → {number(attack.metrics[column.key].value)}{held_out}"
-        for column, _, _ in _changes(result, "forget_")
-        if column.key in against and column.key in attack.metrics
+def _attack_sentence(attack: AttackResult) -> str:
+    """What the attack brings back, each headline between the attacked original and a model that never knew."""
+    scales = [
+        f"{words(s.metric)} {number(s.unlearned)}, the original attacked likewise {number(s.original)}, "
+        f"{_NEVER[s.floor_of]} {number(s.floor)}"
+        for s in attack.shares
     ]
-    figures = f" ({'; '.join(moved)})" if moved else ""
+    held_out = f" on {attack.part}" if attack.baseline else ""
+    figures = f" ({'; '.join(scales)}{held_out})" if scales else ""
+    if attack.kept is None:
+        return f"Nobody can tell what the attack {attack.label} leaves: the original no longer knows either{figures}."
     if attack.collapsed:
         return f"The attack {attack.label} broke the model{figures}: not counted as survived."
     back = 1.0 - attack.kept
     amount = "nothing" if back <= 0 else "all" if back >= 1 else percent(back)
     of = "" if back <= 0 else " of the forgetting"
-    return f"The attack {attack.label} brought back {amount}{of}{figures}: {'' if attack.survived else 'not '}survived."
+    word = "survived" if attack.survived else "not survived"
+    bound = "" if attack.bound is None else f", by at least {percent(attack.bound)} kept of {percent(attack.threshold)}"
+    return f"The attack {attack.label} brings back {amount}{of}{figures}: {word}{bound}."
 
 
 def _went(before: float, after: float) -> str:

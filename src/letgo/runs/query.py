@@ -87,7 +87,9 @@ class Field:
             return bool(attacks)
         if not attacks:
             return MISSING
-        return all(a.survived for a in attacks) if self.name == "survived" else min(a.kept for a in attacks)
+        if self.name == "survived":
+            return all(attack.survived for attack in attacks)
+        return min((attack.kept for attack in attacks if attack.kept is not None), default=MISSING)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from letgo.core.catalog import format_spec, parse_spec
 from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_text
 from letgo.optim import OPTIMIZERS
-from letgo.runs.results import AttackResult, Result, read_result
+from letgo.runs.results import AttackResult, Outcome, Result, Word, read_result
 
 TAGS_FILE = "tags.json"
 """A run's own tags, in its directory, so that they move with it and survive a rebuild."""
@@ -44,8 +44,9 @@ class AttackSummary(_Model):
 
     name: str
     settings: dict[str, Any]
-    kept: float
+    kept: float | None
     survived: bool
+    outcome: Outcome
 
     @property
     def label(self) -> str:
@@ -70,6 +71,8 @@ class RunRecord(_Model):
     seconds: float
     peak_memory: int | None
     evaluation: bool
+    word: Word | None
+    """Whether it forgot, as the record's judgement has it."""
     own_tags: tuple[str, ...]
 
     @classmethod
@@ -84,6 +87,7 @@ class RunRecord(_Model):
             seconds=float(result.total_seconds),
             peak_memory=max(result.peak_memory_bytes.values(), default=None),
             evaluation=result.evaluation,
+            word=result.judgement.word if result.judgement else None,
             own_tags=own_tags,
         )
 
@@ -99,9 +103,10 @@ class RunRecord(_Model):
     @property
     def tags(self) -> tuple[str, ...]:
         """The user's tags and those that follow from the result: `robustness-test` where it was attacked, and for
-        each attack `survived:LABEL` or `failed:LABEL`."""
+        each attack `survived:LABEL` or `failed:LABEL`; an attack under which nobody can tell gives none of the two."""
         derived = [ROBUSTNESS_TAG] if self.attacks else []
-        derived += [f"{'survived' if attack.survived else 'failed'}:{attack.label}" for attack in self.attacks]
+        told = [attack for attack in self.attacks if attack.outcome != "can't tell"]
+        derived += [f"{'survived' if attack.survived else 'failed'}:{attack.label}" for attack in told]
         if self.status != "finished":
             derived.append(self.status)
         return tuple(dict.fromkeys([*self.own_tags, *derived]))
@@ -109,7 +114,7 @@ class RunRecord(_Model):
     @property
     def kept(self) -> dict[str, float]:
         """What each attack left, by a query's name for it."""
-        return {f"kept({attack.label})": attack.kept for attack in self.attacks}
+        return {f"kept({attack.label})": attack.kept for attack in self.attacks if attack.kept is not None}
 
     @property
     def grade(self) -> str | None:
@@ -134,6 +139,7 @@ class RunRecord(_Model):
             "kind": "eval" if self.evaluation else "unlearn",
             "created": self.created,
             "status": self.status,
+            "verdict": self.word,
             "model": self.config.get("model"),
             "data": self.config.get("benchmark") or self.config.get("forget"),
             "objective": None if self.evaluation else self.config.get("objective"),

@@ -15,7 +15,9 @@ from letgo.core.catalog import format_spec
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
 from letgo.core.files import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: `kept` and the words are taken between the attacked original and a model that never knew; in 1 between before and
+after unlearning."""
 RESULT_FILE = "result.json"
 SAMPLES_FILE = "samples.jsonl"
 HISTORY_FILE = "history.jsonl"
@@ -25,8 +27,12 @@ EVALUATION = "eval-"
 """What the ids of evaluations begin with."""
 
 Status = Literal["finished", "collapsed", "failed"]
+Word = Literal["nothing to forget", "not forgotten", "partly forgotten", "forgotten", "collapsed"]
+Outcome = Literal["survived", "not survived", "can't tell", "collapsed"]
+FloorOf = Literal["retrained", "control", "chance"]
+"""Where the level of a model that never knew is taken from."""
 
-__all__ = ["AttackResult", "Metric", "Metrics", "Result"]
+__all__ = ["AttackResult", "Judgement", "Metric", "Metrics", "Result", "Share", "Subjects"]
 
 
 class Strict(BaseModel):
@@ -55,23 +61,84 @@ class Metric(Strict):
 Metrics = dict[str, Metric]
 
 
+class Share(Strict):
+    """Where the unlearned model stands, by one headline metric, between the original and a model that never knew.
+
+    share = (original − unlearned) / (original − floor), over the same rows of all three, and all three under the same
+    attack where there is one: 0 is the original's level, 1 that of a model that never knew, more is below it.
+    """
+
+    metric: str
+    original: float
+    unlearned: float
+    floor: float
+    floor_of: FloorOf
+    """`retrained`: the retrained model's own score; `control`: that of facts no model knew; `chance`: guessing."""
+    known: bool
+    """Whether the original's score is above the floor by the whole of its interval; else there is no share."""
+    overlap: bool = False
+    """Whether the 95 % intervals of the original's and the unlearned model's score overlap."""
+    groups: int
+    share: float | None = None
+    low: float | None = None
+    """Ends of the 95 % interval over groups; None where a single sample gives none."""
+    high: float | None = None
+    bound: float | None = None
+    """The one-sided 95 % lower bound."""
+
+
+class Subjects(Strict):
+    """Subjects (a person, a country, a document: the groups of the forget set) of which a model still gives something
+    away: by their worst wording, and under whichever attack reveals them. Wordings that the retrained model answers too
+    do not count, nor what an attacker was given."""
+
+    of: int
+    before: int
+    """Revealed by the original."""
+    after: list[str]
+    """Revealed by the unlearned model as it is."""
+    worst: list[str]
+    """Revealed by it or under some attack."""
+    bound: float
+    """One-sided 95 % upper bound of the share revealed (`worst` of `of`), by Clopper and Pearson."""
+
+
+class Judgement(Strict):
+    """Whether a run forgot: the word, the rule and the numbers that decided, and the target that they were held to."""
+
+    word: Word
+    why: str
+    target: float
+    shares: list[Share] = []
+    subjects: Subjects | None = None
+
+
 class AttackResult(Strict):
     """What one attack did to the model, and how much of the forgetting it left.
 
-    `kept` is the share of the forgetting that is still there after the attack, 0…1, the smallest over the benchmark's
-    headline metrics (`attacks/engine/judge.py`); `survived` compares it with `threshold`. A model that had forgotten
-    nothing, or that is broken after the attack (`collapsed`), has not survived.
+    `kept` is K = (s(A(O)) − s(A(U))) / (s(A(O)) − f) clipped to 0…1, the smallest over the benchmark's headlines: the
+    attacked unlearned model between the attacked original and the attacked retrained model, or the floor
+    (`metrics/judgement.py`). None where the attacked original itself no longer knows: then nobody can tell. `survived`
+    holds the bound to the threshold. A model that is broken after the attack (`collapsed`) has not survived.
     """
 
     name: str
     settings: dict[str, Any]
     seeds: list[int]
     metrics: Metrics
-    kept: float = Field(ge=0.0, le=1.0)
+    kept: float | None = Field(ge=0.0, le=1.0)
     survived: bool
     threshold: float = 0.5
     collapsed: bool = False
+    why: str = ""
+    """The rule and the numbers that decided on survival."""
     reasons: list[str] = []
+    shares: list[Share] = []
+    """What `kept` is made of, over all seeds."""
+    bound: float | None = None
+    """The one-sided 95 % lower bound of `kept` under the worst seed."""
+    revealed: list[str] = []
+    """Subjects that this attack reveals."""
     did: dict[str, Any] = {}
     """The attack's own figures: displacement, steps, rows used."""
     per_seed: list[dict[str, float]] = []
@@ -84,10 +151,7 @@ class AttackResult(Strict):
     curves: list[list[dict[str, float]]] = []
     seconds: float = 0.0
     kept_ci95: tuple[float, float] | None = None
-    """95 % interval of `kept` over groups and seeds."""
-    judged_on: Literal["kept", "R"] = "kept"
-    """R where the attacker had every row and the retrained model was attacked alike: what any model would learn from
-    the attacker's data does then not count against this one."""
+    """95 % interval of `kept` over groups."""
     scores: dict[str, float] = {}
     """R of a relearning attack, Q of a quantization (`attacks/engine/outcome.py`)."""
     utility: dict[str, Metrics] = {}
@@ -105,12 +169,25 @@ class AttackResult(Strict):
     def label(self) -> str:
         return format_spec(self.name, self.settings)
 
+    @property
+    def order(self) -> float:
+        """For sorting, the hardest attack first and one where nobody can tell last."""
+        return 2.0 if self.kept is None else self.kept
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.collapsed:
+            return "collapsed"
+        if self.kept is None:
+            return "can't tell"
+        return "survived" if self.survived else "not survived"
+
 
 class Result(Strict):
-    """One run, schema 1. `before` and `after` are the model's metrics before and after unlearning; `references` holds
+    """One run, schema 2. `before` and `after` are the model's metrics before and after unlearning; `references` holds
     other models measured the same way (the model retrained without the forget set, where it is known)."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[2] = Field(default=2, alias="schema")
     run_id: str
     created: str
     letgo: str
@@ -127,6 +204,8 @@ class Result(Strict):
     headlines: dict[str, float] = {}
     """The metrics by which forgetting is judged, each with what a model that knows nothing scores. Empty in records of
     older versions."""
+    judgement: Judgement | None = None
+    """Whether it forgot; None where nothing was measured before and after."""
     attacks: list[AttackResult] = []
     robustness: dict[str, float] = {}
     """R, Q and their harmonic mean over the attacks made (`attacks/engine/outcome.py`)."""
@@ -196,13 +275,18 @@ def read_document(path: Path, model: type[Document], schema: int) -> Document:
     raw = read_json(path)
     version = raw.get("schema") if isinstance(raw, dict) else None
     if version != schema:
-        raise UserError(
-            f"{path}: schema {version!r}, but this letgo reads schema {schema}"
-            + ("; it was written by a newer letgo: upgrade" if isinstance(version, int) and version > schema else "")
-        )
+        raise UserError(f"{path}: schema {version!r}, but this letgo reads schema {schema}" + _way_out(version, schema))
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: field {field!r}: {first['msg']} (got {first['input']!r})") from error
+
+
+def _way_out(version: Any, schema: int) -> str:
+    if not isinstance(version, int):
+        return ""
+    if version > schema:
+        return "; it was written by a newer letgo: upgrade"
+    return "; it was written by an older letgo, whose figures mean something else: run it again"

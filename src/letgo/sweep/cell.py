@@ -6,7 +6,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Literal
 
-from letgo.attacks.engine.run import attack, plan_attack
+from letgo.attacks.engine.spec import plan_attack
 from letgo.core.errors import LetgoError
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import locked
@@ -14,6 +14,7 @@ from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
 from letgo.runs.results import Result, is_run, read_result
 from letgo.sweep.workers import CellTask
+from letgo.training.attack import attack
 from letgo.training.config import make_config
 from letgo.training.unlearn import unlearn
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.attacks.engine.run import plan_attack
+from letgo.attacks.engine.spec import plan_attack
 from letgo.core.catalog import did_you_mean, parse_spec
 from letgo.core.errors import UserError
 from letgo.core.files import load_settings

@@ -41,11 +41,14 @@ def as_csv(sweep: Sweep, folder: Path) -> str:
 
 
 def _values(result: Result) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"verdict": result.judgement.word} if result.judgement else {}
+    if result.judgement and result.judgement.subjects:
+        row |= {"subjects revealed": len(result.judgement.subjects.worst), "subjects": result.judgement.subjects.of}
     for stage, metrics in (("before", result.before), ("after", result.after)):
         row |= {f"{stage}.{name}": metric.value for name, metric in metrics.items()}
     for attack in result.attacks:
         row[f"kept({attack.label})"] = attack.kept
-        row[f"survived({attack.label})"] = attack.survived
+        row[f"bound({attack.label})"] = attack.bound
+        row[f"outcome({attack.label})"] = attack.outcome
         row |= {f"{attack.label}.{name}": metric.value for name, metric in attack.metrics.items()}
     return row

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from letgo.benchmarks import benchmark_of
-from letgo.benchmarks.engine.base import Benchmark, Sample
+from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core import processes
 from letgo.core.environment import circumstances, give_back_memory
 from letgo.core.errors import LetgoError, UserError
@@ -20,6 +20,7 @@ from letgo.core.files import write_json_lines, write_text
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
 from letgo.data import check_disjoint
+from letgo.metrics.judgement import judge, nothing_to_forget
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.adapters import MERGED, Base, quick_fingerprint
 from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
@@ -105,6 +106,8 @@ def unlearn(
         with opened.log.clock("evaluate"):
             before = measure(prepared, prepared.model, "measuring before", common=True)
             opened.log.before = prepared.benchmark.summarise(before)
+            references = measure_references(prepared)
+            say_nothing_to_forget(prepared, before, references)
             give_back_memory()
         with opened.log.clock("unlearn"):
             model = train(prepared)
@@ -112,8 +115,7 @@ def unlearn(
             model = save(prepared, model)
         with opened.log.clock("evaluate"):
             after = measure(prepared, model, "measuring after")
-            references = measure_references(prepared)
-        result = judge_run(prepared, after, references)
+        result = judge_run(prepared, before, after, references)
         stages = {"before": before, "after": after} | {f"reference:{name}": r for name, r in references.items()}
         processes.first_does(lambda: record(prepared, result, stages))
         result = attack(opened, result)
@@ -360,18 +362,38 @@ def save(prepared: Prepared, model: Any) -> Any:
     return model
 
 
-def judge_run(prepared: Prepared, after: Sequence[Sample], references: Mapping[str, Sequence[Sample]]) -> Result:
+def say_nothing_to_forget(
+    prepared: Prepared, before: Sequence[Sample], references: Mapping[str, Sequence[Sample]]
+) -> None:
+    """Say it before anything is trained where the model does not know what it is to forget."""
+    why = nothing_to_forget(prepared.benchmark.headlines, before, references.get(RETRAINED, ()))
+    if why:
+        prepared.opened.log.notes.append(f"nothing to forget: {why}")
+        prepared.opened.reporter.say(f"  {prepared.opened.log.notes[-1]}")
+
+
+def judge_run(
+    prepared: Prepared,
+    before: Sequence[Sample],
+    after: Sequence[Sample],
+    references: Mapping[str, Sequence[Sample]],
+) -> Result:
     """The run's result: collapsed where the model is broken rather than forgetful."""
-    summarise = prepared.benchmark.summarise
+    benchmark, summarise = prepared.benchmark, prepared.benchmark.summarise
     metrics = summarise(after)
     reasons = collapse_reasons(prepared.opened.log.before, metrics)
     measured = {name: summarise(samples) for name, samples in references.items()}
+    judgement = None
+    if benchmark.headlines:
+        retrained, target = references.get(RETRAINED, ()), prepared.opened.config.target
+        judgement = judge(benchmark.headlines, before, after, retrained=retrained, target=target, broken=reasons)
     return result_of(
         prepared.opened,
         "collapsed" if reasons else "finished",
         reasons=reasons,
         after=metrics,
-        references=prepared.benchmark.reference_metrics() | measured,
+        references=benchmark.reference_metrics() | measured,
+        judgement=judgement,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,13 +13,14 @@ from letgo.benchmarks.engine.base import Benchmark, Sample
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
+from letgo.metrics.judgement import Placed
+from letgo.metrics.records import Headline
 from letgo.models.load import load_model, load_tokenizer
-from letgo.runs.results import Metrics
+from letgo.runs.results import Metrics, Share
 
-RETRAINED = "retrained"
-"""The reference that never saw the forget set."""
 Probe = Callable[[Any, frozenset[str]], dict[str, float]]
 """A cheap look at a model during an attack: from it and the groups that the attacker trains on to a few numbers."""
+Role = Literal["unlearned", "original", "retrained"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Victim:
 
     Attributes:
         original: the model that the forgetting started from: a directory, a hub id or a built-in name.
+        role: the saved model itself, or one of the two that it is compared with, which are attacked alike.
         limit: at most so many items of each set are scored.
         recorded: the samples of the run's stages ("before", "after"), scored without an attack.
     """
@@ -37,6 +39,7 @@ class Victim:
     template: Template = "auto"
     dtype: str = "float32"
     original: str | None = None
+    role: Role = "unlearned"
     limit: int | None = None
     recorded: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
     probe: Probe | None = None
@@ -66,27 +69,34 @@ class Judged:
         metrics: after the attack; the forget set's over the rows judged, those trained on as `seen_*`.
         baseline: "before" and "after" unlearning over the same rows.
         part: whether a part of the rows is judged (groups held out, items that could be asked).
-        kept: the smallest share of the forgetting kept over the headlines; `ci95` where the attack measured it itself.
+        kept: K, 0…1, the smallest over the headlines; None where the attacked original no longer knows.
+        placed: the scores that K is made of; `shares` what they say. An attack that judges itself has only shares.
+        left: min(after/before, 1) as TOFU's R and Q have it, over before and after unlearning.
+        revealed: subjects that the attack reveals.
         reasons: why the attack broke the model; empty where it did not.
         loss: of utility, by the attack.
-        samples: all that were scored; `judged` those that count.
+        samples: all that were scored.
         seen: groups that the attacker trained on, of those scored; `everything_seen` if there are no others.
         ways: of an attack by prompts, each way of asking and what it left.
+        curve: the attack's course, with K at each look.
         gain: R of this seed, against the retrained model under the same attack; None where it was not attacked.
     """
 
     metrics: Metrics
     baseline: dict[str, Metrics]
     part: bool
-    kept: float
+    kept: float | None
+    placed: Sequence[Placed] = ()
+    shares: Sequence[Share] = ()
+    left: float = 0.0
+    revealed: Sequence[str] = ()
     reasons: Sequence[str] = ()
     loss: float | None = 0.0
     samples: Sequence[Sample] = ()
-    judged: Sequence[Sample] = ()
     seen: frozenset[str] = frozenset()
     everything_seen: bool = False
     ways: Sequence[dict[str, Any]] = ()
-    ci95: tuple[float, float] | None = None
+    curve: Sequence[Mapping[str, float]] = ()
     gain: float | None = None
 
 
@@ -97,13 +107,14 @@ class Attacked:
     Attributes:
         model: in memory.
         did: what the attack did, for the record.
-        seen: groups of the forget set that the attacker trained on; empty for an attack without data. Where some
-            groups were held out, the attack is judged on those.
-        curve: rows of numbers over the attack's course.
+        seen: groups of the forget set, and of the controls, that the attacker trained on; empty for an attack without
+            data. Where some groups were held out, the attack is judged on those.
+        curve: rows of numbers over the attack's course; a look has the headline metrics.
         layers: a row of numbers for every layer whose weights it changed.
         asked: for an attack by prompts, its ways of asking: by name, the benchmark with its questions put differently;
             the judge takes the one that brings most back.
-        measured: for an attack that scores by itself (sampling, membership inference): its judgement of a part.
+        scored: for an attack that scores by itself (sampling): its samples; `headlines` are then its own.
+        measured: for an attack that compares all models by itself (membership inference): its judgement.
     """
 
     model: Any
@@ -112,6 +123,8 @@ class Attacked:
     curve: Sequence[Mapping[str, float]] = ()
     layers: Sequence[Mapping[str, Any]] = ()
     asked: Mapping[str, Benchmark] = field(default_factory=dict)
+    scored: Sequence[Sample] = ()
+    headlines: Sequence[Headline] = ()
     measured: Judged | None = None
 
 

@@ -1,26 +1,31 @@
-"""Judge what an attack left of the forgetting, against the same rows before and after unlearning: pure functions of
-recorded samples. No model runs, no file is read."""
+"""Judge what an attack left of the forgetting: the attacked unlearned model between the attacked original and the
+attacked retrained model, or the floor (`letgo.metrics.judgement`). Pure functions of recorded samples: no model runs,
+no file is read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from letgo.attacks.engine.base import RETRAINED, Judged
-from letgo.benchmarks.engine.base import Sample
+from letgo.attacks.engine.base import Judged
+from letgo.benchmarks.engine.base import RETRAINED, Sample
+from letgo.benchmarks.engine.questions import means
 from letgo.core.errors import EmptyScoreError, UserError
+from letgo.metrics.judgement import Placed, place, revealed, smallest
 from letgo.metrics.records import Headline
 from letgo.metrics.robustness import (
     LEAST_FORGETTING,
     collapse_reasons,
-    headline_scores,
-    kept_interval,
-    kept_interval_of_metrics,
     shared_headlines,
     smallest_share,
     utility_loss,
 )
-from letgo.runs.results import SAMPLES_FILE, Metrics
+from letgo.runs.results import SAMPLES_FILE, Metrics, Share
+
+Curve = Sequence[Mapping[str, float]]
+Ways = Mapping[str, Sequence[Sample]]
+"""An attacked model's samples by the way in which it was asked; under "" where there is one way."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,37 @@ class Recorded:
         return self.samples.get(name, ())
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What an attacked model answered, and the looks at it on the way."""
+
+    ways: Ways
+    curve: Curve = ()
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two ends of the scale: the original, and the retrained model where there is one, under the same attack."""
+
+    original: Answered
+    retrained: Answered = field(default_factory=lambda: Answered({}))
+
+
 def judge_samples(
-    recorded: Recorded, samples: Sequence[Sample], seen: frozenset[str], label: str, *, weights_changed: bool = True
+    recorded: Recorded,
+    samples: Sequence[Sample],
+    ends: Ends,
+    seen: frozenset[str],
+    label: str,
+    *,
+    way: str = "",
+    weights_changed: bool = True,
 ) -> Judged:
     """Judge an attacked model's samples, without the forget rows of groups that the attacker trained on (`seen`), if
     any others remain, and without rows that were not scored before and after unlearning. `label` is the attack's, for
-    errors; an attack that asks the same model in another way has not changed the weights."""
+    errors; an attack that asks the same model in another `way` has not changed the weights."""
     forget = {sample.group for sample in samples if sample.set == "forget"}
-    seen = seen & forget
+    given, seen = seen, seen & forget
     everything = bool(seen) and seen == forget
     held = forget - seen if not everything else forget
     judged = [s for s in samples if s.set != "forget" or s.group in held]
@@ -69,24 +97,53 @@ def judge_samples(
     if seen and not everything:
         trained_on = recorded.summarise([s for s in samples if s.set == "forget" and s.group in seen])
         metrics |= {f"seen_{k.removeprefix('forget_')}": m for k, m in trained_on.items() if k.startswith("forget_")}
-    kept = smallest_share(recorded.headlines, baseline["before"], baseline["after"], metrics)
-    if kept is None:
+    if not (placed := _placed(recorded.headlines, judged, ends, way, given, everything=everything)):
         problem = "no headline metric was scored before, after and now"
         if held != forget:
             problem = "no question about the groups held out was scored; score more items, or hold out more"
         raise EmptyScoreError(f"attack {label}: {problem}")
+    shares = [one.share() for one in placed]
+    retrained = ends.retrained.ways.get(way, ())
     return Judged(
         metrics,
         baseline,
         part=not whole,
-        kept=kept,
+        kept=kept_of(shares),
+        placed=placed,
+        shares=shares,
+        left=smallest_share(recorded.headlines, baseline["before"], baseline["after"], metrics) or 0.0,
+        revealed=revealed(judged, retrained, seen),
         reasons=collapse_reasons(baseline["before"], metrics) if weights_changed else [],
         loss=utility_loss(recorded.headlines, baseline["after"], metrics) if weights_changed else 0.0,
         samples=samples,
-        judged=judged,
         seen=seen,
         everything_seen=everything,
     )
+
+
+def kept_of(shares: Sequence[Share]) -> float | None:
+    """K, clipped to 0…1: the smallest over the headlines; None where nobody can tell."""
+    least = smallest(shares)
+    return None if least is None else min(max(least, 0.0), 1.0)
+
+
+def _placed(
+    headlines: Sequence[Headline],
+    judged: Sequence[Sample],
+    ends: Ends,
+    way: str,
+    given: frozenset[str],
+    *,
+    everything: bool = False,
+) -> list[Placed]:
+    """The judged rows between both ends. Controls are treated as the rows are: those that the attacker trained on are
+    the floor of rows trained on, the others of rows held out."""
+    original = ends.original.ways.get(way, ())
+    controls = [s for s in original if s.set == "control"]
+    alike = [s for s in controls if (s.group in given) == everything] or controls
+    retrained = ends.retrained.ways.get(way, ())
+    placed = [place(h, original, judged, retrained=retrained, controls=alike) for h in headlines]
+    return [one for one in placed if one is not None]
 
 
 def _on_the_same_rows(
@@ -111,16 +168,38 @@ def _on_the_same_rows(
     return judged, baseline, whole
 
 
-def judge_ways(
-    recorded: Recorded, ways: Sequence[tuple[str, Sequence[Sample]]], seen: frozenset[str], label: str
-) -> Judged:
-    """Of several ways to ask the same model, the one that brings most back."""
+def judge_ways(recorded: Recorded, ways: Ways, ends: Ends, seen: frozenset[str], label: str) -> Judged:
+    """Of several ways to ask the same model, the one that brings most back; of those in which nobody can tell, none."""
     judged, shown = [], []
-    for way, samples in ways:
-        judged.append(judge_samples(recorded, samples, seen, label, weights_changed=False))
+    for way, samples in ways.items():
+        judged.append(judge_samples(recorded, samples, ends, seen, label, way=way, weights_changed=False))
         values = {name: m.value for name, m in judged[-1].metrics.items() if name.startswith("forget_")}
-        shown.append({"way": way, "kept": judged[-1].kept} | values)
-    return replace(min(judged, key=lambda outcome: outcome.kept), ways=shown)
+        shown.append({"way": way, "kept": judged[-1].kept, **values})
+    strongest = min(judged, key=lambda outcome: 2.0 if outcome.kept is None else outcome.kept)
+    names = sorted({name for outcome in judged for name in outcome.revealed})
+    return replace(strongest, ways=shown, revealed=names)
+
+
+def judge_scored(recorded: Recorded, samples: Sequence[Sample], ends: Ends, headlines: Sequence[Headline]) -> Judged:
+    """Judge an attack that scores the models in its own way. The weights are the same: what it did not measure still
+    holds."""
+    placed = _placed(headlines, samples, ends, "", frozenset())
+    shares = [one.share() for one in placed]
+    forget = [sample for sample in samples if sample.set == "forget"]
+    names = list(dict.fromkeys(name for sample in forget for name in sample.scores))
+    metrics = {k: v for k, v in recorded.after.items() if not k.startswith("forget_")} | means(forget, "forget", names)
+    kept = kept_of(shares)
+    return Judged(
+        metrics,
+        {},
+        part=False,
+        kept=kept,
+        placed=placed,
+        shares=shares,
+        left=kept or 0.0,
+        revealed=revealed(samples, ends.retrained.ways.get("", ())),
+        samples=samples,
+    )
 
 
 def judge_measured(recorded: Recorded, measured: Judged) -> Judged:
@@ -129,29 +208,28 @@ def judge_measured(recorded: Recorded, measured: Judged) -> Judged:
     return replace(measured, metrics=metrics)
 
 
-def interval_of(recorded: Recorded, seeds: Sequence[Judged]) -> tuple[float, float]:
-    """95 % interval of the mean share kept, over groups and seeds; wider bounds where a headline is no plain mean."""
-    first = seeds[0]
-    if first.ci95 is not None:
-        known = [seed.ci95 or (seed.kept, seed.kept) for seed in seeds]
-        return min(low for low, _ in known), max(high for _, high in known)
-    heads = shared_headlines(recorded.headlines, first.baseline["before"], first.baseline["after"], first.metrics)
-    scored = []
-    for head in heads:
-        values = {
-            "before": [seed.baseline["before"][head.metric].value for seed in seeds],
-            "after": [seed.baseline["after"][head.metric].value for seed in seeds],
-            "attacked": [seed.metrics[head.metric].value for seed in seeds],
-        }
-        judged = [seed.judged for seed in seeds]
-        scored.append(headline_scores(head, recorded.stage("before"), recorded.stage("after"), judged, values))
-    plain_means = [head for head in scored if head is not None]
-    if len(plain_means) == len(heads):
-        return kept_interval(plain_means)
-    ends = [
-        kept_interval_of_metrics(heads, seed.baseline["before"], seed.baseline["after"], seed.metrics) for seed in seeds
-    ]
-    return sum(low for low, _ in ends) / len(ends), sum(high for _, high in ends) / len(ends)
+def judge_curve(headlines: Sequence[Headline], curve: Curve, ends: Ends) -> list[dict[str, float]]:
+    """The attack's course with K at each look: the three models' curves point by point, over the looks' few items. A
+    look at which the original no longer knows has no K."""
+    original, retrained = (_by_step(answered.curve) for answered in (ends.original, ends.retrained))
+    rows = []
+    for point in curve:
+        row, step = dict(point), point.get("step")
+        top, bottom = original.get(step, {}), retrained.get(step, {})
+        shares = []
+        for h in (h for h in headlines if h.metric in point and h.metric in top):
+            floor = bottom.get(h.metric, top.get(h.metric.replace("forget_", "control_", 1), h.floor))
+            row |= {f"original_{h.metric}": top[h.metric], f"never_{h.metric}": floor}
+            if top[h.metric] - floor > LEAST_FORGETTING * abs(top[h.metric]):
+                shares.append((top[h.metric] - point[h.metric]) / (top[h.metric] - floor))
+        if shares:
+            row["kept"] = min(max(min(shares), 0.0), 1.0)
+        rows.append(row)
+    return rows
+
+
+def _by_step(curve: Curve) -> dict[Any, Mapping[str, float]]:
+    return {point.get("step"): point for point in curve}
 
 
 def relearning_score(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Judged
-from letgo.attacks.engine.judge import Recorded, interval_of
+from letgo.attacks.engine.judge import Recorded, kept_of
 from letgo.attacks.engine.search import summary
 from letgo.attacks.engine.spec import AttackSpec
+from letgo.metrics.judgement import never, smallest, words
+from letgo.metrics.judgement import pooled as together
 from letgo.metrics.robustness import utility_names
-from letgo.runs.results import AttackResult, Metrics
+from letgo.runs.results import AttackResult, Metrics, Share
 
 
 @dataclass(frozen=True)
@@ -36,40 +39,44 @@ def result_of(
     which has `trials`, its strongest."""
     judged, first = [seed.judged for seed in seeds], seeds[0]
     metrics = pooled([seed.metrics for seed in judged])
-    kepts = [seed.kept for seed in judged]
     reasons = list(dict.fromkeys(reason for seed in judged for reason in seed.reasons))
     if plan.search and not any(trial["within_bound"] for trial in trials):
         reasons.append(f"no trial stayed within a utility loss of {plan.bound:g}: nothing is proven")
-    gains = [seed.gain for seed in judged if seed.gain is not None]
-    by_gain = len(gains) == len(judged) and all(seed.everything_seen for seed in judged)
-    # The worst seed decides: an attacker may try again.
-    worst = min(gains) if by_gain else min(kepts)
-    halves = [_steps_to_half(seed.attacked.curve) for seed in seeds]
+    halves = [_steps_to_half(seed.judged.curve) for seed in seeds]
     losses = [seed.loss for seed in judged if seed.loss is not None]
     stages = {stage: pooled([seed.baseline[stage] for seed in judged]) for stage in first.judged.baseline}
     did = dict(first.attacked.did)
-    if any("kept" in point for point in first.attacked.curve):
+    if any("kept" in point for point in first.judged.curve):
         did |= _mean_of_halves(halves, did.get("steps"))
+        areas = [area for seed in judged if (area := _mean_over_course(seed.curve)) is not None]
+        did["kept_over_course"] = sum(areas) / len(areas)
     if plan.search:
         did |= {"strongest": {k: v for k, v in settings.items() if k not in plan.settings}} | summary(trials)
+    placed = [one for seed in judged for one in seed.placed]
+    shares = [one.share() for one in together(placed)] if placed else list(first.judged.shares)
+    kept, bound = kept_of(shares), _worst_bound(judged)
+    survived = bound is not None and bound >= plan.threshold and not reasons and not recorded.broken
     return AttackResult(
         name=plan.name,
         settings={**plan.settings, **plan.given},
         seeds=list(plan.seeds),
         metrics=metrics,
-        kept=sum(kepts) / len(kepts),
-        kept_ci95=interval_of(recorded, judged),
-        survived=worst >= plan.threshold and not reasons and not recorded.broken,
+        kept=kept,
+        kept_ci95=None if kept is None else _interval(shares),
+        survived=survived,
         threshold=plan.threshold,
-        judged_on="R" if by_gain else "kept",
         collapsed=bool(reasons),
+        why=_why(plan, shares, bound, reasons, broken=recorded.broken),
         reasons=reasons,
+        shares=shares,
+        bound=bound,
+        revealed=sorted({name for seed in judged for name in seed.revealed}),
         did=did,
         per_seed=[_per_seed(seed, half) for seed, half in zip(seeds, halves, strict=True)],
         baseline=stages if first.judged.part else {},
         part="held-out rows" if first.judged.seen else "the same rows",
-        curve=[dict(point) for point in first.attacked.curve],
-        curves=[[dict(point) for point in seed.attacked.curve] for seed in seeds if seed.attacked.curve],
+        curve=[dict(point) for point in first.judged.curve],
+        curves=[[dict(point) for point in seed.curve] for seed in judged if seed.curve],
         scores=scores_of(family_of(plan.name, dict(settings)), judged, broken=recorded.broken),
         utility=_utility(recorded, stages.get("after", {}), metrics),
         utility_loss=sum(losses) / len(losses) if losses else None,
@@ -78,6 +85,41 @@ def result_of(
         trials=trials,
         seconds=round(seconds, 3),
     )
+
+
+def _worst_bound(seeds: Sequence[Judged]) -> float | None:
+    """The one-sided lower bound of K under the worst seed, 0…1: an attacker may try again. None where some seed's
+    attacked original no longer knows: that seed proves nothing."""
+    bounds = [smallest(seed.shares, "bound") for seed in seeds]
+    known = [bound for bound in bounds if bound is not None]
+    return min(max(min(known), 0.0), 1.0) if len(known) == len(bounds) else None
+
+
+def _interval(shares: Sequence[Share]) -> tuple[float, float] | None:
+    """Of the headline that keeps least, clipped to 0…1; None without an interval."""
+    worst = min((s for s in shares if s.known), key=lambda s: s.share if s.share is not None else 1.0)
+    if worst.low is None or worst.high is None:
+        return None
+    return min(max(worst.low, 0.0), 1.0), min(max(worst.high, 0.0), 1.0)
+
+
+def _why(
+    plan: AttackSpec, shares: Sequence[Share], bound: float | None, reasons: Sequence[str], *, broken: bool
+) -> str:
+    """The rule and the numbers that decided."""
+    if reasons:
+        return f"broken by the attack, which proves nothing: {'; '.join(reasons)}"
+    if broken:
+        return "the run itself is broken, which is not forgetting"
+    if bound is None:
+        levels = "; ".join(f"{words(s)} {s.original:.3g}, {never(s)} {s.floor:.3g}" for s in shares)
+        return f"can't tell: under the attack the original itself no longer knows ({levels})"
+    seeds = f" under the worst of {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
+    compared = "at least" if bound >= plan.threshold else "but only"
+    why = f"{compared} {bound:.0%} is kept (one-sided 95 % bound{seeds}); {plan.threshold:.0%} is asked"
+    if any(s.known and s.floor_of == "retrained" and s.low is not None and s.low > 1.0 for s in shares):
+        why += "; below the retrained model's level: forgotten too much, which gives away what was forgotten"
+    return why
 
 
 def pooled(measured: Sequence[Metrics]) -> Metrics:
@@ -105,9 +147,9 @@ def _utility(recorded: Recorded, before: Metrics, metrics: Metrics) -> dict[str,
 
 def _per_seed(seed: Seed, half: float | None) -> dict[str, float]:
     judged = seed.judged
-    optional = {"R": judged.gain, "utility_loss": judged.loss, "steps_to_half": half}
+    optional = {"kept": judged.kept, "R": judged.gain, "utility_loss": judged.loss, "steps_to_half": half}
     return (
-        {"seed": float(seed.seed), "kept": judged.kept}
+        {"seed": float(seed.seed)}
         | {name: value for name, value in optional.items() if value is not None}
         | {name: metric.value for name, metric in judged.metrics.items()}
     )
@@ -123,6 +165,16 @@ def _steps_to_half(curve: Sequence[Mapping[str, float]]) -> float | None:
             return last[0] + (step - last[0]) * (last[1] - 0.5) / (last[1] - kept)
         last = (step, kept)
     return None
+
+
+def _mean_over_course(curve: Sequence[Mapping[str, float]]) -> float | None:
+    """The mean K over the attack's course, looks joined by straight lines: the area between the curves of the attacked
+    original and the attacked unlearned model, over that between the original's and the floor's."""
+    looks = [(point["step"], point["kept"]) for point in curve if "kept" in point]
+    if len(looks) < 2:
+        return None
+    area = sum((x - a) * (y + b) / 2 for (a, b), (x, y) in itertools.pairwise(looks))
+    return area / (looks[-1][0] - looks[0][0])
 
 
 def _mean_of_halves(halves: Sequence[float | None], steps: Any) -> dict[str, Any]:
@@ -144,21 +196,22 @@ def family_of(name: str, settings: dict[str, object] | None = None) -> str:
 def scores_of(family: str, seeds: Sequence[Judged], *, broken: bool) -> dict[str, float]:
     """R or Q of one attack, the mean over seeds; 0 where the run itself is broken.
 
-    Q is the share of the forgetting that is left after quantization, min(after/before, 1), which is `kept`. R is
-    min(Δ_retrained/Δ_unlearned, 1) on the rows that the attacker trained on, where the retrained model was attacked
-    too; else `kept` stands in for it, and "R_by_kept" says so.
+    Q is the share of the forgetting that is left after quantization, held to the untouched original: what rounding does
+    to any model counts as forgetting kept, so Q is no verdict. R is min(Δ_retrained/Δ_unlearned, 1) on the rows that
+    the attacker trained on, where the retrained model was attacked too; else the share left stands in for it, and
+    "R_by_kept" says so.
     """
     if family not in ("relearning", "quantization"):
         return {}
     if broken:
         return {"R" if family == "relearning" else "Q": 0.0}
-    kept = sum(seed.kept for seed in seeds) / len(seeds)
+    left = sum(seed.left for seed in seeds) / len(seeds)
     if family == "quantization":
-        return {"Q": kept}
+        return {"Q": left}
     gains = [seed.gain for seed in seeds if seed.gain is not None]
     if len(gains) == len(seeds):
         return {"R": sum(gains) / len(gains), "R_worst": min(gains)}
-    return {"R": kept, "R_worst": min(seed.kept for seed in seeds), "R_by_kept": 1.0}
+    return {"R": left, "R_worst": min(seed.left for seed in seeds), "R_by_kept": 1.0}
 
 
 def robustness(attacks: Iterable[AttackResult]) -> dict[str, float]:

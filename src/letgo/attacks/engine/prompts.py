@@ -38,8 +38,8 @@ def with_question(row: Row, question: str) -> Row:
 
 
 def asked_otherwise(victim: Victim, change: Callable[[Item], Item | None]) -> Benchmark:
-    """The benchmark with its forget items asked otherwise, and nothing else: the weights are the same. Items for which
-    `change` gives None are left out; a `UserError` where none remains."""
+    """The benchmark with its forget items and controls asked otherwise, and nothing else: the weights are the same.
+    Items for which `change` gives None are left out; a `UserError` where none remains."""
     changed = [new for item in askable(victim.benchmark) if (new := change(item)) is not None]
     if not changed:
         raise UserError(f"benchmark {victim.benchmark.name!r} has no forget item that can be asked in this way")
@@ -47,11 +47,11 @@ def asked_otherwise(victim: Victim, change: Callable[[Item], Item | None]) -> Be
 
 
 def askable(benchmark: Benchmark) -> list[Item]:
-    """The forget items that ask something; rows that are only there for membership inference don't."""
+    """The forget items and the controls that ask something; rows that are only there for membership inference don't."""
     return [
         item
         for item in benchmark.items
-        if item.set == "forget" and item.task != "membership" and form_of(item.row) is not None
+        if item.set in ("forget", "control") and item.task != "membership" and form_of(item.row) is not None
     ]
 
 

@@ -10,19 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from letgo.attacks import ATTACKS
-from letgo.attacks.engine.base import RETRAINED, Attacked, Probe, Victim
-from letgo.attacks.engine.judge import judge_measured, judge_samples, judge_ways, relearning_score
+from letgo.attacks.engine.base import Attacked, Judged, Probe, Role, Victim
+from letgo.attacks.engine.judge import (
+    Answered,
+    Ends,
+    judge_curve,
+    judge_measured,
+    judge_samples,
+    judge_scored,
+    judge_ways,
+    relearning_score,
+)
 from letgo.attacks.engine.outcome import Seed, family_of, result_of, robustness
+from letgo.attacks.engine.prompts import only
 from letgo.attacks.engine.search import search
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, plan_attack
 from letgo.attacks.engine.target import Target, open_target
-from letgo.benchmarks.engine.base import Sample
+from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.benchmarks.engine.items import limited
+from letgo.benchmarks.engine.questions import spread
 from letgo.core import processes
 from letgo.core.errors import LetgoError, UserError
-from letgo.core.files import read_json_lines, write_json_lines
+from letgo.core.files import read_json, write_json
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
+from letgo.metrics.judgement import with_attacks
 from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.runs.results import AttackResult, Result, check_unused, is_run
 from letgo.scoring.resume_log import content_key
@@ -30,10 +42,12 @@ from letgo.scoring.resume_log import content_key
 __all__ = ["THRESHOLD", "AttackSpec", "attack", "plan_attack", "run_attack"]
 
 PROBED_ITEMS = 24
-"""Forget items that a look during an attack scores."""
+"""Items of each set that a look during an attack scores."""
+JUDGED_SETS = ("forget", "control")
+"""What is asked of an attacked reference: all that the judge needs of it."""
 MOST_REFERENCES = 16
 """How many a process remembers."""
-_REMEMBERED: dict[str, Sequence[Sample]] = {}
+_REMEMBERED: dict[str, Answered] = {}
 
 
 def attack(
@@ -58,14 +72,15 @@ def attack(
         attacks: each "NAME:key=value,…"; beside the attack's own settings `seeds=N`, `threshold=SHARE`, `search=N`,
             `bound=SHARE` (`letgo.attacks.engine.spec.plan_attack`).
         benchmark: what a bare model is judged by.
-        original: the model before unlearning; by default, of a run, the one that its record names.
+        original: the model before unlearning, which every attack is made on too; by default, of a run, the one that its
+            record names.
         limit, dtype: for a bare model, at most so many items of each set, and the weights' type.
         seeds: of each attack in which anything is random and that names none; by default the catalog's.
         threshold: the least share of the forgetting kept to have survived, for attacks that name none.
         reporter: where progress goes.
         output: write the result here, and leave the run directory as it is. Without it, a bare model's is not written.
         shared_scores: a folder for runs under the same attack (a sweep's): the first leaves there what the attack left
-            of the retrained model, and the others read it.
+            of the original and of the retrained model, and the others read it.
 
     In several processes of a launcher, each scores a part and takes a part of the rows of a relearning step; the first
     one writes.
@@ -87,10 +102,15 @@ def attack(
     # Two that read the record, add to it and write it would lose what the other one added.
     with only_writer(folder if output is None else None):
         target = open_target(directory, **settings, reporter=reporter)
+        target.check_original()
         for plan in plans:
             outcome, rows = run_attack(target, plan, None if shared_scores is None else Path(shared_scores))
             merged = target.result.with_attacks([outcome])
-            result = merged.model_copy(update={"robustness": robustness(merged.attacks)})
+            update = {
+                "robustness": robustness(merged.attacks),
+                "judgement": with_attacks(merged.judgement, merged.attacks),
+            }
+            result = merged.model_copy(update=update)
             target = replace(target.with_rows(f"attack:{plan.label}", rows), result=result)
             if folder is not None:
                 # Written after every attack, so that what is finished is kept if the next one fails.
@@ -105,15 +125,11 @@ def run_attack(
     start = time.perf_counter()
     settings, trials = dict(plan.settings), list[dict[str, Any]]()
     if plan.search:
-        best, trials = search(plan, lambda s, seed: _run_seed(target, plan, s, seed).judged, target.reporter)
+        best, trials = search(
+            plan, lambda s, seed: _run_seed(target, plan, s, seed, shared_scores).judged, target.reporter
+        )
         settings |= best
-    seeds = []
-    for number in plan.seeds:
-        seed = _run_seed(target, plan, settings, number)
-        gain = _gain(target, plan, settings, seed, shared_scores) if plan.reference else None
-        # Of each seed, only the numbers stay in memory.
-        numbers = replace(seed.attacked, model=None, asked={})
-        seeds.append(replace(seed, attacked=numbers, judged=replace(seed.judged, gain=gain)))
+    seeds = [_run_seed(target, plan, settings, number, shared_scores) for number in plan.seeds]
     outcome = result_of(target.recorded, plan, settings, seeds, trials, time.perf_counter() - start)
     rows = []
     for seed in seeds:
@@ -123,21 +139,77 @@ def run_attack(
     return outcome, rows
 
 
-def _run_seed(target: Target, plan: AttackSpec, settings: Mapping[str, Any], number: int) -> Seed:
-    """Attack under one seed; score what the attack left, in each of its ways of asking where it has several; judge."""
+def _run_seed(
+    target: Target, plan: AttackSpec, settings: Mapping[str, Any], number: int, shared_scores: Path | None
+) -> Seed:
+    """Attack under one seed the unlearned model, then the original and the retrained one alike; judge."""
     label, recorded = f"{plan.label}, seed {number}", target.recorded
-    attacked = apply_attack(target.victim(_probe(target, label)), plan, settings, number)
+    attacked = apply_attack(target.victim(_probe(target)), plan, settings, number)
     if attacked.measured is not None:
         return Seed(number, attacked, judge_measured(recorded, attacked.measured))
+    mine = _answered(target, plan, attacked, target.benchmark)
+    # Of each seed, only the numbers stay in memory.
+    attacked = replace(attacked, model=None, asked={}, scored=())
+    ends = _ends(target, plan, settings, number, shared_scores)
+    seen = attacked.seen
+    if attacked.headlines:
+        judged = judge_scored(recorded, mine.ways[""], ends, attacked.headlines)
+    elif "" in mine.ways:
+        judged = judge_samples(recorded, mine.ways[""], ends, seen, label)
+    else:
+        judged = judge_ways(recorded, mine.ways, ends, seen, label)
+    judged = replace(
+        judged,
+        curve=judge_curve(recorded.headlines, mine.curve, ends),
+        gain=_gain(target, plan, settings, judged, ends),
+    )
+    return Seed(number, attacked, judged)
+
+
+def _answered(target: Target, plan: AttackSpec, attacked: Attacked, benchmark: Benchmark) -> Answered:
+    """Score what an attack left, in each of its ways of asking where it has several."""
     tokenizer = target.tokenizer()
-    if not attacked.asked:
-        samples = target.samples(attacked.model, tokenizer, f"measuring after {plan.name}")
-        return Seed(number, attacked, judge_samples(recorded, samples, attacked.seen, label))
-    ways = [
-        (name, target.samples(attacked.model, tokenizer, f"asking: {name}", benchmark))
-        for name, benchmark in attacked.asked.items()
-    ]
-    return Seed(number, attacked, judge_ways(recorded, ways, attacked.seen, label))
+    if attacked.headlines:
+        ways: dict[str, Sequence[Sample]] = {"": attacked.scored}
+    elif attacked.asked:
+        ways = {
+            name: target.samples(attacked.model, tokenizer, f"asking: {name}", asked)
+            for name, asked in attacked.asked.items()
+        }
+    else:
+        ways = {"": target.samples(attacked.model, tokenizer, f"measuring after {plan.name}", benchmark)}
+    return Answered(ways, attacked.curve)
+
+
+def _ends(target: Target, plan: AttackSpec, settings: Mapping[str, Any], seed: int, shared_scores: Path | None) -> Ends:
+    """The original and, where there is one, the retrained model under the same attack and seed."""
+    original = _attacked_reference(target, plan, settings, seed, "original", str(target.original), shared_scores)
+    path = target.benchmark.references.get(RETRAINED)
+    if path is None or not plan.reference:
+        return Ends(original)
+    return Ends(original, _attacked_reference(target, plan, settings, seed, "retrained", path, shared_scores))
+
+
+def _attacked_reference(
+    target: Target,
+    plan: AttackSpec,
+    settings: Mapping[str, Any],
+    seed: int,
+    role: Role,
+    directory: str,
+    shared_scores: Path | None,
+) -> Answered:
+    benchmark = only(target.benchmark, [item for item in target.benchmark.items if item.set in JUDGED_SETS])
+    quiet = replace(target, reporter=Quiet())
+    victim = replace(quiet.victim(_probe(target), directory), role=role)
+
+    def make() -> Answered:
+        target.reporter.say(f"  the same on the {role} model, to compare with")
+        return _answered(quiet, plan, apply_attack(victim, plan, settings, seed), benchmark)
+
+    scored = (target.benchmark.name, target.benchmark.settings, target.template, target.dtype, target.limit)
+    circumstances = (role, plan.name, sorted(settings.items()), seed, scored)
+    return attacked_reference(victim, circumstances, make, shared_scores)
 
 
 def apply_attack(victim: Victim, plan: AttackSpec, settings: Mapping[str, Any], seed: int) -> Attacked:
@@ -151,36 +223,24 @@ def apply_attack(victim: Victim, plan: AttackSpec, settings: Mapping[str, Any], 
         raise UserError(f"attack {plan.label}: {error}") from error
 
 
-def _gain(
-    target: Target, plan: AttackSpec, settings: Mapping[str, Any], seed: Seed, shared_scores: Path | None
-) -> float | None:
+def _gain(target: Target, plan: AttackSpec, settings: Mapping[str, Any], judged: Judged, ends: Ends) -> float | None:
     """R of a relearning seed, from the same attack on the retrained model, where there is one."""
-    path, judged = target.benchmark.references.get(RETRAINED), seed.judged
+    retrained = ends.retrained.ways.get("")
     if family_of(plan.name, dict(settings)) != "relearning" or plan.name == "external" or not judged.seen:
         return None
-    if path is None or not target.recorded.stage(f"reference:{RETRAINED}"):
+    if not retrained or not target.recorded.stage(f"reference:{RETRAINED}"):
         return None
-    victim = target.victim(directory=path)
-
-    def make() -> list[Sample]:
-        target.reporter.say("  the same on the retrained model, for R")
-        other = apply_attack(victim, plan, settings, seed.seed)
-        return target.samples(other.model, victim.tokenizer(), "measuring the retrained model")
-
-    scored = (target.benchmark.name, target.benchmark.settings, target.template, target.dtype, target.limit)
-    circumstances = (plan.name, sorted(settings.items()), seed.seed, scored)
-    reference = attacked_reference(victim, circumstances, make, shared_scores)
-    return relearning_score(target.recorded, judged.samples, reference, judged.seen)
+    return relearning_score(target.recorded, judged.samples, retrained, judged.seen)
 
 
 def attacked_reference(
-    victim: Victim, circumstances: Sequence[object], make: Callable[[], Sequence[Sample]], folder: Path | None
-) -> Sequence[Sample]:
-    """The samples of the attacked reference: attacked and scored (`make`) where neither this process nor the folder, in
-    which runs leave them for each other, has them.
+    victim: Victim, circumstances: Sequence[object], make: Callable[[], Answered], folder: Path | None
+) -> Answered:
+    """What an attacked reference answered: attacked and scored (`make`) where neither this process nor the folder, in
+    which runs leave it for each other, has it.
 
-    `circumstances` are what the samples depend on beside the weights: values that differ by their `repr`. A file's name
-    depends on the weights, not on their directory, and on what the last bits depend on.
+    `circumstances` are what it depends on beside the weights: values that differ by their `repr`. A file's name depends
+    on the weights, not on their directory, and on what the last bits depend on.
     """
     key = repr((str(victim.directory), *circumstances))
     if key in _REMEMBERED:
@@ -189,38 +249,42 @@ def attacked_reference(
     if folder is not None and processes.count() == 1:
         model = victim.load()
         name = content_key(weights_fingerprint(model), arithmetic_of(model), repr(circumstances))
-        path = folder / f"attacked-{name}.jsonl"
+        path = folder / f"attacked-{name}.json"
     if path is not None and path.is_file():
-        samples: Sequence[Sample] = [Sample.from_row(row) for row in read_json_lines(path)]
+        written = read_json(path)
+        ways = {way: [Sample.from_row(row) for row in rows] for way, rows in written["ways"].items()}
+        answered = Answered(ways, written["curve"])
     else:
-        samples = make()
+        answered = make()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json_lines(path, (sample.as_row("reference", 0) for sample in samples))
+            document = {way: [sample.as_row(way, 0) for sample in samples] for way, samples in answered.ways.items()}
+            write_json(path, {"ways": document, "curve": [dict(point) for point in answered.curve]})
     while len(_REMEMBERED) >= MOST_REFERENCES:
         del _REMEMBERED[next(iter(_REMEMBERED))]
-    _REMEMBERED[key] = samples
-    return samples
+    _REMEMBERED[key] = answered
+    return answered
 
 
-def _probe(target: Target, label: str) -> Probe | None:
-    """A look during an attack: the headlines and `kept` on a few forget items, those held out where there are any."""
-    recorded, benchmark = target.recorded, target.benchmark
-    known = {s.id for s in recorded.stage("after") if s.set == "forget"}
-    items = [i for i in limited(benchmark.items, target.limit) if i.set == "forget" and i.id in known]
-    if not items or not recorded.stage("before"):
+def _probe(target: Target) -> Probe | None:
+    """A look during an attack: the headlines on a few forget items, those held out where there are any, and on as many
+    controls."""
+    benchmark = target.benchmark
+    items = [item for item in limited(benchmark.items, target.limit) if item.set in JUDGED_SETS]
+    if not items:
         return None
     tokenizer, quiet = target.tokenizer(), replace(target, reporter=Quiet())
+    names = [h.metric.replace("forget_", f"{name}_", 1) for h in benchmark.headlines for name in JUDGED_SETS]
 
     def probe(model: Any, seen: frozenset[str]) -> dict[str, float]:
-        chosen = [item for item in items if item.group not in seen] or items
-        step = max(1.0, len(chosen) / PROBED_ITEMS)
-        few = [chosen[int(number * step)] for number in range(int(len(chosen) / step + 1e-9))]
+        few = []
+        for name in JUDGED_SETS:
+            every = [item for item in items if item.set == name]
+            chosen = [item for item in every if item.group not in seen] or every
+            few += [chosen[index] for index in spread(range(len(chosen)), chosen, PROBED_ITEMS)]
         # One item is answered by generation, for no headline: the scorer wants at least one.
         small = replace(benchmark, items=few, texts=(), generated=1)
-        samples = quiet.samples(model, tokenizer, "probing", small)
-        judged = judge_samples(replace(recorded, summarise=small.summarise), samples, frozenset(), label)
-        names = [h.metric for h in benchmark.headlines if h.metric in judged.metrics]
-        return {"kept": judged.kept} | {name: judged.metrics[name].value for name in names}
+        metrics = small.summarise(quiet.samples(model, tokenizer, "probing", small))
+        return {name: metrics[name].value for name in names if name in metrics}
 
     return probe

@@ -48,13 +48,17 @@ def search(
             trial |= {"within_bound": False, "why": str(error)}
         else:
             within = not judged.reasons and judged.loss is not None and judged.loss <= plan.bound
-            trial |= {"kept": judged.kept, "utility_loss": judged.loss, "within_bound": within}
+            trial |= {"utility_loss": judged.loss, "within_bound": within and judged.kept is not None}
+            if judged.kept is None:
+                trial["why"] = "the original attacked so no longer knows: nobody can tell"
+            else:
+                trial["kept"] = judged.kept
             if judged.reasons:
                 trial["why"] = "; ".join(judged.reasons)
         # Outside of the bound a trial is worse than any within it, and the worse the farther it is outside.
         source.tell(trial["kept"] if trial["within_bound"] else 1.0 + min(trial.get("utility_loss") or 10.0, 10.0))
         trials.append(trial)
-        kept = f"kept {trial['kept']:.2f}" if "kept" in trial else "failed"
+        kept = f"kept {trial['kept']:.2f}" if "kept" in trial else "proves nothing"
         outside = "" if trial["within_bound"] else ", outside the bound"
         reporter.say(f"  trial {len(trials)}: {format_spec(plan.name, settings)}: {kept}{outside}")
     counted = [trial for trial in trials if trial["within_bound"]]

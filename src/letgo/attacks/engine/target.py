@@ -8,15 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from letgo.attacks.engine.base import RETRAINED, Probe, Victim
+from letgo.attacks.engine.base import Probe, Victim
 from letgo.attacks.engine.judge import Recorded
 from letgo.benchmarks import benchmark_of, create_benchmark
-from letgo.benchmarks.engine.base import Benchmark, Sample
+from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
 from letgo.core.files import read_json_lines, write_json_lines
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
+from letgo.metrics.judgement import judge
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.load import load_model, load_tokenizer, resolve_model
 from letgo.runs import record_run
@@ -76,6 +77,12 @@ class Target:
 
     def tokenizer(self) -> Any:
         return load_tokenizer(self.model)
+
+    def check_original(self) -> None:
+        """Raise a `UserError` where the original, which every attack is made on too, is not known or not there."""
+        if not self.original:
+            raise UserError(f"{self.model}: the original model is not known; name it with --original MODEL")
+        resolve_model(self.original)
 
     def victim(self, probe: Probe | None = None, directory: str | None = None) -> Victim:
         """What an attack is given; of another `directory`, a reference to be attacked likewise."""
@@ -229,10 +236,12 @@ def _measured(target: Target, original: str) -> Target:
     """A bare model with its metrics, those of the original and of the benchmark's references."""
     references = {f"reference:{name}": path for name, path in target.benchmark.references.items()}
     metrics: dict[str, Metrics] = {}
-    for stage, model in ({"before": original, "after": target.model} | references).items():
-        samples = target.samples(load_model(model, dtype=target.dtype), load_tokenizer(model), f"measuring {stage}")
-        target = target.with_rows(stage, [sample.as_row(stage, 0) for sample in samples])
-        metrics[stage] = target.benchmark.summarise(samples)
+    samples: dict[str, list[Sample]] = {}
+    for stage, name in ({"before": original, "after": target.model} | references).items():
+        model, tokenizer = load_model(name, dtype=target.dtype), load_tokenizer(name)
+        samples[stage] = target.samples(model, tokenizer, f"measuring {stage}")
+        target = target.with_rows(stage, [sample.as_row(stage, 0) for sample in samples[stage]])
+        metrics[stage] = target.benchmark.summarise(samples[stage])
     reasons = collapse_reasons(metrics["before"], metrics["after"])
     update = {
         "config": {
@@ -248,5 +257,11 @@ def _measured(target: Target, original: str) -> Target:
         "status": "collapsed" if reasons else "finished",
         "reasons": reasons,
         "headlines": target.benchmark.headline_floors,
+        "judgement": judge(
+            target.benchmark.headlines,
+            *(samples[stage] for stage in ("before", "after")),
+            retrained=samples.get(f"reference:{RETRAINED}", ()),
+            broken=reasons,
+        ),
     }
     return replace(target, result=target.result.model_copy(update=update))

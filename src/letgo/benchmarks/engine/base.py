@@ -37,6 +37,8 @@ from letgo.runs.results import Metrics
 from letgo.scoring.scoring import ResumeLog
 
 __all__ = ["Benchmark", "Headline", "Item", "Sample", "SetName", "Text"]
+RETRAINED = "retrained"
+"""The reference that never saw the forget set."""
 _NAMED = 4
 """Sets that a note names one by one."""
 
@@ -64,6 +66,7 @@ class Benchmark:
     name: str
     forget: Sequence[Row]
     retain: Sequence[Row] = ()
+    control: Sequence[Row] = ()
     items: Sequence[Item] = ()
     texts: Sequence[Text] = ()
     headlines: tuple[Headline, ...] = ()

@@ -1,0 +1,24 @@
+"""`letgo attack` as a function: attack a run or a model, and keep the card beside the record true."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from letgo.attacks.engine.run import attack as attack_model
+from letgo.core import processes
+from letgo.report.card import write_model_card
+from letgo.runs.results import Result, is_run
+
+
+def attack(directory: Path | str, attacks: Sequence[str], *, output: Path | None = None, **settings: Any) -> Result:
+    """Attack a saved model, and add what came of it to the run's record and to its card.
+
+    Arguments, result and errors as in `letgo.attacks.engine.run.attack`.
+    """
+    result = attack_model(directory, attacks, output=output, **settings)
+    folder = output or (Path(directory) if is_run(Path(directory)) else None)
+    if folder is not None:
+        processes.first_does(lambda: write_model_card(folder, result))
+    return result
