@@ -114,9 +114,8 @@ def paraphrases(row: Row) -> list[Row]:
         where = f"{row.where}, paraphrase {number}"
         fields = {question: given} if isinstance(given, str) else given
         if not isinstance(fields, Mapping):
-            raise UserError(
-                f"{where} must be a question (text) or an object with {question!r}, not {type(given).__name__} ({given})"
-            )
+            kind = f"{type(given).__name__} ({str(given)[:60]})"
+            raise UserError(f"{where} must be a question (text) or an object with {question!r}, not {kind}")
         # A column of a Parquet file gives every object every field.
         fields = {key: value for key, value in fields.items() if value is not None}
         unknown = next((str(key) for key in fields if key not in known), None)
