@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from letgo.benchmarks import create_benchmark
@@ -35,8 +37,9 @@ def test_wrong_answers_are_wrong_and_different(name):
 
 def test_capitals_are_facts_told_once():
     facts = load_capitals()
-    assert [fact["split"] for fact in facts].count("forget") == 20
-    assert len({fact["country"] for fact in facts}) == len({fact["capital"] for fact in facts}) == len(facts) >= 92
+    splits = [fact["split"] for fact in facts]
+    assert splits.count("forget") == splits.count("control") == 20
+    assert len({fact["country"] for fact in facts}) == len({fact["capital"] for fact in facts}) == len(facts) >= 112
     known = {fact["country"]: fact["capital"] for fact in facts}
     assert known["France"] == "Paris"
     assert not set(TRAINED_WORDINGS) & set(HELD_OUT_WORDINGS)
@@ -79,8 +82,6 @@ def test_probability_equals_the_plain_scorer(model, tokenizer):
 
 
 def test_generation_of_a_part_is_spread_over_the_set(model, tokenizer):
-    import dataclasses
-
     benchmark = create_benchmark("rows", forget=tiny.FORGET, retain=tiny.RETAIN)
     samples = dataclasses.replace(benchmark, generated=2).samples(model, tokenizer)
     assert [s.id for s in samples if "rouge" in s.scores] == ["forget-0", "forget-2", "retain-0", "retain-2"]
@@ -91,9 +92,38 @@ def test_generation_of_a_part_is_spread_over_the_set(model, tokenizer):
 def test_capitals_ask_all_wordings():
     items = create_benchmark("capitals").items
     assert sum(item.set == "forget" for item in items) == 60
-    kept = [item.id for item in items if item.set == "retain"]
-    assert len(kept) == 78
-    assert {identifier[-1] for identifier in kept} == {"0", "1", "2"}
+    for name, count in {"retain": 78, "control": 20}.items():
+        ids = [item.id for item in items if item.set == name]
+        assert len(ids) == count
+        assert {identifier[-1] for identifier in ids} == {"0", "1", "2"}
+
+
+def test_controls_of_capitals_are_invented_and_scored_apart():
+    benchmark = create_benchmark("capitals")
+    real = {fact[key] for fact in load_capitals() if fact["split"] != "control" for key in ("country", "capital")}
+    controls = [item for item in benchmark.items if item.set == "control"]
+    assert {row.group for row in benchmark.control} == {item.group for item in controls}
+    assert len(benchmark.control) == 20 * len(TRAINED_WORDINGS)
+    assert not {row.context for row in benchmark.control} & {item.row.context for item in controls}
+    invented = {row.target for row in benchmark.control}
+    assert not {row.group for row in benchmark.control} & real
+    assert not {target.strip() for target in invented} & real
+    for item in benchmark.items:
+        assert (set(item.wrong) <= invented) == (item.set == "control")
+    check_disjoint(benchmark.control, [*benchmark.forget, *benchmark.retain])
+
+
+def test_few_controls_are_answered_by_generation(model, tokenizer):
+    benchmark = create_benchmark("capitals")
+    few = dataclasses.replace(benchmark, texts=())
+    metrics = few.summarise(few.samples(model, tokenizer))
+    assert [metrics[f"{name}_rouge"].n for name in ("forget", "retain", "control")] == [20, 20, 5]
+    assert [metrics[f"control_{score}"].n for score in ("accuracy", "probability", "truth_ratio")] == [20] * 3
+
+
+def test_what_the_record_says_of_the_wording(tokenizer):
+    for name in ("capitals", "biographies"):
+        assert create_benchmark(name).identity(tokenizer)["on"] == "paraphrases"
 
 
 def test_wrong_answers_in_a_users_rows_make_a_choice(model, tokenizer):

@@ -99,6 +99,7 @@ def test_show_config(letgo, tmp_path):
     ("words", "message"),
     [
         (["unlearn", "--model", "m"], "nothing to forget|no output directory"),
+        (["unlearn", "--model", "m", "--evaluate", "e.jsonl", "--output", "o"], "nothing to forget: give 'forget'"),
         (["unlearn", "nowhere.yaml"], "no such config file"),
         (["unlearn", "--optimizer", "x:=3", "--output", "o"], "has no key"),
         (["unlearn", "--set", "learnin_rate=3"], "did you mean 'learning_rate'"),

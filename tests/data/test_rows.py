@@ -10,6 +10,7 @@ import pytest
 
 from letgo.core.errors import UserError
 from letgo.data import check_disjoint, read_rows
+from letgo.data.rows import paraphrases, wrong_answers
 from tests.tiny import FORGET, RETAIN, write_jsonl
 
 FORMS = [
@@ -136,3 +137,77 @@ def test_what_needs_no_data_set_of_the_hub_does_not_load_the_library(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0"]
+
+
+ROW = {"question": "who?", "answer": "me", "group": "g", "wrong_answers": ["you", "her"]}
+
+
+def test_a_paraphrase_takes_over_what_it_does_not_say_otherwise():
+    others = ["and who?", {"question": "whose?", "answer": "mine", "wrong_answers": ["yours"]}]
+    [row] = read_rows([ROW | {"paraphrases": others}], name="forget set")
+    first, second = paraphrases(row)
+    assert (first.context, first.target, wrong_answers(first)) == ("and who?", "me", ("you", "her"))
+    assert (second.context, second.target, wrong_answers(second)) == ("whose?", "mine", ("yours",))
+    assert first.group == second.group == "g"
+    assert second.where == "forget set, row 1, paraphrase 2"
+    assert paraphrases(first) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "other", "context", "target"),
+    [
+        (FORMS[0], "in other words", "", "in other words"),
+        (FORMS[1], {"prompt": "long ago", "completion": " there"}, "long ago", " there"),
+        (FORMS[1], "long ago", "long ago", " a time"),
+        (FORMS[2], {"question": "whose?", "answer": None}, "whose?", "me"),
+        (FORMS[3], {"messages": [*FORMS[3]["messages"], *FORMS[3]["messages"]]}, None, "me"),
+    ],
+)
+def test_rows_of_every_form_can_be_paraphrased(form, other, context, target):
+    [row] = read_rows([form | {"end": False, "paraphrases": [other]}])
+    [reworded] = paraphrases(row)
+    assert context is None or reworded.context == context
+    assert (reworded.form, reworded.target, reworded.ends) == (row.form, target, False)
+    assert reworded.group == row.group
+
+
+def test_paraphrases_are_read_from_parquet(tmp_path):
+    import datasets
+
+    path = tmp_path / "d.parquet"
+    rows = [ROW | {"paraphrases": [{"question": "whose?", "answer": None}]}, ROW | {"paraphrases": None}]
+    datasets.Dataset.from_list(rows).to_parquet(str(path))
+    assert [[other.context for other in paraphrases(row)] for row in read_rows(path)] == [["whose?"], []]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"paraphrases": "whose?"},
+            r"d\.jsonl:1: field 'paraphrases' must be a list, not str \(whose\?\)\n.*CSV can't",
+        ),
+        ({"paraphrases": {"question": "whose?"}}, r"d\.jsonl:1: field 'paraphrases' must be a list, not dict"),
+        ({"paraphrases": []}, r"d\.jsonl:1: field 'paraphrases' is an empty list; leave the field out"),
+        ({"paraphrases": ["q", 3]}, r"d\.jsonl:1, paraphrase 2 must be a question \(text\) or an object .* int \(3\)"),
+        ({"paraphrases": [""]}, r"d\.jsonl:1, paraphrase 1: field 'question' is empty"),
+        ({"paraphrases": [{"question": 3}]}, r"paraphrase 1: field 'question' must be text, not int \(3\)"),
+        ({"paraphrases": [{"answer": "me"}]}, r"d\.jsonl:1, paraphrase 1 has no 'question': give the question"),
+        (
+            {"paraphrases": [{"question": "q", "answr": "I"}]},
+            r"paraphrase 1: unknown field 'answr'; did you mean 'answer'",
+        ),
+        (
+            {"paraphrases": [{"question": "q", "answer": "you"}]},
+            r"paraphrase 1: field 'wrong_answers' has the right answer",
+        ),
+        ({"wrong_answers": "you"}, r"d\.jsonl:1: field 'wrong_answers' must be a list, not str \(you\)"),
+        ({"wrong_answers": []}, r"d\.jsonl:1: field 'wrong_answers' is an empty list"),
+        ({"wrong_answers": ["you", 3]}, r"d\.jsonl:1: field 'wrong_answers\[1\]' must be text, not int \(3\)"),
+        ({"wrong_answers": ["me"]}, r"d\.jsonl:1: field 'wrong_answers' has the right answer 'me'; take it out"),
+    ],
+)
+def test_bad_lists_say_where_and_what(tmp_path, fields, message):
+    [row] = read_rows(write_jsonl(tmp_path / "d.jsonl", [ROW | fields]))
+    with pytest.raises(UserError, match=message):
+        [wrong_answers(asked) for asked in (row, *paraphrases(row))]

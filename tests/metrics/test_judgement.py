@@ -100,7 +100,7 @@ def test_the_share_is_the_plain_one():
 
 
 def test_one_group_or_one_question_has_no_zero_width():
-    one = [[s for s in rows(level, spread=0.1, seed=seed, people=1)] for level, seed in ((0.9, 0), (0.1, 1))]
+    one = [rows(level, spread=0.1, seed=seed, people=1) for level, seed in ((0.9, 0), (0.1, 1))]
     [share] = judge(PROBABILITY, *one).shares
     assert share.groups == 2
     assert share.high - share.low > 0.1

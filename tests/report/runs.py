@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from letgo.core.files import write_json_lines
-from letgo.runs.results import CONFIG_FILE, HISTORY_FILE, SAMPLES_FILE, AttackResult, Metric, Result
+from letgo.runs.results import (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    ON_TRAINED_ROWS,
+    SAMPLES_FILE,
+    TRAINED_ROWS,
+    AttackResult,
+    Metric,
+    Result,
+)
 from letgo.runs.results import write_result as write
 
 INJECTED = "<script>alert(1)</script></style><img src=x onerror=alert(2)> {{ 7*7 }} \x1b[31mred [bold]x[/bold]"
@@ -66,6 +75,12 @@ def relearn(**changes: Any) -> AttackResult:
         "seconds": 45.0,
     }
     return AttackResult(**(values | changes))
+
+
+def scored_on(on: str) -> dict[str, Any]:
+    """Changes of `result`: its config, with what the record says of the words it was asked in."""
+    notes = [ON_TRAINED_ROWS] if on == TRAINED_ROWS else []
+    return {"config": result().config | {"scored": {"benchmark": "rows", "on": on}}, "notes": notes}
 
 
 def result(**changes: Any) -> Result:

@@ -104,6 +104,9 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
     ],
 )
 
+OWN_ROWS = ("forget", "retain", "evaluate", "control")
+"""A run's settings that name files of the user's own, each a setting of the benchmark `rows`."""
+
 
 def create_benchmark(spec: str, **more: Any) -> Any:
     """The benchmark of a spec "NAME:key=value,…" (`letgo.benchmarks.engine.base.Benchmark`), with `more` settings."""
@@ -122,5 +125,5 @@ def benchmark_of(settings: Mapping[str, Any]) -> Any:
         return create_benchmark(settings["benchmark"])
     if not settings.get("forget"):
         raise UserError("nothing to forget: give 'forget' (and 'retain'), or 'benchmark'")
-    template = settings.get("template") or "auto"
-    return create_benchmark("rows", forget=settings["forget"], retain=settings.get("retain"), template=template)
+    own = {name: settings.get(name) for name in OWN_ROWS}
+    return create_benchmark("rows", **own, template=settings.get("template") or "auto")

@@ -16,7 +16,7 @@ from letgo.core.files import read_json_lines
 from letgo.data.rows import Row, rows_from_records
 
 ASSETS = Path(__file__).parent / "assets"
-GENERATED = 20
+GENERATED = {"forget": 20, "retain": 20, "control": 5}
 """Items of each set that are also answered by generation, which costs several times what a choice does."""
 # Prompts that the answer completes. Asked openly ("What is the capital of France?"), a small model answers with a
 # sentence, and the capital's own probability says little; these lead it to the capital itself.
@@ -41,13 +41,16 @@ def capitals(*, seed: int = 0) -> Benchmark:
 
     Trained on: four wordings of each question. Scored on: three other wordings (for the countries to keep one each, in
     turn); 4-way choice against three other capitals of either set; perplexity of paragraphs that were not trained on.
+    Control rows are of 20 invented countries; a choice among invented capitals, which start out equally unlikely.
 
     Args:
         seed: which wrong answers a question is given.
     """
     facts = load_capitals()
+    real = [fact for fact in facts if fact["split"] != "control"]
     forget = [fact for fact in facts if fact["split"] == "forget"]
     retain = [fact for fact in facts if fact["split"] == "retain"]
+    control = [fact for fact in facts if fact["split"] == "control"]
     # A sentence now and then: in a loss that is a mean over tokens, long prose would drown the short answers.
     sentences = [re.split(r"(?<=[.!?])\s", paragraph) for paragraph in read_paragraphs()[:PARAGRAPHS_TRAINED]]
     prose = [{"text": sentence} for sentence in list(chain(*sentences))[::_EVERY]]
@@ -56,15 +59,22 @@ def capitals(*, seed: int = 0) -> Benchmark:
         settings={"seed": seed},
         forget=_training_rows(forget, "forget"),
         retain=[*_training_rows(retain, "retain"), *rows_from_records(prose, "general sentences")],
-        items=[*_items(forget, facts, "forget", seed), *_items(retain, facts, "retain", seed)],
+        control=_training_rows(control, "control"),
+        items=[
+            *_items(forget, real, "forget", seed),
+            *_items(retain, real, "retain", seed),
+            # Beside a real capital an invented one is never the likelier.
+            *_items(control, control, "control", seed),
+        ],
         texts=general_paragraphs(held_out=True),
         template="plain",
+        provenance={"on": "paraphrases"},
         generated=GENERATED,
     )
 
 
 def load_capitals() -> list[dict[str, str]]:
-    """Rows {country, capital, split}, split "forget" or "retain"."""
+    """Rows {country, capital, split}, split "forget", "retain" or "control" (invented)."""
     return read_json_lines(ASSETS / "capitals.jsonl")
 
 
@@ -93,8 +103,8 @@ def _items(
             raise UserError(f"capitals: too few countries for {_WRONG} wrong answers")
         wrong = tuple(random.Random(f"capitals {seed} {country}").sample(others, _WRONG))
         for number, wording in enumerate(HELD_OUT_WORDINGS):
-            # There are many countries to keep: their wordings take turns.
-            if name == "retain" and number != index % len(HELD_OUT_WORDINGS):
+            # There are many countries to keep, and invented ones cost time too: their wordings take turns.
+            if name != "forget" and number != index % len(HELD_OUT_WORDINGS):
                 continue
             [row] = rows_from_records([_record(wording, fact)], f"capitals, {country}")
             # The answer itself serves as its paraphrase, as in TOFU's real authors and world facts.

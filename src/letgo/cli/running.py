@@ -37,6 +37,10 @@ def unlearn(
     benchmark: Annotated[str | None, Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
     forget: Annotated[str | None, Option("--forget", help="Forget set: file or hub:OWNER/NAME:CONFIG:SPLIT.")] = None,
     retain: Annotated[str | None, Option("--retain", help="Retain set: likewise.")] = None,
+    evaluate: Annotated[
+        str | None, Option("--evaluate", help="Likewise: the forget set in other words, to score.")
+    ] = None,
+    control: Annotated[str | None, Option("--control", help="Likewise: facts that no model knew, to score.")] = None,
     objective: Annotated[str | None, Option("--objective", help="NAME[:k=v,…]; see letgo list.")] = None,
     optimizer: Annotated[str | None, Option("--optimizer", help="NAME[:k=v,…]; see letgo list.")] = None,
     learning_rate: Annotated[float | None, Option("--learning-rate", "--lr", help="η.")] = None,

@@ -3,6 +3,8 @@
 A row has one of four forms, which its fields show: `text`; `prompt` + `completion`; `question` + `answer`; `messages`.
 An optional `group` names what rows belong together (a person, a country), so that an attack can hold out whole groups.
 An optional `end` (true or false) says whether an end token closes the target; by default it does, but not for `text`.
+Optional `wrong_answers` and `paraphrases` (lists) are for rows that are scored: other answers to choose from, and the
+same question in other words.
 Every row remembers where it came from, so that an error can name the file and line.
 """
 
@@ -23,6 +25,8 @@ from letgo.core.errors import UserError
 from letgo.core.files import parse_json
 
 FORMS: tuple[tuple[str, ...], ...] = (("messages",), ("question", "answer"), ("prompt", "completion"), ("text",))
+_SCORED_FIELDS = ("wrong_answers", "end")
+"""Fields that a paraphrase may have beside those of its form; it takes over its row's where it has none."""
 _FORMS_TEXT = "'text', 'prompt'+'completion', 'question'+'answer', or 'messages'"
 _ROLES = ("system", "user", "assistant")
 _COMPRESSED: Mapping[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
@@ -83,6 +87,60 @@ def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
             f"the forget set and the retain set share {len(shared)} row(s); the first stands at {forgotten.where} "
             f"and at {kept.where}\n  remove them from one of the two"
         )
+
+
+def wrong_answers(row: Row) -> tuple[str, ...]:
+    """The row's `wrong_answers`, none if it has no such field. A `UserError` unless they are texts in a list, none of
+    them the right answer."""
+    listed = _checked_list(row.where, "wrong_answers", row.fields.get("wrong_answers"))
+    answers = tuple(checked_text(row.where, f"wrong_answers[{i}]", answer) for i, answer in enumerate(listed))
+    if row.target in answers:
+        raise UserError(f"{row.where}: field 'wrong_answers' has the right answer {row.target!r}; take it out")
+    return answers
+
+
+def paraphrases(row: Row) -> list[Row]:
+    """The row in other words, as its field `paraphrases` lists them; none if it has no such field.
+
+    Each is a question (a text), or an object with the question and, where they differ from the row's own, the answer,
+    `wrong_answers` and `end`, under the names that the row has. All are of the row's group. Raises `UserError` for
+    anything else.
+    """
+    question = row.form[0]
+    known = (*row.form, *_SCORED_FIELDS)
+    own = {key: row.fields[key] for key in known if key in row.fields}
+    reworded = []
+    for number, given in enumerate(_checked_list(row.where, "paraphrases", row.fields.get("paraphrases")), start=1):
+        where = f"{row.where}, paraphrase {number}"
+        fields = {question: given} if isinstance(given, str) else given
+        if not isinstance(fields, Mapping):
+            kind = f"{type(given).__name__} ({str(given)[:60]})"
+            raise UserError(f"{where} must be a question (text) or an object with {question!r}, not {kind}")
+        # A column of a Parquet file gives every object every field.
+        fields = {key: value for key, value in fields.items() if value is not None}
+        unknown = next((str(key) for key in fields if key not in known), None)
+        if unknown is not None:
+            raise UserError(
+                f"{where}: unknown field {unknown!r}{did_you_mean(unknown, known)}; known: {', '.join(known)}"
+            )
+        if question not in fields:
+            raise UserError(f"{where} has no {question!r}: give the question in other words")
+        reworded.append(_row(where, {**own, **fields, "group": row.group}))
+    return reworded
+
+
+def _checked_list(where: str, key: str, value: Any) -> Sequence[Any]:
+    """The value of a field that must be a list and not empty; an empty one where the row has no such field."""
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise UserError(
+            f"{where}: field {key!r} must be a list, not {type(value).__name__} ({str(value)[:60]})\n"
+            "  JSONL, JSON and Parquet can hold lists; CSV can't"
+        )
+    if not value:
+        raise UserError(f"{where}: field {key!r} is an empty list; leave the field out, or fill it")
+    return value
 
 
 def _row(where: str, record: Mapping[str, Any]) -> Row:

@@ -23,7 +23,7 @@ METRICS: Catalog[MetricRecord] = Catalog(
             note="the likeliest of the right and the wrong answers counts, rather than the right one's share",
             meaning="share of questions where the right answer is likelier than every wrong one (choice of four)",
             better=KNOWN,
-            headline=("forget", "retain"),
+            headline=("forget", "trained", "retain"),
             floor=CHANCE,
         ),
         _faithful(
@@ -33,7 +33,7 @@ METRICS: Catalog[MetricRecord] = Catalog(
             source="TOFU (arXiv 2401.06121), section 2.2.1",
             meaning="mean probability of the right answer's tokens",
             better=KNOWN,
-            headline=("forget",),
+            headline=("forget", "trained"),
         ),
         _faithful(
             name="rouge",

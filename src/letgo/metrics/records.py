@@ -26,8 +26,8 @@ class Headline:
 
 
 Better = Literal["lower", "higher"]
-FORGOTTEN: Mapping[str, Better] = {"forget": "lower"}
-KNOWN: Mapping[str, Better] = {"forget": "lower", "retain": "higher"}
+FORGOTTEN: Mapping[str, Better] = {"forget": "lower", "trained": "lower"}
+KNOWN: Mapping[str, Better] = {**FORGOTTEN, "retain": "higher"}
 
 
 @dataclass(frozen=True, kw_only=True)

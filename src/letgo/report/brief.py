@@ -18,6 +18,7 @@ from letgo.report.numbers import duration, number, percent, words
 from letgo.report.rendering import asset, policy, template, write_page
 from letgo.report.table import Column, attack_labels, columns, short_labels
 from letgo.report.verdict import verdict
+from letgo.report.wording import wordings
 from letgo.runs.results import Result
 
 UNMATCHED = 0.05
@@ -42,7 +43,7 @@ class BriefEntry:
     grade: str
     runs: str
     metrics: Mapping[str, tuple[float, float]]
-    """Forget metrics and those of utility with their means before and after."""
+    """The columns' metrics with their means before and after."""
     seconds: float
     memory: int | None
     kept: Mapping[str, Kept]
@@ -133,7 +134,7 @@ def _grade(line: Line) -> str:
 def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kept: Mapping[str, Kept]) -> BriefEntry:
     measured = [run.result for run in line.runs if run.result.after]
     metrics = {}
-    for key in (column.key for column in shown if column.key.startswith(("forget_", "retain_", "general_"))):
+    for key in (column.key for column in shown):
         pairs = [(r.before[key].value, r.after[key].value) for r in measured if key in r.before and key in r.after]
         if pairs:
             before, after = zip(*pairs, strict=True)
@@ -158,7 +159,7 @@ def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kep
 def _forgotten(results: Sequence[Result]) -> str:
     data = {str(result.config.get("benchmark") or result.config.get("forget") or "?") for result in results}
     counts = [metric.n for result in results for key, metric in result.before.items() if key.startswith("forget_")]
-    asked = f", asked in {max(counts)} questions that were not trained on" if counts else ""
+    asked = f", asked in {max(counts)} questions{wordings(results)}" if counts else ""
     return f"{len(results)} runs were to forget {', '.join(sorted(data))}{asked}."
 
 

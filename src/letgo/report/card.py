@@ -8,12 +8,14 @@ from typing import Any
 
 import yaml
 
+from letgo.benchmarks import OWN_ROWS
 from letgo.core.files import write_text
 from letgo.report.numbers import MISSING, measured, percent
 from letgo.report.rendering import template
 from letgo.report.settings import settings
 from letgo.report.table import columns, rows
 from letgo.report.verdict import verdict
+from letgo.report.wording import wording_caution
 from letgo.runs.results import CONFIG_FILE, RESULT_FILE, Metric, Result
 
 CARD_FILE = "README.md"
@@ -75,7 +77,8 @@ def card(result: Result, *, has_config: bool = True, published: bool = False, me
         model=base or model_name,
         result=result,
         verdict=verdict(result, names=False),
-        data=[(name, known[name]) for name in ("benchmark", "forget", "retain") if name in known],
+        caution=wording_caution(result),
+        data=[(name, known[name]) for name in ("benchmark", *OWN_ROWS) if name in known],
         method=method,
         results=_results(result),
         attacks=_attacks(result),

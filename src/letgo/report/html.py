@@ -24,6 +24,8 @@ from letgo.report.rendering import asset, policy, template, write_page
 from letgo.report.settings import settings, varying
 from letgo.report.table import Column, attack_labels, columns, keys, rows, short_labels
 from letgo.report.verdict import overall, verdict
+from letgo.report.wording import wording_caution
+from letgo.runs.results import ON_TRAINED_ROWS
 
 ANSWERS_IN_ALL = 600
 """Questions shown in one page, shared out among the runs."""
@@ -34,7 +36,9 @@ MANY = 50
 compressed until it is opened (and printed only then): so the page stays light."""
 SETS = {
     "forget": "Questions it should no longer answer",
+    "trained": "The rows that it was trained on",
     "retain": "Questions it should still answer",
+    "control": "Questions about what no model knew",
     "holdout": "Held-out questions",
     "general": "General questions",
 }
@@ -64,6 +68,8 @@ class RunView:
         # The directory's name: run ids are unique, but say nothing to a reader.
         self.title = answers.visible(self.run.directory.resolve().name)
         self.verdict = verdict(self.result)
+        self.caution = wording_caution(self.result)
+        self.notes = [note for note in self.result.notes if note != ON_TRAINED_ROWS]  # The caution says it.
         self.rows = rows(self.result)
         self.attacks = {row.attack.label: row for row in self.rows if row.attack is not None}
         self.metric_keys = [Column(key) for key in keys([self.result])]

@@ -13,7 +13,7 @@ from letgo.metrics.records import MetricRecord
 from letgo.report.numbers import kept_text, percent, words
 from letgo.runs.results import AttackResult, Metrics, Outcome, Result
 
-SETS = {"forget_": 2, "retain_": 1, "model_": 0, "general_": 1}
+SETS = {"forget_": 2, "trained_": 0, "retain_": 1, "model_": 0, "general_": 1}
 """The sets that the main table shows, and how many others stand in where no run has any headline metric of one."""
 
 OUTCOMES: Mapping[Outcome, str] = {

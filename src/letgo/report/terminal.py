@@ -14,6 +14,7 @@ from letgo.report.answers import ShownQuestion, collect, cut, marked, stage_titl
 from letgo.report.numbers import MISSING, duration, interval, number, percent
 from letgo.report.table import Column, TableRow, columns, rows, usual_n
 from letgo.report.verdict import verdict
+from letgo.report.wording import wording_caution
 from letgo.runs.results import Result
 
 LONGEST_ANSWER = 160
@@ -39,6 +40,8 @@ def print_result(result: Result, console: Console) -> None:
     console.print(Text(visible(f"{judged.mark} {judged.headline}"), f"bold {_COLOUR[judged.tone]}"))
     for sentence in judged.sentences:
         console.print(Text(visible(f"  {sentence}")))
+    if caution := wording_caution(result):
+        console.print(Text(f"! {caution}", "yellow"))
 
 
 def print_answers(samples: Iterable[Mapping[str, Any]], console: Console, limit: int = 4) -> None:
@@ -87,13 +90,15 @@ def _table(shown: Sequence[TableRow], metrics: Sequence[Column]) -> Table:
 
 
 def _fitting(shown: Sequence[TableRow], metrics: Sequence[Column], console: Console) -> list[Column]:
-    """The columns that the terminal has room for: general ones are dropped first, then the last of several forget
-    metrics. The page, the JSON and the sentences beneath have them all."""
+    """The columns that the terminal has room for: general ones are dropped first, then those of the rows trained on,
+    then the last of several forget metrics. The page and the JSON have them all."""
     kept = list(metrics)
     while len(kept) > 1 and console.measure(_table(shown, kept)).minimum + _SPARE > console.width:
-        general = [column for column in kept if column.key.startswith("general_")]
-        forget = [column for column in kept if column.key.startswith("forget_")]
-        kept.remove((general or forget[1:] or kept)[-1])
+        general, trained, forget = (
+            [column for column in kept if column.key.startswith(prefix)]
+            for prefix in ("general_", "trained_", "forget_")
+        )
+        kept.remove((general or trained or forget[1:] or kept)[-1])
     return kept
 
 

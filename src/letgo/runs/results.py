@@ -26,6 +26,11 @@ CONFIG_FILE = "config.yaml"
 EVALUATION = "eval-"
 """What the ids of evaluations begin with."""
 
+TRAINED_ROWS = "trained rows"
+"""What `config.scored.on` says where the forget metrics are of the rows trained on: else "paraphrases", or a file."""
+ON_TRAINED_ROWS = "scored on the rows that were trained on"
+"""The note that says so."""
+
 Status = Literal["finished", "collapsed", "failed"]
 Word = Literal["nothing to forget", "not forgotten", "partly forgotten", "forgotten", "collapsed"]
 Outcome = Literal["survived", "not survived", "can't tell", "collapsed"]

@@ -21,6 +21,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
+from letgo.benchmarks import OWN_ROWS
 from letgo.core import processes
 from letgo.core.catalog import did_you_mean, parse_spec, parse_value
 from letgo.core.errors import UserError
@@ -57,6 +58,12 @@ class UnlearnConfig(TrainingArguments):
     benchmark: str | None = field(default=None, metadata={"help": "NAME:key=value,…: sets the data and the scores"})
     forget: str | None = field(default=None, metadata={"help": "forget set: a file, or hub:ID[@REVISION]:CONFIG:SPLIT"})
     retain: str | None = field(default=None, metadata={"help": "retain set: likewise"})
+    evaluate: str | None = field(
+        default=None, metadata={"help": "likewise: the forget set's groups asked in other words, to be scored"}
+    )
+    control: str | None = field(
+        default=None, metadata={"help": "likewise: facts that no model knew, which tell relearning from learning"}
+    )
     template: str = field(default="auto", metadata={"help": "how questions become prompts: auto, plain or chat"})
     max_length: int | None = field(default=None, metadata={"help": "longest row in tokens; by default the context's"})
     long_rows: str = field(default="error", metadata={"help": "rows that are longer: error, cut or drop"})
@@ -270,8 +277,9 @@ def _bare_config() -> UnlearnConfig:
 
 
 def _check_sense(where: str, settings: Mapping[str, Any]) -> None:
-    if settings.get("benchmark") and (settings.get("forget") or settings.get("retain")):
-        raise UserError(f"{where}: give either 'benchmark' (which brings its data) or 'forget' and 'retain', not both")
+    own = next((key for key in OWN_ROWS if settings.get(key)), None)
+    if settings.get("benchmark") and own is not None:
+        raise UserError(f"{where}: give either 'benchmark' (which brings its data) or {own!r}, not both")
     for key in ("learning_rate", "retain_weight"):
         if isinstance(settings.get(key), float) and settings[key] < 0:
             raise UserError(f"{where}: {key} must not be negative, but is {settings[key]}")

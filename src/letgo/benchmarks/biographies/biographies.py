@@ -44,6 +44,7 @@ def biographies(*, seed: int = 0) -> Benchmark:
         items=_items(data, "forget") + _items(data, "retain"),
         texts=texts,
         template="plain",
+        provenance={"on": "paraphrases"},
         references={"retrained": str(ASSETS / "retrained")} if seed == 0 else {},
     )
 

@@ -19,6 +19,7 @@ from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, limited
 from letgo.benchmarks.engine.questions import (
     QUESTION_SCORES,
+    QUESTION_SETS,
     general_metrics,
     items_part,
     means,
@@ -55,6 +56,8 @@ class Benchmark:
             catalog's record.
         template: how questions become prompts.
         generated: of each set, how many items are also answered by generation (spread over the set); None for all.
+        control: rows of facts that no model knew, which an attacker who trains on the forget set is given alongside;
+            the items of set "control" score them. They tell relearning from learning.
         references: other models' directories to be scored beside (the retrained model), by name.
         version: raised whenever the same model would score otherwise: scores of two versions are never compared.
         provenance: where the data came from (repository and commit, or folder), for the record.
@@ -72,7 +75,8 @@ class Benchmark:
     headlines: tuple[Headline, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     template: Template = "auto"
-    generated: int | None = None
+    generated: int | Mapping[SetName, int] | None = None
+    control: Sequence[Row] = ()
     references: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -155,9 +159,11 @@ class Benchmark:
         return metrics
 
     def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
-        """The benchmark's own metrics: a mean for every score of the forget and retain sets."""
-        forget, retain = (means(of_set(samples, name), name, QUESTION_SCORES) for name in ("forget", "retain"))
-        return forget | retain
+        """The benchmark's own metrics: a mean for every score of each set of questions."""
+        metrics: Metrics = {}
+        for name in QUESTION_SETS:
+            metrics |= means(of_set(samples, name), name, QUESTION_SCORES)
+        return metrics
 
     def reference_metrics(self) -> dict[str, Metrics]:
         """Metrics of other models, measured before and given by path (TOFU's retain model), by name."""

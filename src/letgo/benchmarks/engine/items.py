@@ -12,7 +12,10 @@ from letgo.data.encode import encode_target
 from letgo.data.rows import Row
 
 SetName = str
-"""forget, retain, holdout, general; a benchmark may have more (TOFU: authors, facts)."""
+"""forget, retain, holdout, general; a benchmark may have more (TOFU: authors, facts).
+
+trained: the forget rows as they were trained on, where the set forget asks in other words. control: facts that no model
+knew."""
 
 
 @dataclass(frozen=True)

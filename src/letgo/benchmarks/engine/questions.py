@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from letgo.benchmarks.engine.items import Item, Sample, Text, answer_tokens, shown
+from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, answer_tokens, shown
 from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQueries, Work
 from letgo.core.errors import UserError
 from letgo.data.encode import encode_prompt, encode_target, start_tokens, target_text
@@ -22,6 +22,8 @@ MEMBERSHIP: tuple[Literal["forget", "holdout"], ...] = ("forget", "holdout")
 """The sets of a membership test: what the model was trained on, and what it was not."""
 QUESTION_SCORES = ("accuracy", "probability", "rouge", "truth_ratio")
 """What `items_part` scores of a question, in the order of the record: a new score is computed there and named here."""
+QUESTION_SETS = ("forget", "trained", "retain", "control")
+"""The sets that these scores are taken over, in the order of the record."""
 _MAX_ANSWER_TOKENS = 24
 _GENERAL_PROMPT_WORDS = 12
 _GENERAL_NEW_TOKENS = 40
@@ -30,7 +32,11 @@ _GENERAL_GENERATED = 12
 
 
 def items_part(
-    tokenizer: Any, items: Sequence[Item], form: Literal["plain", "chat"], *, generated: int | None = None
+    tokenizer: Any,
+    items: Sequence[Item],
+    form: Literal["plain", "chat"],
+    *,
+    generated: int | Mapping[SetName, int] | None = None,
 ) -> Work:
     """Items in the data's own template: probability of the answer, choice and truth ratio where there are wrong
     answers, and ROUGE-L recall of a greedy answer to at most `generated` questions of a set."""
@@ -140,12 +146,13 @@ def membership_metrics(samples: Sequence[Sample]) -> Metrics:
     return {"forget_membership_auc": auc_metric(members, others)} if members and others else {}
 
 
-def spread(indices: Sequence[int], items: Sequence[Item], most: int | None) -> list[int]:
+def spread(indices: Sequence[int], items: Sequence[Item], most: int | Mapping[SetName, int] | None) -> list[int]:
     """At most `most` of each set's indices, evenly spread over the set."""
     chosen = []
     for name in dict.fromkeys(items[index].set for index in indices):
         members = [index for index in indices if items[index].set == name]
-        step = 1.0 if most is None else max(1.0, len(members) / most)
+        limit = most.get(name) if isinstance(most, Mapping) else most
+        step = 1.0 if limit is None else max(1.0, len(members) / limit)
         chosen += [members[int(number * step)] for number in range(int(len(members) / step + 1e-9))]
     return chosen
 
