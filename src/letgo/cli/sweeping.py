@@ -114,7 +114,7 @@ def _print_table(state: Sweep, grid: Grid) -> None:
         for mean in (line.metric(column.key) for column in metrics):
             cells.append("–" if mean is None else f"{mean[0]:.3g}\n{mean[1]:.2g}–{mean[2]:.2g}")
         for label in labels:
-            kept = [attack.kept for attack in line.attacks_of(label)]
+            kept = [attack.kept for attack in line.attacks_of(label) if attack.kept is not None]
             cells.append(f"{fmean(kept):.0%}\nworst {min(kept):.0%}" if kept else "–")
         table.add_row(Text(line.name + (" *" if line.reached is False else "")), str(len(line.runs)), *cells)
     Console().print(table)

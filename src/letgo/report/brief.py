@@ -4,6 +4,7 @@ take, with how sure that is. Every number is of a run that the page names."""
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ UNMATCHED = 0.05
 WRONG = {
     "failed": "failed",
     "collapsed": "collapsed",
-    "nothing": "hardly forgot",
+    "nothing": "nothing to forget",
+    "not": "not forgotten",
     "unmeasured": "not measured",
     "learned": "only learned",
 }
@@ -46,6 +48,10 @@ class BriefEntry:
     seconds: float
     memory: int | None
     kept: Mapping[str, Kept]
+    words: str
+    """The runs' verdicts, each with its number of runs."""
+    subjects: str
+    """How many subjects the worst of the runs still reveals; "" where that was not measured."""
     state: str
     """What is wrong with it: "" where nothing is."""
 
@@ -151,8 +157,23 @@ def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kep
         seconds=statistics.fmean([run.result.seconds.get("unlearn", 0.0) for run in line.runs]),
         memory=max((max(r.peak_memory_bytes.values()) for r in measured if r.peak_memory_bytes), default=None),
         kept=kept,
+        words=_words(measured),
+        subjects=_subjects(measured),
         state="; ".join(state),
     )
+
+
+def _words(results: Sequence[Result]) -> str:
+    counts = Counter(result.judgement.word for result in results if result.judgement)
+    return ", ".join(f"{word} {count}" if len(results) > 1 else word for word, count in counts.items())
+
+
+def _subjects(results: Sequence[Result]) -> str:
+    people = [result.judgement.subjects for result in results if result.judgement and result.judgement.subjects]
+    if not people:
+        return ""
+    worst = max(people, key=lambda subjects: subjects.bound)
+    return f"{len(worst.worst)} of {worst.of} (at most {percent(worst.bound)})"
 
 
 def _forgotten(results: Sequence[Result]) -> str:

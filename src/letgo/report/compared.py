@@ -63,7 +63,7 @@ def bits_figure(lines: Sequence[Line], identifier: str) -> Figure | None:
                 continue
             kind = format_spec(attack.name, {k: v for k, v in attack.settings.items() if k != "bits"})
             broken[kind] += attack.collapsed
-            if not attack.collapsed:
+            if not attack.collapsed and attack.kept is not None:
                 points = kinds.setdefault(kind, defaultdict(lambda: defaultdict(list)))
                 points[index][float(bits)].append(attack.kept)
     if not kinds:

@@ -76,7 +76,6 @@ class Benchmark:
     settings: Mapping[str, Any] = field(default_factory=dict)
     template: Template = "auto"
     generated: int | Mapping[SetName, int] | None = None
-    control: Sequence[Row] = ()
     references: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
     provenance: Mapping[str, Any] = field(default_factory=dict)
