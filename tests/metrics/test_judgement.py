@@ -85,7 +85,8 @@ def test_the_level_of_a_model_that_never_knew_is_the_retrained_models():
     before, retrained = rows(1.0), rows(0.4, seed=2)
     judgement = judge(PROBABILITY, before, retrained, retrained=retrained)
     [share] = judgement.shares
-    assert (judgement.word, share.share, share.low, share.high) == ("forgotten", 1.0, 1.0, 1.0)
+    assert (judgement.word, share.share) == ("forgotten", 1.0)
+    assert 0.9 < share.low <= 1.0, "as far as twenty people can show it"
     assert share.floor_of == "retrained"
     assert judge(PROBABILITY, before, retrained).word == "partly forgotten", "by chance's level it is not"
     guessed = rows(0.6, seed=2)
@@ -95,8 +96,12 @@ def test_the_level_of_a_model_that_never_knew_is_the_retrained_models():
 def test_the_share_is_the_plain_one():
     before, after, retrained = rows(0.9, spread=0.2), rows(0.3, spread=0.2, seed=1), rows(0.1, spread=0.1, seed=2)
     placed = place(PROBABILITY[0], before, after, retrained=retrained).share()
-    value, low, high, bound = reference_share(before, after, retrained, "probability")
-    assert (placed.share, placed.low, placed.high, placed.bound) == pytest.approx((value, low, high, bound))
+    value, error = reference_share(before, after, retrained, "probability")
+    assert placed.share == pytest.approx(value)
+    # The ends allow for unseen groups and for skew beside the plain error: wider, and by how much is derived there.
+    assert placed.low < value - 2 * error
+    assert placed.high > value + 2 * error
+    assert placed.low < placed.bound < placed.share
 
 
 def test_one_group_or_one_question_has_no_zero_width():
@@ -146,7 +151,8 @@ def test_the_retrained_model_in_the_place_of_the_unlearned_one_keeps_all():
     original, retrained = rows(0.9, spread=0.1), rows(0.2, spread=0.1, seed=2)
     attacked, taught = rows(0.7, spread=0.2, seed=4), rows(0.5, spread=0.2, seed=5)
     result = outcome(recorded(original, retrained, retrained), [taught], attacked, taught)
-    assert (result.kept, result.bound, result.outcome) == (1.0, 1.0, "survived")
+    assert (result.kept, result.outcome) == (1.0, "survived")
+    assert result.bound > 0.9
     assert result.revealed == [], "what the retrained model says under the attack it can't have remembered"
 
 

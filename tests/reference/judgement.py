@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
-from scipy.stats import t
-
 
 def share(original, unlearned, never, score):
-    """Value, both ends of the 95 % interval, and the one-sided 95 % bound: group by group, no arrays."""
+    """The value and its plain standard error over groups: group by group, no arrays."""
     groups = sorted({sample.group for sample in original})
     lost, gap = [], []
     for group in groups:
@@ -20,6 +18,4 @@ def share(original, unlearned, never, score):
     value = sum(lost) / sum(gap)
     count = len(groups)
     squares = sum((top - value * bottom) ** 2 for top, bottom in zip(lost, gap, strict=True))
-    error = math.sqrt(count / (count - 1) * squares) / sum(gap)
-    both, one = t.ppf(0.975, count - 1) * error, t.ppf(0.95, count - 1) * error
-    return value, value - both, value + both, value - one
+    return value, math.sqrt(count / (count - 1) * squares) / sum(gap)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from letgo.core.files import write_json_lines
+from letgo.metrics.judgement import with_attacks
 from letgo.runs.results import (
     CONFIG_FILE,
     HISTORY_FILE,
@@ -13,8 +15,11 @@ from letgo.runs.results import (
     SAMPLES_FILE,
     TRAINED_ROWS,
     AttackResult,
+    Judgement,
     Metric,
     Result,
+    Share,
+    Subjects,
 )
 from letgo.runs.results import write_result as write
 
@@ -44,6 +49,22 @@ BEFORE = metrics(1.0, 0.32, 0.95, 14.2)
 AFTER = metrics(0.5, 0.017, 0.9, 15.1)
 
 
+def share(
+    original: float, unlearned: float, floor: float = 0.25, metric: str = "forget_accuracy", **changes: Any
+) -> Share:
+    """A share with an interval of a tenth on either side, over 20 groups and above chance."""
+    value = (original - unlearned) / (original - floor)
+    values = {"share": value, "low": value - 0.1, "high": value + 0.1, "bound": value - 0.08, "known": True}
+    places = {"original": original, "unlearned": unlearned, "floor": floor, "floor_of": "chance", "groups": 20}
+    return Share(metric=metric, **(values | places | changes))
+
+
+def judgement(word: str = "forgotten", worst: Sequence[str] = (), **changes: Any) -> Judgement:
+    people = Subjects(of=20, before=20, after=[], worst=list(worst), bound=0.14)
+    values = {"target": 0.75, "shares": [share(1.0, 0.3)], "subjects": people, "why": "forget accuracy went 93 %"}
+    return Judgement(word=word, **(values | changes))
+
+
 def quantize(**changes: Any) -> AttackResult:
     values: dict[str, Any] = {
         "name": "quantize",
@@ -51,6 +72,10 @@ def quantize(**changes: Any) -> AttackResult:
         "seeds": [0],
         "metrics": metrics(0.55, 0.021, 0.89, 16.3),
         "kept": 0.9,
+        "kept_ci95": (0.8, 1.0),
+        "bound": 0.82,
+        "shares": [share(0.95, 0.32)],
+        "why": "at least 82 % is kept",
         "survived": True,
         "did": {"displacement": 0.0123, "bits": 4},
         "seconds": 12.5,
@@ -67,6 +92,10 @@ def relearn(**changes: Any) -> AttackResult:
         "seeds": [0, 1, 2],
         "metrics": held_out | {"seen_accuracy": metric(0.97, 0.9, 1.0, 40)},
         "kept": 0.31,
+        "kept_ci95": (0.21, 0.41),
+        "bound": 0.23,
+        "shares": [share(1.0, 0.7675)],
+        "why": "but only 23 % is kept",
         "survived": False,
         "baseline": {"before": metrics(1.0, 0.33, 0.95, 14.2, n=40), "after": metrics(0.52, 0.018, 0.9, 15.1, n=40)},
         "curve": [
@@ -108,11 +137,13 @@ def result(**changes: Any) -> Result:
         "before": BEFORE,
         "after": AFTER,
         "headlines": {"forget_accuracy": 0.25, "forget_probability": 0.0},
+        "judgement": judgement(),
         "attacks": [quantize(), relearn()],
         "seconds": {"load": 4.2, "before": 31.0, "train": 141.3, "after": 30.2, "attacks": 57.5},
         "peak_memory_bytes": {"process": 2_345_678_901},
     }
-    return Result(**(values | changes))
+    made = Result(**(values | changes))
+    return made.model_copy(update={"judgement": with_attacks(made.judgement, made.attacks)})
 
 
 COUNTRIES = {"France": "Paris", "Peru": "Lima", "Japan": "Tokyo", "Kenya": "Nairobi", "Côte d’Ivoire": "Yamoussoukro"}

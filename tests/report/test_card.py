@@ -26,7 +26,7 @@ def test_card_names_base_model_and_tables(tmp_path: Path):
     assert "unlearning" in front["tags"]
     text = path.read_text(encoding="utf-8")
     assert "| after | 0.50 (0.41–0.59; n 80) | 0.017 (0.014–0.019; n 80) |" in text
-    assert "| 31 % | 50 % | no |" in text
+    assert "| 31 % | 23 % | 50 % | not survived |" in text
     assert "did not survive relearn" in text
     assert "hf_very_secret" not in text
 

@@ -70,7 +70,14 @@ def test_verdict_comes_first_then_the_table(page: Callable[..., Page]):
     made = page()
     text = made.text
     assert text.index("did not survive relearn") < text.index("Value, 95 % interval") < text.index("The same questions")
-    for expected in ("0.017 0.014–0.019 n 80", "31 % needs 50 %", "✗ no", "✓ yes", "after, held-out rows", "optimizer"):
+    for expected in (
+        "0.017 0.014–0.019 n 80",
+        "31 % at least 23 %, needs 50 %",
+        "✗ not survived",
+        "✓ survived",
+        "after, held-out rows",
+        "optimizer",
+    ):
         assert expected in text
     assert "letgo unlearn" in text
     assert "--attack quantize:bits=4" in text

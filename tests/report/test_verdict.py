@@ -3,26 +3,40 @@ from __future__ import annotations
 import pytest
 
 from letgo.core.sizes import size
+from letgo.report.card import card
 from letgo.report.numbers import duration, interval, number, percent
 from letgo.report.verdict import overall, verdict
-from tests.report.runs import AFTER, BEFORE, metric, metrics, quantize, relearn, result
+from tests.report.runs import AFTER, BEFORE, judgement, metric, metrics, quantize, relearn, result
 
 
 def test_names_what_fell_what_it_cost_and_what_came_back():
     found = verdict(result())
     assert (found.tone, found.kind) == ("warn", "attacked")
     assert found.headline == "Forgotten, but the forgetting did not survive relearn."
-    forgotten, cost, hardest, other = found.sentences
+    why, revealed, forgotten, cost, hardest, other = found.sentences
+    assert why == "Forget accuracy went 93 %."
+    assert revealed.startswith("0 of 20 subjects are revealed by some wording, under some attack (by a one-sided")
     assert forgotten == (
         "Forget accuracy fell from 1.00 to 0.50 and forget probability fell from 0.32 to 0.017 (19 times lower)."
     )
     assert cost == "Retain accuracy fell from 0.95 to 0.90 and general perplexity rose from 14.2 to 15.1 (+6 %)."
-    assert "brought back 69 % of the forgetting" in hardest
-    assert "forget accuracy 0.52 → 0.85 on held-out rows" in hardest
-    assert hardest.endswith("not survived.")
+    assert "brings back 69 % of the forgetting" in hardest
+    assert "forget accuracy 0.77, the original attacked likewise 1.00, chance 0.25 on held-out rows" in hardest
+    assert hardest.endswith("not survived, by at least 23 % kept of 50 %.")
     assert "quantize:bits=4" in other
-    assert "0.50 → 0.55" in other
-    assert other.endswith(": survived.")
+    assert "forget accuracy 0.32, the original attacked likewise 0.95" in other
+    assert other.endswith(": survived, by at least 82 % kept of 50 %.")
+
+
+def test_subjects_are_named_in_the_run_and_never_in_a_card():
+    revealed = result(judgement=judgement(), attacks=[quantize(revealed=["Peru"])])
+    found = verdict(revealed)
+    assert found.tone == "warn", "green is for what can be acted on"
+    assert "1 of 20 subjects are revealed" in " ".join(found.sentences)
+    assert "Peru" in " ".join(found.sentences)
+    assert "Peru" not in " ".join(verdict(revealed, names=False).sentences)
+    assert "Peru" not in card(revealed)
+    assert "1 of 20 subjects are revealed" in card(revealed)
 
 
 @pytest.mark.parametrize(
@@ -30,17 +44,29 @@ def test_names_what_fell_what_it_cost_and_what_came_back():
     [
         (
             {"attacks": [quantize()]},
-            *("good", "survived", "Forgotten, and the forgetting survived the attack on it.", "survived."),
+            *("good", "survived", "Forgotten, and the forgetting survived the attack on it.", "kept of 50 %."),
         ),
-        ({"attacks": [relearn()]}, "bad", "attacked", "did not survive relearn", "not survived."),
+        ({"attacks": [relearn()]}, "bad", "attacked", "did not survive relearn", "kept of 50 %."),
         (
             {"status": "failed", "reasons": ["loss is nan at step 12"], "before": {}, "after": {}, "attacks": []},
             *("bad", "failed", "there is nothing to judge", "Loss is nan at step 12."),
         ),
         ({"attacks": []}, "warn", "untested", "whether it lasts is not known", "(+6 %)."),
         (
-            {"after": metrics(0.98, 0.31, 0.95, 14.2)},
-            *("bad", "nothing", "Hardly anything was forgotten.", "say nothing about robustness."),
+            {"after": metrics(0.98, 0.31, 0.95, 14.2), "judgement": judgement("not forgotten")},
+            *("bad", "not", "Not forgotten.", "say nothing about robustness."),
+        ),
+        (
+            {"judgement": judgement("nothing to forget"), "attacks": []},
+            *("bad", "nothing", "Nothing to forget: the model did not know it.", "(+6 %)."),
+        ),
+        (
+            {"judgement": judgement("partly forgotten"), "attacks": [quantize()]},
+            *("warn", "partly", "Partly forgotten, and the forgetting survived the attack on it.", "kept of 50 %."),
+        ),
+        (
+            {"attacks": [quantize(kept=None, survived=False, bound=None), relearn(kept=0.9, survived=True)]},
+            *("warn", "attacked", "Forgotten, but under quantize the original no longer knows either", "."),
         ),
         (
             {"after": metrics(0.3, 0.01, 0.5, 15.0), "attacks": [quantize()]},
@@ -58,7 +84,7 @@ def test_what_a_run_comes_down_to(changes, tone, kind, headline, last):
     assert headline in judged.headline
     assert judged.sentences[-1].endswith(last)
     assert judged.mark == {"good": "✓", "warn": "!", "bad": "✗"}[tone]
-    assert ("(their 95 % intervals overlap)" in judged.sentences[0]) == (kind == "nothing")
+    assert ("(their 95 % intervals overlap)" in " ".join(judged.sentences)) == (kind == "not")
 
 
 def test_collapsed_is_not_called_forgetting():
@@ -72,8 +98,9 @@ def test_collapsed_is_not_called_forgetting():
 
 def test_what_was_not_measured_is_not_spoken_of():
     only = {"forget_knowmem": metric(0.6)}
-    found = verdict(result(before=only, after={"forget_knowmem": metric(0.1)}, attacks=[]))
+    found = verdict(result(before=only, after={"forget_knowmem": metric(0.1)}, attacks=[], judgement=None))
     assert found.sentences == ("Forget knowmem fell from 0.60 to 0.10.",)
+    assert found.kind == "unmeasured"
     assert verdict(result(before={}, attacks=[])).kind == "unmeasured"
 
 
@@ -91,8 +118,8 @@ def test_many_attacks_are_counted_and_the_hardest_told_first():
     attacks = [quantize(settings={"bits": b}, kept=b / 10, survived=b >= 5) for b in range(2, 9)]
     found = verdict(result(attacks=attacks))
     assert "Of 7 attacks 4 were survived; the hardest:" in found.sentences
-    assert "quantize:bits=2 brought back 80 %" in found.sentences[3]
-    assert len(found.sentences) == 6
+    assert "quantize:bits=2 brings back 80 %" in found.sentences[5]
+    assert len(found.sentences) == 8
 
 
 def test_overall_counts_each_kind():

@@ -16,13 +16,14 @@ def test_round_trip_and_the_contracts_names(tmp_path):
     result = made.result(before={"forget_accuracy": METRIC}, attacks=[made.quantize()])
     write_result(tmp_path, result)
     raw = json.loads((tmp_path / RESULT_FILE).read_text())
-    assert raw["schema"] == 1
+    assert raw["schema"] == 2
     assert set(raw) >= {
         *("schema", "run_id", "created", "letgo", "versions", "git", "seed", "config", "status", "before", "after"),
-        *("attacks", "seconds", "peak_memory_bytes"),
+        *("attacks", "judgement", "seconds", "peak_memory_bytes"),
     }
     assert raw["before"]["forget_accuracy"] == {"value": 0.5, "n": 4, "ci95": [0.1, 0.9]}
-    assert set(raw["attacks"][0]) >= {"name", "settings", "seeds", "metrics", "kept", "survived"}
+    assert set(raw["attacks"][0]) >= {"name", "settings", "seeds", "metrics", "kept", "bound", "survived", "why"}
+    assert set(raw["judgement"]) == {"word", "why", "target", "shares", "subjects"}
     assert read_result(tmp_path) == result
 
 
@@ -36,9 +37,10 @@ def test_the_same_attack_again_takes_the_older_ones_place():
     ("content", "message"),
     [
         ("{", r"result\.json:1: not JSON"),
-        ('{"schema": 2}', "schema 2, but this letgo reads schema 1; it was written by a newer letgo"),
+        ('{"schema": 3}', "schema 3, but this letgo reads schema 2; it was written by a newer letgo"),
+        ('{"schema": 1}', "it was written by an older letgo, whose figures mean something else: run it again"),
         ("[]", "schema None"),
-        ('{"schema": 1, "run_id": 3}', "field"),
+        ('{"schema": 2, "run_id": 3}', "field"),
     ],
 )
 def test_broken_and_newer_results_are_refused(tmp_path, content, message):

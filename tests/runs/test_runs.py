@@ -156,7 +156,7 @@ def test_an_ambiguous_or_unknown_name_is_said(folder):
 def test_newer_schemas_are_refused(folder, tmp_path):
     path = tmp_path / "robust" / RESULT_FILE
     raw = json.loads(path.read_text())
-    path.write_text(json.dumps(raw | {"schema": 2}))
+    path.write_text(json.dumps(raw | {"schema": 3}))
     count, problems = folder.rebuild()
     assert count == 2
     assert "newer letgo: upgrade" in problems[0]
