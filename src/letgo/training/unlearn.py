@@ -39,6 +39,7 @@ from letgo.runs.results import (
 from letgo.scoring.resume_log import ResumeLog, content_key
 from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
 from letgo.training.distributed import exchange_note
+from letgo.training.looks import BEST, looks_of
 from letgo.training.one_shot import OneShot
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
@@ -254,7 +255,8 @@ def make_work(opened: Opened, benchmark: Benchmark, tokenizer: Any, model: Any) 
     common: dict[str, Any] = {"pad_id": tokenizer.pad_token_id, "reporter": opened.reporter}
     if objective is None:
         return OneShot(model, config, dataset, **common)
-    trainer = UnlearnTrainer(model, config, dataset, objective=objective, **common)
+    looks = looks_of(config, benchmark, tokenizer)
+    trainer = UnlearnTrainer(model, config, dataset, objective=objective, looks=looks, **common)
     # A setting that the optimizer has not is refused before anything is measured.
     trainer.create_optimizer()
     return trainer
@@ -405,6 +407,8 @@ def record(prepared: Prepared, result: Result, stages: Mapping[str, Sequence[Sam
         shutil.rmtree(path, ignore_errors=True)
     for path in directory.glob(PARTIAL.format("*")):
         ResumeLog.remove(path)
+    for path in directory.glob(BEST.format("*")):
+        path.unlink()
 
 
 def attack(opened: Opened, result: Result) -> Result:
