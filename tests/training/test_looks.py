@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,13 +13,16 @@ import torch
 from transformers import EarlyStoppingCallback
 
 import letgo
+from letgo.benchmarks.engine.base import Benchmark
 from letgo.benchmarks.user_rows import user_rows
 from letgo.core.errors import UserError
 from letgo.core.files import read_json_lines
+from letgo.core.progress import Quiet
 from letgo.models.load import weights_fingerprint
 from letgo.optim.averaging import WeightAveraging
 from letgo.report import write_report
-from letgo.training.looks import most_looks
+from letgo.training.config import UnlearnConfig
+from letgo.training.looks import Looks, most_looks
 from tests import tiny
 from tests.training.test_trainer import Stop, make_trainer
 
@@ -149,7 +155,7 @@ def test_a_hybrid_stops_at_the_end_of_a_round(tmp_path, tokenizer):
 def test_a_target_that_is_not_reached_is_said(tmp_path, tokenizer):
     trainer = trained(tmp_path, tokenizer, evaluate_every=5, stop="target", learning_rate=1e-6)
     assert trainer.state.global_step == 10
-    assert any("the target of 75% was not reached" in note for note in trainer.notes)
+    assert any("the target of 75 % was not reached" in note for note in trainer.notes)
 
 
 def test_a_schedule_is_that_of_the_whole_run(tmp_path, tokenizer):
@@ -192,7 +198,7 @@ def test_a_hybrid_keeps_weights_of_a_rounds_end(tmp_path, tokenizer):
 
 def test_the_last_weights_are_kept_where_no_look_is_within_the_bound(tmp_path, tokenizer):
     trainer = trained(tmp_path / "none", tokenizer, evaluate_every=5, keep="best", utility_bound=0.0)
-    assert any("no look was within the utility bound of 0%" in note for note in trainer.notes)
+    assert any("no look was within the utility bound of 0 %" in note for note in trainer.notes)
     assert bits(trainer) == bits(trained(tmp_path / "plain", tokenizer))
 
 
@@ -262,6 +268,34 @@ def test_a_model_that_never_knew_has_no_target(job, monkeypatch):
     monkeypatch.setattr(looks, "forgotten_share", lambda *_: None)
     with pytest.raises(UserError, match="stop: target needs something to forget"):
         letgo.unlearn(**job, stop="target")
+
+
+def test_a_benchmark_without_a_measure_of_forgetting_has_no_target(tmp_path, tokenizer):
+    args = UnlearnConfig(output_dir=str(tmp_path), evaluate_every=2, keep="best")
+    nameless = Benchmark("mine", forget=[], items=[])
+    with pytest.raises(UserError, match="keep: best needs a measure of forgetting, and benchmark 'mine' has none"):
+        Looks(args, nameless, tokenizer)
+
+
+def test_the_line_of_progress_shows_the_latest_look(tmp_path, tokenizer):
+    class Told(Quiet):
+        lines: ClassVar[list[str]] = []
+
+        @contextmanager
+        def task(self, name, total):
+            yield SimpleNamespace(advance=lambda *_: None, describe=self.lines.append)
+
+    trainer = make_trainer(tmp_path, tokenizer, evaluate_every=4, **FORGETS)
+    trainer.reporter = Told()
+    trainer.train()
+    first, last = Told.lines[0], Told.lines[-1]
+    assert first.endswith("; forgotten 0 %, utility lost 0 % at step 0")
+    assert last.endswith(f"; {Looks.text(looks_of_run(trainer)[2])} at step 8")
+
+
+def test_without_looks_there_is_nothing_to_evaluate(tmp_path, tokenizer):
+    with pytest.raises(UserError, match="give evaluate_every"):
+        make_trainer(tmp_path, tokenizer).evaluate()
 
 
 def test_one_shot_methods_have_nothing_to_look_at(job):

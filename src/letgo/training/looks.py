@@ -25,6 +25,7 @@ from letgo.models.adapters import has_adapters
 from letgo.models.load import in_shards, whole
 from letgo.optim.base import OptimizerProtocol, adapt
 from letgo.optim.engine.shards import forget_gathered, gathering_anew, local, piece_of
+from letgo.report.numbers import percent
 from letgo.runs.results import Metric, Metrics
 from letgo.training.config import UnlearnConfig
 from letgo.training.run_plan import trial_optimizer
@@ -92,6 +93,13 @@ class Looks:
         self.fit = adapt(trial_optimizer(args)).fit_total_steps
         self._safe: set[int] = set()
         """Steps whose weights a resumed run may need."""
+        if not benchmark.headlines and (setting := self._decides_by):
+            raise UserError(f"{setting} needs a measure of forgetting, and benchmark {benchmark.name!r} has none")
+
+    @property
+    def _decides_by(self) -> str:
+        """The setting that goes by what the looks find, if any."""
+        return "stop: target" if self.args.stop else "keep: best" if self.args.keep == "best" else ""
 
     # -- when ---------------------------------------------------------------------------------------------------------
 
@@ -155,8 +163,7 @@ class Looks:
         return {"step": step, **judged, **values}
 
     def _check(self, judged: Mapping[str, float | None]) -> None:
-        if judged["forgotten"] is None and (self.args.stop or self.args.keep == "best"):
-            setting = "stop: target" if self.args.stop else "keep: best"
+        if judged["forgotten"] is None and (setting := self._decides_by):
             raise UserError(
                 f"{setting} needs something to forget, but the model is not above chance in any headline metric of "
                 f"{self.benchmark.name!r} on the items that a look scores: leave {setting} out"
@@ -171,7 +178,7 @@ class Looks:
     def text(look: Row) -> str:
         """A look in a few words, for the line of progress."""
         shares = {"forgotten": look["forgotten"], "utility lost": look["utility_loss"]}
-        return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share is not None)
+        return ", ".join(f"{name} {percent(share)}" for name, share in shares.items() if share is not None)
 
     # -- the best weights ---------------------------------------------------------------------------------------------
 
@@ -235,16 +242,16 @@ class Looks:
         """
         notes, looks, keep_best = [], looks_in(log), self.args.keep == "best"
         if self.args.stop:
-            ended, target = looks[-1], f"the target of {self.args.target:.0%}"
+            ended, target = looks[-1], f"the target of {percent(self.args.target)}"
             if self.over(log):
-                notes.append(f"stopped at step {ended['step']} of {last}: {self.text(ended)}, {target} is reached")
+                notes.append(f"stopped at step {ended['step']} of {last}: {self.text(ended)}; {target} is reached")
             else:
-                notes.append(f"ran to its last step, {last}: {self.text(ended)}, {target} was not reached")
+                notes.append(f"ran to its last step, {last}: {self.text(ended)}; {target} was not reached")
         if keep_best and (best := self.best(log)) is not None:
             self._restore(model, best["step"])
             notes.append(f"kept the weights of step {best['step']}, the best look: {self.text(best)}")
         elif keep_best:
-            bound = f"{self.args.utility_bound:.0%}"
+            bound = percent(self.args.utility_bound)
             notes.append(f"kept the last weights: no look was within the utility bound of {bound}")
         return notes
 
