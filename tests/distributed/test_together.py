@@ -84,6 +84,17 @@ CASES = {
     "shards, zeroth order": (ZO | {"strategy": "fsdp2"}, 4, ESTIMATED),
     "shards, hybrid": (FOZO | {"strategy": "fsdp2"}, 4, ROUNDING + ESTIMATED),
 }
+BEST = {"keep": "best", "utility_bound": 1e9, "evaluate_every": 2, "eval_limit": 4}
+DIRECTIONS = CASES["zeroth order, directions shared"][0]
+LOOKED_AT = {
+    # name: the settings of a run with looks; the case that is the same run without
+    "looks": (SGD | {"evaluate_every": 2}, "sgd"),
+    "looks at directions": (DIRECTIONS | {"evaluate_every": 2}, "zeroth order, directions shared"),
+    "looks at shards": (SGD | {"strategy": "fsdp2", "evaluate_every": 2}, "shards, sgd"),
+    "looks at shards, zeroth order": (ZO | {"strategy": "fsdp2", "evaluate_every": 2}, "shards, zeroth order"),
+    "looks at a hybrid in shards": (FOZO | {"strategy": "fsdp2", "evaluate_every": 1}, "shards, hybrid"),
+}
+KEPT = {"best": SGD | BEST, "best in shards": SGD | BEST | {"strategy": "fsdp2"}}
 RESUMED = {
     "sgd": SGD | {"per_device_train_batch_size": 2},
     "directions": ZO | {"share": "directions", "per_device_train_batch_size": 4},
@@ -119,6 +130,8 @@ def _folder(folder: Path, name: str) -> Path:
 
 def _do_all(folder: Path, model: Path) -> None:
     settings_of = {name: settings for name, (settings, _, _) in CASES.items()}
+    settings_of |= {name: settings for name, (settings, _) in LOOKED_AT.items()} | KEPT
+    settings_of["killed best in shards"] = settings_of["then best in shards"] = KEPT["best in shards"]
     settings_of |= {f"begun {name}": settings | {"max_steps": STEPS} for name, settings in RESUMED.items()}
     settings_of |= {f"going on {name}": settings for name, settings in RESUMED.items()}
     settings_of["nan"] = SGD | {"learning_rate": 1e38}
@@ -131,6 +144,10 @@ def _do_all(folder: Path, model: Path) -> None:
         jobs[name] = ("differ" if name == "different" else "unlearn", {"settings": settings})
         if name.startswith("begun"):
             jobs[name][1]["stop"] = 4
+        if name == "killed best in shards":
+            jobs[name][1]["stop"] = 5
+        if name == "then best in shards":
+            jobs[name] = ("unlearn", {"settings": jobs["killed best in shards"][1]["settings"], "resume": True})
         if name.startswith("going on"):
             with stop_at(4), pytest.raises(Stopped):
                 letgo.unlearn(**_alone(settings, 4))
@@ -162,6 +179,46 @@ def test_two_processes_are_one(told, tmp_path, tiny_directory, name):
     ours, theirs = (read_json_lines(Path(d) / "history.jsonl") for d in (folders[name] / "run", alone.directory))
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-3)
+
+
+def _looks(directory: Path) -> list[dict]:
+    return [row for row in read_json_lines(directory / "history.jsonl") if "forgotten" in row]
+
+
+@pytest.mark.parametrize("name", LOOKED_AT)
+def test_looks_change_nothing_in_two_processes_either(told, name):
+    first, _, folders = told
+    settings, without = LOOKED_AT[name]
+    assert "error" not in first[name], first[name]
+    assert distance(folders[name] / "run", folders[without] / "run") == 0.0
+    assert first[name]["after"] == first[without]["after"]
+    steps = [row["step"] for row in _looks(folders[name] / "run")]
+    assert steps == list(range(0, STEPS + 1, settings["evaluate_every"]))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_two_processes_keep_the_best_weights_as_one_does(told, tmp_path, tiny_directory, name):
+    first, second, folders = told
+    assert "error" not in first[name], first[name]
+    assert first[name] == second[name]
+    alone = letgo.unlearn(**_alone(_settings(tmp_path, tiny_directory, KEPT[name]), 4))
+    ours, theirs = _looks(folders[name] / "run"), _looks(alone.directory)
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert list(one.values()) == pytest.approx(list(other.values()), rel=1e-3, abs=2e-3)
+    best = max(ours[1:], key=lambda look: look["forgotten"])["step"]
+    assert any(f"kept the weights of step {best}," in note for note in first[name]["notes"])
+    assert distance(folders[name] / "run", alone.directory) <= ROUNDING
+    assert not list((folders[name] / "run").glob("best-*"))
+
+
+def test_best_weights_of_a_model_in_shards_outlive_a_kill(told):
+    first, _, folders = told
+    assert first["killed best in shards"] == {"stopped": 5}
+    assert "error" not in first["then best in shards"], first["then best in shards"]
+    resumed, whole = folders["killed best in shards"] / "run", folders["best in shards"] / "run"
+    assert distance(resumed, whole) == 0.0
+    assert _looks(resumed) == _looks(whole)
 
 
 def test_what_crosses_the_wire_is_counted(told):

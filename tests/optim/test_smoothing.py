@@ -95,7 +95,7 @@ def test_averages_are_those_of_the_weights_passed_through(kind: str) -> None:
         share = 1 / number if kind == "mean" else 0.2
         expected = {k: (1 - share) * expected[k] + share * weights[k] for k in expected}
     last = snapshot(model)
-    with optimizer.averaged():
+    with optimizer.finished():
         for name, p in model.named_parameters():
             torch.testing.assert_close(p.detach(), expected[name])
     assert same_bits(last, snapshot(model))
@@ -123,7 +123,7 @@ def test_nothing_averaged_yet_changes_nothing() -> None:
     optimizer = WeightAveraging(model.parameters(), 0.05)
     optimizer.step(closure_of(optimizer, loss_of))
     before = snapshot(model)
-    with optimizer.averaged():
+    with optimizer.finished():
         assert same_bits(before, snapshot(model))
     optimizer.finish()
     assert same_bits(before, snapshot(model))

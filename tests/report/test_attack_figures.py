@@ -8,7 +8,7 @@ import pytest
 
 from letgo.report.compared import bits_figure, steps_figure
 from letgo.report.comparison import Line
-from letgo.report.figures import attacked, curve
+from letgo.report.figures import attacked, curve, looks, training
 from tests.report import runs as made
 
 
@@ -33,6 +33,25 @@ def test_a_course_is_the_mean_over_seeds_where_each_has_a_value():
     one = curve(made.relearn(curve=first, curves=[first]), "x")
     assert [row[1] for row in one.table] == ["0.20", "0.30", "0.40"]
     assert "seeds" not in one.caption
+
+
+def test_looks_during_training_are_drawn_with_all_that_they_measured():
+    def look(step, forgotten, **more):
+        return {"step": step, "forgotten": forgotten, "utility_loss": step / 100, "forget_accuracy": 0.5} | more
+
+    rows = [look(0, 0.0), {"step": 1, "loss": 2.0}, look(5, 0.4), look(8, 0.7)]
+    figure = looks(rows, "x")
+    assert figure.title == "Looks during training"
+    assert figure.header == ["step", "forgotten", "utility loss", "forget accuracy"]
+    assert [row[:3] for row in figure.table] == [["0", "0.00", "0.00"], ["5", "0.40", "0.050"], ["8", "0.70", "0.080"]]
+    assert {row[3] for row in figure.table} == {"0.50"}
+    assert "forgotten from 0.00 to 0.70" in figure.description
+    assert looks(rows[:2], "x") is None
+    assert looks([look(0, None), look(5, None)], "x").header[1] == "utility loss", "nothing was known"
+    many = looks([look(step, step / 1000) for step in range(1000)], "x")
+    assert 50 < len(many.table) <= 62
+    assert many.table[-1][0] == "999"
+    assert training([*rows[:2], {"step": 2, "loss": 1.0}], "x").header == ["step", "phase", "loss"]
 
 
 def test_a_broken_model_is_not_drawn_as_one_that_kept_everything():

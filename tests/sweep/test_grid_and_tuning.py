@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -96,6 +98,19 @@ def test_a_grid_takes_whatever_a_run_takes(tmp_path):
         read_grid(write(tmp_path, grid={"objective": ["task_vector:alpa=1"]}))
     with pytest.raises(UserError, match="unknown retain weight schedule 'linaer'"):
         read_grid(write(tmp_path, grid={"retain_weight_schedule": ["linaer"]}))
+
+
+def test_runs_of_a_grid_may_stop_at_equal_depth(tmp_path):
+    from letgo.sweep.cost import cost
+
+    path = Path(__file__).parents[2] / "recipes" / "sweeps" / "equal-depth.yaml"
+    grid = read_grid(path)
+    assert {cell.settings["stop"] for cell in grid.cells} == {"target"}
+    assert len(grid.groups) == len(grid.cells) == 4
+    assert {cell.settings["evaluate_every"] for cell in grid.cells} == {6}
+    assert all(row["seconds"] > 0 for row in cost(grid))
+    with pytest.raises(UserError, match=r"stop: target goes by looks at the model: give evaluate_every"):
+        read_grid(write(tmp_path, grid={"stop": ["target"]}))
 
 
 TUNE = read_tune(

@@ -6,7 +6,14 @@ import pytest
 import yaml
 
 from letgo.core.errors import UserError
-from letgo.training.config import dump_config, make_config, merge_overrides, read_config, resolved_settings
+from letgo.training.config import (
+    UnlearnConfig,
+    dump_config,
+    make_config,
+    merge_overrides,
+    read_config,
+    resolved_settings,
+)
 
 
 def write(path, text):
@@ -72,6 +79,24 @@ def test_what_is_dumped_makes_the_same_config_again():
         ("forget: f.jsonl\ncontrol: 3\n", r"run\.yaml: control is 3, which is not"),
         ("output: a\noutput_dir: b\n", "a second time"),
         ("lr_scheduler_type: wobbly\n", "wobbly"),
+        ("stop: target\n", "stop: target goes by looks at the model: give evaluate_every: N"),
+        ("keep: best\n", "keep: best goes by looks at the model: give evaluate_every: N"),
+        ("evaluate_every: 0\n", "evaluate_every must be at least 1"),
+        ("evaluate_every: 5\nstop: soon\n", "stop is 'soon'(.|\n)*known: target"),
+        ("evaluate_every: 5\nkeep: first\n", "known: last, best"),
+        ("utility_bound: -0.1\n", "utility_bound must not be negative"),
+        ("eval_strategy: steps\n", r"run\.yaml: eval_strategy is of transformers' own(.|\n)*evaluate_every: N"),
+        ("eval_strategy: epoch\n", "evaluate_every: N"),
+        ("eval_steps: 10\n", "evaluate_every: N"),
+        ("eval_on_start: true\n", "evaluate_every: N"),
+        ("do_eval: true\n", "evaluate_every: N"),
+        ("load_best_model_at_end: true\n", "load_best_model_at_end is of transformers' own(.|\n)*keep: best"),
+        ("metric_for_best_model: loss\n", "keep: best"),
+        ("greater_is_better: true\n", "keep: best"),
+        ("save_strategy: best\n", "keep: best"),
+        ("early_stopping_patience: 3\n", "no setting 'early_stopping_patience': give stop: target"),
+        ("lr_scheduler_type: reduce_lr_on_plateau\n", "take another schedule"),
+        ("lr_scheduler_type: greedy\n", "take another schedule"),
         ("deepspeed: z2.json\n", r"run\.yaml: deepspeed: z2.json asks for DeepSpeed, which(.|\n)*strategy: fsdp2"),
     ],
 )
@@ -86,6 +111,13 @@ def test_a_launcher_that_asks_for_deepspeed_is_refused(monkeypatch):
         make_config({"optimizer": "adamw"})
     assert "strategy: fsdp2" in str(refused.value)
     assert "recipes/launch/fsdp2.yaml" in str(refused.value)
+
+
+def test_settings_of_transformers_evaluations_may_be_named_as_they_are_by_default():
+    config = make_config({"eval_strategy": "no", "eval_delay": 0, "load_best_model_at_end": False, "do_eval": False})
+    assert config.evaluate_every is None
+    with pytest.raises(UserError, match="evaluate_every"):
+        UnlearnConfig(stop="target")
 
 
 def test_missing_file():

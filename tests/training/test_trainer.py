@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from letgo.benchmarks.user_rows import user_rows
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.data import ForgetRetainDataset, encode_rows, read_rows
 from letgo.models.load import freeze_all_but, weights_fingerprint
 from letgo.objectives import OBJECTIVES as OBJECTIVE_CATALOG
 from letgo.optim import OPTIMIZERS as OPTIMIZER_CATALOG
 from letgo.training.config import UnlearnConfig
+from letgo.training.looks import looks_of
 from letgo.training.prepare import prepare_model, take_references
 from letgo.training.run_plan import objective_of, planned_steps
 from letgo.training.trainer import COMPLETE, UnlearnTrainer, last_checkpoint
@@ -47,7 +49,9 @@ def make_trainer(directory, tokenizer, *, model=None, retain=tiny.RETAIN, callba
     dataset = ForgetRetainDataset(forget, kept, alternative=alternative, seed=3)
     model, _ = prepare_model(model, args, objective)
     take_references(model, dataset, objective, pad_id=tokenizer.pad_token_id)
-    return UnlearnTrainer(model, args, dataset, pad_id=tokenizer.pad_token_id, objective=objective, callbacks=callbacks)
+    looks = looks_of(args, user_rows(forget=tiny.FORGET, retain=retain), tokenizer)
+    common = {"objective": objective, "looks": looks, "callbacks": callbacks}
+    return UnlearnTrainer(model, args, dataset, pad_id=tokenizer.pad_token_id, **common)
 
 
 class Stop(TrainerCallback):

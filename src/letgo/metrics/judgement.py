@@ -129,15 +129,25 @@ def smallest(shares: Iterable[Share], by: str = "share") -> float | None:
     return min((-math.inf if end is None else end for end in ends), default=None)
 
 
-def forgotten_share(headlines: Sequence[Headline], original: Metrics, now: Metrics) -> float | None:
+def levels(headlines: Sequence[Headline], before: Sequence[Any], retrained: Sequence[Any] = ()) -> dict[str, float]:
+    """What a model that never knew scores in each headline: the floor that `judge` takes, as one number."""
+    controls = [sample for sample in before if sample.set == "control"]
+    placed = [place(h, before, before, retrained=retrained, controls=controls) for h in headlines]
+    return {one.metric: float(one.floor.mean()) for one in placed if one is not None}
+
+
+def forgotten_share(
+    headlines: Sequence[Headline], original: Metrics, now: Metrics, known_levels: Mapping[str, float] | None = None
+) -> float | None:
     """F = (s(O) − s(U)) / (s(O) − f), the smallest over the headlines that both models have and the original knew; f is
-    the headline's floor. None without any. A plain figure without an interval, for looks during training."""
-    shares = [
-        (original[h.metric].value - now[h.metric].value) / (original[h.metric].value - h.floor)
-        for h in headlines
-        if h.metric in original and h.metric in now and original[h.metric].value > h.floor
-    ]
-    return min(shares) if shares else None
+    one of `levels`, else the headline's floor. None without any. A plain figure without an interval, for looks during
+    training."""
+    shares = []
+    for h in (h for h in headlines if h.metric in original and h.metric in now):
+        top, level = original[h.metric].value, (known_levels or {}).get(h.metric, h.floor)
+        if top > level:
+            shares.append((top - now[h.metric].value) / (top - level))
+    return min(shares, default=None)
 
 
 def judge(

@@ -36,7 +36,7 @@ class WeightAveraging(Wrapper):
                 mean (SWA):  a = a + (x - a) / (number of weights averaged, this one too)
                 ema:         a = decay a + (1 - decay) x           (the first time a = x)
 
-    The run goes on from x; `finish()` puts a in its place, `averaged()` does so for a while.
+    The run goes on from x; `finish()` puts a in its place, `finished()` does so for a while.
 
     Source: Izmailov et al., stochastic weight averaging (arXiv 1803.05407); in unlearning, from step 100 every 5 steps:
     Fan et al., arXiv 2502.05374.
@@ -125,7 +125,7 @@ class WeightAveraging(Wrapper):
         forget_gathered(self._trained())
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def finished(self) -> Iterator[None]:
         """Within: the weights are the average, to evaluate it. After: as they were, bit for bit."""
         with weights_at(self._trained(), self.averages or self._trained()):
             yield

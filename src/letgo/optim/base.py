@@ -14,6 +14,7 @@ steps without a closure, from `.grad`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class OptimizerProtocol:
     `attach`          to be called before the first step, with the model.
     `use_labels`      to be called before the first step, with the loss of labels drawn from the model.
     `finish`          to be called after the last step; most do nothing.
+    `finished`        within it, the weights are those that `finish` would leave now.
     `check_shards`    raises where the optimizer can't step parameters that FSDP2 has sharded.
 
     The defaults are those of an optimizer that takes one gradient a step, as torch's own do: `adapt` answers with them
@@ -81,6 +83,11 @@ class OptimizerProtocol:
 
     def finish(self) -> None:
         """To be called once after the last step: leaves the weights that the run is to end with (averages, say)."""
+
+    def finished(self) -> AbstractContextManager[None]:
+        """Within: the weights are those that `finish` would leave now, to look at them. After: as they were, bit for
+        bit."""
+        return nullcontext()
 
     def check_shards(self) -> None:
         """Raise a ValueError if this optimizer can't step parameters in shards; its steps ask too."""

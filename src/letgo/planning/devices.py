@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.core.sizes import size
-from letgo.planning.estimate import Planned
-from letgo.planning.machine import resident_bytes
+from letgo.planning.estimate import Planned, RunWork
+from letgo.planning.machine import Speed, resident_bytes
 from letgo.planning.one_shot import one_shot_work
 from letgo.planning.report import Phase, Plan
 from letgo.planning.shards import ShardedPass, as_traced, shard_bytes, trace_sharded
@@ -153,7 +153,15 @@ def _make_plan(run: Planned, flops: float | None, measure: bool) -> Plan:
         how=speed.how if speed else "",
         seconds={name: count / speed.flops for name, count in operations.items()} if speed else {},
         notes=tuple(run.notes),
+        looks=_looks(work, operations, speed),
     )
+
+
+def _looks(work: RunWork, operations: Mapping[str, float], speed: Speed | None) -> dict[str, Any]:
+    if work.looks is None:
+        return {}
+    each = operations["looks"] / work.looks.count
+    return asdict(work.looks) | {"flops": each, "seconds": each / speed.flops if speed else None}
 
 
 def plan_devices(

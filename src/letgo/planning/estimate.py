@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import Benchmark
+from letgo.benchmarks.engine.requests import Work
 from letgo.core.errors import UserError, first_line
 from letgo.data import pad_rows
 from letgo.data.encode import Encoded
@@ -25,6 +26,7 @@ from letgo.planning.optimizers import OptimizerCost, optimizer_cost
 from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
 from letgo.training.config import UnlearnConfig, resolved_settings
+from letgo.training.looks import look_limit, most_looks
 from letgo.training.prepare import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
 from letgo.training.run_plan import objective_of, optimizer_settings, planned_steps
 
@@ -51,6 +53,7 @@ class RunWork:
         batch: the shape of a micro-batch, (rows, length).
         checkpoints: bytes on disk of those that are there at once.
         references: bytes in letgo's cache.
+        looks: at the model during training, if any.
     """
 
     phases: tuple[Phase, ...]
@@ -59,6 +62,15 @@ class RunWork:
     batch: torch.Size
     checkpoints: int = 0
     references: int = 0
+    looks: PlannedLooks | None = None
+
+
+@dataclass(frozen=True)
+class PlannedLooks:
+    """The looks of a run that does not stop before its last step, and what each of them runs through the model."""
+
+    count: int
+    tokens: int
 
 
 class Planned:
@@ -160,15 +172,27 @@ class Planned:
         if idle > 0:
             self.notes.append(f"{self.ranks} devices, but {work} {unit}: {idle} have nothing of their own to do")
 
-    def evaluating(self) -> list[Phase]:
-        scoring = self.scored
-        evaluate = {
+    def looks(self, steps: int) -> PlannedLooks | None:
+        """The looks that the config asks for; what they are is noted."""
+        count = most_looks(self.args, steps)
+        if not count:
+            return None
+        stop = ", fewer where the target is reached before" if self.args.stop else ""
+        self.notes.append(f"looks during training: {count}{stop}, {self.looked.tokens:,} tokens each")
+        return PlannedLooks(count, self.looked.tokens)
+
+    def scoring(self, scoring: _Scoring) -> dict[str, int]:
+        """Bytes that are alive while a model is scored."""
+        return {
             **self.held,
             "packed copy of the linear layers": self.packed,
             **self.activations(scoring.traced),
             "keys and values of generated answers": scoring.cache,
             **self.gathered(scoring.traced),
         }
+
+    def evaluating(self) -> list[Phase]:
+        evaluate = self.scoring(self.scored)
         phases = [Phase("evaluate", evaluate)]
         if self.adapters and not self.args.base_quantization:
             # The file that the base was read from stays mapped while merged layers are new.
@@ -204,6 +228,10 @@ class Planned:
         zeroth = self.trace_forward("evaluation", loss) if cost.forwards else None
         self.passes = first, zeroth
         phases, flops = self.reference(objective, epochs)
+        state = int(cost.state * self.trained_here)
+        if looks := self.looks(steps):
+            flops["looks"] = looks.count * looks.tokens * self.scored.flops
+            phases.append(Phase("look", {**self.scoring(self.looked), "optimizer state": state}))
         evaluations = steps * args.gradient_accumulation_steps
         flops["train"] = 0.0
         if first is not None:
@@ -214,7 +242,7 @@ class Planned:
             piece = int(max(1.0, cost.largest) * min(self.largest, 4 * 2**22))
             passes = {
                 **self.held,
-                "optimizer state": int(cost.state * self.trained_here),
+                "optimizer state": state,
                 **self.activations(zeroth, cost.at_once),
                 "perturbations": piece + int(cost.held * self.trained_here),
                 **self.gathered(zeroth),
@@ -228,6 +256,7 @@ class Planned:
             next(iter(batch.values()))["input_ids"].shape,
             checkpoints=self.checkpoints(steps, epochs, int(cost.state * self.trained_bytes)),
             references=self.stored(objective, epochs),
+            looks=looks,
         )
 
     def step_phases(
@@ -326,24 +355,34 @@ class Planned:
     @functools.cached_property
     def scored(self) -> _Scoring:
         """What an evaluation runs through the model, from what the benchmark will ask of it."""
-        limit = self.args.eval_limit
-        work = self.benchmark.work(self.model, self.tokenizer, limit=limit, template=self.args.template)  # type: ignore[arg-type]
-        scored = sum(len(q.prefix) + sum(len(c) for c in q.continuations) for q in work.queries)
-        asked = sum(len(a.prompt) + a.max_new_tokens * a.samples for a in work.asks)
+        work = self.asked_of(self.benchmark, self.args.eval_limit)
         longest = max([len(q.prefix) + max(map(len, q.continuations)) for q in work.queries], default=16)
+        rows = max(1, scoring_budget(self.device) // max(1, longest))
+        ids = torch.zeros((rows, longest), dtype=torch.long)
+        self.model.eval()
+        score = functools.partial(self.model, input_ids=ids, use_cache=False, logits_to_keep=1)
+        traced = self.trace_forward("scoring", lambda: score().logits)
+        return _Scoring(traced, self.cache(work), _tokens(work), traced.flops / ids.numel())
+
+    @functools.cached_property
+    def looked(self) -> _Scoring:
+        """The same of a look during training."""
+        work = self.asked_of(self.benchmark.few(self.args.eval_limit), look_limit(self.args))
+        return replace(self.scored, cache=self.cache(work), tokens=_tokens(work))
+
+    def cache(self, work: Work) -> int:
+        """Bytes of the keys and values of generated answers."""
         text = self.config.get_text_config()
         heads = getattr(text, "num_attention_heads", 1)
         head = getattr(text, "head_dim", None) or text.hidden_size // heads
         kept = getattr(text, "num_key_value_heads", None) or heads
         per_token = 2 * text.num_hidden_layers * kept * head * self.dtype.itemsize
         most = 2 << 30 if self.device.type == "cpu" else 16 << 30
-        cache = min(asked * per_token, most)
-        rows = max(1, scoring_budget(self.device) // max(1, longest))
-        ids = torch.zeros((rows, longest), dtype=torch.long)
-        self.model.eval()
-        score = functools.partial(self.model, input_ids=ids, use_cache=False, logits_to_keep=1)
-        traced = self.trace_forward("scoring", lambda: score().logits)
-        return _Scoring(traced, cache, scored + asked, traced.flops / ids.numel())
+        return min(_answer_tokens(work) * per_token, most)
+
+    def asked_of(self, benchmark: Benchmark, limit: int | None) -> Work:
+        """What a benchmark will ask of the run's model."""
+        return benchmark.work(self.model, self.tokenizer, limit=limit, template=self.args.template)  # type: ignore[arg-type]
 
     def evaluation_flops(self) -> float:
         """Of all evaluations; what they are is noted."""
@@ -375,6 +414,9 @@ class Planned:
         if self.args.save_merged:
             sizes["merged model"] = self.full
         sizes["checkpoints, while running"] = work.checkpoints
+        if self.args.keep == "best":
+            # One that is being written, the best so far, and the best at the last checkpoint.
+            sizes["best weights, while running"] = 3 * self.trained_bytes
         return sizes | {"peak": sum(sizes.values()), "references, in letgo's cache": work.references}
 
     def checkpoints(self, steps: int, epochs: int, state: int) -> int:
@@ -410,6 +452,16 @@ class _Scoring:
     tokens: int
     flops: float
     """Of one token's forward pass."""
+
+
+def _answer_tokens(work: Work) -> int:
+    """The most tokens of prompts and their answers."""
+    return sum(len(a.prompt) + a.max_new_tokens * a.samples for a in work.asks)
+
+
+def _tokens(work: Work) -> int:
+    """The most tokens that a benchmark's work runs through a model."""
+    return _answer_tokens(work) + sum(len(q.prefix) + sum(len(c) for c in q.continuations) for q in work.queries)
 
 
 def model_config(model: str) -> Any:

@@ -36,6 +36,8 @@ class Plan:
         speed: FLOP/s behind the times, and `how` it was obtained; None in a plan without times.
         seconds: by stage.
         notes: what the figures rest on.
+        looks: at the model during training: their number (`count`) and, of each, `tokens`, `flops` and, in a plan with
+            times, `seconds`. Empty for none.
     """
 
     model: Mapping[str, Any]
@@ -49,6 +51,7 @@ class Plan:
     how: str
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = field(default=())
+    looks: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def peak(self) -> Phase:
@@ -90,7 +93,11 @@ class Plan:
         if self.speed is not None:
             steps = f", {self.steps} steps" if self.steps else ""
             lines += ["", f"time{steps}, at {self.speed:.3g} FLOP/s ({self.how})"]
-            lines += [f"  {name:<14} {duration(value):>9}" for name, value in self.seconds.items()]
+            each = f"  ({self.looks['count']} of {duration(self.looks['seconds'])})" if self.looks else ""
+            lines += [
+                f"  {name:<14} {duration(value):>9}{each if name == 'looks' else ''}"
+                for name, value in self.seconds.items()
+            ]
             lines.append(f"  {'in all':<14} {duration(sum(self.seconds.values())):>9}")
         lines += ["", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines)

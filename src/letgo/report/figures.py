@@ -118,9 +118,7 @@ def training(
     points = [row for row in history if _is_number(row.get("step")) and _is_number(row.get("loss"))]
     if len(points) < 2:
         return None
-    thinned = points[:: math.ceil(len(points) / most_points)]
-    if thinned[-1] is not points[-1]:
-        thinned.append(points[-1])
+    thinned = _thinned(points, most_points)
     lines = {
         name: [(float(row["step"]), float(row[name])) for row in thinned if _is_number(row.get(name))]
         for name in ("loss", "forget_loss", "retain_loss")
@@ -148,6 +146,25 @@ def training(
         table.append([f"{row['step']:g}", phase, *losses])
     header = ["step", "phase", *map(words, lines)]
     return Figure(plot, identifier, "Training loss", caption, description, header, table)
+
+
+def looks(history: Sequence[Mapping[str, Any]], identifier: str) -> Figure | None:
+    """How far the model had forgotten, and what it had lost, at each look during training."""
+    points = _thinned([row for row in history if "forgotten" in row], MOST_ROWS)
+    drawn = [key for key in ("forgotten", "utility_loss") if any(_is_number(row.get(key)) for row in points)]
+    if len(points) < 2 or not drawn:
+        return None
+    measured_too = [key for key in points[0] if key not in ("step", "forgotten", "utility_loss")]
+    return _course_figure(
+        points,
+        "step",
+        drawn,
+        [*drawn, *measured_too],
+        identifier,
+        "Looks during training",
+        "The share of the way to a model that never knew (forgotten), and the largest relative loss of a measure of "
+        "usefulness (utility loss). Each look scores a few items, so the table of results may say otherwise.",
+    )
 
 
 def attacked(result: Result, identifier: str) -> Figure | None:
@@ -188,19 +205,36 @@ def curve(attack: AttackResult, identifier: str) -> Figure | None:
     drawn = [key for key in (shares or quantities) if "loss" not in key][:4] or quantities[:1]
     if len(points) < 2 or not drawn:
         return None
+    seeds = f"; mean of {len(courses)} seeds" if courses[1:] else ""
+    title, caption = f"During the attack {attack.name}", f"Over the attack's own steps: {attack.label}{seeds}."
+    return _course_figure(points, across, drawn, quantities, identifier, title, caption)
+
+
+def _course_figure(
+    points: Sequence[Mapping[str, Any]],
+    across: str,
+    drawn: Sequence[str],
+    listed: Sequence[str],
+    identifier: str,
+    title: str,
+    caption: str,
+) -> Figure:
+    """Quantities over steps (or what else is `across`): those `drawn` as lines, those `listed` in the table."""
     xs = [point[across] for point in points]
-    lines = {words(key): [(point[across], point[key]) for point in points if key in point] for key in drawn}
+    lines = {words(key): [(p[across], p[key]) for p in points if _is_number(p.get(key))] for key in drawn}
     up = Axis("score" if len(lines) > 1 else words(drawn[0]), *domain(y for line in lines.values() for _, y in line))
     plot = Plot(Axis(words(across), min(xs), max(xs), whole=across != "epoch"), up)
     plot.curves(lines)
     return Figure(
         plot,
         identifier,
-        f"During the attack {attack.name}",
-        f"Over the attack's own steps: {attack.label}{f'; mean of {len(courses)} seeds' if courses[1:] else ''}.",
+        title,
+        caption,
         "; ".join(f"{name} from {number(v[0][1])} to {number(v[-1][1])}" for name, v in lines.items() if v),
-        header=[words(across), *map(words, quantities)],
-        table=[[f"{p[across]:g}", *(number(p[k]) if k in p else MISSING for k in quantities)] for p in points],
+        header=[words(across), *map(words, listed)],
+        table=[
+            [f"{p[across]:g}", *(number(p[k]) if _is_number(p.get(k)) else MISSING for k in listed)] for p in points
+        ],
     )
 
 
@@ -217,6 +251,12 @@ def _mean_course(
         {across: at} | {key: sum(values) / len(values) for key, values in gathered[at].items()}
         for at in sorted(gathered)
     ]
+
+
+def _thinned(points: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """About so many of the points, evenly, and the last."""
+    thinned = list(points[:: math.ceil(len(points) / most) or 1])
+    return thinned if not points or thinned[-1] is points[-1] else [*thinned, points[-1]]
 
 
 def _axes(results: Sequence[Result]) -> tuple[str, str] | None:

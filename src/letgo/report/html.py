@@ -76,9 +76,11 @@ class RunView:
         self.settings = settings(self.result.config)
 
     def figures(self) -> list[Figure]:
+        history = self.run.history()
         drawn = [
             figures.trade_off(self.result, f"{self.anchor}-trade"),
-            figures.training(self.run.history(), f"{self.anchor}-loss", **self.curves),
+            figures.training(history, f"{self.anchor}-loss", **self.curves),
+            figures.looks(history, f"{self.anchor}-looks"),
             figures.attacked(self.result, f"{self.anchor}-kept"),
             *(figures.curve(a, f"{self.anchor}-curve-{i}") for i, a in enumerate(self.result.attacks)),
         ]

@@ -37,7 +37,20 @@ _CHOICES = {
     "base_quantization": QUANTIZATIONS,
     "strategy": ("auto", "replicas", "fsdp2"),
     "share": ("data", "directions"),
+    "stop": ("target",),
+    "keep": ("last", "best"),
 }
+_LOOKS = "give evaluate_every: N to score a part of the benchmark every N steps"
+_STOP = "give stop: target (with evaluate_every and target) to stop as soon as enough is forgotten"
+_KEEP = (
+    "give keep: best (with evaluate_every and utility_bound) to keep the weights that forgot most and are still useful"
+)
+_TRAINERS = {
+    **dict.fromkeys(("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_eval"), _LOOKS),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _KEEP),
+}
+"""Settings of transformers' evaluations, which need a data set of their own, and what letgo has in their place."""
+_EARLY_STOPPING = dict.fromkeys(("early_stopping_patience", "early_stopping_threshold", "early_stopping"), _STOP)
 # Computed by TrainingArguments itself, or deprecated there: not a user's to set, so not shown either.
 _HIDDEN = {"deepspeed_plugin", "push_to_hub_token", "hub_token"}
 
@@ -108,6 +121,18 @@ class UnlearnConfig(TrainingArguments):
             "help": "forgotten is: this share of the way to the level of a model that never knew, by the interval"
         },
     )
+    evaluate_every: int | None = field(
+        default=None, metadata={"help": "look at the model every so many steps: score a few items of the benchmark"}
+    )
+    stop: str | None = field(
+        default=None, metadata={"help": "target: end at the first look that finds the target reached; by default never"}
+    )
+    keep: str = field(
+        default="last", metadata={"help": "the weights to end with: last, or best (of the looks within utility_bound)"}
+    )
+    utility_bound: float = field(
+        default=0.1, metadata={"help": "keep: best takes looks with at most this relative loss of utility"}
+    )
     processes: int | None = field(
         default=None, metadata={"help": "refuse to run in any other number of processes than this"}
     )
@@ -145,6 +170,8 @@ class UnlearnConfig(TrainingArguments):
                 "  to share the weights out over processes, with any optimizer: strategy: fsdp2, or accelerate launch "
                 "--config_file recipes/launch/fsdp2.yaml"
             )
+        self._refuse_trainers_evaluations()
+        self._check_looks()
         if not torch.cuda.is_available():
             # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
             self.dataloader_pin_memory = False
@@ -155,6 +182,29 @@ class UnlearnConfig(TrainingArguments):
         super().__post_init__()
         # TrainingArguments would write to a folder of its own choosing where none is given.
         self.output_dir = given
+
+    def _check_looks(self) -> None:
+        for key, value in (("stop", "target"), ("keep", "best")):
+            if getattr(self, key) == value and self.evaluate_every is None:
+                raise UserError(f"{key}: {value} goes by looks at the model: {_LOOKS}")
+        if self.utility_bound < 0:
+            raise UserError(f"utility_bound must not be negative, but is {self.utility_bound}")
+
+    def _refuse_trainers_evaluations(self) -> None:
+        given = {name: _plain(getattr(self, name)) for name in (*_TRAINERS, "save_strategy", "lr_scheduler_type")}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name, instead in _TRAINERS.items():
+            if given[name] not in (None, False, _plain(defaults[name])):
+                raise UserError(f"{name} is of transformers' own evaluations, which letgo does not run\n  {instead}")
+        if given["save_strategy"] == "best":
+            raise UserError(
+                f"save_strategy: best is of transformers' own evaluations, which letgo does not run\n  {_KEEP}"
+            )
+        if given["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy"):
+            raise UserError(
+                f"lr_scheduler_type: {given['lr_scheduler_type']} follows transformers' own evaluations, which letgo "
+                f"does not run; take another schedule\n  {_LOOKS}"
+            )
 
 
 def merge_overrides(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -185,6 +235,8 @@ def make_config(settings: Mapping[str, Any], *, where: str = "config") -> Unlear
     resolved: dict[str, Any] = {}
     for given, value in settings.items():
         key = ALIASES.get(given, given)
+        if key in _EARLY_STOPPING:
+            raise UserError(f"{where}: no setting {key!r}: {_EARLY_STOPPING[key]}")
         if key not in known:
             raise UserError(f"{where}: unknown key {given!r}{did_you_mean(given, [*known, *ALIASES])}")
         if key in resolved:
@@ -285,7 +337,10 @@ def _check_sense(where: str, settings: Mapping[str, Any]) -> None:
             raise UserError(f"{where}: {key} must not be negative, but is {settings[key]}")
     if isinstance(settings.get("target"), float) and not 0 < settings["target"] <= 1:
         raise UserError(f"{where}: target must be above 0 and at most 1, but is {settings['target']}")
-    for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "eval_limit", "lora_rank"):
+    for key in (
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "eval_limit", "lora_rank"),
+        "evaluate_every",
+    ):
         if isinstance(settings.get(key), int) and settings[key] < 1:
             raise UserError(f"{where}: {key} must be at least 1, but is {settings[key]}")
     if settings.get("lora_rank") is None:

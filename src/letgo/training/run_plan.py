@@ -52,6 +52,11 @@ def objective_of(args: UnlearnConfig) -> Objective | None:
     settings = args.objective_args or {}
     if METHODS.record(args.objective).name in ONE_SHOT:
         ONE_SHOT.check_settings(args.objective, settings, skip=("model", "data"))
+        if args.evaluate_every:
+            raise UserError(
+                f"evaluate_every looks at a model between steps, and {args.objective} changes the weights in one shot: "
+                "leave evaluate_every out (and stop and keep with it)"
+            )
         return None
     return create_objective(
         args.objective,
@@ -74,7 +79,7 @@ def optimizer_settings(args: UnlearnConfig) -> dict[str, Any]:
 
 def fitted_steps(args: UnlearnConfig, total: int) -> int:
     """The steps of a run that is to have `total`: more where the optimizer must end on a round of its own."""
-    return adapt(_trial_optimizer(args)).fit_total_steps(total)
+    return adapt(trial_optimizer(args)).fit_total_steps(total)
 
 
 def check_shards(args: UnlearnConfig) -> None:
@@ -101,7 +106,7 @@ def check_shards(args: UnlearnConfig) -> None:
     record = OPTIMIZERS.record(args.optimizer)
     if record.refuses_shards:
         raise UserError(f"strategy: fsdp2 with optimizer {record.name!r}: {record.refuses_shards}")
-    for optimizer in every_optimizer(_trial_optimizer(args)):
+    for optimizer in every_optimizer(trial_optimizer(args)):
         if isinstance(optimizer, ClosureOptimizer):
             try:
                 optimizer.check_shards()
@@ -109,7 +114,7 @@ def check_shards(args: UnlearnConfig) -> None:
                 raise UserError(f"strategy: fsdp2 with optimizer {record.name!r}: {error}") from error
 
 
-def _trial_optimizer(args: UnlearnConfig) -> Any:
+def trial_optimizer(args: UnlearnConfig) -> Any:
     """The optimizer of a config on a small tensor: what it will need is asked of it before there is a model."""
     return create_optimizer(args.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], **optimizer_settings(args))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from letgo.core import processes
@@ -37,6 +37,7 @@ from letgo.optim.drive import Drive, sampled_labels_loss
 from letgo.optim.engine.shards import cut_state, whole_state
 from letgo.training.config import UnlearnConfig
 from letgo.training.distributed import TrainingRanks, load_whole_weights
+from letgo.training.looks import Looks, is_look, look_of, looks_in
 from letgo.training.run_plan import fitted_steps, optimizer_settings
 
 COMPLETE = "letgo_complete"
@@ -53,6 +54,7 @@ class UnlearnTrainer(Trainer):
             (`letgo.training.prepare.take_references`).
         pad_id: token id that pads batches.
         objective: as `objective_of` makes it of the config.
+        looks: at the model, every so many steps (`letgo.training.looks.looks_of`); None for none.
         reporter: where progress goes.
     """
 
@@ -64,13 +66,19 @@ class UnlearnTrainer(Trainer):
         *,
         pad_id: int,
         objective: Objective,
+        looks: Looks | None = None,
         reporter: Reporter | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         if not args.output_dir:
             raise UserError("no output directory: give output_dir")
+        if any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks):
+            raise UserError(
+                "EarlyStoppingCallback needs evaluations that letgo does not run: give stop: target instead"
+            )
         args = copy.copy(args)
         self.objective = objective
+        self.looks = looks
         self.reporter = reporter or Quiet()
         self.notes: list[str] = []
         """Notes for the record (such as: steps added, so that the run ends on a zeroth-order round)."""
@@ -157,9 +165,9 @@ class UnlearnTrainer(Trainer):
             self.training_ranks.check_finite(sum(terms["loss"] for terms in self._terms))
             return None
         window, self._window = self._window, []
-        return (args[0], self.drive.closure(functools.partial(self._evaluate, window))), {}
+        return (args[0], self.drive.closure(functools.partial(self._evaluate_window, window))), {}
 
-    def _evaluate(self, window: Sequence[Mapping[str, Any]], part: str | None) -> Tensor:
+    def _evaluate_window(self, window: Sequence[Mapping[str, Any]], part: str | None) -> Tensor:
         """The loss of a window's micro-batches, or a term of it, and where gradients are enabled its gradient."""
         # An evaluation alone needs nothing of the others: the optimizer exchanges the losses.
         model = self.model_wrapped if torch.is_grad_enabled() or self.training_ranks.sharded else self.model
@@ -330,7 +338,8 @@ class UnlearnTrainer(Trainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """As Trainer's, which asks only after a step whether it was the last one: a run that was killed after its last
         step has none left."""
-        if self.state.global_step >= self.state.max_steps:
+        stopped = self.looks is not None and self.looks.over(self.state.log_history)
+        if stopped or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -344,6 +353,8 @@ class UnlearnTrainer(Trainer):
             with rank_loss_named():
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             self.drive.protocol.finish()
+            if self.looks is not None:
+                self.notes += self.looks.end(self.model, self.state.log_history, self.state.max_steps)
             return output
         except NonFiniteLossError as error:
             last = last_checkpoint(Path(self.args.output_dir))
@@ -353,6 +364,22 @@ class UnlearnTrainer(Trainer):
                 f"  last good checkpoint: {last or 'none was written (save_steps is too large)'}\n"
                 "  a smaller learning_rate, or a bounded objective such as npo, usually helps"
             ) from error
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """A look, where Trainer would evaluate a data set: after the step's log, before its checkpoint."""
+        if self.looks is None:
+            raise UserError("no looks were asked for: give evaluate_every")
+        log = self.state.log_history
+        self.log(dict(self.looks.take(self.model, self.drive.protocol, self.state.global_step, log)))
+        # Trainer asks again at the end of an epoch.
+        self.control.should_evaluate = False
+        self.control.should_training_stop |= self.looks.over(log)
+        return {}
+
+    def look_due(self) -> bool:
+        """Whether to look at the model now."""
+        state = self.state
+        return self.looks is not None and self.looks.due(state.global_step, state.max_steps, state.log_history)
 
     def release(self) -> None:
         """Let go of what only training needs: gradients, the optimizer and its state."""
@@ -389,9 +416,14 @@ class UnlearnTrainer(Trainer):
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One row a logged step: step, phase, loss and its terms, learning rate. Kept in checkpoints."""
+        """A row for each logged step (step, phase, loss and its terms, learning rate) and for each look. Kept in
+        checkpoints."""
         keys = ("step", "phase", "loss", "forget_loss", "retain_loss", "learning_rate", "grad_norm")
-        return [{k: row[k] for k in keys if k in row} for row in self.state.log_history if "loss" in row]
+        return [
+            look_of(row) if is_look(row) else {k: row[k] for k in keys if k in row}
+            for row in self.state.log_history
+            if "loss" in row or is_look(row)
+        ]
 
 
 def rows_of_checkpoint(checkpoint: Path) -> int | None:
@@ -418,6 +450,10 @@ class _Bookkeeping(TrainerCallback):
         self.context = self.trainer.reporter.task("unlearning", state.max_steps)
         self.task = self.context.__enter__()
         self.task.advance(state.global_step)
+        if self.trainer.looks is not None:
+            self.trainer.looks.begin(state.log_history)
+        if self.trainer.look_due():
+            self.trainer.evaluate()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Epoch 1.5 is where a resumed run goes on in epoch 1.
@@ -431,14 +467,19 @@ class _Bookkeeping(TrainerCallback):
         if self.task is not None:
             terms = self.trainer._terms[-1] if self.trainer._terms else {}
             phase = {"first_order": "FO ", "zeroth_order": "ZO "}.get(self.trainer._phase, "")
-            self.task.describe(phase + " ".join(f"{k} {v:.3g}" for k, v in terms.items()))
+            looks = looks_in(state.log_history)
+            seen = f"; {Looks.text(looks[-1])} at step {looks[-1]['step']}" if looks else ""
+            self.task.describe(phase + " ".join(f"{k} {v:.3g}" for k, v in terms.items()) + seen)
             self.task.advance()
+        control.should_evaluate = self.trainer.look_due()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             step = {"forget_rows_a_step": self.trainer.training_ranks.window_rows()}
             write_text(checkpoint / COMPLETE, json.dumps(step) + "\n")
+        if self.trainer.looks is not None:
+            self.trainer.looks.begin(state.log_history)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.context is not None:

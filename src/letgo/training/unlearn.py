@@ -20,7 +20,7 @@ from letgo.core.files import write_json_lines, write_text
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
 from letgo.data import check_disjoint
-from letgo.metrics.judgement import judge, nothing_to_forget
+from letgo.metrics.judgement import judge, levels, nothing_to_forget
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.adapters import MERGED, Base, quick_fingerprint
 from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
@@ -40,6 +40,7 @@ from letgo.runs.results import (
 from letgo.scoring.resume_log import ResumeLog, content_key
 from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
 from letgo.training.distributed import exchange_note
+from letgo.training.looks import BEST, looks_of
 from letgo.training.one_shot import OneShot
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
@@ -107,7 +108,7 @@ def unlearn(
             before = measure(prepared, prepared.model, "measuring before", common=True)
             opened.log.before = prepared.benchmark.summarise(before)
             references = measure_references(prepared)
-            say_nothing_to_forget(prepared, before, references)
+            prepare_to_judge(prepared, before, references)
             give_back_memory()
         with opened.log.clock("unlearn"):
             model = train(prepared)
@@ -256,7 +257,8 @@ def make_work(opened: Opened, benchmark: Benchmark, tokenizer: Any, model: Any) 
     common: dict[str, Any] = {"pad_id": tokenizer.pad_token_id, "reporter": opened.reporter}
     if objective is None:
         return OneShot(model, config, dataset, **common)
-    trainer = UnlearnTrainer(model, config, dataset, objective=objective, **common)
+    looks = looks_of(config, benchmark, tokenizer)
+    trainer = UnlearnTrainer(model, config, dataset, objective=objective, looks=looks, **common)
     # A setting that the optimizer has not is refused before anything is measured.
     trainer.create_optimizer()
     return trainer
@@ -362,14 +364,15 @@ def save(prepared: Prepared, model: Any) -> Any:
     return model
 
 
-def say_nothing_to_forget(
-    prepared: Prepared, before: Sequence[Sample], references: Mapping[str, Sequence[Sample]]
-) -> None:
-    """Say it before anything is trained where the model does not know what it is to forget."""
-    why = nothing_to_forget(prepared.benchmark.headlines, before, references.get(RETRAINED, ()))
-    if why:
+def prepare_to_judge(prepared: Prepared, before: Sequence[Sample], references: Mapping[str, Sequence[Sample]]) -> None:
+    """Say before anything is trained where the model does not know what it is to forget; and tell the looks during
+    training the level of a model that never knew."""
+    headlines, retrained = prepared.benchmark.headlines, references.get(RETRAINED, ())
+    if why := nothing_to_forget(headlines, before, retrained):
         prepared.opened.log.notes.append(f"nothing to forget: {why}")
         prepared.opened.reporter.say(f"  {prepared.opened.log.notes[-1]}")
+    if isinstance(prepared.work, UnlearnTrainer) and prepared.work.looks is not None:
+        prepared.work.looks.levels = levels(headlines, before, retrained)
 
 
 def judge_run(
@@ -427,6 +430,8 @@ def record(prepared: Prepared, result: Result, stages: Mapping[str, Sequence[Sam
         shutil.rmtree(path, ignore_errors=True)
     for path in directory.glob(PARTIAL.format("*")):
         ResumeLog.remove(path)
+    for path in directory.glob(BEST.format("*")):
+        path.unlink()
 
 
 def attack(opened: Opened, result: Result) -> Result:

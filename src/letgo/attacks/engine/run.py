@@ -27,8 +27,7 @@ from letgo.attacks.engine.search import search
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, plan_attack
 from letgo.attacks.engine.target import Target, open_target
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
-from letgo.benchmarks.engine.items import limited
-from letgo.benchmarks.engine.questions import spread
+from letgo.benchmarks.engine.items import few_of, limited
 from letgo.core import processes
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import read_json, write_json
@@ -41,8 +40,6 @@ from letgo.scoring.resume_log import content_key
 
 __all__ = ["THRESHOLD", "AttackSpec", "attack", "plan_attack", "run_attack"]
 
-PROBED_ITEMS = 24
-"""Items of each set that a look during an attack scores."""
 JUDGED_SETS = ("forget", "control")
 """What is asked of an attacked reference: all that the judge needs of it."""
 MOST_REFERENCES = 16
@@ -280,8 +277,7 @@ def _probe(target: Target) -> Probe | None:
         few = []
         for name in JUDGED_SETS:
             every = [item for item in items if item.set == name]
-            chosen = [item for item in every if item.group not in seen] or every
-            few += [chosen[index] for index in spread(range(len(chosen)), chosen, PROBED_ITEMS)]
+            few += few_of([item for item in every if item.group not in seen] or every)
         # One item is answered by generation, for no headline: the scorer wants at least one.
         small = replace(benchmark, items=few, texts=(), generated=1)
         metrics = small.summarise(quiet.samples(model, tokenizer, "probing", small))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from letgo.benchmarks import BENCHMARKS
-from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, limited
+from letgo.benchmarks.engine.items import FEW_TEXTS, Item, Sample, SetName, Text, few_of, limited
 from letgo.benchmarks.engine.questions import (
     QUESTION_SCORES,
     QUESTION_SETS,
@@ -40,6 +40,8 @@ from letgo.scoring.scoring import ResumeLog
 __all__ = ["Benchmark", "Headline", "Item", "Sample", "SetName", "Text"]
 RETRAINED = "retrained"
 """The reference that never saw the forget set."""
+_LOOKED_AT = ("forget", "retain")
+"""Sets of which a look scores items."""
 _NAMED = 4
 """Sets that a note names one by one."""
 
@@ -114,6 +116,21 @@ class Benchmark:
         if options.get("long_rows") == "drop":
             options["long_rows"] = "cut"
         return self.encode(tokenizer, rows, **options)[0]
+
+    def few(self, limit: int | None = None) -> Benchmark:
+        """This benchmark with a few of its forget and retain items and general texts, for looks at a model while it is
+        trained. Items of a membership test (a task that the holdout set has too) are left out."""
+        membership = {item.task for item in self.items if item.set == "holdout" and item.task}
+        asked = [i for i in limited(self.items, checked_limit(limit)) if i.set in _LOOKED_AT]
+        texts = [text for text in limited(self.texts, limit) if text.set == "general"]
+        # To write answers takes longest. Where no headline needs them one is written, as the engine wants at least one.
+        written = None if any(headline.metric.endswith("rouge") for headline in self.headlines) else 1
+        return replace(
+            self,
+            items=few_of([item for item in asked if item.task not in membership]),
+            texts=few_of(texts, FEW_TEXTS),
+            generated=written,
+        )
 
     def prepare(self) -> None:
         """Load what scoring needs beside the model, so that something missing is an error before anything is run."""

@@ -11,6 +11,10 @@ from letgo.core.errors import UserError
 from letgo.data.encode import encode_target
 from letgo.data.rows import Row
 
+FEW = 24
+"""Items of a set that a look at a model scores, while it is trained or attacked."""
+FEW_TEXTS = 8
+"""General texts of such a look."""
 SetName = str
 """forget, retain, holdout, general; a benchmark may have more (TOFU: authors, facts).
 
@@ -94,6 +98,30 @@ def limited(things: Sequence[Any], limit: int | None) -> list[Any]:
         if limit is None or counts[thing.set, thing.task] <= limit:
             chosen.append(thing)
     return chosen
+
+
+def few_of(things: Sequence[Any], most: int = FEW) -> list[Any]:
+    """At most `most` items (or texts) of each set, in their order, for a look that is to be cheap.
+
+    They are taken from one group of the set to the next, spread over all groups, and of each group another item, so
+    that every way of asking has its turn.
+    """
+    chosen: set[int] = set()
+    for name in dict.fromkeys(thing.set for thing in things):
+        groups: dict[str, list[int]] = {}
+        for index, thing in enumerate(things):
+            if thing.set == name:
+                groups.setdefault(thing.group, []).append(index)
+        step = max(1.0, len(groups) / most)
+        asked = [list(groups.values())[int(number * step)] for number in range(min(len(groups), most))]
+        turns = [
+            group[(number + turn) % len(group)]
+            for turn in range(max(map(len, asked)))
+            for number, group in enumerate(asked)
+            if turn < len(group)
+        ]
+        chosen.update(turns[:most])
+    return [thing for index, thing in enumerate(things) if index in chosen]
 
 
 def answer_tokens(tokenizer: Any, text: str, where: str) -> list[int]:
