@@ -35,9 +35,10 @@ def stop() -> None:
 
 
 def start(words: list[str], *, cwd: Any = ROOT, said: Any = os.devnull, wrong: Any = os.devnull, **more: str) -> Any:
-    """Begin `python WORDS`, its stdout and stderr in two files and some environment variables set."""
+    """Begin `python WORDS`, its stdout and stderr in two files and some environment variables set. Whoever begins
+    it ends it."""
     arguments = ([str(word) for word in words], str(cwd), str(said), str(wrong), {**os.environ, **more})
-    process = _context().Process(target=_become, args=arguments, daemon=True)
+    process = _context().Process(target=_become, args=arguments)
     process.start()
     return process
 
@@ -76,10 +77,15 @@ def run(words: list[str], *, ranks: int = 1, timeout: float = 400, **more: Any) 
         return CompletedProcess(words, code, *(file.read_text() for file in files.values()))
 
 
+_ports: list[socket.socket] = []
+
+
 def places(ranks: int) -> list[dict[str, str]]:
     """What `torchrun` tells each of several processes on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    # Bound here till the end, and not listening: nobody else is given the port, and the first process can have it.
+    _ports.append(socket.socket())
+    _ports[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _ports[-1].bind(("127.0.0.1", 0))
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_ports[-1].getsockname()[1])}
     ranked = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
     return [meeting | ranked | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
