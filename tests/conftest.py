@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from letgo.core.environment import freeze_imports
-from tests import tiny
+from tests import tiny, warm
 
 torch.set_num_threads(int(os.environ["LETGO_TEST_THREADS"]))
 
@@ -63,6 +63,10 @@ def letgo(monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+def pytest_sessionfinish():
+    warm.stop()
 
 
 def pytest_collection_finish():

@@ -1,40 +1,33 @@
-"""Runs in two processes, one thread each, as `torchrun` starts them, beside the same runs in one."""
+"""Runs in two processes, one thread each, as `torchrun` starts them, beside the same runs in one. What is about the
+launchers is started by them; the rest begins with everything imported (`tests/warm.py`)."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from tests import tiny
+from tests import tiny, warm
 from tests.once import made_once
+from tests.warm import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+LAUNCH = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 
 
-def launch(words: list[str], *, timeout: float = 400, **more: str) -> subprocess.CompletedProcess[str]:
-    """Two processes of a command, after `torchrun`."""
-    return subprocess.run(
-        [*LAUNCH, *words], cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=timeout
-    )
+def launch(words: list[str], by: list[str] = LAUNCH) -> subprocess.CompletedProcess[str]:
+    """Two processes of a command, after a launcher; it begins them anew, with nothing imported."""
+    return warm.run([*by, *words], PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
 
 
 def together(jobs: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """What each of two processes says of its jobs (`tests/distributed/worker.py`)."""
     asked = folder / "jobs.json"
     asked.write_text(json.dumps(jobs), encoding="utf-8")
-    done = launch(["-m", "tests.distributed.worker", str(asked), str(folder / "told.json")])
+    done = warm.run(["-m", "tests.distributed.worker", str(asked), str(folder / "told.json")], ranks=2)
     assert done.returncode == 0, done.stderr[-4000:]
     return answers(folder)
 

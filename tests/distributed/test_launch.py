@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,9 +21,10 @@ from letgo.core.errors import UserError
 from letgo.runs.results import read_result
 from letgo.training import distributed
 from letgo.training.config import UnlearnConfig
-from tests import tiny
-from tests.distributed.conftest import LAUNCH, ROOT, answers, distance, environment, launch, together
+from tests import tiny, warm
+from tests.distributed.conftest import answers, distance, launch, together
 from tests.once import made_once
+from tests.warm import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -71,16 +69,8 @@ def test_torchrun_says_everything_once(launched):
 
 @pytest.mark.parametrize("recipe", ["ddp", "fsdp2"])
 def test_accelerate_launch_with_the_ready_configurations(run_file, tmp_path, recipe):
-    command = [sys.executable, *ACCELERATE]
-    command += ["--config_file", str(ROOT / "recipes" / "launch" / f"{recipe}.yaml"), "--main_process_port", "0"]
-    done = subprocess.run(
-        [*command, "-m", "letgo", "unlearn", str(run_file), "--quiet"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    config = ["--config_file", str(ROOT / "recipes" / "launch" / f"{recipe}.yaml"), "--main_process_port", "0"]
+    done = launch(["-m", "letgo", "unlearn", str(run_file), "--quiet"], by=[*ACCELERATE, *config])
     assert done.returncode == 0, done.stderr[-3000:]
     told = read_result(tmp_path / "run").processes
     assert told["ranks"] == 2
@@ -108,14 +98,8 @@ def test_every_request_of_a_sequence_is_shared_out_as_the_launcher_asks(tmp_path
 
 
 def test_accelerate_that_starts_one_process_is_told(run_file):
-    done = subprocess.run(
-        [sys.executable, *ACCELERATE, "--cpu", "-m", "letgo", "unlearn", str(run_file)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    command = [sys.executable, *ACCELERATE, "--cpu", "-m", "letgo", "unlearn", str(run_file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode != 0
     assert "was asked for 2 processes and started 1" in done.stderr
     assert "torchrun --nproc_per_node 2 -m letgo" in done.stderr
@@ -130,56 +114,40 @@ def test_another_number_of_processes_than_the_run_asks_for(run_file):
 def test_a_mistake_is_told_once_and_ends_all(run_file, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "something").touch()
-    done = launch(["-m", "letgo", "unlearn", str(run_file)])
+    done = warm.run(["-m", "letgo", "unlearn", str(run_file)], ranks=2)
     assert done.returncode != 0
     assert done.stderr.count("is not empty; name another one") == 1
 
 
 def test_commands_that_do_not_share_their_work(tmp_path):
-    done = launch(["-m", "letgo", "report", str(tmp_path)])
+    done = warm.run(["-m", "letgo", "report", str(tmp_path)], ranks=2)
     assert done.returncode != 0
     assert done.stderr.count("`letgo report` runs in one process") == 1
 
 
 @pytest.mark.parametrize("strategy", ["replicas", "fsdp2"])
 def test_a_killed_process_ends_the_run_within_a_minute(tmp_path, tiny_directory, strategy):
-    """And what was saved is gone on from by one process alone."""
+    """And what was saved says how it can be gone on from."""
     settings = tiny.own_files(tmp_path, tiny_directory, **RUN, per_device_train_batch_size=2)
     settings |= {"max_steps": 4000, "save_steps": 5, "strategy": strategy}
     settings.pop("use_cpu")
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    with (tmp_path / "said").open("w") as said:
-        running = subprocess.Popen(
-            [*LAUNCH, "-m", "letgo", "unlearn", str(path)], cwd=ROOT, env=environment(), stdout=said, stderr=said
-        )
-        try:
-            deadline = time.monotonic() + 240
-            while not list((tmp_path / "run").glob("checkpoint-*/letgo_complete")):
-                assert running.poll() is None, (tmp_path / "said").read_text()[-3000:]
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-            os.kill(_process_of_rank(running.pid, 1), signal.SIGKILL)
-            killed = time.monotonic()
-            assert running.wait(timeout=60) != 0
-            assert time.monotonic() - killed < 60
-        finally:
-            running.kill()
-    settings |= {"max_steps": 4, "strategy": "auto", "use_cpu": True}
+    words, said = ["-m", "letgo", "unlearn", str(path)], tmp_path / "said"
+    running = [warm.start(words, wrong=said, **place) for place in warm.places(2)]
+    try:
+        deadline = time.monotonic() + 240
+        while not list((tmp_path / "run").glob("checkpoint-*/letgo_complete")):
+            assert all(process.is_alive() for process in running), said.read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running[1].kill()
+        running[0].join(60)
+        assert running[0].exitcode not in (None, 0)
+    finally:
+        running[0].kill()
     checkpoint = max((tmp_path / "run").glob("checkpoint-*/letgo_complete"), key=lambda p: p.stat().st_mtime).parent
     assert json.loads((checkpoint / "letgo_complete").read_text())["forget_rows_a_step"] == 4
-
-
-def _process_of_rank(parent: int, rank: int) -> int:
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((path / "stat").read_text().rsplit(")", 1)[1].split()[1]) != parent:
-                continue
-            if f"RANK={rank}" in (path / "environ").read_text().split("\0"):
-                return int(path.name)
-        except (OSError, ValueError):
-            continue
-    raise AssertionError(f"no process of rank {rank}")
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +161,17 @@ def measured(tmp_path_factory, tiny_directory):
 def _measure(folder, tiny_directory):
     settings = tiny.own_files(folder, tiny_directory, **RUN, per_device_train_batch_size=4)
     run = letgo.unlearn(**(settings | {"eval_limit": None})).directory
-    benchmark = "biographies"
+    benchmark, limit = "biographies", 24
     attacks = ["quantize:bits=4", "relearn:steps=3,batch_size=3,holdout=0.5,seeds=1,evaluations=1", "noise:sigma=0.01"]
     jobs = {
-        "evaluate": ("evaluate", {"model": "biographies", "benchmark": benchmark, "output": str(folder / "scores")}),
+        "evaluate": (
+            "evaluate",
+            {"model": benchmark, "benchmark": benchmark, "limit": limit, "output": str(folder / "scores")},
+        ),
         "attack": ("attack", {"run": str(run), "attacks": attacks}),
     }
     together(jobs, folder)
-    [alone] = evaluate("biographies", [benchmark], output=folder / "alone").values()
+    [alone] = evaluate(benchmark, [benchmark], limit=limit, output=folder / "alone").values()
     metrics = {name: [metric.value, metric.n] for name, metric in alone.after.items()}
     kept = {outcome.label: outcome.kept for outcome in attack(run, attacks, output=folder / "attacked").attacks}
     (folder / "alone.json").write_text(json.dumps([metrics, kept]))

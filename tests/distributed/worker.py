@@ -70,7 +70,7 @@ def differ(settings: dict[str, Any]) -> dict[str, Any]:
         UnlearnTrainer.training_step = step  # type: ignore[method-assign]
 
 
-def evaluate(model: str, benchmark: str, output: str | None = None) -> dict[str, Any]:
+def evaluate(model: str, benchmark: str, limit: int, output: str) -> dict[str, Any]:
     from letgo.benchmarks.engine.evaluate import evaluate as run_evaluate
     from letgo.scoring import scoring
 
@@ -83,7 +83,7 @@ def evaluate(model: str, benchmark: str, output: str | None = None) -> dict[str,
 
     scoring._score = counted
     try:
-        [result] = run_evaluate(model, [benchmark], output=Path(output) if output else None).values()
+        [result] = run_evaluate(model, [benchmark], limit=limit, output=Path(output)).values()
     finally:
         scoring._score = inner
     counts = processes.exchange(sum(ran))

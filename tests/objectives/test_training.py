@@ -16,10 +16,10 @@ from tests.objectives.cases import ARCHITECTURES, make, prepared
 GRADES = {
     "adamw": ("adamw", {"lr": 2e-3, "weight_decay": 0.0}),
     "sign_adam": ("sign_adam", {"lr": 5e-4}),
-    "ada_zo": ("ada_zo", {"lr": 1e-4, "mu": 1e-3, "num_directions": 4}),
+    "ada_zo": ("ada_zo", {"lr": 1e-4, "mu": 1e-3, "num_directions": 2}),
     "fozo": (
         "fozo",
-        {"lr": 2e-3, "zo_lr": 5e-5, "mu": 1e-3, "num_directions": 4, "fo_steps": 5, "zo_steps": 5},
+        {"lr": 2e-3, "zo_lr": 5e-5, "mu": 1e-3, "num_directions": 2, "fo_steps": 5, "zo_steps": 5},
     ),
     "sophia": ("sophia", {"lr": 1e-3, "hessian": "gnb", "hessian_every": 5, "weight_decay": 0.0}),
 }

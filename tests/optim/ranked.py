@@ -1,8 +1,8 @@
 """What the processes of test_ranks.py run: steps that two ranks share.
 
-python ranked.py RANK FOLDER               runs every case and writes FOLDER/RANK.pt
-python ranked.py RANK FOLDER differ        rank 1 changes a weight after its sixth step
-python ranked.py RANK FOLDER end|hang      rank 1 ends, or hangs, before its fourth step
+python ranked.py FOLDER               runs every case and writes FOLDER/RANK.pt
+python ranked.py FOLDER differ        rank 1 changes a weight after its sixth step
+python ranked.py FOLDER end|hang      rank 1 ends, or hangs, before its fourth step
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def lose(rank: int, how: str) -> None:
 
 
 def main() -> None:
-    rank, folder, what = int(sys.argv[1]), Path(sys.argv[2]), (sys.argv[3:] or ["all"])[0]
+    rank, folder, what = processes.number(), Path(sys.argv[1]), (sys.argv[2:] or ["all"])[0]
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'store'}",

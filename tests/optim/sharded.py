@@ -1,6 +1,6 @@
 """What the processes of test_shards.py run: optimizers of the catalog on a small model, whole or cut by `fully_shard`.
 
-python sharded.py RANK WORLD FOLDER        runs every case and writes FOLDER/RANK.pt
+python sharded.py FOLDER        runs every case and writes FOLDER/RANK.pt; $RANK is one of two
 """
 
 from __future__ import annotations
@@ -289,8 +289,8 @@ def others(folder: Path) -> dict[str, Any]:
 def main() -> None:
     faulthandler.enable()  # a crash in native code tells where it was
     perturbation.LARGE_ELEMENTS, perturbation.PIECE_ELEMENTS = LARGE, PIECE
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
+    rank, folder = processes.number(), Path(sys.argv[1])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     torch.save(all_cases(folder), folder / f"{rank}.pt")
 
 

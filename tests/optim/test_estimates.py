@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from letgo.optim import ZOSGD
+from tests import warm
 
 DRAWS = 2500
 NOISES = ["rademacher", "gaussian", "sphere"]
@@ -64,6 +62,7 @@ import sys, torch
 from torch import nn
 from letgo.core import processes
 from letgo.optim import ZOSGD
+from tests import warm
 rank, store, out, engine = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 if rank >= 0:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -82,14 +81,13 @@ processes.end()
 @pytest.mark.parametrize("engine", ["in_place", "batched"])
 def test_two_ranks_take_the_same_step_which_is_that_of_the_whole_batch(engine: str, tmp_path: Path) -> None:
     outs = [tmp_path / f"{rank}.pt" for rank in (0, 1, -1)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    (script := tmp_path / "rank.py").write_text(RANK)
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store"), str(out), engine], env=environment
-        )
-        for rank, out in zip((0, 1, -1), outs, strict=True)
+        warm.start([script, rank, tmp_path / "store", out, engine]) for rank, out in zip((0, 1, -1), outs, strict=True)
     ]
-    assert [process.wait(timeout=120) for process in started] == [0, 0, 0]
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0, 0, 0]
     (one, losses), (two, other_losses), (whole, _) = [torch.load(out, weights_only=True) for out in outs]
     assert torch.equal(one, two)
     assert losses == other_losses

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +14,24 @@ from letgo.core import ranks_lost
 from letgo.core.ranks_lost import RankLostError, rank_loss_named
 from letgo.optim import ZOSGD, replay
 from letgo.optim.engine.ranks import Ranks, checksum
+from tests import warm
 
 
-def started(folder: Path, *what: str) -> list[subprocess.Popen[str]]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+def started(folder: Path, *what: str) -> list[Any]:
+    """Two ranks, what each prints in two files."""
+    words = [ranked.__file__, str(folder), *what]
     return [
-        subprocess.Popen(
-            [sys.executable, str(Path(ranked.__file__)), str(rank), str(folder), *what],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+        warm.start(words, said=folder / f"said{rank}", wrong=folder / f"wrong{rank}", **place)
+        for rank, place in enumerate(warm.places(2))
+    ]
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two ranks wrote."""
     folder = tmp_path_factory.mktemp("ranks")
-    for process in started(folder):
-        _, said = process.communicate(timeout=200)
-        assert process.returncode == 0, said
+    ended = warm.run([ranked.__file__, str(folder)], ranks=2, timeout=200)
+    assert ended.returncode == 0, ended.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) | {"folder": folder} for rank in range(2)]
 
 
@@ -106,9 +101,10 @@ def test_what_crosses_the_wire_does_not_depend_on_the_model(done):
 
 
 def test_ranks_whose_weights_differ_stop(tmp_path):
-    for process in started(tmp_path, "differ"):
-        _, said = process.communicate(timeout=100)
-        assert process.returncode != 0
+    for rank, process in enumerate(started(tmp_path, "differ")):
+        process.join(100)
+        assert process.exitcode == 1
+        said = (tmp_path / f"wrong{rank}").read_text()
         assert "after step 8 the weights of rank 1 differ from those of rank 0" in said
 
 
@@ -116,10 +112,10 @@ def test_ranks_whose_weights_differ_stop(tmp_path):
 def test_a_rank_that_ends_or_hangs_stops_the_others_with_one_clear_error(tmp_path, how):
     """Ended: at once, its connections close. Hanging: after the process group's timeout, of five seconds here."""
     one, two = started(tmp_path, how)
-    said, complaints = one.communicate(timeout=60)
+    one.join(60)
     two.kill()
-    two.communicate()
-    assert one.returncode == 3, complaints
+    assert one.exitcode == 3, (tmp_path / "wrong0").read_text()
+    said = (tmp_path / "said0").read_text()
     assert said.startswith("step 3, RankLostError: a rank is gone (")
     assert "start again with --resume on however many are left" in said
 

@@ -8,10 +8,6 @@ gradients and losses is one process's.
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +28,7 @@ from letgo.optim.engine.shards import (
     piece_of,
     whole_state,
 )
+from tests import warm
 
 NAMES = [case for case in sharded.CASES if sharded.installed(case)]
 REFUSED = {
@@ -60,16 +57,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, _sizes: None) -> list[dict[st
     folder = tmp_path_factory.mktemp("shards")
     for case in STEPPING:
         torch.save(sharded.saved(case, sharded.make_model()), folder / f"{case}.pt")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    script = str(Path(sharded.__file__))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), "2", str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    ended = warm.run([sharded.__file__, str(folder)], ranks=2, timeout=300)
+    assert ended.returncode == 0, ended.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) | {"folder": folder} for rank in range(2)]
 
 

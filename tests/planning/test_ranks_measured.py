@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from letgo.planning.shards import bytes_of, shard_bytes, trace_sharded, units_of
 from letgo.planning.tracing import faked, trace_forward, trace_training
-from tests.planning.measured import ROOT
+from tests import warm
 from tests.planning.measured_ranks import run_ranks
 from tests.planning.two_ranks import CASES, build, loss_of
 
@@ -19,24 +16,8 @@ from tests.planning.two_ranks import CASES, build, loss_of
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.planning.two_ranks", str(rank), str(folder / "store"), str(folder)],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for process in processes:
-            _, said = process.communicate(timeout=180)
-            assert process.returncode == 0, said
-    finally:
-        for process in processes:
-            process.kill()
+    done = warm.run(["-m", "tests.planning.two_ranks", str(folder / "store"), str(folder)], ranks=2)
+    assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

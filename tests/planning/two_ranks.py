@@ -1,6 +1,6 @@
 """What two processes hold and send in a step of a small Llama, counted: run as a module, once a rank.
 
-python -m tests.planning.two_ranks RANK STORE OUT      with OUT/RANK.json as the result
+python -m tests.planning.two_ranks STORE OUT      with OUT/RANK.json as the result; $RANK is one of two
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def measured(case: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    rank, store, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    rank, store, out = processes.number(), sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = {case: measured(case) for case in CASES}

@@ -5,9 +5,6 @@ import copy
 import fcntl
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from letgo.models.load import load_model, weights_fingerprint
 from letgo.models.save import save_model
 from letgo.runs.results import read_result
 from letgo.training.config import dump_config, make_config
-from tests import tiny
+from tests import tiny, warm
 
 
 @contextlib.contextmanager
@@ -216,21 +213,21 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(job, tmp_path, optim
     job |= {"optimizer": optimizer, "max_steps": 60, "save_steps": 4, "eval_limit": 2}
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(job))
-    command = [sys.executable, "-m", "letgo", "unlearn", str(config), "--quiet"]
+    command, wrong = ["-m", "letgo", "unlearn", str(config), "--quiet"], tmp_path / "wrong"
     run = tmp_path / "run"
-    process = subprocess.Popen([*command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = warm.start(command, wrong=wrong)
     deadline = time.monotonic() + 180
     while not list(run.glob("checkpoint-*/letgo_complete")):
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), wrong.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()  # SIGKILL
+    process.join()
     assert not (run / "result.json").exists(), "killed before it was done"
-    refused = subprocess.run(command, capture_output=True, text=True)
+    refused = warm.run(command)
     assert refused.returncode == 2
     assert "resume it with --resume" in refused.stderr
-    subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL)
+    assert warm.run([*command, "--resume"]).returncode == 0
     whole = letgo.unlearn(**job | {"output_dir": str(tmp_path / "whole")})
     assert weights_fingerprint(load_model(run)) == weights_fingerprint(whole.model)
     assert read_json_lines(run / "history.jsonl") == read_json_lines(tmp_path / "whole" / "history.jsonl")
