@@ -23,6 +23,8 @@ LEAST_SEEDS = 3
 UNSEEN = 1 / 30
 """√n times this is the part of a group that counts at either end of a range beside n groups. Chosen by measurement: the
 least with which means of which a tenth to a half of the groups is near the other end are covered from 5 groups on."""
+_OVERFLOWS = 1e100
+"""Errors of a broken model that are larger have no cube; nothing is known then."""
 
 Interval = tuple[float, float]
 
@@ -72,6 +74,8 @@ def ratio(
     value, errors, _ = _linearised(numerators, denominators, groups)
     count = len(errors)
     if math.isnan(value) or count < 2:
+        return Estimate(value, -math.inf, math.inf, count)
+    if float(np.abs(errors).max()) > _OVERFLOWS:
         return Estimate(value, -math.inf, math.inf, count)
     t, variance = student(level, sides, count - 1), _variance(value, errors, count, ends)
     half, skew = t * math.sqrt(variance), 0.0
