@@ -23,11 +23,13 @@ from transformers import TrainingArguments
 
 from letgo.benchmarks import OWN_ROWS
 from letgo.core import processes
-from letgo.core.catalog import did_you_mean, parse_spec, parse_value
+from letgo.core.catalog import Catalog, did_you_mean, parse_spec, parse_value
 from letgo.core.errors import UserError
 from letgo.core.files import load_settings
 from letgo.metrics.judgement import TARGET
 from letgo.models.adapters import QUANTIZATIONS
+from letgo.objectives import OBJECTIVES
+from letgo.optim import OPTIMIZERS
 
 ALIASES = {"output": "output_dir", "epochs": "num_train_epochs", "steps": "max_steps"}
 _CHOICES = {
@@ -51,6 +53,7 @@ _TRAINERS = {
 }
 """Settings of transformers' evaluations, which need a data set of their own, and what letgo has in their place."""
 _EARLY_STOPPING = dict.fromkeys(("early_stopping_patience", "early_stopping_threshold", "early_stopping"), _STOP)
+_CATALOGS: Mapping[str, Catalog[Any]] = {"objective": OBJECTIVES, "optimizer": OPTIMIZERS}
 # Computed by TrainingArguments itself, or deprecated there: not a user's to set, so not shown either.
 _HIDDEN = {"deepspeed_plugin", "push_to_hub_token", "hub_token"}
 
@@ -253,6 +256,10 @@ def make_config(settings: Mapping[str, Any], *, where: str = "config") -> Unlear
             name, inline = parse_spec(resolved[key])
             resolved[key] = name
             resolved[f"{key}_args"] = inline | (resolved.get(f"{key}_args") or {})
+    for key, catalog in _CATALOGS.items():
+        if resolved.get(key) and resolved[key] in catalog:
+            # An alias is the same setting: two runs that differ by it alone are one line everywhere.
+            resolved[key] = catalog.record(str(resolved[key])).name
     _check_sense(where, resolved)
     try:
         return UnlearnConfig(**resolved)
