@@ -18,7 +18,7 @@ from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.files import read_json_lines
 from letgo.core.progress import Quiet
 from letgo.models.load import load_model
-from letgo.runs.results import read_result
+from letgo.runs.results import ON_TRAINED_ROWS, read_result
 from letgo.scoring.scoring import Query, ResumeLog
 from tests import shaped, tiny
 
@@ -191,7 +191,7 @@ def test_a_limit_beyond_what_there_is_is_said(directory, tmp_path):
     assert "rows: limit 10 was asked, but forget has 4: all are scored" in result.notes
     assert result.after["forget_probability"].n == 4
     [few] = letgo.evaluate(directory, [f"rows:forget={rows}"], limit=2).values()
-    assert not few.notes
+    assert few.notes == [ON_TRAINED_ROWS]
 
 
 def shaped_rows():
