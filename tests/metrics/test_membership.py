@@ -87,8 +87,8 @@ def test_privleak_by_hand():
             privleak_metric(forget, holdout, **both)
 
 
-def test_privleak_interval_draws_both_models_together():
-    """Against itself a model leaks nothing, whatever is drawn; against a fixed AUC the interval is wide."""
+def test_privleak_interval_is_of_both_models_together():
+    """Against itself a model leaks nothing, whichever texts are asked; against a fixed AUC the interval is wide."""
     generator = np.random.default_rng(0)
     forget, holdout = list(generator.normal(0.3, 1, 60)), list(generator.normal(0, 1, 60))
     paired = privleak_metric(forget, holdout, retrained=(forget, holdout))

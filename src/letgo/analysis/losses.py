@@ -104,8 +104,8 @@ class RowLosses:
         return values
 
     def metrics(self, model: Any) -> Metrics:
-        """Each set's loss with its number of rows and a bootstrap interval over groups; a `NonFiniteLossError` where it
-        is not finite."""
+        """Each set's loss with its number of rows and an interval over groups; a `NonFiniteLossError` where it is not
+        finite."""
         metrics: Metrics = {}
         for name, rows in self.sets.items():
             sums = self._row_sums(model, rows)

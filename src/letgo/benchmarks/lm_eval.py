@@ -124,7 +124,7 @@ def _sample(document: Answered) -> Sample:
 
 
 def _mean(metrics: list[Metric]) -> Metric:
-    """The mean of independent means: the squares of their intervals' halves add up."""
+    """The mean of independent means: the squares of their intervals' halves add up, on each side by itself."""
     value = sum(metric.value for metric in metrics) / len(metrics)
-    half = sum(((metric.ci95[1] - metric.ci95[0]) / 2) ** 2 for metric in metrics) ** 0.5 / len(metrics)
-    return Metric(value=value, n=sum(metric.n for metric in metrics), ci95=(value - half, value + half))
+    down, up = (sum((m.ci95[end] - m.value) ** 2 for m in metrics) ** 0.5 / len(metrics) for end in (0, 1))
+    return Metric(value=value, n=sum(metric.n for metric in metrics), ci95=(value - down, value + up))

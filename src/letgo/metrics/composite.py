@@ -1,4 +1,4 @@
-"""Values made of several sets' samples or of two models' samples, with intervals that draw their parts again."""
+"""Values made of several sets' samples or of two models' samples, with their intervals."""
 
 from __future__ import annotations
 
@@ -7,41 +7,54 @@ from collections.abc import Sequence
 import numpy as np
 
 from letgo.core.errors import EmptyScoreError
+from letgo.core.statistics import LEVEL, bounded, student, unseen
 from letgo.metrics.memorization import forget_quality
 from letgo.metrics.privacy import membership_auc, privacy_leakage
-from letgo.metrics.summary import SEED, drawn_groups, mean_metric, quantiles95, separated, wins
+from letgo.metrics.summary import apart, auc_interval, mean_metric, sides_variance, wins
 from letgo.metrics.utility import harmonic_mean
 from letgo.runs.results import Metric
 
+_SEED = 20240607
 _KS_RESAMPLES = 400
-_AUC_RESAMPLES = 1000
 
 
 def harmonic_mean_metric(sets: Sequence[tuple[Sequence[Sequence[float]], Sequence[str]]]) -> Metric:
-    """Harmonic mean of the means of several scores on several sets (TOFU's model utility), with a bootstrap interval.
+    """Harmonic mean of the means of several scores between 0 and 1 on several sets (TOFU's model utility).
+
+    Its variance is the jackknife's: each set's groups are left out in turn, all scores of a sample together.
 
     Args:
-        sets: for each, its scores (lists over the same samples) and the samples' groups. Whole groups are drawn again,
-            within each set by itself; the scores of a sample stay together. n counts the samples of all sets.
+        sets: for each, its scores (lists over the same samples) and the samples' groups, as in `mean_metric`. n counts
+            the samples of all sets.
 
     Raises:
         EmptyScoreError: a set has no samples, or there is none.
     """
-    values: list[float] = []
-    draws: list[np.ndarray] = []
-    for number, (columns, groups) in enumerate(sets):
+    for columns, groups in sets:
         if not groups:
             raise EmptyScoreError("a harmonic mean over a set without samples is not a score")
         for column in columns:
             if len(column) != len(groups):
                 raise ValueError(f"{len(column)} scores for {len(groups)} samples")
-            array = np.asarray(column, dtype=np.float64)
-            values.append(float(array.mean()))
-            draws.append(drawn_groups(array, np.ones_like(array), groups, seed=[SEED, number]))
-    value = harmonic_mean(values)
-    with np.errstate(divide="ignore"):
-        drawn = len(draws) / (1.0 / np.maximum(np.stack(draws), 0.0)).sum(axis=0)
-    return Metric(value=value, n=sum(len(groups) for _, groups in sets), ci95=quantiles95(drawn))
+    tables = [np.asarray(columns, dtype=np.float64) for columns, _ in sets]
+    members = [np.unique(np.asarray(apart(groups)), return_inverse=True)[1] for _, groups in sets]
+    value, size = _harmonic(tables), min(int(member.max()) + 1 for member in members)
+    interval = (0.0, 1.0)
+    if size > 1:
+        variance = unseen(value, size, interval)
+        for number, member in enumerate(members):
+            left = [
+                _harmonic([*tables[:number], tables[number][:, member != group], *tables[number + 1 :]])
+                for group in range(int(member.max()) + 1)
+            ]
+            variance += (len(left) - 1) * float(np.var(left))
+        interval = bounded(value, variance, size)
+    return Metric(value=value, n=sum(len(groups) for _, groups in sets), ci95=interval)
+
+
+def _harmonic(tables: Sequence[np.ndarray]) -> float:
+    """Of the means of rows, of all tables."""
+    return harmonic_mean([float(mean) for table in tables for mean in table.mean(axis=1)])
 
 
 def forget_quality_metric(unlearned: Sequence[float], retained: Sequence[float]) -> Metric:
@@ -54,7 +67,7 @@ def forget_quality_metric(unlearned: Sequence[float], retained: Sequence[float])
     if not unlearned or len(unlearned) != len(retained):
         raise EmptyScoreError("forget quality needs the truth ratios of both models on the same rows")
     first, second = np.asarray(unlearned, dtype=np.float64), np.asarray(retained, dtype=np.float64)
-    rows = np.random.default_rng(SEED).integers(0, len(first), size=(_KS_RESAMPLES, len(first)))
+    rows = np.random.default_rng(_SEED).integers(0, len(first), size=(_KS_RESAMPLES, len(first)))
     order = np.argsort([_distance(first[row], second[row]) for row in rows], kind="stable")
     ends = [rows[order[round(share * (_KS_RESAMPLES - 1))]] for share in (0.975, 0.025)]
     low, high = (forget_quality(list(first[row]), list(second[row])) for row in ends)
@@ -75,14 +88,13 @@ def privleak_metric(
     retrained_auc: float | None = None,
     retrained: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Metric:
-    """PrivLeak of Min-K scores (`min_k`, the larger the more familiar) with a bootstrap interval over texts; at its
-    bounds, with a known AUC of the retrained model, that of `letgo.metrics.summary.separated`.
+    """PrivLeak of Min-K scores (`min_k`, the larger the more familiar), with its interval over the texts of both sets.
 
     Args:
         forget, holdout: the model's scores of the two sets.
         retrained_auc: the retrained model's AUC with the forget set as non-members, taken as known (MUSE: News .4772,
             Books .5393); or
-        retrained: its scores of the same texts in the same order. They are drawn again together with the model's.
+        retrained: its scores of the same texts in the same order. What both models have in common then cancels out.
     """
     if (retrained_auc is None) == (retrained is None):
         raise ValueError("give the retrained model's AUC, or its scores")
@@ -91,21 +103,15 @@ def privleak_metric(
             raise EmptyScoreError("PrivLeak needs both models' scores of the same texts")
         retrained_auc = 1.0 - membership_auc(*retrained)
     assert retrained_auc is not None
-    auc = 1.0 - membership_auc(forget, holdout)
-    value, n = privacy_leakage(auc, retrained_auc), len(forget) + len(holdout)
-    if retrained is None and auc in (0.0, 1.0):
-        ends = [privacy_leakage(end, retrained_auc) for end in separated(auc, len(forget), len(holdout))]
-        return Metric(value=value, n=n, ci95=(ends[0], ends[1]))
-    ours = wins(forget, holdout)
-    theirs = None if retrained is None else wins(*retrained)
-    generator, draws = np.random.default_rng(SEED), []
-    for _ in range(_AUC_RESAMPLES):
-        rows = generator.integers(0, len(forget), len(forget))[:, None]
-        columns = generator.integers(0, len(holdout), len(holdout))[None]
-        base = retrained_auc if theirs is None else 1.0 - float(theirs[rows, columns].mean())
-        if base > 0:
-            draws.append(privacy_leakage(1.0 - float(ours[rows, columns].mean()), base))
-    return Metric(value=value, n=n, ci95=quantiles95(draws))
+    auc, ours, size = 1.0 - membership_auc(forget, holdout), wins(holdout, forget), min(len(forget), len(holdout))
+    value = privacy_leakage(auc, retrained_auc)
+    low, high = (privacy_leakage(end, retrained_auc) for end in auc_interval(auc, ours))
+    if retrained is not None and size > 1 and auc not in (0.0, 1.0):
+        # Of the linearised ratio of two AUCs, as in `letgo.core.statistics.ratio`.
+        errors = (ours - auc / retrained_auc * wins(retrained[1], retrained[0])) / retrained_auc
+        half = 100.0 * student(LEVEL, 2, size - 1) * sides_variance(errors) ** 0.5
+        low, high = max(-100.0, value - half), min(privacy_leakage(1.0, retrained_auc), value + half)
+    return Metric(value=value, n=len(forget) + len(holdout), ci95=(low, high))
 
 
 def toxicity_metrics(scores: Sequence[float], groups: Sequence[str], threshold: float = 0.5) -> tuple[Metric, Metric]:

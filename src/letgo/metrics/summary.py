@@ -3,84 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from letgo.core.errors import EmptyScoreError
+from letgo.core.statistics import Interval, bounded, mean, ratio, unseen
 from letgo.runs.results import Metric
 
-RESAMPLES = 2000
-SEED = 20240607
+_LARGEST_LOG = 700.0
+"""exp of more is no float."""
 
 
-def quantiles95(draws: Any) -> tuple[float, float]:
+def quantiles95(draws: np.ndarray) -> Interval:
     """The 95 % interval of values drawn again."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 
-def mean_metric(values: Sequence[float], groups: Sequence[str]) -> Metric:
-    """The mean over samples, with a bootstrap interval that resamples whole groups.
+def mean_metric(values: Sequence[float], groups: Sequence[str], bounds: Interval = (0.0, 1.0)) -> Metric:
+    """The mean over samples, with its interval over groups.
 
-    Samples of one group (two wordings of one fact, facts of one person) stand or fall together; resampling them one by
-    one would make the interval too narrow. Where every value is the same 0 or 1 the bootstrap sees no spread, and
-    Wilson's interval for as many trials as there are groups is given instead.
+    Samples of one group (two wordings of one fact, facts of one person) stand or fall together; an interval over single
+    samples would be too narrow. Where all samples are of one group it is over samples all the same, for want of others.
+
+    Args:
+        values, groups: one each a sample.
+        bounds: the range of the scores, inside which the interval stays. A value outside shows that there is none.
     """
     if not values:
         raise EmptyScoreError("a mean over zero samples is not a score")
-    array = np.asarray(values, dtype=np.float64)
-    value = float(array.mean())
-    if set(values) <= {0.0, 1.0} and len(set(values)) == 1:
-        return Metric(value=value, n=len(values), ci95=_wilson(value, len(set(groups))))
-    return Metric(value=value, n=len(values), ci95=_bootstrap(array, np.ones_like(array), groups, lambda m: m))
+    inside = all(bounds[0] <= value <= bounds[1] for value in values)
+    found = mean(values, apart(groups), bounds=bounds if inside else None)
+    low, high = found.interval
+    if math.isinf(low):  # One sample, and no range.
+        low, high = min(bounds[0], found.value), max(bounds[1], found.value)
+    return Metric(value=found.value, n=len(values), ci95=(low, high))
 
 
 def perplexity_metric(totals: Sequence[float], tokens: Sequence[int], groups: Sequence[str]) -> Metric:
-    """exp(−Σ log p / Σ tokens) over texts, with a bootstrap interval over texts; n counts texts.
+    """exp(−Σ log p / Σ tokens) over texts; the interval is Student's, of the logarithm. n counts texts.
 
     Args:
         totals: each text's summed token log-probability.
         tokens: each text's number of scored tokens.
-        groups: as in `mean_metric`.
+        groups: as in `mean_metric`. A single text alone says nothing of others: its interval is the whole range.
     """
     if not totals or not sum(tokens):
         raise EmptyScoreError("perplexity over zero tokens is not a score")
-
-    def exp(mean: Any) -> Any:
-        return np.exp(np.minimum(-mean, 700.0))
-
-    numerator, denominator = np.asarray(totals, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
-    value = float(exp(numerator.sum() / denominator.sum()))
-    return Metric(value=value, n=len(totals), ci95=_bootstrap(numerator, denominator, groups, exp))
+    found = ratio(-np.asarray(totals, dtype=np.float64), tokens, apart(groups), ends=None)
+    value, low, high = (math.exp(min(end, _LARGEST_LOG)) for end in (found.value, max(found.low, 0.0), found.high))
+    return Metric(value=value, n=len(totals), ci95=(low, high))
 
 
 def auc_metric(members: Sequence[float], others: Sequence[float]) -> Metric:
-    """Membership AUC with a bootstrap interval over both sides; n counts both.
-
-    Where every member is on one side of every other the bootstrap sees no spread: `separated` gives the interval.
-    """
+    """Membership AUC with its interval over the samples of both sides; n counts both."""
     from letgo.metrics.privacy import membership_auc
 
-    value, count = membership_auc(members, others), len(members) + len(others)
-    if value in (0.0, 1.0):
-        return Metric(value=value, n=count, ci95=separated(value, len(members), len(others)))
-    table = wins(members, others)
-    generator = np.random.default_rng(SEED)
-    draws = [
-        table[
-            generator.integers(0, len(members), len(members))[:, None],
-            generator.integers(0, len(others), len(others))[None],
-        ].mean()
-        for _ in range(500)
-    ]
-    return Metric(value=value, n=count, ci95=quantiles95(draws))
+    value = membership_auc(members, others)
+    return Metric(value=value, n=len(members) + len(others), ci95=auc_interval(value, wins(members, others)))
 
 
-def separated(auc: float, members: int, others: int) -> tuple[float, float]:
-    """The interval of an AUC of 0 or 1: Wilson's, for as many trials as the smaller side has samples."""
-    return _wilson(auc, min(members, others))
+def auc_interval(auc: float, table: np.ndarray) -> Interval:
+    """The interval of an AUC, inside [0, 1], from the `wins` of every pair. Its variance is that of the two sides'
+    means (DeLong et al., Biometrics 44, 1988), as large at most as that of a share of the smaller side's samples."""
+    size = min(table.shape)
+    if size < 2:
+        return 0.0, 1.0
+    return bounded(auc, sides_variance(table) + unseen(auc, size, (0.0, 1.0)), size)
+
+
+def sides_variance(table: np.ndarray) -> float:
+    """The variance of the mean of a table over pairs, when the samples of both its sides are drawn."""
+    return sum(float(np.var(table.mean(axis=1 - side), ddof=1)) / table.shape[side] for side in (0, 1))
 
 
 def wins(members: Sequence[float], others: Sequence[float]) -> np.ndarray:
@@ -89,27 +84,6 @@ def wins(members: Sequence[float], others: Sequence[float]) -> np.ndarray:
     return (first > second) + 0.5 * (first == second)
 
 
-def drawn_groups(
-    numerator: np.ndarray, denominator: np.ndarray, groups: Sequence[str], *, seed: int | list[int] = SEED
-) -> np.ndarray:
-    """Σ numerator / Σ denominator over groups drawn again with replacement, (RESAMPLES,)."""
-    names = {group: index for index, group in enumerate(dict.fromkeys(groups))}
-    member = np.array([names[group] for group in groups])
-    tops = np.bincount(member, weights=numerator, minlength=len(names))
-    bottoms = np.bincount(member, weights=denominator, minlength=len(names))
-    # A separate generator with a fixed seed: the same samples give the same interval everywhere.
-    draws = np.random.default_rng(seed).integers(0, len(names), size=(RESAMPLES, len(names)))
-    return tops[draws].sum(axis=1) / bottoms[draws].sum(axis=1)
-
-
-def _bootstrap(
-    numerator: np.ndarray, denominator: np.ndarray, groups: Sequence[str], transform: Callable[[np.ndarray], np.ndarray]
-) -> tuple[float, float]:
-    return quantiles95(transform(drawn_groups(numerator, denominator, groups)))
-
-
-def _wilson(value: float, n: int) -> tuple[float, float]:
-    z = 1.959963984540054
-    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
-    return (max(0.0, centre - half), min(1.0, centre + half))
+def apart(groups: Sequence[str]) -> Sequence[str]:
+    """The groups of samples; each sample by itself where all are of one group."""
+    return groups if len(set(groups)) > 1 else [str(number) for number in range(len(groups))]

@@ -9,6 +9,7 @@ from letgo.benchmarks.engine.items import Item, Sample, Text, answer_tokens, sho
 from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQueries, Work
 from letgo.core.errors import UserError
 from letgo.data.encode import encode_prompt, encode_target, start_tokens, target_text
+from letgo.metrics import record_of
 from letgo.metrics.memorization import probability, rouge_l_recall, truth_ratio
 from letgo.metrics.privacy import min_k
 from letgo.metrics.summary import auc_metric, mean_metric, perplexity_metric
@@ -114,7 +115,10 @@ def means(samples: Sequence[Sample], prefix: str, scores: Sequence[str]) -> Metr
     for score in scores:
         rated = [s for s in samples if score in s.scores]
         if rated:
-            metrics[f"{prefix}_{score}"] = mean_metric([s.scores[score] for s in rated], [s.group for s in rated])
+            record = record_of(score)
+            ceiling = 1.0 if record is None or record.ceiling is None else record.ceiling
+            values, groups = [s.scores[score] for s in rated], [s.group for s in rated]
+            metrics[f"{prefix}_{score}"] = mean_metric(values, groups, (0.0, ceiling))
     return metrics
 
 
