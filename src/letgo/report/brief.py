@@ -11,8 +11,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from letgo.core.errors import UserError
+from letgo.core.statistics import LEAST_SEEDS
 from letgo.optim.registry import GRADES, OPTIMIZERS
-from letgo.report.comparison import Kept, Line, compare, compare_all, lines_of
+from letgo.report.comparison import MARGIN, Kept, Line, compare, compare_all, lines_of
 from letgo.report.load import find_runs
 from letgo.report.numbers import duration, number, percent, words
 from letgo.report.rendering import asset, policy, template, write_page
@@ -22,8 +23,6 @@ from letgo.runs.results import Result
 
 UNMATCHED = 0.05
 """A setting whose forget metric is lower than all others by this much forgot more than they did."""
-TIE = 0.05
-"""Two lines whose difference has a p-value of at least this count as equally good."""
 WRONG = {
     "failed": "failed",
     "collapsed": "collapsed",
@@ -193,34 +192,65 @@ def _recommendation(entries: Sequence[BriefEntry], labels: Sequence[str]) -> lis
     of = sum(kept.of for kept in best.kept.values())
     sentences = [
         f"Take {best.line.name}: under its hardest attack ({label}) it keeps {percent(hardest.value)} of the "
-        f"forgetting (95 % interval {percent(hardest.low)} to {percent(hardest.high)}), and it survived {survived} of "
-        f"{of} attacks."
+        f"forgetting{_interval(hardest)}, and it survived {survived} of {of} attacks."
     ]
-    others = [entry for entry in able if entry is not best]
-    sentences += _unmatched(best, others)
-    p_values = {kept.line: kept.p for kept in compare([entry.line for entry in able], label, best.line)}
-    tied = [entry for entry in others if (p_values[entry.line] or 0.0) >= TIE]
-    if tied:
-        tied.sort(key=lambda entry: entry.seconds)
-        names = ", ".join(f"{entry.line.name} ({percent(entry.kept[label].value)})" for entry in tied[:4])
-        more = f" and {len(tied) - 4} more" if len(tied) > 4 else ""
-        sentences.append(f"Under that attack it can't be told apart from {names}{more} on these questions.")
-        if tied[0].seconds < best.seconds:
-            sentences.append(
-                f"Of these {tied[0].line.name} is the cheapest: {duration(tied[0].seconds)} of unlearning instead of "
-                f"{duration(best.seconds)}."
-            )
-    elif others:
+    if others := [entry for entry in able if entry is not best]:
         sentences.append(
-            "Every other setting keeps significantly less under that attack (paired bootstrap, Holm's correction)."
+            f"It is the best of {len(able)} settings by these same figures, and what is chosen so looks better than it "
+            "is: run it once more with new seeds before you rely on its figure. No test holds it against the others."
         )
+        sentences += [*_unmatched(best, others), *_as_good(best, others, label)]
     if survived < of:
         sentences.append("It did not survive every attack: what it forgot must not be relied on to stay hidden.")
     few = min(len(entry.line.runs) for entry in able)
-    if few < 3:
+    if few < LEAST_SEEDS:
         plural = "s" if few > 1 else ""
-        sentences.append(f"The figures rest on {few} seed{plural} a setting: more would make them surer.")
+        sentences.append(
+            f"The figures rest on {few} seed{plural} a setting: with fewer than {LEAST_SEEDS} no difference between "
+            "settings can be tested."
+        )
     return sentences
+
+
+def _interval(kept: Kept) -> str:
+    if kept.interval is None:
+        return ""
+    low, high = map(percent, kept.interval)
+    return f" (95 % interval {low} to {high})"
+
+
+def _as_good(best: BriefEntry, others: Sequence[BriefEntry], label: str) -> list[str]:
+    """The settings that are alike with the best one under an attack, and those that can't be told apart from it: the
+    interval of their difference over paired seeds reaches zero. The cheapest of them by name."""
+    gaps = {kept.line: kept for kept in compare([entry.line for entry in others], label, best.line)}
+    alike = [entry for entry in others if gaps[entry.line].alike]
+    open_ = [entry for entry in others if entry not in alike and _open(gaps[entry.line])]
+    sentences = []
+    if alike:
+        sentences.append(
+            f"Under that attack {_names(alike, label)} is as good: the whole 95 % interval of the difference over "
+            f"paired seeds lies within {percent(MARGIN)}."
+        )
+    if open_:
+        sentences.append(f"Under that attack it can't be told apart from {_names(open_, label)} over these seeds.")
+    if not alike and not open_:
+        sentences.append("Under that attack every other setting kept less over the same seeds.")
+    cheapest = min([*alike, *open_], key=lambda entry: entry.seconds, default=best)
+    if cheapest.seconds < best.seconds:
+        sentences.append(
+            f"Of these {cheapest.line.name} is the cheapest: {duration(cheapest.seconds)} of unlearning instead of "
+            f"{duration(best.seconds)}."
+        )
+    return sentences
+
+
+def _open(kept: Kept) -> bool:
+    return kept.difference is None or kept.difference.high >= 0.0
+
+
+def _names(entries: Sequence[BriefEntry], label: str) -> str:
+    names = [f"{e.line.name} ({percent(e.kept[label].value)})" for e in sorted(entries, key=lambda e: e.seconds)]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _unmatched(best: BriefEntry, others: Sequence[BriefEntry]) -> list[str]:

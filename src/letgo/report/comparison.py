@@ -1,14 +1,12 @@
-"""Which settings keep their forgetting better than others: shares kept, with intervals and significance.
+"""Which settings keep their forgetting better than others: shares kept, over seeds.
 
-Runs that differ by their seed alone are one *line*. A line's share kept under an attack is computed over all samples of
-its runs and of the attack's seeds, as `letgo.metrics.robustness.kept_share` does it, the smallest over the headline
-metrics of the runs' benchmark:
-
-    kept = min over headlines of clip( (before − attacked) / (before − after), 0, 1 )
-
-Intervals resample groups (a person, a country) with everything that was measured of them. Two lines are compared on the
-same resampled groups (a paired bootstrap), two-sided, and Holm's correction is applied over all comparisons under one
-attack. Only rows that the attacker did not train on count.
+Runs that differ by their seed alone are one *line*. What a run kept under an attack is what its record says (the mean
+over the attack's seeds), so that every page shows one number; a line's value is the mean over its runs. What two lines
+kept is compared over the seeds that both have, by Student's paired test: two runs of one setting differ, and a test
+that draws only questions again takes that for a difference. With fewer than `LEAST_SEEDS` paired seeds there is a
+difference and its spread, and no p-value. Holm's correction is applied over all comparisons under one attack. Lines are
+compared with a baseline that is named beforehand; what is picked as the best of the same figures looks better than it
+is.
 """
 
 from __future__ import annotations
@@ -18,21 +16,19 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from letgo.benchmarks import BENCHMARKS
-from letgo.core.catalog import parse_spec
-from letgo.metrics.robustness import kept_shares
+from letgo.core.statistics import Difference, Interval, holm, mean, paired
 from letgo.report.load import LoadedRun, find_sweep
 from letgo.report.settings import NEVER, plain, varying
-from letgo.runs.results import AttackResult, Result
+from letgo.runs.results import AttackResult
 
-RESAMPLES = 2000
 LEVEL = 0.05
-_SEED = 20240607
-_NOT_A_LINE = (*NEVER, "seed", "data_seed", "attacks")
+MARGIN = 0.05
+"""Two lines are alike where the whole interval of their difference lies within this share of the forgetting."""
+_SEEDS = ("seed", "data_seed")
+_NOT_A_LINE = (*NEVER, *_SEEDS, "attacks")
+
+Seed = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,28 +53,35 @@ class Line:
         values = [run.result.after[key].value for run in self.runs if key in run.result.after]
         return (statistics.fmean(values), min(values), max(values)) if values else None
 
+    def by_seed(self, label: str) -> dict[Seed, float]:
+        """What was kept under an attack, by the runs' seeds; of several runs of one seed the mean."""
+        kept: dict[Seed, list[float]] = defaultdict(list)
+        for run in self.runs:
+            seed = tuple(str(run.result.config.get(name)) for name in _SEEDS)
+            kept[seed] += [a.kept for a in run.result.attacks if a.label == label and a.kept is not None]
+        return {seed: statistics.fmean(values) for seed, values in kept.items() if values}
+
 
 @dataclass(frozen=True)
 class Kept:
     """What one line kept under one attack.
 
     Attributes:
-        value, low, high: the share kept and its 95 % interval; n is the number of groups it is over.
-        worst: the least over the runs, as each recorded it.
+        value: the mean over its runs; `worst` the least of them.
+        interval: its 95 % interval over runs; of a single run, or of runs that show no spread, the one that the first
+            recorded, over groups. None where there is neither.
         survived, of: how many of its attacks it survived.
-        difference, p: against the baseline, and Holm's corrected p-value; None for the baseline, and for all where it
-            was not attacked so.
+        difference: from the baseline, over paired seeds; None for the baseline, and where they have no seed in common.
+        p: Holm's corrected p-value; None where the paired seeds are too few for one.
     """
 
     line: Line
     value: float
-    low: float
-    high: float
-    n: int
+    interval: Interval | None
     worst: float
     survived: int
     of: int
-    difference: float | None = None
+    difference: Difference | None = None
     p: float | None = None
 
     @property
@@ -86,13 +89,24 @@ class Kept:
         return self.p is not None and self.p < LEVEL
 
     @property
+    def alike(self) -> bool:
+        gap = self.difference
+        return gap is not None and gap.low >= -MARGIN and gap.high <= MARGIN
+
+    @property
     def against(self) -> str:
-        """The difference and its p-value as text; empty where there is none."""
-        if self.p is None or self.difference is None:
+        """The difference in words, with all that is known of its sureness; empty where there is none."""
+        gap = self.difference
+        if gap is None:
             return ""
-        sign = "+" if self.difference >= 0 else "−"
+        if gap.seeds == 1:
+            return f"{_points(gap.value)} points over 1 paired seed"
+        if self.p is None:
+            return f"{_points(gap.value)} points over {gap.seeds} paired seeds, spread {100 * gap.spread:.0f}"
         p = "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
-        return f"{sign}{abs(self.difference) * 100:.0f} points, p {p}"
+        alike = f", alike within {100 * MARGIN:.0f}" if self.alike else ""
+        ends = f"{_points(gap.low)} to {_points(gap.high)}"
+        return f"{_points(gap.value)} points ({ends}) over {gap.seeds} paired seeds, p {p}{alike}"
 
 
 def lines_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> list[Line]:
@@ -127,8 +141,8 @@ def baseline_of(lines: Sequence[Line]) -> Line | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What each line kept under each attack that it can be judged under, against a baseline. `left_out` names the lines
-    that were attacked but can't be judged, the attack, and the reason."""
+    """What each line kept under each attack, against a baseline. `left_out` names the lines, the attack, and what of
+    them takes no part in the comparison."""
 
     baseline: Line | None
     kept: Mapping[Line, Mapping[str, Kept]]
@@ -141,125 +155,58 @@ def compare_all(lines: Sequence[Line], labels: Sequence[str]) -> Comparison:
     kept: dict[Line, dict[str, Kept]] = {line: {} for line in lines}
     left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
     for label in labels:
-        tallies = {line: _Tally(line, label) for line in lines}
-        for under_attack in _compared(tallies, label, baseline):
+        for under_attack in compare(lines, label, baseline):
             kept[under_attack.line][label] = under_attack
-        for line, tally in tallies.items():
-            if tally.missing:
-                left_out[label, tally.missing].append(line.name)
-    reasons = (f"{'; '.join(names)} under {label}: {missing}" for (label, missing), names in left_out.items())
+        for line in lines:
+            for reason in _missing(line, label, baseline):
+                left_out[label, reason].append(line.name)
+    reasons = (f"{'; '.join(names)} under {label}: {reason}" for (label, reason), names in left_out.items())
     return Comparison(baseline, kept, tuple(reasons))
 
 
 def compare(lines: Sequence[Line], label: str, against: Line | None) -> list[Kept]:
-    """What each line kept under an attack, and how much more than the baseline did. Lines that were not attacked so, or
-    that can't be judged (`Comparison.left_out`), are left out."""
-    return _compared({line: _Tally(line, label) for line in lines}, label, against)
+    """What each line kept under an attack, and how much more than the baseline did. Lines without a share kept under it
+    are left out."""
+    kept = [found for line in lines if (found := _kept(line, label)) is not None]
+    if against is None:
+        return kept
+    kept = [found if found.line is against else _against(found, against, label) for found in kept]
+    tested = [i for i, found in enumerate(kept) if found.p is not None]
+    for i, p in zip(tested, holm([kept[i].p or 0.0 for i in tested]), strict=True):
+        kept[i] = replace(kept[i], p=p)
+    return kept
 
 
-def _compared(tallies: Mapping[Line, _Tally], label: str, against: Line | None) -> list[Kept]:
-    judged = {line: tally for line, tally in tallies.items() if tally.groups and not tally.missing}
-    if not judged:
-        return []
-    groups = sorted({group for tally in judged.values() for group in tally.groups})
-    draws = np.random.default_rng(_SEED).integers(0, len(groups), size=(RESAMPLES, len(groups)))
-    counts = np.stack([np.bincount(draw, minlength=len(groups)) for draw in draws])
-    shares = {line: tally.kept(groups, counts) for line, tally in judged.items()}
-    kept = {}
-    for line, tally in judged.items():
-        value = float(tally.kept(groups, np.ones((1, len(groups))))[0])
-        low, high = map(float, np.nanquantile(shares[line], [0.025, 0.975]))
-        attacks = line.attacks_of(label)
-        worst, survived = min(a.kept for a in attacks), sum(a.survived for a in attacks)
-        kept[line] = Kept(line, value, low, high, len(tally.groups), worst, survived, len(attacks))
-    if against not in kept:
-        return list(kept.values())
-    others = [line for line in kept if line is not against]
-    corrected = holm([_two_sided(shares[line] - shares[against]) for line in others])
-    for line, p in zip(others, corrected, strict=True):
-        kept[line] = replace(kept[line], difference=kept[line].value - kept[against].value, p=p)
-    return list(kept.values())
+def _kept(line: Line, label: str) -> Kept | None:
+    attacks = [attack for attack in line.attacks_of(label) if attack.kept is not None]
+    if not attacks:
+        return None
+    values = [attack.kept for attack in attacks]
+    interval = attacks[0].kept_ci95
+    if len(set(values)) > 1:
+        interval = mean(values, [str(number) for number in range(len(values))]).clipped(0.0, 1.0).interval
+    survived = sum(attack.survived for attack in attacks)
+    return Kept(line, statistics.fmean(values), interval, min(values), survived, len(attacks))
 
 
-def _two_sided(gap: np.ndarray) -> float:
-    """The p-value of a bootstrapped difference."""
-    gap = gap[~np.isnan(gap)]
-    # With one draw added on either side: no p-value is ever 0.
-    below, above = (np.sum(gap <= 0) + 1) / (len(gap) + 1), (np.sum(gap >= 0) + 1) / (len(gap) + 1)
-    return min(1.0, 2.0 * float(min(below, above)))
+def _against(kept: Kept, baseline: Line, label: str) -> Kept:
+    ours, theirs = kept.line.by_seed(label), baseline.by_seed(label)
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        return kept
+    difference = paired([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    return replace(kept, difference=difference, p=difference.p)
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction of p-values, in the order given."""
-    corrected, largest = [0.0] * len(values), 0.0
-    for rank, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
-        corrected[i] = largest
-    return corrected
+def _missing(line: Line, label: str, baseline: Line | None) -> list[str]:
+    """What of a line takes no part in the comparison under an attack, though it was attacked so."""
+    unknown = sum(attack.kept is None for attack in line.attacks_of(label))
+    reasons = [f"what was kept can't be told in {unknown} of its runs"] if unknown else []
+    ours, theirs = line.by_seed(label), {} if baseline is None else baseline.by_seed(label)
+    if theirs and (alone := sum(seed not in theirs for seed in ours)):
+        reasons.append(f"{alone} of its {len(ours)} seeds {'is' if alone == 1 else 'are'} not among the baseline's")
+    return reasons
 
 
-def headlines_of(result: Result) -> dict[str, float]:
-    """The metrics by which a result's benchmark judges forgetting, with their floors: as it records them, else as the
-    benchmark that its configuration names has them; empty where that is not known."""
-    if result.headlines:
-        return result.headlines
-    benchmark, forget = (result.config.get(key) for key in ("benchmark", "forget"))
-    name = parse_spec(str(benchmark))[0] if benchmark else "rows" if forget else ""
-    return {h.metric: h.floor for h in BENCHMARKS.record(name).headlines} if name in BENCHMARKS else {}
-
-
-class _Tally:
-    """Sums of scores by headline and group (before, after, attacked, number), over a line's runs under an attack: all
-    that a resampling of groups needs. `missing` says why the line can't be judged under the attack; "" where it can, or
-    was not attacked so."""
-
-    def __init__(self, line: Line, label: str) -> None:
-        self.sums: dict[str, dict[str, np.ndarray]] = defaultdict(lambda: defaultdict(lambda: np.zeros(4)))
-        self.floors: dict[str, float] = {}
-        self.groups: set[str] = set()
-        self.missing = ""
-        attacked = [(run, attack) for run in line.runs for attack in run.result.attacks if attack.label == label]
-        for run, attack in attacked:
-            self._add_run(run, attack)
-        if attacked and not self.groups and not self.missing:
-            self.missing = "no sample was scored before, after and now and not trained on by the attacker"
-
-    def _add_run(self, run: LoadedRun, attack: AttackResult) -> None:
-        headlines = headlines_of(run.result)
-        if not headlines:
-            self.missing = "its record does not name the metrics that forgetting is judged by"
-            return
-        stages: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in run.samples():
-            stages[row["stage"]].append(row)
-        before, after = ({_identity(row): row for row in stages[stage]} for stage in ("before", "after"))
-        known = before.keys() & after.keys()
-        attacked = [row for row in stages[f"attack:{attack.label}"] if _identity(row) in known]
-        for metric, floor in headlines.items():
-            name, _, score = metric.partition("_")
-            scored = [row for row in attacked if row.get("set") == name and score in row["scores"]]
-            if not scored and metric in run.result.before.keys() & run.result.after.keys() & attack.metrics.keys():
-                self.missing = f"its samples have no scores of {metric}"
-            self.floors[metric] = floor
-            for row in (row for row in scored if not row.get("seen")):
-                samples = (before[_identity(row)], after[_identity(row)], row)
-                values = [sample["scores"].get(score) for sample in samples]
-                if None not in values:
-                    self.sums[metric][str(row["group"])] += (*values, 1.0)
-                    self.groups.add(str(row["group"]))
-
-    def kept(self, groups: Sequence[str], counts: np.ndarray) -> np.ndarray:
-        """The share kept for each row of group counts, shape (rows,); NaN where none of the groups was measured."""
-        shares = []
-        for metric, cells in self.sums.items():
-            table = np.stack([cells.get(group, np.zeros(4)) for group in groups])
-            before, after, attacked, number = (counts @ table).T
-            with np.errstate(invalid="ignore", divide="ignore"):
-                means = before / number, after / number, attacked / number
-                shares.append(kept_shares(*means, floor=self.floors[metric]))
-        result: np.ndarray = np.min(np.stack(shares), axis=0)
-        return result
-
-
-def _identity(row: Mapping[str, Any]) -> tuple[str, str]:
-    return str(row.get("set")), str(row["id"])
+def _points(share: float) -> str:
+    return f"{'−' if share < 0 else '+'}{abs(share) * 100:.0f}"

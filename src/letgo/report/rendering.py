@@ -16,8 +16,10 @@ from letgo.core.errors import UserError
 from letgo.core.files import written_whole
 from letgo.core.fingerprints import source_hash
 from letgo.core.sizes import size
+from letgo.core.statistics import LEAST_SEEDS
 from letgo.report import numbers
 from letgo.report.answers import cut, marked, stage_title, visible
+from letgo.report.comparison import MARGIN
 from letgo.report.settings import commands, plain
 
 
@@ -46,7 +48,7 @@ def template(name: str) -> Template:
         markdown=markdown,
         table=markdown_table,
     )
-    environment.globals.update(missing=numbers.MISSING, marked=marked)
+    environment.globals.update(missing=numbers.MISSING, marked=marked, least_seeds=LEAST_SEEDS, margin=MARGIN)
     return environment.get_template(name)
 
 

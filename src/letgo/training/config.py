@@ -97,7 +97,9 @@ class UnlearnConfig(TrainingArguments):
     eval_limit: int | None = field(default=None, metadata={"help": "score at most so many items of each set"})
     target: float = field(
         default=TARGET,
-        metadata={"help": "forgotten is: this share of the way to the level of a model that never knew, by the interval"},
+        metadata={
+            "help": "forgotten is: this share of the way to the level of a model that never knew, by the interval"
+        },
     )
     processes: int | None = field(
         default=None, metadata={"help": "refuse to run in any other number of processes than this"}
