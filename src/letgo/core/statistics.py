@@ -59,7 +59,8 @@ def ratio(
 
     R = Σ_g x_g / Σ_g y_g of the groups' sums; its error is that of the linearised ratio, s² = n/(n−1) · Σ_g (x_g −
     R·y_g)² / (Σ_g y_g)², and the interval R ± t_{n−1}·s (Cochran, Sampling Techniques, 3rd ed., section 6.3). To s² is
-    added what `UNSEEN` groups at either end would.
+    added what `UNSEEN` groups at either end would. Where the errors are skewed, the interval is longer on that side, by
+    (1 + 2t²)·μ₃/6s² (Johnson, Journal of the American Statistical Association 73, 1978).
 
     Args:
         numerators, denominators, groups: one each a sample.
@@ -72,8 +73,12 @@ def ratio(
     count = len(errors)
     if math.isnan(value) or count < 2:
         return Estimate(value, -math.inf, math.inf, count)
-    half = student(level, sides, count - 1) * math.sqrt(_variance(value, errors, count, ends))
-    return Estimate(value, value - half, value + half, count)
+    t, variance = student(level, sides, count - 1), _variance(value, errors, count, ends)
+    half, skew = t * math.sqrt(variance), 0.0
+    if count > 2 and variance > 0.0:
+        third = count * count / ((count - 1) * (count - 2)) * float((errors**3).sum())
+        skew = (1 + 2 * t * t) * third / (6 * variance)
+    return Estimate(value, value - half + min(skew, 0.0), value + half + max(skew, 0.0), count)
 
 
 def mean(
@@ -189,7 +194,7 @@ def _variance(value: float, errors: np.ndarray, size: float, ends: Interval | No
 def _linearised(
     numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, groups: Sequence[str]
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """A ratio (NaN over nothing), and by group, shape (groups,): its error (x_g − R·y_g) / Σ y, and its share of Σ y."""
+    """A ratio (NaN over nothing), and by group, shape (groups,): its error (x_g − R·y_g) / Σ y, and its part of Σ y."""
     names = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     member = np.array([names[group] for group in groups], dtype=np.intp)
     tops, bottoms = (

@@ -41,7 +41,7 @@ def harmonic_mean_metric(sets: Sequence[tuple[Sequence[Sequence[float]], Sequenc
     value, size = _harmonic(tables), min(int(member.max()) + 1 for member in members)
     interval = (0.0, 1.0)
     if size > 1:
-        variance = unseen(value, size, interval)
+        variance = unseen(value, size, interval) / len(sets)
         for number, member in enumerate(members):
             left = [
                 _harmonic([*tables[:number], tables[number][:, member != group], *tables[number + 1 :]])

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from letgo.core.statistics import Difference, Interval, holm, mean, paired
+from letgo.core.statistics import Difference, Interval, holm, paired
 from letgo.report.load import LoadedRun, find_sweep
 from letgo.report.settings import NEVER, plain, varying
 from letgo.runs.results import AttackResult
@@ -184,7 +184,8 @@ def _kept(line: Line, label: str) -> Kept | None:
     values = [attack.kept for attack in attacks]
     interval = attacks[0].kept_ci95
     if len(set(values)) > 1:
-        interval = mean(values, [str(number) for number in range(len(values))]).clipped(0.0, 1.0).interval
+        over_runs = paired(values, [0.0] * len(values))
+        interval = max(over_runs.low, 0.0), min(over_runs.high, 1.0)
     survived = sum(attack.survived for attack in attacks)
     return Kept(line, statistics.fmean(values), interval, min(values), survived, len(attacks))
 

@@ -142,7 +142,7 @@ def _membership(item: Item, answered: Mapping[str, tuple[Scores, Answer]]) -> di
 
 
 def _units(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with the groups that intervals resample: authors, or rows where the authors are too few to show how
+    """The samples with the groups that intervals are over: authors, or rows where the authors are too few to show how
     much they differ (forget01 has two)."""
     if len({sample.group for sample in samples}) >= FEWEST_AUTHORS:
         return list(samples)
