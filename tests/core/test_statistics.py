@@ -65,7 +65,6 @@ def test_without_an_interval_the_ends_are_infinite():
     assert nothing.interval == (-math.inf, math.inf)
     assert ratio([], [], []).groups == 0
     assert mean([0.3], ["a"], bounds=(0, 1)).interval == (0.0, 1.0)
-    assert Estimate(0.5, -1.0, 2.0, 3).clipped(0.0, 1.0) == Estimate(0.5, 0.0, 1.0, 3)
 
 
 def test_the_ends_of_a_bounded_mean_solve_its_equation():

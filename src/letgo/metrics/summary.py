@@ -15,12 +15,6 @@ _LARGEST_LOG = 700.0
 """exp of more is no float."""
 
 
-def quantiles95(draws: np.ndarray) -> Interval:
-    """The 95 % interval of values drawn again."""
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def mean_metric(values: Sequence[float], groups: Sequence[str], bounds: Interval = (0.0, 1.0)) -> Metric:
     """The mean over samples, with its interval over groups.
 

@@ -179,9 +179,9 @@ def compare(lines: Sequence[Line], label: str, against: Line | None) -> list[Kep
 
 def _kept(line: Line, label: str) -> Kept | None:
     attacks = [attack for attack in line.attacks_of(label) if attack.kept is not None]
+    values = [attack.kept for attack in attacks if attack.kept is not None]
     if not attacks:
         return None
-    values = [float(attack.kept or 0.0) for attack in attacks]
     interval = attacks[0].kept_ci95
     if len(set(values)) > 1:
         over_runs = paired(values, [0.0] * len(values))

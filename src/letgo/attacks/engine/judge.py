@@ -4,7 +4,7 @@ no file is read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ from letgo.metrics.robustness import (
 )
 from letgo.runs.results import SAMPLES_FILE, Metrics, Share
 
+FORGOTTEN_SETS = ("forget", "trained")
+"""The rows to forget, and the same rows in the wordings that were trained on, where those are scored apart."""
 Curve = Sequence[Mapping[str, float]]
 Ways = Mapping[str, Sequence[Sample]]
 """An attacked model's samples by the way in which it was asked; under "" where there is one way."""
@@ -84,7 +86,7 @@ def judge_samples(
     given, seen = seen, seen & forget
     everything = bool(seen) and seen == forget
     held = forget - seen if not everything else forget
-    judged = [s for s in samples if s.set != "forget" or s.group in held]
+    judged = [s for s in samples if s.set not in FORGOTTEN_SETS or s.group in held]
     judged, baseline, whole = _on_the_same_rows(
         recorded, judged, all_groups=held == forget, whole_allowed=weights_changed
     )
@@ -161,9 +163,9 @@ def _on_the_same_rows(
     common = _ids(stages["before"]) & _ids(stages["after"])
     judged = [s for s in judged if s.set != "forget" or s.id in common]
     wanted = _ids(judged)
+    groups = {sample.group for sample in judged if sample.set == "forget"}
     baseline = {
-        stage: recorded.summarise([s for s in rows if s.set != "forget" or s.id in wanted])
-        for stage, rows in stages.items()
+        stage: recorded.summarise([s for s in rows if _wanted(s, wanted, groups)]) for stage, rows in stages.items()
     }
     return judged, baseline, whole
 
@@ -257,6 +259,12 @@ def relearning_score(
     if not scores:
         raise EmptyScoreError("R: no headline metric of the rows that the attacker trained on")
     return min(scores)
+
+
+def _wanted(sample: Sample, ids: Collection[str], groups: Collection[str]) -> bool:
+    """Whether a row is judged: of the forget set those of these ids; of the same rows' trained wordings, of these
+    groups; and all that are to be kept."""
+    return sample.id in ids if sample.set == "forget" else sample.set != "trained" or sample.group in groups
 
 
 def _ids(samples: Sequence[Sample]) -> set[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Judged, Probe, Role, Victim
 from letgo.attacks.engine.judge import (
+    FORGOTTEN_SETS,
     Answered,
     Ends,
     judge_curve,
@@ -131,7 +132,8 @@ def run_attack(
     rows = []
     for seed in seeds:
         for sample in seed.judged.samples:
-            seen = {"seen": True} if sample.set == "forget" and sample.group in seed.judged.seen else {}
+            given = sample.set in FORGOTTEN_SETS and sample.group in seed.judged.seen
+            seen = {"seen": True} if given else {}
             rows.append(sample.as_row(f"attack:{plan.label}", seed.seed) | seen)
     return outcome, rows
 
