@@ -110,7 +110,7 @@ def test_an_alias_is_the_same_setting():
     from letgo.attacks.engine.spec import plan_attack
     from letgo.training.config import make_config
 
-    for key, alias, name in (("optimizer", "mezo", "zo_sgd"), ("objective", "gradient_difference", "grad_diff")):
+    for key, alias, name in (("optimizer", "mezo", "zo_sgd"), ("objective", "gradient_difference", "graddiff")):
         config = make_config({"output_dir": "x", "forget": "f.jsonl", key: alias})
         assert getattr(config, key) == getattr(make_config({"output_dir": "x", "forget": "f.jsonl", key: name}), key)
     assert plan_attack("bnb:format=nf4").label == plan_attack("quantize_bnb:format=nf4").label

@@ -54,7 +54,8 @@ def result_of(
         did |= {"strongest": {k: v for k, v in settings.items() if k not in plan.settings}} | summary(trials)
     placed = [one for seed in judged for one in seed.placed]
     shares = [one.share() for one in together(placed)] if placed else list(first.judged.shares)
-    kept, bound = kept_of(shares), _worst_bound(judged)
+    bound = _worst_bound(judged)
+    kept = None if bound is None else kept_of(shares)
     survived = bound is not None and bound >= plan.threshold and not reasons and not recorded.broken
     return AttackResult(
         name=plan.name,
@@ -108,15 +109,16 @@ def _why(
 ) -> str:
     """The rule and the numbers that decided."""
     if reasons:
-        return f"broken by the attack, which proves nothing: {'; '.join(reasons)}"
+        return f"the attack broke the model, which proves nothing: {'; '.join(reasons)}"
     if broken:
         return "the run itself is broken, which is not forgetting"
     if bound is None:
         levels = "; ".join(f"{words(s)} {s.original:.3g}, {never(s)} {s.floor:.3g}" for s in shares)
-        return f"can't tell: under the attack the original itself no longer knows ({levels})"
+        return f"under the attack the original itself no longer knows ({levels})"
     seeds = f" under the worst of {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
-    compared = "at least" if bound >= plan.threshold else "but only"
-    why = f"{compared} {bound:.0%} is kept (one-sided 95 % bound{seeds}); {plan.threshold:.0%} is asked"
+    only = "" if bound >= plan.threshold else "only "
+    least, asked = (f"{100 * share:.0f} %" for share in (bound, plan.threshold))
+    why = f"{only}{least} is sure to be kept (one-sided 95 % bound{seeds}); {asked} is asked"
     if any(s.known and s.floor_of == "retrained" and s.low is not None and s.low > 1.0 for s in shares):
         why += "; below the retrained model's level: forgotten too much, which gives away what was forgotten"
     return why
