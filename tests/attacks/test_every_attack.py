@@ -148,7 +148,8 @@ def test_what_attacks_say_of_their_own(attacked):
     assert searched.kept == searched.did["kept_strongest"]
     asked, _ = attacked("full", "prefill")
     assert len(asked.ways) == 3
-    assert asked.kept == min(way["kept"] for way in asked.ways)
+    known = [way["kept"] for way in asked.ways if way["kept"] is not None]
+    assert asked.kept == min(known, default=None)
     told, _ = attacked("full", "membership")
     assert told.did["rows"] == 8
     assert told.did["scores"]["loss"]["before"] > told.did["scores"]["loss"]["after"]
@@ -213,7 +214,7 @@ def test_a_forgetting_smaller_than_half_a_bin_is_gone_at_4_bits(fragile):
         ["quantize:bits=4,group_size=32", "quantize:bits=8,granularity=channel"],
         benchmark="biographies",
         original=str(fragile.original),
-        limit=20,
+        limit=60,
     )
     four, eight = result.attacks
     assert result.status == "finished"

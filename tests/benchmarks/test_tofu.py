@@ -200,7 +200,7 @@ def test_relearning_is_held_against_the_retain_model(run_on, directories, data):
     [other] = letgo.evaluate(directories[1], [f"tofu:{QUICK},data={data},limit=4"]).values()
     assert reference_metrics["forget_probability"].value == pytest.approx(other.after["forget_probability"].value)
     [attack] = run.result.attacks
-    assert attack.judged_on == "R"
+    assert {share.floor_of for share in attack.shares} == {"retrained"}
     assert "R_by_kept" not in attack.scores
 
 

@@ -37,7 +37,7 @@ def test_unlearn_attack_report_and_their_json(letgo, files, model_directory, tmp
     )
     assert code == 0
     result = json.loads(out)
-    assert result["schema"] == 1
+    assert result["schema"] == 2
     assert result["config"]["objective_args"] == {"beta": 0.1}
     code, out, err = letgo("attack", run, "--attack", "quantize:bits=4", "--attack", "relearn:steps=2")
     assert code == 0

@@ -99,7 +99,9 @@ def test_an_attack_with_its_own_output_leaves_the_run_alone(job, tmp_path):
 
 def test_a_model_that_has_not_unlearned_keeps_nothing(job):
     run = letgo.unlearn(**job | {"learning_rate": 0.0}, attacks=["quantize:bits=8", "relearn:steps=1"])
-    assert [attack.kept for attack in run.result.attacks] == [0.0, 0.0]
+    # Held-out rows of a random model are not clear of chance: of those nobody can tell.
+    assert [attack.kept for attack in run.result.attacks] in ([0.0, 0.0], [0.0, None])
+    assert run.result.judgement.word == "not forgotten"
     assert not any(attack.survived for attack in run.result.attacks)
 
 

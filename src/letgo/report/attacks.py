@@ -35,8 +35,8 @@ def lines(attack: AttackResult) -> list[str]:
     did = attack.did
     sentences = [_kept(attack), _utility(attack), _steps(attack), *_displacement(did), _data(did), _scores(attack)]
     if len(attack.ways) > 1:
-        ways = sorted(attack.ways, key=lambda way: way["kept"])
-        kept = "; ".join(f"{way['way']} kept {percent(way['kept'])}" for way in ways)
+        ways = sorted(attack.ways, key=lambda way: 2.0 if way["kept"] is None else way["kept"])
+        kept = "; ".join(f"{way['way']} kept {kept_text(way['kept'])}" for way in ways)
         sentences.append(f"{len(ways)} ways of asking; strongest first: {kept}")
     return [sentence for sentence in (*sentences, *_trials(attack)) if sentence]
 
@@ -47,7 +47,7 @@ def _kept(attack: AttackResult) -> str:
         text += f" (95 % interval {percent(attack.kept_ci95[0])} to {percent(attack.kept_ci95[1])})"
     seeds = [row["kept"] for row in attack.per_seed if "kept" in row]
     if len(seeds) > 1:
-        text += f", mean of {len(seeds)} seeds; worst {percent(min(seeds))}, best {percent(max(seeds))}"
+        text += f", over {len(seeds)} seeds; worst {percent(min(seeds))}, best {percent(max(seeds))}"
     return f"{text}; {attack.outcome}: {attack.why}"
 
 

@@ -71,7 +71,7 @@ class Judged:
         part: whether a part of the rows is judged (groups held out, items that could be asked).
         kept: K, 0…1, the smallest over the headlines; None where the attacked original no longer knows.
         placed: the scores that K is made of; `shares` what they say. An attack that judges itself has only shares.
-        left: min(after/before, 1) as TOFU's R and Q have it, over before and after unlearning.
+        left: the share of the forgetting left, held to the untouched original, for TOFU's scores R and Q.
         revealed: subjects that the attack reveals.
         reasons: why the attack broke the model; empty where it did not.
         loss: of utility, by the attack.

@@ -46,9 +46,9 @@ def result_of(
     losses = [seed.loss for seed in judged if seed.loss is not None]
     stages = {stage: pooled([seed.baseline[stage] for seed in judged]) for stage in first.judged.baseline}
     did = dict(first.attacked.did)
-    if any("kept" in point for point in first.judged.curve):
+    if any("kept" in point for seed in judged for point in seed.curve):
         did |= _mean_of_halves(halves, did.get("steps"))
-        areas = [area for seed in judged if (area := _mean_over_course(seed.curve)) is not None]
+    if areas := [area for seed in judged if (area := _mean_over_course(seed.curve)) is not None]:
         did["kept_over_course"] = sum(areas) / len(areas)
     if plan.search:
         did |= {"strongest": {k: v for k, v in settings.items() if k not in plan.settings}} | summary(trials)

@@ -71,7 +71,6 @@ class Benchmark:
     name: str
     forget: Sequence[Row]
     retain: Sequence[Row] = ()
-    control: Sequence[Row] = ()
     items: Sequence[Item] = ()
     texts: Sequence[Text] = ()
     headlines: tuple[Headline, ...] = ()
@@ -84,6 +83,7 @@ class Benchmark:
     notes: tuple[str, ...] = ()
     sequence: tuple[str, ...] = ()
     chained: bool = False
+    control: Sequence[Row] = ()
 
     def __post_init__(self) -> None:
         if not self.headlines and self.name in BENCHMARKS:
