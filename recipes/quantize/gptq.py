@@ -3,8 +3,10 @@
     python3.11 -m venv gptq
     gptq/bin/pip install torch==2.13.0 llmcompressor==0.14.0.1
     gptq/bin/python recipes/quantize/gptq.py RUN RUN-gptq --calibration texts.jsonl
-    letgo attack RUN --attack external:path=RUN-gptq
+    gptq/bin/python recipes/quantize/gptq.py ORIGINAL ORIGINAL-gptq --calibration texts.jsonl
+    letgo attack RUN --attack external:path=RUN-gptq,original=ORIGINAL-gptq
 
+The original is quantized alike: what GPTQ does to any model is not forgetting.
 llmcompressor asks for another transformers than letgo, hence an environment of its own. Nothing of letgo is imported.
 Tried with llmcompressor 0.14.0.1, compressed-tensors 0.19.0, transformers 5.17.0, torch 2.13.0, on a CPU.
 """

@@ -21,7 +21,7 @@ def test_a_bare_model_against_its_original(letgo, saved, tmp_path):
     code, out, err = letgo(*words, "--threshold", "0.9", "--output", tmp_path / "out", "-q")
     assert code == 0, err
     flat = " ".join(out.split())
-    assert "robustness: R (relearning)" in flat
+    assert "no verdict: R (relearning)" in flat
     assert "unlearning had moved them by" in flat
     assert "of the weights fall into the original's bin" in flat
     assert "90 % is asked" in flat

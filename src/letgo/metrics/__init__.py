@@ -227,14 +227,28 @@ METRICS: Catalog[MetricRecord] = Catalog(
             better=FORGOTTEN,
             ceiling=100.0,
         ),
-        MetricRecord(
+        _ours(
             name="kept",
-            target="letgo.metrics.robustness:kept_share",
+            target="letgo.metrics.judgement:place",
             summary="share of the forgetting that an attack leaves, 0 to 1",
-            source="TOFU relearning and quantization scores R and Q",
-            faithfulness="variant",
-            note="the smallest share over the benchmark's headline metrics; nothing forgotten counts as nothing kept",
+            note="the attacked model between the attacked original and a model that never knew; docs/judging.md",
             meaning="share of the forgetting that an attack leaves, the smallest over the headline metrics",
+        ),
+        MetricRecord(
+            name="q",
+            target="letgo.metrics.robustness:kept_share",
+            summary="share of the forgetting left after quantization, held to the untouched original",
+            source="TOFU quantization score Q",
+            faithfulness="variant",
+            note="the smallest share over the headlines; damage to any model counts as forgetting kept: no verdict",
+        ),
+        MetricRecord(
+            name="r",
+            target="letgo.attacks.engine.judge:relearning_score",
+            summary="what the retrained model gains by relearning over what the unlearned one gains",
+            source="TOFU relearning score R",
+            faithfulness="variant",
+            note="the smallest over the headlines; where relearning teaches all, it measures how deep the run was",
         ),
     ],
 )

@@ -18,7 +18,7 @@ LEAST_LEARNED = 0.1
 
 
 def print_attacks(result: Result, labels: Collection[str], console: Console | None = None) -> None:
-    """A few lines for each attack of these labels, then R, Q and their harmonic mean over all."""
+    """A few lines for each attack of these labels, then the literature's R, Q and their harmonic mean over all."""
     console = console or Console()
     for attack in (attack for attack in result.attacks if attack.label in labels):
         console.print(Text(visible(attack.label), "bold"))
@@ -27,7 +27,7 @@ def print_attacks(result: Result, labels: Collection[str], console: Console | No
     if result.robustness:
         names = {"R": "R (relearning)", "Q": "Q (quantization)", "harmonic_mean": "harmonic mean"}
         scores = ", ".join(f"{names.get(key, key)} {number(value)}" for key, value in result.robustness.items())
-        console.print(Text(f"robustness: {scores}", "bold"))
+        console.print(Text(f"scores of the literature, no verdict: {scores}", "dim"))
 
 
 def lines(attack: AttackResult) -> list[str]:

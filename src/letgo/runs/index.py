@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -196,11 +197,13 @@ def run_directories(root: Path) -> Iterator[Path]:
 
 
 def root_of(start: Path) -> Path | None:
-    """The folder whose index covers a path: LETGO_RUNS, or the nearest folder at or above it that has one."""
+    """The folder whose index covers a path: LETGO_RUNS, or the nearest folder at or above it that has one. The folder
+    of temporary files is everybody's, so an index in it covers only what lies directly there."""
     if os.environ.get(ENVIRONMENT):
         return Path(os.environ[ENVIRONMENT])
     start = start.resolve()
-    for folder in (start, *start.parents):
+    everybodys = Path(tempfile.gettempdir()).resolve()
+    for folder in (start, *(parent for parent in start.parents if parent != everybodys)):
         if (folder / INDEX_FILE).is_file():
             return folder
     return None
