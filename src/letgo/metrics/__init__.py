@@ -232,7 +232,8 @@ METRICS: Catalog[MetricRecord] = Catalog(
             target="letgo.metrics.judgement:place",
             summary="share of the forgetting that an attack leaves, 0 to 1",
             note="the attacked model between the attacked original and a model that never knew; docs/judging.md",
-            meaning="share of the forgetting that an attack leaves, the smallest over the headline metrics",
+            meaning="share of the forgetting that an attack leaves: 1 where the attacked model is like one that never "
+            "knew, 0 where it is like the attacked original",
         ),
         MetricRecord(
             name="q",
