@@ -386,7 +386,9 @@ class Planned:
 
     def evaluation_flops(self) -> float:
         """Of all evaluations; what they are is noted."""
-        evaluations = 2 + len(self.benchmark.references) + len(self.args.attacks or [])
+        references = len(self.benchmark.references)
+        # Every attack is made on the original and on the references too.
+        evaluations = 2 + references + len(self.args.attacks or []) * (2 + references)
         self.notes.append(
             f"evaluations: {evaluations} (before, after, references, attacks), {self.scored.tokens:,} tokens each; "
             "what attacks do beside being measured is not in the time"
