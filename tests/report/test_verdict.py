@@ -22,10 +22,10 @@ def test_names_what_fell_what_it_cost_and_what_came_back():
     assert cost == "Retain accuracy fell from 0.95 to 0.90 and general perplexity rose from 14.2 to 15.1 (+6 %)."
     assert "brings back 69 % of the forgetting" in hardest
     assert "forget accuracy 0.77, the original attacked likewise 1.00, chance 0.25 on held-out rows" in hardest
-    assert hardest.endswith("not survived, by at least 23 % kept of 50 %.")
+    assert hardest.endswith("not survived, for 23 % is sure to be kept and 50 % is asked.")
     assert "quantize:bits=4" in other
     assert "forget accuracy 0.32, the original attacked likewise 0.95" in other
-    assert other.endswith(": survived, by at least 82 % kept of 50 %.")
+    assert other.endswith(": survived, for 82 % is sure to be kept and 50 % is asked.")
 
 
 def test_subjects_are_named_in_the_run_and_never_in_a_card():
@@ -44,9 +44,9 @@ def test_subjects_are_named_in_the_run_and_never_in_a_card():
     [
         (
             {"attacks": [quantize()]},
-            *("good", "survived", "Forgotten, and the forgetting survived the attack on it.", "kept of 50 %."),
+            *("good", "survived", "Forgotten, and the forgetting survived the attack on it.", "50 % is asked."),
         ),
-        ({"attacks": [relearn()]}, "bad", "attacked", "did not survive relearn", "kept of 50 %."),
+        ({"attacks": [relearn()]}, "bad", "attacked", "did not survive relearn", "50 % is asked."),
         (
             {"status": "failed", "reasons": ["loss is nan at step 12"], "before": {}, "after": {}, "attacks": []},
             *("bad", "failed", "there is nothing to judge", "Loss is nan at step 12."),
@@ -62,7 +62,7 @@ def test_subjects_are_named_in_the_run_and_never_in_a_card():
         ),
         (
             {"judgement": judgement("partly forgotten"), "attacks": [quantize()]},
-            *("warn", "partly", "Partly forgotten, and the forgetting survived the attack on it.", "kept of 50 %."),
+            *("warn", "partly", "Partly forgotten, and the forgetting survived the attack on it.", "50 % is asked."),
         ),
         (
             {"attacks": [quantize(kept=None, survived=False, bound=None), relearn(kept=0.9, survived=True)]},

@@ -32,7 +32,7 @@ CAPITALS: Mapping[str, Any] = _COMMON | {
     "per_device_train_batch_size": 6,
     "attacks": [
         "quantize:bits=4,group_size=32",
-        "relearn:steps=40,learning_rate=4e-5,batch_size=5,holdout=0.5,seeds=1",
+        "relearn:steps=24,learning_rate=4e-5,batch_size=5,holdout=0.5,seeds=1,evaluations=4",
     ],
 }
 """Twenty capitals out of a pretrained model of 135 million parameters, by the MLPs of its upper half (`upper_mlps`)."""

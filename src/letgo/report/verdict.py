@@ -229,8 +229,9 @@ def _attack_sentence(attack: AttackResult) -> str:
     amount = "nothing" if back <= 0 else "all" if back >= 1 else percent(back)
     of = "" if back <= 0 else " of the forgetting"
     word = "survived" if attack.survived else "not survived"
-    bound = "" if attack.bound is None else f", by at least {percent(attack.bound)} kept of {percent(attack.threshold)}"
-    return f"The attack {attack.label} brings back {amount}{of}{figures}: {word}{bound}."
+    bound = "" if attack.bound is None else f", for {percent(attack.bound)} is sure to be kept"
+    asked = f" and {percent(attack.threshold)} is asked" if bound else ""
+    return f"The attack {attack.label} brings back {amount}{of}{figures}: {word}{bound}{asked}."
 
 
 def _went(before: float, after: float) -> str:
