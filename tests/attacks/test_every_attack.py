@@ -15,7 +15,7 @@ from letgo.attacks.engine.run import run_attack
 from letgo.attacks.engine.spec import plan_attack
 from letgo.attacks.engine.target import open_target
 from letgo.benchmarks import create_benchmark
-from letgo.benchmarks.engine.items import Text
+from letgo.benchmarks.engine.items import Text, few_of
 from letgo.core.files import read_json_lines
 from letgo.core.progress import Quiet
 from letgo.models.load import load_model, load_tokenizer
@@ -182,8 +182,19 @@ BIOGRAPHIES = [
 ]
 
 
-def test_a_model_that_has_not_unlearned_keeps_nothing():
-    result = letgo.attack("biographies", BIOGRAPHIES, benchmark="biographies", original="biographies", limit=16)
+@pytest.fixture
+def few(monkeypatch):
+    """The biographies with two questions about each person: a part of all people, rather than all of two."""
+
+    def made(spec):
+        benchmark = create_benchmark(spec)
+        return replace(benchmark, items=few_of(benchmark.items, 40), texts=few_of(benchmark.texts, 12))
+
+    monkeypatch.setattr("letgo.attacks.engine.target.create_benchmark", made)
+
+
+def test_a_model_that_has_not_unlearned_keeps_nothing(few):
+    result = letgo.attack("biographies", BIOGRAPHIES, benchmark="biographies", original="biographies")
     for attack in result.attacks:
         assert attack.kept == 0.0, attack.label
         assert not attack.survived, attack.label
@@ -191,30 +202,30 @@ def test_a_model_that_has_not_unlearned_keeps_nothing():
     assert result.robustness["harmonic_mean"] == 0.0
 
 
-def test_the_retrained_model_survives_everything(tmp_path):
+def test_the_retrained_model_survives_everything(few, tmp_path):
     attacks = [*BIOGRAPHIES, "relearn:steps=30,learning_rate=1e-3,batch_size=16,holdout=0,seeds=1,evaluations=1"]
     output = tmp_path / "out"
     result = letgo.attack(
-        "biographies-retrained", attacks, benchmark="biographies", original="biographies", limit=20, output=output
+        "biographies-retrained", attacks, benchmark="biographies", original="biographies", output=output
     )
-    for attack in result.attacks:
+    *others, everything = result.attacks
+    for attack in others:
         assert attack.survived, (attack.label, attack.kept)
+        assert attack.kept == 1.0, attack.label
     assert result.robustness["R"] > 0.9, "attacked alike, the retrained model regains what the retrained model regains"
-    everything = result.attacks[-1]
     assert everything.metrics["forget_probability"].value > 2 * result.after["forget_probability"].value
-    assert everything.kept == 1.0, "any model learns what it is taught; that is not held against this one"
+    assert everything.outcome == "can't tell", "an attacker who teaches any model everything shows nothing of this one"
     assert read_result(output) == result
     stages = {row["stage"] for row in read_json_lines(output / "samples.jsonl")}
     assert stages >= {"before", "after", "reference:retrained", "attack:membership"}
 
 
-def test_a_forgetting_smaller_than_half_a_bin_is_gone_at_4_bits(fragile):
+def test_a_forgetting_smaller_than_half_a_bin_is_gone_at_4_bits(few, fragile):
     result = letgo.attack(
         fragile.unlearned,
         ["quantize:bits=4,group_size=32", "quantize:bits=8,granularity=channel"],
         benchmark="biographies",
         original=str(fragile.original),
-        limit=60,
     )
     four, eight = result.attacks
     assert result.status == "finished"

@@ -48,8 +48,9 @@ def test_a_sweep_tunes_runs_attacks_and_tells(small):
     assert all(f"sweep:{grid.output.name}" in run.tags for run in runs)
     table = (grid.output / TABLE_FILE).read_text()
     assert table.count("\n") == 5
-    [common] = (grid.output / SCORES).iterdir()
+    [common] = (grid.output / SCORES).glob("*.jsonl")
     assert len(common.read_text().splitlines()) > 1, "the model before is measured once, by the first run of all"
+    assert len(list((grid.output / SCORES).glob("attacked-*.json"))) == 1, "and attacked once"
 
     with pytest.raises(UserError, match="go on with it by --resume"):
         sweep(grid)
