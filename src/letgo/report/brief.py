@@ -222,6 +222,9 @@ def _recommendation(entries: Sequence[BriefEntry], labels: Sequence[str]) -> lis
             "is: run it once more with new seeds before you rely on its figure. No test holds it against the others."
         )
         sentences += [*_unmatched(best, others), *_as_good(best, others, label)]
+    if "partly" in best.words:
+        revealed = f": {best.subjects} subjects are revealed" if best.subjects else ""
+        sentences.append(f"It forgot only partly{revealed}. The best of these settings is not good enough to rely on.")
     if survived < of:
         sentences.append("It did not survive every attack: what it forgot must not be relied on to stay hidden.")
     few = min(len(entry.line.runs) for entry in able)
