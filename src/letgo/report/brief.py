@@ -165,7 +165,7 @@ def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kep
 
 def _words(results: Sequence[Result]) -> str:
     counts = Counter(result.judgement.word for result in results if result.judgement)
-    return ", ".join(f"{word} {count}" if len(results) > 1 else word for word, count in counts.items())
+    return ", ".join(f"{count} {word}" if len(results) > 1 else word for word, count in counts.items())
 
 
 def _subjects(results: Sequence[Result]) -> str:
