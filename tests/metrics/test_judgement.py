@@ -56,6 +56,8 @@ def test_what_nobody_knew_is_nothing_to_forget():
     heads = (Headline("forget_accuracy", 0.25),)
     assert judge(heads, before, before).word == "nothing to forget"
     assert "does not know it" in nothing_to_forget(heads, before)
+    # No answer has probability 0: what is all but impossible before and after was never known.
+    assert judge(PROBABILITY, rows(3e-6, spread=1e-6), rows(2e-7, spread=1e-7, seed=1)).word == "nothing to forget"
     controls = rows(0.3, spread=0.1, name="control", seed=2)
     assert nothing_to_forget(PROBABILITY, [*rows(0.3, spread=0.1), *controls]), "no better than on invented facts"
     assert nothing_to_forget(PROBABILITY, rows(0.3, spread=0.1), rows(0.3, spread=0.1, seed=3))

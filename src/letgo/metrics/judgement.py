@@ -25,6 +25,8 @@ TARGET = 0.75
 """Forgotten is: by the worse end of its interval, three quarters of the way to the level of a model that never knew."""
 LEAST_FORGETTING = 0.1
 """By the worse end of its interval less than this share of the way is not forgotten."""
+LEAST_KNOWN = 0.1
+"""The least part of the rows that a model which knows them gives away, where there is only chance to compare with."""
 REVEALING: Mapping[str, float] = {
     "probability": 0.5,
     "rouge": 0.8,
@@ -50,13 +52,21 @@ class Placed:
     unlearned: np.ndarray
     floor: np.ndarray
 
+    def _above_guessing(self) -> bool:
+        """Whether chance is a level that the original can be held to. No answer has probability 0, so that alone shows
+        nothing: without a retrained model or controls a part of the rows must be given away."""
+        least = REVEALING.get(self.metric.partition("_")[2])
+        if self.floor_of != "chance" or least is None:
+            return True
+        return float((self.original >= least).mean()) >= LEAST_KNOWN
+
     def share(self) -> Share:
         """Where the unlearned model stands between the others; groups are drawn, or rows where all are of one group."""
         groups = self.groups if len(set(self.groups)) > 1 else tuple(map(str, range(len(self.groups))))
         gap, lost = self.original - self.floor, self.original - self.unlearned
         first, second = mean(self.original, groups), mean(self.unlearned, groups)
         single = len(groups) == 1
-        known = bool(gap.sum() > 0) if single else mean(gap, groups).low > 0
+        known = self._above_guessing() and (bool(gap.sum() > 0) if single else mean(gap, groups).low > 0)
         values: dict[str, Any] = {}
         if known:
             whole, one_sided = ratio(lost, gap, groups), ratio(lost, gap, groups, sides=1)
