@@ -49,6 +49,21 @@ def test_some_answers_that_are_still_given_are_partly_forgotten_and_named():
     assert deep.word == "partly forgotten", "one person who is still revealed is one too many"
 
 
+def test_a_subject_whose_trained_wording_is_still_answered_is_revealed():
+    """Other words are scored, and those that were trained on beside them: the worst wording counts."""
+    before = [*rows(1.0), *rows(1.0, name="trained")]
+    trained = [*rows(0.9, people=1, name="trained"), *rows(0.02, name="trained", seed=1)[2:]]
+    judgement = judge(PROBABILITY, before, [*rows(0.02, spread=0.01, seed=1), *trained])
+    assert judgement.subjects.after == ["person 00"]
+    assert judgement.word == "partly forgotten"
+
+
+def test_controls_that_are_less_likely_still_are_no_proof_of_knowing():
+    controls = rows(1e-8, spread=1e-9, name="control")
+    judgement = judge(PROBABILITY, [*rows(3e-6, spread=1e-6), *controls], rows(2e-7, spread=1e-7, seed=1))
+    assert judgement.word == "nothing to forget"
+
+
 def test_what_nobody_knew_is_nothing_to_forget():
     before = rows(3e-6, spread=1e-6)
     for sample in before:

@@ -17,10 +17,12 @@ import letgo
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.files import read_json_lines
 from letgo.core.locks import take
+from letgo.core.progress import Quiet
 from letgo.models.load import load_model, weights_fingerprint
 from letgo.models.save import save_model
 from letgo.runs.results import read_result
 from letgo.training.config import dump_config, make_config
+from letgo.training.trainer import UnlearnTrainer
 from tests import tiny, warm
 
 
@@ -98,11 +100,24 @@ def test_an_attack_with_its_own_output_leaves_the_run_alone(job, tmp_path):
 
 
 def test_a_model_that_has_not_unlearned_keeps_nothing(job):
-    run = letgo.unlearn(**job | {"learning_rate": 0.0}, attacks=["quantize:bits=8", "relearn:steps=1"])
-    # Held-out rows of a random model are not clear of chance: of those nobody can tell.
-    assert [attack.kept for attack in run.result.attacks] in ([0.0, 0.0], [0.0, None])
+    knows = job | {"model": "biographies", "benchmark": "biographies", "forget": None, "retain": None, "eval_limit": 60}
+    run = letgo.unlearn(**knows | {"learning_rate": 0.0}, attacks=["quantize:bits=8", "relearn:steps=1"])
+    assert [attack.kept for attack in run.result.attacks] == [0.0, 0.0]
     assert run.result.judgement.word == "not forgotten"
     assert not any(attack.survived for attack in run.result.attacks)
+
+
+def test_of_a_model_that_never_knew_it_is_said_before_training(job, monkeypatch):
+    events = []
+    train = UnlearnTrainer.train
+    monkeypatch.setattr(Quiet, "say", lambda self, text: events.append(text))
+    monkeypatch.setattr(UnlearnTrainer, "train", lambda self, **how: (events.append("training"), train(self, **how))[1])
+    run = letgo.unlearn(**job, attacks=["quantize:bits=8"])
+    said = [text for text in events[: events.index("training")] if "nothing to forget" in text]
+    assert len(said) == 1
+    assert "the original does not know it" in said[0]
+    assert run.result.judgement.word == "nothing to forget"
+    assert [attack.outcome for attack in run.result.attacks] == ["can't tell"]
 
 
 def test_a_broken_model_is_called_collapsed_not_forgetful(tmp_path):

@@ -12,7 +12,7 @@ from letgo.attacks.engine.base import Judged
 from letgo.benchmarks.engine.base import RETRAINED, Sample
 from letgo.benchmarks.engine.questions import means
 from letgo.core.errors import EmptyScoreError, UserError
-from letgo.metrics.judgement import Placed, place, revealed, smallest
+from letgo.metrics.judgement import FORGOTTEN_SETS, Placed, place, revealed, smallest
 from letgo.metrics.records import Headline
 from letgo.metrics.robustness import (
     LEAST_FORGETTING,
@@ -23,8 +23,6 @@ from letgo.metrics.robustness import (
 )
 from letgo.runs.results import SAMPLES_FILE, Metrics, Share
 
-FORGOTTEN_SETS = ("forget", "trained")
-"""The rows to forget, and the same rows in the wordings that were trained on, where those are scored apart."""
 Curve = Sequence[Mapping[str, float]]
 Ways = Mapping[str, Sequence[Sample]]
 """An attacked model's samples by the way in which it was asked; under "" where there is one way."""

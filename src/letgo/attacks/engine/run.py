@@ -12,7 +12,6 @@ from typing import Any
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Judged, Probe, Role, Victim
 from letgo.attacks.engine.judge import (
-    FORGOTTEN_SETS,
     Answered,
     Ends,
     judge_curve,
@@ -34,7 +33,7 @@ from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
-from letgo.metrics.judgement import with_attacks
+from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
 from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.runs.results import AttackResult, Result, check_unused, is_run
 from letgo.scoring.resume_log import content_key
