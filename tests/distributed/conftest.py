@@ -4,6 +4,7 @@ launchers is started by them; the rest begins with everything imported (`tests/w
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.once import made_once
 from tests.warm import ROOT
 
 LAUNCH = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def launch(words: list[str], by: list[str] = LAUNCH) -> subprocess.CompletedProcess[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,8 +24,8 @@ from letgo.core.errors import UserError
 from letgo.runs.results import read_result
 from letgo.training import distributed
 from letgo.training.config import UnlearnConfig
-from tests import tiny, warm
-from tests.distributed.conftest import answers, distance, launch, together
+from tests import tiny
+from tests.distributed.conftest import ENVIRONMENT, LAUNCH, answers, distance, launch, together
 from tests.once import made_once
 from tests.warm import ROOT
 
@@ -114,13 +117,13 @@ def test_another_number_of_processes_than_the_run_asks_for(run_file):
 def test_a_mistake_is_told_once_and_ends_all(run_file, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "something").touch()
-    done = warm.run(["-m", "letgo", "unlearn", str(run_file)], ranks=2)
+    done = launch(["-m", "letgo", "unlearn", str(run_file)])
     assert done.returncode != 0
     assert done.stderr.count("is not empty; name another one") == 1
 
 
 def test_commands_that_do_not_share_their_work(tmp_path):
-    done = warm.run(["-m", "letgo", "report", str(tmp_path)], ranks=2)
+    done = launch(["-m", "letgo", "report", str(tmp_path)])
     assert done.returncode != 0
     assert done.stderr.count("`letgo report` runs in one process") == 1
 
@@ -133,21 +136,40 @@ def test_a_killed_process_ends_the_run_within_a_minute(tmp_path, tiny_directory,
     settings.pop("use_cpu")
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    words, said = ["-m", "letgo", "unlearn", str(path)], tmp_path / "said"
-    running = [warm.start(words, wrong=said, **place) for place in warm.places(2)]
-    try:
-        deadline = time.monotonic() + 240
-        while not list((tmp_path / "run").glob("checkpoint-*/letgo_complete")):
-            assert all(process.is_alive() for process in running), said.read_text()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        running[1].kill()
-        running[0].join(60)
-        assert running[0].exitcode not in (None, 0)
-    finally:
-        running[0].kill()
+    with (tmp_path / "said").open("w") as said:
+        running = subprocess.Popen(
+            [sys.executable, *LAUNCH, "-m", "letgo", "unlearn", str(path)],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=said,
+            stderr=said,
+        )
+        try:
+            deadline = time.monotonic() + 240
+            while not list((tmp_path / "run").glob("checkpoint-*/letgo_complete")):
+                assert running.poll() is None, (tmp_path / "said").read_text()[-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            os.kill(_process_of_rank(running.pid, 1), signal.SIGKILL)
+            killed = time.monotonic()
+            assert running.wait(timeout=60) != 0
+            assert time.monotonic() - killed < 60
+        finally:
+            running.kill()
     checkpoint = max((tmp_path / "run").glob("checkpoint-*/letgo_complete"), key=lambda p: p.stat().st_mtime).parent
     assert json.loads((checkpoint / "letgo_complete").read_text())["forget_rows_a_step"] == 4
+
+
+def _process_of_rank(parent: int, rank: int) -> int:
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((path / "stat").read_text().rsplit(")", 1)[1].split()[1]) != parent:
+                continue
+            if f"RANK={rank}" in (path / "environ").read_text().split("\0"):
+                return int(path.name)
+        except (OSError, ValueError):
+            continue
+    raise AssertionError(f"no process of rank {rank}")
 
 
 @pytest.fixture(scope="module")

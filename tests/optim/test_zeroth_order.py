@@ -98,13 +98,13 @@ def test_fifty_steps_in_single_precision_stay_near_the_double_precision_referenc
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("engine", ["in_place", "saved"])
-def test_two_hundred_steps_of_rate_zero_change_no_bit(dtype: torch.dtype, engine: str) -> None:
+def test_a_thousand_steps_of_rate_zero_change_no_bit(dtype: torch.dtype, engine: str) -> None:
     model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 11, bias=False)).to(dtype)
     model[3].weight = model[0].weight
     ids = torch.arange(10).view(2, 5)
     before = snapshot(model)
     optimizer = ZOSGD(model.parameters(), lr=0.0, mu=1e-2, noise="gaussian", engine=engine)
-    for _ in range(200):
+    for _ in range(1000):
         optimizer.step(lambda: F.cross_entropy(model(ids).flatten(0, 1).float(), ids.flatten()))
     assert same_bits(before, snapshot(model))
     assert optimizer.last_losses[0] != optimizer.last_losses[1]
