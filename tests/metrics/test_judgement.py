@@ -12,7 +12,7 @@ from letgo.attacks.engine.spec import plan_attack
 from letgo.benchmarks.engine.base import Sample
 from letgo.benchmarks.engine.questions import means
 from letgo.core.statistics import proportion_bound
-from letgo.metrics.judgement import TARGET, forgotten_share, judge, nothing_to_forget, place, with_attacks
+from letgo.metrics.judgement import TARGET, judge, nothing_to_forget, place, plain_share, with_attacks
 from letgo.metrics.records import Headline
 from tests.reference.judgement import share as reference_share
 
@@ -133,11 +133,12 @@ def test_one_group_or_one_question_has_no_zero_width():
 
 
 def test_a_look_during_training_has_the_plain_share():
-    def metrics(value):
-        return means(rows(value, spread=0.0), "forget", ["probability"])
+    def scores(value):
+        return {"forget_probability": value}
 
-    assert forgotten_share(PROBABILITY, metrics(0.8), metrics(0.2)) == pytest.approx(0.75)
-    assert forgotten_share((Headline("forget_accuracy", 0.25),), metrics(0.8), metrics(0.2)) is None
+    assert plain_share(PROBABILITY, scores(0.8), scores(0.2), {}) == pytest.approx(0.75)
+    assert plain_share(PROBABILITY, scores(0.8), scores(0.2), {"forget_probability": 0.2}) == pytest.approx(1.0)
+    assert plain_share((Headline("forget_accuracy", 0.25),), scores(0.8), scores(0.2), {}) is None
 
 
 def recorded(before, after, retrained=(), broken=False):

@@ -265,7 +265,7 @@ def test_a_run_records_its_looks_and_leaves_no_weights_beside_the_model(job, tmp
 def test_a_model_that_never_knew_has_no_target(job, monkeypatch):
     from letgo.training import looks
 
-    monkeypatch.setattr(looks, "forgotten_share", lambda *_: None)
+    monkeypatch.setattr(looks, "plain_share", lambda *_: None)
     with pytest.raises(UserError, match="stop: target needs something to forget"):
         letgo.unlearn(**job, stop="target")
 

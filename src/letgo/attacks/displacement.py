@@ -36,13 +36,12 @@ def apply_quantizer(victim: Victim, quantizer: Quantizer, task_name: str) -> Att
     """Put every linear layer of the saved model through a quantizer; the result has a row for each (`layer_row`)."""
     model = victim.load()
     layers = layer_weights(model)
-    compared_with = victim.role != "unlearned"
-    original, why = ({}, "") if compared_with else original_weights(victim, layer_weights)
+    original, why = ({}, "") if victim.is_reference else original_weights(victim, layer_weights)
     rows = []
     with victim.reporter.task(task_name, len(layers)) as task, torch.no_grad():
         for name, weight in layers.items():
             rounded, levels = quantizer(name, weight)
-            if not compared_with:
+            if not victim.is_reference:
                 rows.append(layer_row(name, weight, rounded, original.get(name), levels))
             weight.copy_(rounded.to(weight.dtype))
             task.advance()
@@ -99,9 +98,9 @@ def summary(rows: Sequence[Mapping[str, Any]], why: str = "") -> dict[str, Any]:
 
 
 def weight_change(victim: Victim, model: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The same numbers, parameter by parameter, for an attack that has changed a model in any way; none of a model that
-    is attacked only to be compared with."""
-    if victim.role != "unlearned":
+    """The same numbers, parameter by parameter, for an attack that has changed a model in any way; none of a
+    reference."""
+    if victim.is_reference:
         return [], {}
     saved = dict(victim.load().named_parameters())
     original, why = original_weights(victim, lambda original: dict(original.named_parameters()))

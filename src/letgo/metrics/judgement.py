@@ -19,7 +19,7 @@ import numpy as np
 
 from letgo.core.statistics import Estimate, mean, proportion_bound, ratio
 from letgo.metrics.records import Headline
-from letgo.runs.results import AttackResult, FloorOf, Judgement, Metrics, Share, Subjects, Word
+from letgo.runs.results import AttackResult, FloorOf, Judgement, Share, Subjects, Word
 
 TARGET = 0.75
 """Forgotten is: by the worse end of its interval, three quarters of the way to the level of a model that never knew."""
@@ -142,22 +142,31 @@ def smallest(shares: Iterable[Share], by: str = "share") -> float | None:
 
 def levels(headlines: Sequence[Headline], before: Sequence[Any], retrained: Sequence[Any] = ()) -> dict[str, float]:
     """What a model that never knew scores in each headline: the floor that `judge` takes, as one number."""
-    controls = [sample for sample in before if sample.set == "control"]
-    placed = [place(h, before, before, retrained=retrained, controls=controls) for h in headlines]
-    return {one.metric: float(one.floor.mean()) for one in placed if one is not None}
+    return {one.metric: float(one.floor.mean()) for one in _placed(headlines, before, before, retrained)}
 
 
-def forgotten_share(
-    headlines: Sequence[Headline], original: Metrics, now: Metrics, known_levels: Mapping[str, float] | None = None
+def plain_share(
+    headlines: Sequence[Headline],
+    original: Mapping[str, float],
+    now: Mapping[str, float],
+    known_levels: Mapping[str, float],
+    *,
+    least: float = 0.0,
 ) -> float | None:
-    """F = (s(O) − s(U)) / (s(O) − f), the smallest over the headlines that both models have and the original knew; f is
-    one of `levels`, else the headline's floor. None without any. A plain figure without an interval, for looks during
-    training."""
+    """(s(O) − s(U)) / (s(O) − f), the smallest over the headlines that both models have and the original knows; f is
+    one of `known_levels`, else the headline's floor. A plain figure without an interval, for a look at few rows.
+
+    Args:
+        least: the original knows what it scores by more than this share of its own score above f.
+
+    Returns:
+        None where it knows none.
+    """
     shares = []
     for h in (h for h in headlines if h.metric in original and h.metric in now):
-        top, level = original[h.metric].value, (known_levels or {}).get(h.metric, h.floor)
-        if top > level:
-            shares.append((top - now[h.metric].value) / (top - level))
+        top, level = original[h.metric], known_levels.get(h.metric, h.floor)
+        if top - level > least * abs(top):
+            shares.append((top - now[h.metric]) / (top - level))
     return min(shares, default=None)
 
 
@@ -176,9 +185,7 @@ def judge(
         target: the share of the way to the level of a model that never knew.
         broken: why the model is broken, where it is.
     """
-    controls = [sample for sample in before if sample.set == "control"]
-    placed = [place(h, before, after, retrained=retrained, controls=controls) for h in headlines]
-    shares = [one.share() for one in placed if one is not None]
+    shares = [one.share() for one in _placed(headlines, before, after, retrained)]
     people = subjects(before, after, retrained)
     word, why = _word(shares, people, target, broken)
     return Judgement(word=word, why=why, target=target, shares=shares, subjects=people)
@@ -188,6 +195,14 @@ def nothing_to_forget(headlines: Sequence[Headline], before: Sequence[Any], retr
     """Why there is nothing to forget, to be said before training; "" where there is something."""
     judgement = judge(headlines, before, before, retrained=retrained)
     return judgement.why if judgement.word == "nothing to forget" else ""
+
+
+def _placed(
+    headlines: Sequence[Headline], before: Sequence[Any], after: Sequence[Any], retrained: Sequence[Any]
+) -> list[Placed]:
+    controls = [sample for sample in before if sample.set == "control"]
+    placed = (place(h, before, after, retrained=retrained, controls=controls) for h in headlines)
+    return [one for one in placed if one is not None]
 
 
 def _word(shares: Sequence[Share], people: Subjects | None, target: float, broken: Sequence[str]) -> tuple[Word, str]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from letgo.report.answers import visible
 from letgo.report.numbers import kept_text, number, percent, words
-from letgo.runs.results import AttackResult, Result
+from letgo.runs.results import AttackResult, Result, hardest_first
 
 MOST_TRIALS = 5
 LEAST_LEARNED = 0.1
@@ -35,7 +35,7 @@ def lines(attack: AttackResult) -> list[str]:
     did = attack.did
     sentences = [_kept(attack), _utility(attack), _steps(attack), *_displacement(did), _data(did), _scores(attack)]
     if len(attack.ways) > 1:
-        ways = sorted(attack.ways, key=lambda way: 2.0 if way["kept"] is None else way["kept"])
+        ways = sorted(attack.ways, key=lambda way: hardest_first(way["kept"]))
         kept = "; ".join(f"{way['way']} kept {kept_text(way['kept'])}" for way in ways)
         sentences.append(f"{len(ways)} ways of asking; strongest first: {kept}")
     return [sentence for sentence in (*sentences, *_trials(attack)) if sentence]

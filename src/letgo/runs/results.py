@@ -66,6 +66,11 @@ class Metric(Strict):
 Metrics = dict[str, Metric]
 
 
+def hardest_first(kept: float | None) -> float:
+    """A key to sort by what was kept: the least first, and where nobody can tell last."""
+    return 2.0 if kept is None else kept
+
+
 class Share(Strict):
     """Where the unlearned model stands, by one headline metric, between the original and a model that never knew.
 
@@ -177,7 +182,7 @@ class AttackResult(Strict):
     @property
     def order(self) -> float:
         """For sorting, the hardest attack first and one where nobody can tell last."""
-        return 2.0 if self.kept is None else self.kept
+        return hardest_first(self.kept)
 
     @property
     def outcome(self) -> Outcome:

@@ -19,7 +19,7 @@ from letgo.benchmarks.engine.items import FEW
 from letgo.core import processes
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import written_whole
-from letgo.metrics.judgement import forgotten_share
+from letgo.metrics.judgement import plain_share
 from letgo.metrics.robustness import utility_loss, utility_names
 from letgo.models.adapters import has_adapters
 from letgo.models.load import in_shards, whole
@@ -156,10 +156,10 @@ class Looks:
         headlines = self.benchmark.headlines
         names = [h.metric for h in headlines if h.metric in metrics] + utility_names(headlines, metrics)
         values = {name: metrics[name].value for name in dict.fromkeys(names)}
-        first, now = _as_metrics(looks[0] if looks else values), _as_metrics(values)
+        first = looks[0] if looks else values
         judged = {
-            "forgotten": forgotten_share(headlines, first, now, self.levels),
-            "utility_loss": utility_loss(headlines, first, now),
+            "forgotten": plain_share(headlines, first, values, self.levels),
+            "utility_loss": utility_loss(headlines, _as_metrics(first), _as_metrics(values)),
         }
         self._check(judged)
         return {"step": step, **judged, **values}

@@ -45,6 +45,11 @@ class Victim:
     probe: Probe | None = None
     reporter: Reporter = field(default_factory=Quiet)
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is attacked only to be compared with: nobody asks how far its weights moved."""
+        return self.role != "unlearned"
+
     def load(self) -> Any:
         return load_model(self.directory, dtype=self.dtype)
 

@@ -12,7 +12,7 @@ from letgo.attacks.engine.base import Judged
 from letgo.benchmarks.engine.base import RETRAINED, Sample
 from letgo.benchmarks.engine.questions import means
 from letgo.core.errors import EmptyScoreError, UserError
-from letgo.metrics.judgement import FORGOTTEN_SETS, Placed, place, revealed, smallest
+from letgo.metrics.judgement import FORGOTTEN_SETS, Placed, place, plain_share, revealed, smallest
 from letgo.metrics.records import Headline
 from letgo.metrics.robustness import (
     LEAST_FORGETTING,
@@ -21,7 +21,7 @@ from letgo.metrics.robustness import (
     smallest_share,
     utility_loss,
 )
-from letgo.runs.results import SAMPLES_FILE, Metrics, Share
+from letgo.runs.results import SAMPLES_FILE, Metrics, Share, hardest_first
 
 Curve = Sequence[Mapping[str, float]]
 Ways = Mapping[str, Sequence[Sample]]
@@ -175,7 +175,7 @@ def judge_ways(recorded: Recorded, ways: Ways, ends: Ends, seen: frozenset[str],
         judged.append(judge_samples(recorded, samples, ends, seen, label, way=way, weights_changed=False))
         values = {name: m.value for name, m in judged[-1].metrics.items() if name.startswith("forget_")}
         shown.append({"way": way, "kept": judged[-1].kept, **values})
-    strongest = min(judged, key=lambda outcome: 2.0 if outcome.kept is None else outcome.kept)
+    strongest = min(judged, key=lambda outcome: hardest_first(outcome.kept))
     names = sorted({name for outcome in judged for name in outcome.revealed})
     return replace(strongest, ways=shown, revealed=names)
 
@@ -216,14 +216,13 @@ def judge_curve(headlines: Sequence[Headline], curve: Curve, ends: Ends) -> list
     for point in curve:
         row, step = dict(point), point.get("step")
         top, bottom = original.get(step, {}), retrained.get(step, {})
-        shares = []
+        floors = {}
         for h in (h for h in headlines if h.metric in point and h.metric in top):
-            floor = bottom.get(h.metric, top.get(h.metric.replace("forget_", "control_", 1), h.floor))
-            row |= {f"original_{h.metric}": top[h.metric], f"never_{h.metric}": floor}
-            if top[h.metric] - floor > LEAST_FORGETTING * abs(top[h.metric]):
-                shares.append((top[h.metric] - point[h.metric]) / (top[h.metric] - floor))
-        if shares:
-            row["kept"] = min(max(min(shares), 0.0), 1.0)
+            floors[h.metric] = bottom.get(h.metric, top.get(h.metric.replace("forget_", "control_", 1), h.floor))
+            row |= {f"original_{h.metric}": top[h.metric], f"never_{h.metric}": floors[h.metric]}
+        share = plain_share(headlines, top, point, floors, least=LEAST_FORGETTING)
+        if share is not None:
+            row["kept"] = min(max(share, 0.0), 1.0)
         rows.append(row)
     return rows
 

@@ -27,7 +27,6 @@ from letgo.attacks.engine.search import search
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, plan_attack
 from letgo.attacks.engine.target import Target, open_target
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
-from letgo.benchmarks.engine.items import few_of, limited
 from letgo.core import processes
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import read_json, write_json
@@ -268,19 +267,13 @@ def _probe(target: Target) -> Probe | None:
     """A look during an attack: the headlines on a few forget items, those held out where there are any, and on as many
     controls."""
     benchmark = target.benchmark
-    items = [item for item in limited(benchmark.items, target.limit) if item.set in JUDGED_SETS]
-    if not items:
+    if not any(item.set in JUDGED_SETS for item in benchmark.items):
         return None
     tokenizer, quiet = target.tokenizer(), replace(target, reporter=Quiet())
     names = [h.metric.replace("forget_", f"{name}_", 1) for h in benchmark.headlines for name in JUDGED_SETS]
 
     def probe(model: Any, seen: frozenset[str]) -> dict[str, float]:
-        few = []
-        for name in JUDGED_SETS:
-            every = [item for item in items if item.set == name]
-            few += few_of([item for item in every if item.group not in seen] or every)
-        # One item is answered by generation, for no headline: the scorer wants at least one.
-        small = replace(benchmark, items=few, texts=(), generated=1)
+        small = replace(benchmark.few(target.limit, sets=JUDGED_SETS, without=seen), texts=())
         metrics = small.summarise(quiet.samples(model, tokenizer, "probing", small))
         return {name: metrics[name].value for name in names if name in metrics}
 

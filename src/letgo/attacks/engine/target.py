@@ -237,9 +237,11 @@ def _measured(target: Target, original: str) -> Target:
     references = {f"reference:{name}": path for name, path in target.benchmark.references.items()}
     metrics: dict[str, Metrics] = {}
     samples: dict[str, list[Sample]] = {}
+    tokenizers: dict[str, Any] = {}
     for stage, name in ({"before": original, "after": target.model} | references).items():
-        model, tokenizer = load_model(name, dtype=target.dtype), load_tokenizer(name)
-        samples[stage] = target.samples(model, tokenizer, f"measuring {stage}")
+        tokenizers[name] = load_tokenizer(name)
+        model = load_model(name, dtype=target.dtype)
+        samples[stage] = target.samples(model, tokenizers[name], f"measuring {stage}")
         target = target.with_rows(stage, [sample.as_row(stage, 0) for sample in samples[stage]])
         metrics[stage] = target.benchmark.summarise(samples[stage])
     reasons = collapse_reasons(metrics["before"], metrics["after"])
@@ -250,9 +252,9 @@ def _measured(target: Target, original: str) -> Target:
             "benchmark": target.measured_on,
             "dtype": target.dtype,
             "eval_limit": target.limit,
-            "scored": target.benchmark.identity(load_tokenizer(original), target.template),
+            "scored": target.benchmark.identity(tokenizers[original], target.template),
         },
-        "notes": target.benchmark.notes_for(load_tokenizer(original)),
+        "notes": target.benchmark.notes_for(tokenizers[original]),
         "before": metrics["before"],
         "after": metrics["after"],
         "references": {name: metrics[f"reference:{name}"] for name in target.benchmark.references},

@@ -40,8 +40,6 @@ from letgo.scoring.scoring import ResumeLog
 __all__ = ["Benchmark", "Headline", "Item", "Sample", "SetName", "Text"]
 RETRAINED = "retrained"
 """The reference that never saw the forget set."""
-_LOOKED_AT = ("forget", "retain")
-"""Sets of which a look scores items."""
 _NAMED = 4
 """Sets that a note names one by one."""
 
@@ -117,20 +115,30 @@ class Benchmark:
             options["long_rows"] = "cut"
         return self.encode(tokenizer, rows, **options)[0]
 
-    def few(self, limit: int | None = None) -> Benchmark:
-        """This benchmark with a few of its forget and retain items and general texts, for looks at a model while it is
-        trained. Items of a membership test (a task that the holdout set has too) are left out."""
+    def few(
+        self,
+        limit: int | None = None,
+        *,
+        sets: Collection[SetName] = ("forget", "retain"),
+        without: Collection[str] = (),
+    ) -> Benchmark:
+        """This benchmark with a few of its items and general texts, for looks at a model while it is trained or
+        attacked. Items of a membership test (a task that the holdout set has too) are left out.
+
+        Args:
+            limit: they are among the first so many of each set.
+            sets: of which items are taken.
+            without: groups that are left out of a set which has others.
+        """
         membership = {item.task for item in self.items if item.set == "holdout" and item.task}
-        asked = [i for i in limited(self.items, checked_limit(limit)) if i.set in _LOOKED_AT]
+        asked = [item for item in limited(self.items, checked_limit(limit)) if item.set in sets]
+        asked = [item for item in asked if item.task not in membership]
+        others = {item.set for item in asked if item.group not in without}
+        asked = [item for item in asked if item.group not in without or item.set not in others]
         texts = [text for text in limited(self.texts, limit) if text.set == "general"]
         # To write answers takes longest. Where no headline needs them one is written, as the engine wants at least one.
         written = None if any(headline.metric.endswith("rouge") for headline in self.headlines) else 1
-        return replace(
-            self,
-            items=few_of([item for item in asked if item.task not in membership]),
-            texts=few_of(texts, FEW_TEXTS),
-            generated=written,
-        )
+        return replace(self, items=few_of(asked), texts=few_of(texts, FEW_TEXTS), generated=written)
 
     def prepare(self) -> None:
         """Load what scoring needs beside the model, so that something missing is an error before anything is run."""
