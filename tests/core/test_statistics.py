@@ -106,6 +106,12 @@ def test_few_seeds_have_no_p_value():
     assert math.isnan(one.spread)
 
 
+def test_seeds_without_spread_give_no_p_value_of_zero():
+    """Shares kept end at 0 and 1: three seeds at both ends are alike to the bit, which is no estimate of their error."""
+    assert paired([1.0] * 3, [0.95] * 3).p is None
+    assert paired([0.5] * 3, [0.5] * 3).p == 1.0
+
+
 def test_holm():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []

@@ -142,7 +142,8 @@ class Difference:
     Attributes:
         value: the mean difference; `low` and `high` its 95 % interval, infinite with one seed.
         spread: the standard deviation over seeds; NaN with one.
-        p: two-sided, from Student's paired test; None with fewer than `LEAST_SEEDS` seeds.
+        p: two-sided, from Student's paired test; None with fewer than `LEAST_SEEDS` seeds, or where they differ alike to the
+            bit (shares kept end at 0 and 1), which is no estimate of an error.
     """
 
     value: float
@@ -165,8 +166,10 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
     error = spread / math.sqrt(count)
     half = student(LEVEL, 2, count - 1) * error
     p = None
-    if count >= LEAST_SEEDS:
-        p = float(2 * t.sf(abs(value) / error, count - 1)) if error > 0 else float(value == 0.0)
+    if count >= LEAST_SEEDS and error > 0:
+        p = float(2 * t.sf(abs(value) / error, count - 1))
+    elif count >= LEAST_SEEDS and value == 0.0:
+        p = 1.0
     return Difference(value, value - half, value + half, spread, count, p)
 
 
