@@ -107,7 +107,7 @@ def test_few_seeds_have_no_p_value():
 
 
 def test_seeds_without_spread_give_no_p_value_of_zero():
-    """Shares kept end at 0 and 1: three seeds at both ends are alike to the bit, which is no estimate of their error."""
+    """Shares kept end at 0 and 1: seeds at both ends are alike to the bit, which is no estimate of their error."""
     assert paired([1.0] * 3, [0.95] * 3).p is None
     assert paired([0.5] * 3, [0.5] * 3).p == 1.0
 

@@ -142,8 +142,8 @@ class Difference:
     Attributes:
         value: the mean difference; `low` and `high` its 95 % interval, infinite with one seed.
         spread: the standard deviation over seeds; NaN with one.
-        p: two-sided, from Student's paired test; None with fewer than `LEAST_SEEDS` seeds, or where they differ alike to the
-            bit (shares kept end at 0 and 1), which is no estimate of an error.
+        p: two-sided, from Student's paired test; None with fewer than `LEAST_SEEDS` seeds, or where they differ alike
+            to the bit (shares kept end at 0 and 1), which is no estimate of an error.
     """
 
     value: float
