@@ -12,10 +12,11 @@ from letgo.models.adapters import add_lora, has_adapters, linear_targets
 from letgo.models.load import load_model
 from letgo.objectives import OBJECTIVES
 from letgo.optim import OPTIMIZERS
+from letgo.training.checkpoints import last_checkpoint
 from letgo.training.config import UnlearnConfig
 from letgo.training.prepare import prepare_model, take_references
 from letgo.training.run_plan import objective_of
-from letgo.training.trainer import UnlearnTrainer, last_checkpoint
+from letgo.training.trainer import UnlearnTrainer
 from tests import tiny
 from tests.training.test_trainer import EVERY, Stop
 

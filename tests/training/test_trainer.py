@@ -12,11 +12,12 @@ from letgo.data import ForgetRetainDataset, encode_rows, read_rows
 from letgo.models.load import freeze_all_but, weights_fingerprint
 from letgo.objectives import OBJECTIVES as OBJECTIVE_CATALOG
 from letgo.optim import OPTIMIZERS as OPTIMIZER_CATALOG
+from letgo.training.checkpoints import COMPLETE, last_checkpoint
 from letgo.training.config import UnlearnConfig
 from letgo.training.looks import looks_of
 from letgo.training.prepare import prepare_model, take_references
 from letgo.training.run_plan import objective_of, planned_steps
-from letgo.training.trainer import COMPLETE, UnlearnTrainer, last_checkpoint
+from letgo.training.trainer import UnlearnTrainer
 from tests import tiny
 
 OPTIMIZERS = {

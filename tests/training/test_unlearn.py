@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import letgo
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.files import read_json_lines
-from letgo.core.locks import take
+from letgo.core.locks import LOCK_FILE, locked
 from letgo.core.progress import Quiet
 from letgo.models.load import load_model, weights_fingerprint
 from letgo.models.save import save_model
@@ -29,12 +29,10 @@ from tests import tiny, warm
 @contextlib.contextmanager
 def locked_directory(path):
     """A directory at which another process is at work: a lock belongs to the file as it was opened."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        assert take(handle, fcntl.LOCK_EX) == "held"
+    with locked(path / LOCK_FILE) as free:
+        assert free
         yield
-    finally:
-        os.close(handle)
+    (path / LOCK_FILE).unlink()
 
 
 @pytest.fixture
@@ -306,7 +304,7 @@ def test_what_leaves_the_trajectory_alone_may_change_on_the_way(job, monkeypatch
 
 def test_two_processes_do_not_write_to_one_directory(job, tmp_path):
     (tmp_path / "run").mkdir()
-    busy = r"another process is at work in .*run"
+    busy = rf"another process \({socket.gethostname()} {os.getpid()}\) is at work in .*run"
     with locked_directory(tmp_path / "run"), pytest.raises(UserError, match=busy):
         letgo.unlearn(**job)
     run = letgo.unlearn(**job, attacks=["quantize:bits=4"])

@@ -7,7 +7,11 @@ stdout and nothing else; progress and messages go to stderr. Importing a file of
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
+import threading
+from typing import Any
 
 import typer
 
@@ -32,6 +36,7 @@ def main() -> None:
     from letgo.core.progress import quiet_loggers
 
     quiet_loggers()
+    sys.unraisablehook = _interrupt_again
     if not processes.is_first():
         # All have the same results; the first one prints them.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (till the process ends)
@@ -41,7 +46,7 @@ def main() -> None:
 def _run(words: list[str]) -> int:
     """Do what the command line says; returns the exit code."""
     from letgo.core import processes
-    from letgo.core.errors import LetgoError, UserError
+    from letgo.core.errors import LetgoError, UserError, as_world_error
 
     try:
         _check_together(words)
@@ -50,20 +55,42 @@ def _run(words: list[str]) -> int:
         # Typer ends every command so; after Ctrl-C with 130, without a word.
         if stop.code != 130:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        return _interrupted()
+        return _interrupted(words)
     except KeyboardInterrupt:
-        return _interrupted()
-    except LetgoError as error:
+        return _interrupted(words)
+    except Exception as error:
+        known = error if isinstance(error, LetgoError) else as_world_error(error)
+        if known is None:
+            raise
         # All processes meet a mistake of the user's alike; a failure in one alone must be printed by that one.
-        if processes.is_first() or not isinstance(error, UserError):
-            typer.echo(f"letgo: {error}", err=True)
-        return error.exit_code
+        if processes.is_first() or not isinstance(known, UserError):
+            mended = "" if isinstance(known, UserError) else _going_on(words)
+            typer.echo(f"letgo: {known}{mended}", err=True)
+        return known.exit_code
     return 0
 
 
-def _interrupted() -> int:
-    typer.echo("\nletgo: interrupted; what was finished is kept", err=True)
+def _interrupted(words: list[str]) -> int:
+    typer.echo(f"\nletgo: interrupted; what was finished is kept{_going_on(words)}", err=True)
     return 130
+
+
+def _going_on(words: list[str]) -> str:
+    """The last line of a message: the command that goes on with what was finished, where there is one."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    kept = command in ("unlearn", "sweep") or (command == "eval" and {"-o", "--output"} & set(words))
+    if not kept and command not in ("attack", "analyze"):
+        return ""
+    resumed = [*words, "--resume"] if kept and "--resume" not in words else words
+    return f"\n  go on with: {shlex.join(['letgo', *resumed])}"
+
+
+def _interrupt_again(ignored: Any) -> None:
+    """Of an exception that Python can't raise, from a destructor: a Ctrl-C must stop the command all the same."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _check_together(words: list[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
+
 
 class LetgoError(Exception):
     """Base of every error that letgo raises on purpose. The command exits 1 on it, without a traceback."""
@@ -21,6 +24,33 @@ class NonFiniteLossError(LetgoError):
 
 class EmptyScoreError(LetgoError):
     """A metric or an attack was about to be computed over zero samples."""
+
+
+class WorldError(LetgoError):
+    """A failure of the machine beneath: a full disk, a folder that is gone, too little memory. What was finished is
+    kept, and the same command goes on once the cause is mended."""
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MEMORY = ("MemoryError", "OutOfMemoryError", "DefaultCPUAllocator")
+_WRITERS = ("PytorchStreamWriter", "inline_container", "iostream error", "Error while serializing")
+"""In the messages of libraries that write past Python, and raise what is no `OSError`."""
+
+
+def as_world_error(error: BaseException) -> WorldError | None:
+    """An error as a failure of the machine, where it is one."""
+    if isinstance(error, WorldError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        place = f"{error.filename}: " if error.filename else ""
+        room = "; make room there, or name another folder" if error.errno in _FULL else ""
+        return WorldError(f"{place}{error.strerror or error}{room}")
+    text = first_line(error)
+    if any(word in f"{type(error).__name__} {text}" for word in _MEMORY):
+        return WorldError(f"not enough memory ({text}); `letgo plan` says what a run needs")
+    if isinstance(error, sqlite3.Error) or any(word in text for word in _WRITERS):
+        return WorldError(f"a file could not be written ({text}); is the disk full?")
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -235,5 +235,5 @@ def record_run(directory: Path, say: Callable[[str], None]) -> None:
     try:
         if _RECORDING.get():
             index_for(directory).record(directory)
-    except UserError as error:
+    except (UserError, OSError) as error:
         say(f"  not recorded: {error}")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from letgo.core.catalog import format_spec
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
 from letgo.core.files import read_json, write_json
+from letgo.core.locks import LOCK_FILE, check_held
 
 SCHEMA = 2
 """2: `kept` and the words are taken between the attacked original and a model that never knew; in 1 between before and
@@ -258,12 +259,13 @@ def check_unused(output: Path | None) -> None:
         return
     if not output.is_dir():
         raise UserError(f"output {output} is a file; name a directory")
-    if any(output.iterdir()):
+    if any(path.name != LOCK_FILE for path in output.iterdir()):
         raise UserError(f"output directory {output} is not empty; name another one")
 
 
 def write_result(directory: Path, result: Result) -> Path:
     """Write `result.json` whole; returns its path."""
+    check_held(directory)
     path = directory / RESULT_FILE
     write_json(path, result.model_dump(mode="json", by_alias=True))
     return path

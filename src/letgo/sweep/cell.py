@@ -6,8 +6,8 @@ import traceback
 from dataclasses import dataclass
 from typing import Literal
 
-from letgo.attacks.engine.spec import plan_attack
-from letgo.core.errors import LetgoError
+from letgo.attacks.engine.spec import missing_attacks
+from letgo.core.errors import LetgoError, WorldError, as_world_error
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import locked
 from letgo.runs import unrecorded
@@ -48,8 +48,8 @@ def outcome(task: CellTask) -> CellOutcome | None:
 def run_task(task: CellTask) -> Literal["over", "busy"]:
     """Do what is still to be done of a task; "busy" where another process is at work on it.
 
-    Nothing is raised: a failure is written into the run's directory. The index is left alone: the sweep writes it, for
-    several machines can't write one SQLite file.
+    A failure is written into the run's directory; one of the machine beneath (`WorldError`) is raised: the task is not
+    to blame. The index is left alone: the sweep writes it, for several machines can't write one SQLite file.
     """
     with locked(task.claim) as mine, unrecorded():
         if not mine:
@@ -70,9 +70,13 @@ def _do(task: CellTask) -> None:
             write_tags(directory, tuple(task.tags))
         if missing := _missing(task, read_result(directory)):
             attack(directory, missing, shared_scores=shared)
+    except WorldError:
+        raise
     except LetgoError as error:
         write_error(task, str(error))
     except Exception as error:
+        if (world := as_world_error(error)) is not None:
+            raise world from error
         write_error(task, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
@@ -80,8 +84,7 @@ def _missing(task: CellTask, result: Result) -> list[str]:
     """The attacks that are still to be made; a collapsed run is not attacked."""
     if result.status != "finished":
         return []
-    made = {attack.label for attack in result.attacks}
-    return [spec for spec in task.attacks if plan_attack(spec).label not in made]
+    return missing_attacks(task.attacks, result)
 
 
 def write_error(task: CellTask, message: str, trace: str = "") -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 
+from letgo.core.errors import WorldError
 from letgo.sweep.cell import run_task
 from letgo.sweep.resources import processors
 from letgo.sweep.worker import serve
@@ -89,7 +90,10 @@ class Processes(Workers):
         for worker, task in (busy[pipe] for pipe in wait(list(busy), timeout)):  # type: ignore[index]
             worker.task = None
             try:
-                endings.append(Ending(task, worker.pipe.recv()))
+                how = worker.pipe.recv()
+                if isinstance(how, WorldError):
+                    raise how
+                endings.append(Ending(task, how))
             except (EOFError, OSError):
                 worker.end()
                 self.workers.remove(worker)

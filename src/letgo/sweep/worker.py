@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from letgo.core.errors import WorldError
 from letgo.sweep.workers import CellTask
 
 
@@ -35,7 +36,10 @@ def serve(pipe: Connection, threads: int, devices: str | None, parent: int) -> N
     run_task = _prepare(threads)
     with contextlib.suppress(EOFError):
         while (task := pipe.recv()) is not None:
-            pipe.send(run_task(task))
+            try:
+                pipe.send(run_task(task))
+            except WorldError as error:
+                pipe.send(error)
 
 
 def _prepare(threads: int) -> Callable[[CellTask], Literal["over", "busy"]]:

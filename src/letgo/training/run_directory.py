@@ -1,15 +1,21 @@
-"""A run's directory before the run: may it be written to, and is it this run's?"""
+"""A run's directory before and after the run: may it be written to, is it this run's, is anything left to be done?"""
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
-from letgo.core.errors import UserError
-from letgo.runs.results import CONFIG_FILE, is_run, read_result
+from letgo.attacks.engine.spec import missing_attacks
+from letgo.core.errors import LetgoError, UserError
+from letgo.core.locks import LOCK_FILE
+from letgo.report.card import CARD_FILE, card
+from letgo.runs.results import CONFIG_FILE, Result, is_run, read_result
+from letgo.scoring.resume_log import ResumeLog
+from letgo.training.checkpoints import last_checkpoint, remove_checkpoints
 from letgo.training.config import UnlearnConfig, read_config, resolved_settings
-from letgo.training.trainer import last_checkpoint
+from letgo.training.looks import BEST
 
+PARTIAL = "scores-{}.partial.jsonl"
+"""In an unfinished run: what has been scored of the model whose weights have this fingerprint."""
 MAY_CHANGE = {
     # Where it lies, and what is done with the finished run.
     *(
@@ -31,50 +37,80 @@ MAY_CHANGE = {
 """What a run may be resumed with otherwise than it was begun."""
 
 
-def prepare_directory(config: UnlearnConfig, *, resume: bool = False) -> Path:
-    """The output directory, made and tried; one that holds another run is refused.
-
-    Raises:
-        UserError: there is none, it can't be written to, it holds another run, or one that is finished; or a run would
-            go on with other settings than it was begun with.
-    """
-    output = config.output_dir
-    if not output:
+def output_directory(config: UnlearnConfig) -> Path:
+    """Where a run goes. A `UserError` where that is not said, or is a file."""
+    if not config.output_dir:
         raise UserError("no output directory: give output_dir (--output DIR)")
-    directory = Path(output)
+    directory = Path(config.output_dir)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"output {directory} is a file; name a directory")
-    if directory.is_dir() and any(directory.iterdir()):
-        if not resume:
-            what = "holds another run" if is_run(directory) or (directory / CONFIG_FILE).exists() else "is not empty"
-            raise UserError(
-                f"output directory {directory} {what}; name another one, remove it, or resume it with --resume"
-            )
-        if is_run(directory) and read_result(directory).status == "finished":
-            raise UserError(f"output directory {directory} holds a finished run; there is nothing to resume")
-        _check_settings(directory, config)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".{uuid.uuid4().hex}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"output directory {directory} can't be written to ({error.strerror})") from error
     return directory
 
 
-def _check_settings(directory: Path, config: UnlearnConfig) -> None:
-    """Refuse to go on from a checkpoint with other settings than those that it was trained with."""
-    if not (directory / CONFIG_FILE).is_file() or last_checkpoint(directory) is None:
-        return
+def check_directory(directory: Path, config: UnlearnConfig, *, resume: bool = False) -> list[str]:
+    """Check that a run may begin in its directory, or go on there; returns notes for the record.
+
+    Raises:
+        UserError: it holds another run, or one with nothing left to be done; or a run would go on with other settings
+            than it was begun with.
+    """
+    if all(path.name == LOCK_FILE for path in directory.iterdir()):
+        return []
+    if not resume:
+        what = "holds another run" if is_run(directory) or (directory / CONFIG_FILE).exists() else "is not empty"
+        raise UserError(f"output directory {directory} {what}; name another one, remove it, or resume it with --resume")
+    notes = _check_settings(directory, config)
+    if (result := finished_result(directory)) is not None and not _left_to_do(directory, config, result):
+        raise UserError(f"output directory {directory} holds a finished run; there is nothing to resume")
+    return notes
+
+
+def finished_result(directory: Path) -> Result | None:
+    """The record of a run that came to its end, with or without its attacks."""
+    result = read_result(directory) if is_run(directory) else None
+    return None if result is None or result.status == "failed" else result
+
+
+def remove_remains(directory: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    remove_checkpoints(directory)
+    for path in directory.glob(PARTIAL.format("*")):
+        ResumeLog.remove(path)
+    for path in directory.glob(BEST.format("*")):
+        path.unlink()
+
+
+def check_complete(directory: Path) -> None:
+    """Raise a `LetgoError` where somebody emptied the directory while the run was at work."""
+    if not (directory / CONFIG_FILE).is_file():
+        raise LetgoError(f"{directory / CONFIG_FILE} was removed while the run was at work: run the command again")
+
+
+def _left_to_do(directory: Path, config: UnlearnConfig, result: Result) -> bool:
+    """Whether a finished run's attacks, card or push are missing, or its remains were not removed."""
+    if config.push_to_hub or missing_attacks(config.attacks or (), result) or last_checkpoint(directory):
+        return True
+    if any(directory.glob(PARTIAL.format("*"))) or any(directory.glob(BEST.format("*"))):
+        return True
+    path = directory / CARD_FILE
+    return not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != card(result)
+
+
+def _check_settings(directory: Path, config: UnlearnConfig) -> list[str]:
+    """Refuse to go on with other settings than those that a run was begun with; what may change is noted."""
+    begun_anew = last_checkpoint(directory) is None and finished_result(directory) is None
+    if not (directory / CONFIG_FILE).is_file() or begun_anew:
+        return []
     begun, now = resolved_settings(read_config(directory / CONFIG_FILE)), resolved_settings(config)
-    changed = [key for key in {**begun, **now} if key not in MAY_CHANGE and begun.get(key) != now.get(key)]
-    if changed:
-        shown = ", ".join(f"{key} {_shown(begun, key)} (now {_shown(now, key)})" for key in changed)
+    changed = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
+    if refused := [key for key in changed if key not in MAY_CHANGE]:
+        shown = ", ".join(f"{key} {_shown(begun, key)} (now {_shown(now, key)})" for key in refused)
         raise UserError(
             f"output directory {directory} holds a run that was begun with other settings: {shown}\n"
             f"  resume it as it was begun: letgo unlearn {directory / CONFIG_FILE} --resume; or name another directory"
         )
+    noted = [key for key in changed if key != "output_dir"]
+    return [f"resumed with {key} {_shown(now, key)}; begun with {_shown(begun, key)}" for key in noted]
 
 
 def _shown(settings: dict[str, object], key: str) -> str:

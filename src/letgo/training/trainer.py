@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from letgo.core import processes
 from letgo.core.errors import NonFiniteLossError, UserError
-from letgo.core.files import write_text
 from letgo.core.progress import Quiet, Reporter, Task
 from letgo.core.ranks_lost import rank_loss_named
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
@@ -35,13 +33,11 @@ from letgo.optim import create_optimizer
 from letgo.optim.base import ClosureOptimizer, unwrapped
 from letgo.optim.drive import Drive, sampled_labels_loss
 from letgo.optim.engine.shards import cut_state, whole_state
+from letgo.training.checkpoints import last_checkpoint, mark_complete, remove_older
 from letgo.training.config import UnlearnConfig
 from letgo.training.distributed import TrainingRanks, load_whole_weights
 from letgo.training.looks import Looks, is_look, look_of, looks_in
 from letgo.training.run_plan import fitted_steps, optimizer_settings
-
-COMPLETE = "letgo_complete"
-"""A file written last into a checkpoint: one without it was cut off while being saved."""
 
 
 class UnlearnTrainer(Trainer):
@@ -92,6 +88,8 @@ class UnlearnTrainer(Trainer):
         if args.ddp_find_unused_parameters is None:
             # Only hidden states of an inner layer leave weights without a gradient; to look for them costs a pass.
             args.ddp_find_unused_parameters = self.objective.layer is not None
+        # Trainer removes older checkpoints before the new one is known to be whole.
+        self.checkpoints_kept, args.save_total_limit = args.save_total_limit, None
         save_strategy = args.save_strategy
         if self.training_ranks.sharded:
             # Trainer knows no checkpoints of a model that was shared out while it was loaded; here they are below.
@@ -426,18 +424,6 @@ class UnlearnTrainer(Trainer):
         ]
 
 
-def rows_of_checkpoint(checkpoint: Path) -> int | None:
-    """Forget rows of a step of the run that wrote a checkpoint; None where it does not say (earlier versions)."""
-    text = (checkpoint / COMPLETE).read_text(encoding="utf-8")
-    return int(json.loads(text)["forget_rows_a_step"]) if text.strip() else None
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint in a run directory that was written to its end."""
-    complete = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
 class _Bookkeeping(TrainerCallback):
     """Tells the dataset its epoch, marks checkpoints complete, and shows progress."""
 
@@ -474,12 +460,19 @@ class _Bookkeeping(TrainerCallback):
         control.should_evaluate = self.trainer.look_due()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            step = {"forget_rows_a_step": self.trainer.training_ranks.window_rows()}
-            write_text(checkpoint / COMPLETE, json.dumps(step) + "\n")
+        # Every process has written its part.
+        processes.exchange(None)
+        processes.first_does(self._mark_complete)
         if self.trainer.looks is not None:
             self.trainer.looks.begin(state.log_history)
+
+    def _mark_complete(self) -> None:
+        trainer = self.trainer
+        directory = Path(str(trainer.args.output_dir))
+        checkpoint = directory / f"checkpoint-{trainer.state.global_step}"
+        mark_complete(checkpoint, forget_rows_a_step=trainer.training_ranks.window_rows())
+        if trainer.checkpoints_kept is not None:
+            remove_older(directory, checkpoint, trainer.checkpoints_kept)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.context is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from letgo.attacks.engine.spec import missing_attacks
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core import processes
@@ -38,18 +38,23 @@ from letgo.runs.results import (
     write_result,
 )
 from letgo.scoring.resume_log import ResumeLog, content_key
+from letgo.training.checkpoints import facts_of, whole_checkpoint
 from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
 from letgo.training.distributed import exchange_note
-from letgo.training.looks import BEST, looks_of
+from letgo.training.looks import looks_of
 from letgo.training.one_shot import OneShot
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
-from letgo.training.run_directory import prepare_directory
+from letgo.training.run_directory import (
+    PARTIAL,
+    check_complete,
+    check_directory,
+    finished_result,
+    output_directory,
+    remove_remains,
+)
 from letgo.training.run_plan import RunPlan, objective_of, plan_run, planned_steps
-from letgo.training.trainer import UnlearnTrainer, last_checkpoint, rows_of_checkpoint
-
-PARTIAL = "scores-{}.partial.jsonl"
-"""In an unfinished run: what has been scored of the model whose weights have this fingerprint."""
+from letgo.training.trainer import UnlearnTrainer
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,29 @@ def unlearn(
         raise UserError("give unlearn() either a config or settings, not both")
     config = config if config is not None else make_config(settings, where="unlearn()")
     processes.start(config.processes)
-    processes.first_does(lambda: prepare_directory(config, resume=resume))
-    opened = open_run(config, resume, reporter, shared_scores)
-    with only_writer(opened.directory), failure_recorded(opened):
+    directory = output_directory(config)
+    with only_writer(directory, make=True):
+        notes = processes.first_does(lambda: check_directory(directory, config, resume=resume)) or []
+        opened = open_run(config, resume, reporter, shared_scores, notes)
+        run = recorded_run(opened) or unlearned(opened)
+        result = attack(opened, run.result)
+        processes.first_does(lambda: publish(opened, result))
+        return replace(run, result=result)
+
+
+def recorded_run(opened: Opened) -> Run | None:
+    """The run that an earlier process recorded in the directory, and did not come to attack or to publish."""
+    result = finished_result(opened.directory) if opened.resume else None
+    if result is None:
+        return None
+    opened.reporter.say("  unlearned and measured already: its attacks and its card go on")
+    model = load_model(opened.directory, dtype=opened.config.dtype)
+    return Run(opened.directory, result, model, load_tokenizer(opened.directory))
+
+
+def unlearned(opened: Opened) -> Run:
+    """Measure, unlearn, save, measure again, judge, and record."""
+    with failure_recorded(opened):
         prepared = prepare(opened)
         with opened.log.clock("evaluate"):
             before = measure(prepared, prepared.model, "measuring before", common=True)
@@ -119,8 +144,6 @@ def unlearn(
         result = judge_run(prepared, before, after, references)
         stages = {"before": before, "after": after} | {f"reference:{name}": r for name, r in references.items()}
         processes.first_does(lambda: record(prepared, result, stages))
-        result = attack(opened, result)
-        processes.first_does(lambda: publish(opened, result))
         return Run(opened.directory, result, model, prepared.tokenizer)
 
 
@@ -179,7 +202,11 @@ class Prepared:
 
 
 def open_run(
-    config: UnlearnConfig, resume: bool, reporter: Reporter | None, shared_scores: str | Path | None
+    config: UnlearnConfig,
+    resume: bool,
+    reporter: Reporter | None,
+    shared_scores: str | Path | None,
+    notes: Sequence[str],
 ) -> Opened:
     """Give the run its name and its time, in all processes: a failure is recorded by the first one alone."""
     created = processes.agreed(now())
@@ -194,7 +221,7 @@ def open_run(
         resume=resume,
         shared_scores=None if shared_scores is None else Path(shared_scores),
         reporter=(reporter or Quiet()) if processes.is_first() else Quiet(),
-        log=Log(),
+        log=Log(notes=list(notes)),
     )
 
 
@@ -312,10 +339,10 @@ def train(prepared: Prepared) -> Any:
         return work.model
     reporter, log = opened.reporter, opened.log
     take_references_once(prepared, work)
-    checkpoint = last_checkpoint(opened.directory) if opened.resume else None
+    checkpoint = whole_checkpoint(opened.directory, reporter.say) if opened.resume else None
     if opened.resume and checkpoint is None:
         reporter.say("  no whole checkpoint to resume from: starting anew")
-    if checkpoint is not None and (note := work.training_ranks.fit_window(rows_of_checkpoint(checkpoint))):
+    if checkpoint is not None and (note := work.training_ranks.fit_window(facts_of(checkpoint)["forget_rows_a_step"])):
         work.notes.append(note)
         reporter.say(f"  {note}")
     work.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -422,27 +449,22 @@ def result_of(opened: Opened, status: Status, **values: Any) -> Result:
 def record(prepared: Prepared, result: Result, stages: Mapping[str, Sequence[Sample]]) -> None:
     """Write the record of the run, `result.json` last; what only an unfinished one needs is then removed."""
     directory = prepared.opened.directory
+    check_complete(directory)
     write_json_lines(directory / HISTORY_FILE, prepared.work.history)
     write_samples(directory, stages, result.seed)
     write_result(directory, result)
     record_run(directory, prepared.opened.reporter.say)
-    for path in directory.glob("checkpoint-*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in directory.glob(PARTIAL.format("*")):
-        ResumeLog.remove(path)
-    for path in directory.glob(BEST.format("*")):
-        path.unlink()
+    remove_remains(directory)
 
 
 def attack(opened: Opened, result: Result) -> Result:
     """Run the config's attacks on what was saved; returns the result with theirs."""
     from letgo.attacks.engine.run import attack as attack_directory
 
-    if not opened.config.attacks:
+    missing = missing_attacks(opened.config.attacks or (), result)
+    if not missing:
         return result
-    return attack_directory(
-        opened.directory, opened.config.attacks, reporter=opened.reporter, shared_scores=opened.shared_scores
-    )
+    return attack_directory(opened.directory, missing, reporter=opened.reporter, shared_scores=opened.shared_scores)
 
 
 def publish(opened: Opened, result: Result) -> None:
@@ -451,6 +473,9 @@ def publish(opened: Opened, result: Result) -> None:
     from letgo.report.card import write_model_card
 
     config, say = opened.config, opened.reporter.say
+    # A process that was killed before this one may have recorded the run, and left the rest undone.
+    remove_remains(opened.directory)
+    record_run(opened.directory, say)
     write_model_card(opened.directory, result)
     if not config.push_to_hub:
         return

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from letgo.attacks import ATTACKS
 from letgo.core.catalog import format_spec, parse_spec
 from letgo.core.errors import UserError
+from letgo.runs.results import Result
 
 THRESHOLD = 0.5
 """An attack is survived if at least this share of the forgetting is kept."""
@@ -89,6 +90,12 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
         raise UserError(f"attack {name!r}: seed must be a whole number of at least 0, not {first!r}")
     given: dict[str, Any] = {key: options[key] for key in ("search", "bound") if key in options}
     return AttackSpec(record.name, settings, tuple(range(first, first + count)), least, search, bound, reference, given)
+
+
+def missing_attacks(specs: Iterable[str], result: Result) -> list[str]:
+    """Those of the attacks that a run's record does not have yet."""
+    made = {attack.label for attack in result.attacks}
+    return [spec for spec in specs if plan_attack(spec).label not in made]
 
 
 def _number(name: str, key: str, value: Any) -> float:

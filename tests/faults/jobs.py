@@ -1,0 +1,219 @@
+"""What is tried under faults: a command, the command that goes on after it, and what must then be there."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests import tiny, warm
+
+VOLATILE = {"run_id", "created", "seconds", "peak_memory_bytes"}
+"""What differs from run to run in a record of ours."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command on files below a folder, in which `{folder}` stands for it.
+
+    Attributes:
+        words: the command.
+        again: the command that goes on with it after a fault.
+        before: commands whose outcome it begins with.
+    """
+
+    name: str
+    words: Sequence[str]
+    again: Sequence[str]
+    before: Sequence[Sequence[str]] = ()
+
+
+SETTINGS = {
+    "learning_rate": 1e-3,
+    # Two steps an epoch: the run ends in the middle of one.
+    "max_steps": 5,
+    "per_device_train_batch_size": 3,
+    "save_steps": 2,
+    "seed": 3,
+}
+RUN = ("unlearn", "{folder}/run.yaml", "--quiet")
+ATTACKS = ("--attack", "quantize:bits=4", "--attack", "relearn:steps=2,learning_rate=1e-3")
+ATTACK = ("attack", "{folder}/out/run", *ATTACKS, "--quiet")
+EVALUATE = ("eval", "biographies", "--benchmark", "biographies", "--limit", "2", "-o", "{folder}/out/eval", "--quiet")
+SWEEP = ("sweep", "{folder}/grid.yaml", "--quiet")
+ANALYZE = ("analyze", "certificate", "{folder}/out/run", "--samples", "8", "--sigma", "0.01", "--quiet")
+REPORT = ("report", "{folder}/out", "--output", "{folder}/out/report.html")
+JOBS = {
+    job.name: job
+    for job in (
+        Job("unlearn", RUN, (*RUN, "--resume")),
+        Job("attack", ATTACK, ATTACK, before=[RUN]),
+        Job("eval", EVALUATE, (*EVALUATE, "--resume")),
+        Job("sweep", SWEEP, (*SWEEP, "--resume")),
+        Job("analyze", ANALYZE, ANALYZE, before=[RUN]),
+        Job("report", REPORT, REPORT, before=[RUN]),
+    )
+}
+
+
+def make_folder(folder: Path) -> None:
+    """The user's files: a model, rows, a run's YAML and a grid."""
+    model = tiny.save(folder / "model", tiny.make_model(), tiny.make_tokenizer())
+    settings = tiny.own_files(folder, model, **SETTINGS)
+    attacks = {"attacks": ["quantize:bits=4"], "output_dir": str(folder / "out" / "run")}
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings | attacks), encoding="utf-8")
+    del settings["output_dir"]
+    grid = {
+        "output": str(folder / "out" / "sweep"),
+        "base": settings | {"max_steps": 2},
+        "grid": {"optimizer": ["adamw", "signsgd"]},
+        "attacks": ["quantize:bits=4"],
+    }
+    (folder / "grid.yaml").write_text(yaml.safe_dump(grid), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int | None
+    said: str
+    wrong: str
+
+
+class Bench:
+    """A folder with the user's files, in which a job is done again and again, each time from its beginning."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job, self.folder = job, folder.resolve()
+        self.work = self.folder / "work"
+        make_folder(self.work)
+        (self.work / "out").mkdir()
+        for words in job.before:
+            self.must(words)
+        shutil.copytree(self.work / "out", self.folder / "begin")
+        self.must(job.words, count=True)
+        self.events = Path(f"{self.work / 'out'}.events").read_text(encoding="utf-8").splitlines()
+        self.whole = outcome(self.work / "out")
+
+    def must(self, words: Sequence[str], *, count: bool = False) -> None:
+        ended = self.run(words, fault=("kill", 0) if count else None)
+        if ended.code:
+            raise AssertionError(f"{words} ended with {ended.code}:\n{ended.wrong}")
+
+    def run(self, words: Sequence[str], *, fault: tuple[str, int] | None = None, timeout: float = 120) -> Ended:
+        """Do a command, under a fault where one is named."""
+        words = [word.format(folder=self.work) for word in words]
+        # Not files: where no file can grow, the message must still arrive.
+        with tempfile.TemporaryDirectory() as folder:
+            pipes = [Path(folder, name) for name in ("said", "wrong")]
+            texts = ["", ""]
+            for pipe in pipes:
+                os.mkfifo(pipe)
+
+            def read(number: int) -> None:
+                texts[number] = pipes[number].read_text(encoding="utf-8", errors="replace")
+
+            readers = [threading.Thread(target=read, args=(number,)) for number in (0, 1)]
+            for reader in readers:
+                reader.start()
+            module = ["-m", "letgo"] if fault is None else ["-m", "tests.faults.injector"]
+            place = [] if fault is None else [fault[0], str(fault[1]), str(self.work / "out")]
+            caches = {"LETGO_REFERENCES": str(self.work / "out" / ".references"), "COLUMNS": "200"}
+            process = warm.start([*module, *place, *words], said=pipes[0], wrong=pipes[1], **caches)
+            process.join(timeout)
+            hung = process.exitcode is None
+            if hung:
+                process.kill()
+                process.join()
+            for reader in readers:
+                reader.join()
+        return Ended(None if hung else process.exitcode, *texts)
+
+    def try_fault(self, kind: str, at: int) -> str:
+        """The job under a fault, and gone on with: what is wrong with its end; empty where nothing is."""
+        shutil.rmtree(self.work / "out")
+        shutil.copytree(self.folder / "begin", self.work / "out")
+        ended = self.run(self.job.words, fault=(kind, at))
+        if problem := self._wrong_end(kind, ended):
+            return f"{problem}\n{ended.wrong[-3000:]}"
+        again = self.job.again
+        if ended.code == 0 and "--resume" in again:
+            # The fault did no harm: nothing is left to be done.
+            again = ()
+        if again:
+            ended = self.run(again)
+            if ended.code == 2 and "nothing to resume" in ended.wrong:
+                ended = Ended(0, "", "")
+            if ended.code:
+                return f"going on ended with {ended.code}\n{ended.wrong[-3000:]}"
+        now = outcome(self.work / "out")
+        differ = [name for name in {**self.whole, **now} if self.whole.get(name) != now.get(name)]
+        return "" if not differ else f"other outcome: {_differences(self.whole, now, differ)}"
+
+    def _wrong_end(self, kind: str, ended: Ended) -> str:
+        codes = {"kill": (-signal.SIGKILL,), "interrupt": (130, 0), "error": (0, 1), "full": (0, 1)}[kind]
+        if ended.code is None:
+            return "it hung"
+        if ended.code not in codes:
+            return f"it ended with {ended.code}"
+        if "Traceback" in ended.wrong or "Exception ignored" in ended.wrong:
+            return "a traceback"
+        if ended.code == 1 and ended.wrong.count("letgo: ") != 1:
+            return "not one message"
+        return ""
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Every file that a job leaves, without what differs from run to run."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if not path.is_file() or name.startswith((".references", "runs.sqlite")):
+            continue
+        files[name] = _content(path)
+    return files
+
+
+def _content(path: Path) -> Any:
+    if path.name.endswith(".json") and path.parent.name != "model":
+        return _steady(json.loads(path.read_text(encoding="utf-8")))
+    if path.suffix == ".safetensors":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    # A card and a page tell when it was made, how long it took, in how much memory.
+    return re.sub(r"\d{4}-\d\d-\d\dT\S+|[\d.,]+ (s|min|h|MB|GB)\b", "N", path.read_text(encoding="utf-8"))
+
+
+def _steady(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _steady(inner) for key, inner in value.items() if key not in VOLATILE}
+    return [_steady(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _differences(whole: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> str:
+    shown = []
+    for name in names:
+        there = "missing" if name not in now else "left behind" if name not in whole else "other content"
+        shown.append(f"{name} ({there})")
+        if name in now and name in whole:
+            texts = (
+                json.dumps(each[name], indent=1) if name.endswith(".json") else str(each[name]) for each in (whole, now)
+            )
+            shown += list(difflib.unified_diff(*(text.splitlines() for text in texts), "whole", "now", n=0))[:12]
+    return "\n".join(shown)
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else json.dumps(content, indent=1)
