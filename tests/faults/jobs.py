@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any
 import yaml
 
 from tests import tiny, warm
+from tests.faults.injector import KINDS
 
 VOLATILE = {"run_id", "created", "seconds", "peak_memory_bytes"}
 """What differs from run to run in a record of ours."""
@@ -53,7 +55,7 @@ ATTACKS = ("--attack", "quantize:bits=4", "--attack", "relearn:steps=2,learning_
 ATTACK = ("attack", "{folder}/out/run", *ATTACKS, "--quiet")
 EVALUATE = ("eval", "biographies", "--benchmark", "biographies", "--limit", "2", "-o", "{folder}/out/eval", "--quiet")
 SWEEP = ("sweep", "{folder}/grid.yaml", "--quiet")
-ANALYZE = ("analyze", "certificate", "{folder}/out/run", "--samples", "8", "--sigma", "0.01", "--quiet")
+ANALYZE = ("analyze", "certificate", "{folder}/out/run", "--draws", "8", "--limit", "2", "--quiet")
 REPORT = ("report", "{folder}/out", "--output", "{folder}/out/report.html")
 JOBS = {
     job.name: job
@@ -76,7 +78,7 @@ def make_folder(folder: Path) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(settings | attacks), encoding="utf-8")
     del settings["output_dir"]
     grid = {
-        "output": str(folder / "out" / "sweep"),
+        "output_dir": str(folder / "out" / "sweep"),
         "base": settings | {"max_steps": 2},
         "grid": {"optimizer": ["adamw", "signsgd"]},
         "attacks": ["quantize:bits=4"],
@@ -176,14 +178,21 @@ class Bench:
         return ""
 
 
+def spread(bench: Bench, count: int) -> list[tuple[str, int]]:
+    """So many faults of a job, spread evenly over its moments, of all kinds in turn."""
+    moments = (1 + number * (len(bench.events) - 1) // max(1, count - 1) for number in range(count))
+    return list(zip(itertools.cycle(KINDS), moments))
+
+
 def outcome(folder: Path) -> dict[str, Any]:
     """Every file that a job leaves, without what differs from run to run."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if not path.is_file() or name.startswith((".references", "runs.sqlite")):
-            continue
-        files[name] = _content(path)
+        # Caches, the index, and who held which lock.
+        other = name.startswith(".references") or ".sqlite" in name or name.endswith(".lock") or ".claims" in name
+        if path.is_file() and not other:
+            files[name] = _content(path)
     return files
 
 

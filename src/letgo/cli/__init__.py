@@ -78,11 +78,12 @@ def _interrupted(words: list[str]) -> int:
 def _going_on(words: list[str]) -> str:
     """The last line of a message: the command that goes on with what was finished, where there is one."""
     command = next((word for word in words if not word.startswith("-")), "")
-    kept = command in ("unlearn", "sweep") or (command == "eval" and {"-o", "--output"} & set(words))
-    if not kept and command not in ("attack", "analyze"):
+    own_output = bool({"-o", "--output"} & set(words))
+    resumes = command in ("unlearn", "sweep") or (command == "eval" and own_output)
+    if not resumes and command != "analyze" and (command != "attack" or own_output):
         return ""
-    resumed = [*words, "--resume"] if kept and "--resume" not in words else words
-    return f"\n  go on with: {shlex.join(['letgo', *resumed])}"
+    again = [*words, "--resume"] if resumes and "--resume" not in words else words
+    return f"\n  go on with: {shlex.join(['letgo', *again])}"
 
 
 def _interrupt_again(ignored: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from letgo.core import processes
 from letgo.core.errors import UserError
 from letgo.core.files import write_text
 from letgo.core.fingerprints import text_fingerprint
+from letgo.core.locks import take
 
 _VERSION = 1
 
@@ -35,7 +37,7 @@ class ResumeLog:
         identity: what all lines depend on, as JSON values: the model's fingerprint, its dtype, the tokenizer.
 
     Raises:
-        UserError: the file belongs to another identity, or is not such a log.
+        UserError: the file belongs to another identity, or is not such a log; or another process writes it.
     """
 
     def __init__(self, path: str | Path | None, identity: Mapping[str, Any]) -> None:
@@ -52,15 +54,19 @@ class ResumeLog:
             if other != self.path:
                 self._read(other, other.read_bytes())
         head = _line({"letgo_scores": _VERSION, "identity": self.identity})
-        raw = self.path.read_bytes() if self.path.exists() else b""
-        # Killed in its first line: nothing is lost by starting anew.
-        new = b"\n" not in raw and head.encode().startswith(raw)
-        if not new and len(whole := self._read(self.path, raw)) < len(raw):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        self._file = self.path.open("w" if new else "a", encoding="utf-8")
-        if new:
-            self._file.write(head)
+        self._file = self.path.open("a", encoding="utf-8")
+        try:
+            if take(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB) == "taken":
+                raise UserError(f"another process writes {self.path}: wait until it has ended, or stop it")
+            raw = self.path.read_bytes()
+            # Killed in its first line: nothing is lost by starting anew.
+            new = b"\n" not in raw and head.encode().startswith(raw)
+            self._file.truncate(0 if new else len(self._read(self.path, raw)))
+            if new:
+                self._file.write(head)
+        except BaseException:
+            self._file.close()
+            raise
 
     def _read(self, path: Path, raw: bytes) -> bytes:
         """Add the results of a file; returns its whole lines."""

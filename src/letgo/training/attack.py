@@ -8,6 +8,7 @@ from typing import Any
 
 from letgo.attacks.engine.run import attack as attack_model
 from letgo.core import processes
+from letgo.core.locks import only_writer
 from letgo.report.card import write_model_card
 from letgo.runs.results import Result, is_run
 
@@ -17,8 +18,10 @@ def attack(directory: Path | str, attacks: Sequence[str], *, output: Path | None
 
     Arguments, result and errors as in `letgo.attacks.engine.run.attack`.
     """
-    result = attack_model(directory, attacks, output=output, **settings)
     folder = output or (Path(directory) if is_run(Path(directory)) else None)
-    if folder is not None:
-        processes.first_does(lambda: write_model_card(folder, result))
+    processes.start()
+    with only_writer(folder, make=True):
+        result = attack_model(directory, attacks, output=output, **settings)
+        if folder is not None:
+            processes.first_does(lambda: write_model_card(folder, result))
     return result

@@ -96,7 +96,7 @@ def attack(
     settings: dict[str, Any] = {"benchmark": benchmark, "original": original, "limit": limit, "dtype": dtype}
     folder = output or (Path(directory) if is_run(Path(directory)) else None)
     # Two that read the record, add to it and write it would lose what the other one added.
-    with only_writer(folder if output is None else None):
+    with only_writer(folder, make=True):
         target = open_target(directory, **settings, reporter=reporter)
         target.check_original()
         for plan in plans:
