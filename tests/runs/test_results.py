@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
+import torch
 
 from letgo.core.errors import UserError
 from letgo.core.files import read_json_lines, write_json_lines, written_whole
+from letgo.core.locks import locked
+from letgo.models.save import save_model
+from letgo.runs import Index
 from letgo.runs.results import RESULT_FILE, Metric, read_result, write_result
+from letgo.training.reference_store import ReferenceKey, ReferenceStore
+from tests import tiny
 from tests.report import runs as made
 
 METRIC = Metric(value=0.5, n=4, ci95=(0.1, 0.9))
@@ -82,3 +89,24 @@ def test_json_lines_round_trip_and_refuse_nan(tmp_path):
 def test_kept_is_a_share(kept):
     with pytest.raises(ValueError, match="kept"):
         made.quantize(kept=kept)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path, umask):
+    """Of every file that a run makes: records, the index, locks, weights."""
+    before = os.umask(umask)
+    try:
+        write_result(tmp_path / "run", made.result())
+        Index(tmp_path).rebuild()
+        with locked(tmp_path / "lock"):
+            pass
+        save_model(tiny.make_model(), tiny.make_tokenizer(), tmp_path / "run")
+        with ReferenceStore(tmp_path / "store").writer(ReferenceKey("m", "d", "t", "p", 8, "f", "logps")) as writer:
+            writer.append(torch.ones(()))
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".json", ".sqlite", "", ".safetensors"}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {
+        path.name: oct(0o666 & ~umask) for path in files
+    }

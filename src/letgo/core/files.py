@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,14 @@ def load_settings(path: Path) -> dict[str, Any]:
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file in the same directory to write to; renamed to `path` when the block ends well, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # Not `tempfile`'s: its files are for their owner alone, while here the umask decides.
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = os.fstat(handle).st_mode
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(mode)  # safetensors puts a file of its own, for its owner alone, in this one's place
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

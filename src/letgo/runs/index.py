@@ -126,8 +126,10 @@ class Index:
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """A connection in one transaction: all of the block is written, or nothing of it."""
         try:
+            if not self.file.exists():
+                self.file.touch()  # as the umask says: SQLite's own would be for its owner alone to write
             connection = sqlite3.connect(self.file, timeout=60, isolation_level=None)
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise UserError(f"the index {self.file} can't be opened ({error})") from error
         try:
             connection.execute("PRAGMA journal_mode=WAL")
