@@ -6,7 +6,8 @@ SHA-256; what a model wrote is escaped by jinja2, so it is text wherever it stan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +89,7 @@ class RunView:
 
     @cached_property
     def analyses(self) -> list[AnalysisView]:
-        entries = read_analyses(self.run.directory)
+        entries = self.run.read(read_analyses)
         return [view(entry, f"{self.anchor}-analysis-{i}") for i, entry in enumerate(entries, 1)]
 
     def answers(self) -> list[AnswerSet]:
@@ -100,25 +101,28 @@ class RunView:
         return sets
 
 
-def write_report(directories: Sequence[Path], output: Path) -> Path:
+def write_report(directories: Sequence[Path], output: Path, say: Callable[[str], None] = warnings.warn) -> Path:
     """Write one self-contained HTML page on runs, whole or not at all; returns its path.
 
     Args:
         directories: run directories, or folders that hold runs one or two levels down.
+        say: takes a message for each run, or file of one, that can't be read. The page names them too.
 
     Raises:
-        UserError: a directory is missing or holds no run, a file in it is broken, or the output can't be written.
+        UserError: a directory is missing or holds no run that can be read, or the output can't be written.
     """
-    runs = find_runs(directories)
+    runs, problems = find_runs(directories)
     if output.is_dir():
         raise UserError(f"{output} is a directory; name the file to write, such as {output / 'report.html'}")
-    write_page(output, answers.visible(render(runs, directories)))
+    write_page(output, answers.visible(render(runs, directories, problems)))
+    for problem in (*problems, *(problem for run in runs for problem in run.problems)):
+        say(f"left out: {problem}")
     return output
 
 
-def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> str:
-    """The page as text; `directories` are what was asked for, where sweeps are looked for. The same directories give
-    the same text."""
+def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = (), problems: Sequence[str] = ()) -> str:
+    """The page as text; `directories` are what was asked for, where sweeps are looked for; `problems` say which runs
+    can't be shown. The same directories give the same text."""
     results, many = [run.result for run in runs], len(runs) > 1
     shared, labels = columns(results), attack_labels(results)
     most = min(ANSWERS_A_SET, max(3, ANSWERS_IN_ALL // (2 * len(runs))))
@@ -128,6 +132,7 @@ def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> str:
     style, script = asset("report.css"), asset("report.js")
     return template("report.html.j2").render(
         views=views,
+        problems=problems,
         single=not many,
         columns=shared,
         labels=labels,
