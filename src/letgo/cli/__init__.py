@@ -28,9 +28,10 @@ TOGETHER = ("unlearn", "attack", "eval")
 
 def main() -> None:
     """The entry point: turns errors into messages and exit codes."""
-    from letgo.core import processes
+    from letgo.core import processes, terminal
     from letgo.core.progress import quiet_loggers
 
+    terminal.guard()
     quiet_loggers()
     if not processes.is_first():
         # All have the same results; the first one prints them.

@@ -76,7 +76,11 @@ def warn(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print plain values, and results or other pydantic models among them."""
 
+    from letgo.core.terminal import escaped
+
     def as_plain(model: Any) -> Any:
         return model.model_dump(mode="json", by_alias=True)
 
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=as_plain))
+    # JSON has no NaN: what is none in a record comes out as null.
+    plain = json.loads(json.dumps(value, default=as_plain), parse_constant=lambda name: None)
+    typer.echo(escaped(json.dumps(plain, ensure_ascii=False, indent=2)))

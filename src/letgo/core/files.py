@@ -19,6 +19,7 @@ from letgo.core.errors import UserError
 
 DEEPEST = 100
 """How many lists and mappings of a JSON document may lie inside each other."""
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 _TOO_DEEP = f"more than {DEEPEST} lists and mappings inside each other"
 
 
@@ -70,11 +71,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A CSV table of rows by their columns' names, each column where it was first met."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    """A CSV table of rows by their columns' names, each column where it was first met. Text that a spreadsheet would
+    take for a formula begins with an apostrophe."""
+    text, names = io.StringIO(), list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.writer(text, lineterminator="\n")
+    for cells in (names, *([row.get(name) for name in names] for row in rows)):
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in cells])
     return text.getvalue()
 
 

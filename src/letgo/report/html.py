@@ -16,6 +16,8 @@ from markupsafe import Markup
 
 from letgo.analysis.records import read_analyses
 from letgo.core.errors import UserError
+from letgo.core.files import damaged
+from letgo.core.terminal import visible
 from letgo.report import answers, figures
 from letgo.report.analyses import AnalysisView, view
 from letgo.report.chart import Figure
@@ -67,7 +69,7 @@ class RunView:
         self.anchor = f"run-{self.index}"
         self.result = self.run.result
         # The directory's name: run ids are unique, but say nothing to a reader.
-        self.title = answers.visible(self.run.directory.resolve().name)
+        self.title = visible(self.run.directory.resolve().name)
         self.verdict = verdict(self.result)
         self.caution = wording_caution(self.result)
         self.notes = [note for note in self.result.notes if note != ON_TRAINED_ROWS]  # The caution says it.
@@ -89,8 +91,15 @@ class RunView:
 
     @cached_property
     def analyses(self) -> list[AnalysisView]:
-        entries = self.run.read(read_analyses)
-        return [view(entry, f"{self.anchor}-analysis-{i}") for i, entry in enumerate(entries, 1)]
+        return self.run.read(self._analyses)
+
+    def _analyses(self, directory: Path) -> list[AnalysisView]:
+        entries = read_analyses(directory)
+        try:
+            return [view(entry, f"{self.anchor}-analysis-{i}") for i, entry in enumerate(entries, 1)]
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # What no schema says: losses of other names than the grid's, a grid with holes.
+            raise damaged(directory, f"the parts of an analysis don't fit each other ({error!r})") from error
 
     def answers(self) -> list[AnswerSet]:
         samples, sets = self.run.samples(), []
@@ -114,7 +123,7 @@ def write_report(directories: Sequence[Path], output: Path, say: Callable[[str],
     runs, problems = find_runs(directories)
     if output.is_dir():
         raise UserError(f"{output} is a directory; name the file to write, such as {output / 'report.html'}")
-    write_page(output, answers.visible(render(runs, directories, problems)))
+    write_page(output, visible(render(runs, directories, problems)))
     for problem in (*problems, *(problem for run in runs for problem in run.problems)):
         say(f"left out: {problem}")
     return output

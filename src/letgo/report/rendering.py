@@ -17,8 +17,9 @@ from letgo.core.files import written_whole
 from letgo.core.fingerprints import source_hash
 from letgo.core.sizes import size
 from letgo.core.statistics import LEAST_SEEDS
+from letgo.core.terminal import visible
 from letgo.report import numbers
-from letgo.report.answers import cut, marked, stage_title, visible
+from letgo.report.answers import cut, marked, stage_title
 from letgo.report.comparison import MARGIN
 from letgo.report.settings import commands, plain
 
