@@ -39,6 +39,10 @@ class CellState(Strict):
     run: RunPath | None = None
     reason: str = ""
 
+    def model_post_init(self, _: Any) -> None:
+        if self.run is None and self.status in ("finished", "collapsed"):
+            raise ValueError(f"a cell that {self.status} names its run")
+
 
 class TrialState(Strict):
     """One candidate of the tuning: what it changed, and `reached`, `missed`, `collapsed` or `failed`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -50,9 +52,9 @@ class ResumeLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for other in _files(first):
             if other != self.path:
-                self._read(other, other.read_bytes())
+                self._read(other, _bytes(other))
         head = _line({"letgo_scores": _VERSION, "identity": self.identity})
-        raw = self.path.read_bytes() if self.path.exists() else b""
+        raw = _bytes(self.path) if os.path.lexists(self.path) else b""
         # Killed in its first line: nothing is lost by starting anew.
         new = b"\n" not in raw and head.encode().startswith(raw)
         if not new and len(whole := self._read(self.path, raw)) < len(raw):
@@ -66,20 +68,17 @@ class ResumeLog:
         """Add the results of a file; returns its whole lines."""
         # A process killed while it wrote leaves half a line: that result is made again.
         whole = raw[: raw.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8").split("\n")[:-1]
+        if not whole and path != self.path:
+            return whole  # another process has just made it
         try:
-            if not lines and path != self.path:
-                return whole  # another process has just made it
-            head = json.loads(lines[0]) if lines else {}
-            entries = [json.loads(line) for line in lines[1:]]
+            head, *entries = map(json.loads, whole.decode("utf-8").split("\n")[:-1] or ["{}"])
             self._values |= {entry["key"]: entry["value"] for entry in entries}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            reason = f"is not a log of finished results ({error}); delete it or name another file"
-            raise UserError(f"{path} {reason}") from error
-        if not isinstance(head, dict) or head.get("letgo_scores") != _VERSION:
-            raise UserError(f"{path} is not a log of finished results of this version; delete it or name another file")
-        if head["identity"] != self.identity:
-            theirs, ours = head["identity"], self.identity
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _no_log(path, str(error)) from error
+        theirs, ours = head.get("identity") if isinstance(head, dict) else None, self.identity
+        if not isinstance(theirs, dict) or head.get("letgo_scores") != _VERSION:
+            raise _no_log(path, "its first line is not that of this version")
+        if theirs != ours:
             fields = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
             raise UserError(
                 f"{path} holds the results of another evaluation (it differs in {', '.join(map(repr, fields))}): "
@@ -144,8 +143,21 @@ class ResumeLog:
         self.close()
 
 
+def _no_log(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is not a log of finished results ({why}); delete it or name another file")
+
+
+def _bytes(path: Path) -> bytes:
+    # A pipe in its place would be waited for.
+    if not path.is_file():
+        raise _no_log(path, "not a regular file")
+    return path.read_bytes()
+
+
 def _files(first: Path) -> list[Path]:
-    return [path for path in (first, *sorted(first.parent.glob(f"{first.name}.*"))) if path.exists()]
+    return [
+        path for path in (first, *sorted(first.parent.glob(f"{glob.escape(first.name)}.*"))) if os.path.lexists(path)
+    ]
 
 
 def _line(value: Mapping[str, Any]) -> str:
