@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 
 from letgo.core import processes
 from letgo.core.errors import UserError
-from letgo.core.files import write_text
+from letgo.core.files import written_whole
 from letgo.core.fingerprints import text_fingerprint
 
 _VERSION = 1
@@ -120,13 +121,13 @@ class ResumeLog:
     def begin_with(path: Path, shared: Path) -> None:
         """Begin a log with what another evaluation of the same model has left at `shared`, if it has."""
         if shared.is_file() and not path.exists():
-            write_text(path, shared.read_text(encoding="utf-8"))
+            _copy(shared, path)
 
     @staticmethod
     def leave_at(path: Path, shared: Path) -> None:
         """Leave a finished log for others, instead of one that has less; whole or not at all."""
         if not shared.is_file() or shared.stat().st_size < path.stat().st_size:
-            write_text(shared, path.read_text(encoding="utf-8"))
+            _copy(path, shared)
 
     @staticmethod
     def remove(path: str | Path) -> None:
@@ -145,6 +146,11 @@ class ResumeLog:
 
 def _no_log(path: Path, why: str) -> UserError:
     return UserError(f"{path} is not a log of finished results ({why}); delete it or name another file")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _bytes(path: Path) -> bytes:
