@@ -123,7 +123,7 @@ def write_report(directories: Sequence[Path], output: Path, say: Callable[[str],
     runs, problems = find_runs(directories)
     if output.is_dir():
         raise UserError(f"{output} is a directory; name the file to write, such as {output / 'report.html'}")
-    write_page(output, visible(render(runs, directories, problems)))
+    write_page(output, render(runs, directories, problems))
     for problem in (*problems, *(problem for run in runs for problem in run.problems)):
         say(f"left out: {problem}")
     return output
