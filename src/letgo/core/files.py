@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import math
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,13 @@ from typing import Any
 import yaml
 
 from letgo.core.errors import UserError
+from letgo.core.locks import take
+from letgo.core.terminal import visible
 
 DEEPEST = 100
 """How many lists and mappings of a JSON document may lie inside each other."""
+_UNFINISHED = ".letgo-part"
+"""What the name of a temporary file ends with."""
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 _TOO_DEEP = f"more than {DEEPEST} lists and mappings inside each other"
 
@@ -52,17 +58,34 @@ def load_settings(path: Path) -> dict[str, Any]:
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file in the same directory to write to; renamed to `path` when the block ends well, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    remove_abandoned(path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     # Not `tempfile`'s: its files are for their owner alone, while here the umask decides.
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    mode = os.fstat(handle).st_mode
-    os.close(handle)
     try:
+        take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the sign that its writer is alive
         yield temporary
-        temporary.chmod(mode)  # safetensors puts a file of its own, for its owner alone, in this one's place
+        # safetensors puts a file of its own, for its owner alone, in this one's place.
+        temporary.chmod(os.fstat(handle).st_mode)
         os.replace(temporary, path)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, older_than: float = 3600.0) -> None:
+    """Remove what writers that were killed have left unfinished in a folder: whoever next writes a file there does it.
+
+    Args:
+        older_than: seconds. A file that nobody holds may still have been made, or put in its place, this moment; where
+            there is no other writer, 0 will do.
+    """
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                with path.open("r+b") as file:
+                    if take(file, fcntl.LOCK_EX | fcntl.LOCK_NB) == "held":
+                        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,8 +99,14 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     text, names = io.StringIO(), list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.writer(text, lineterminator="\n")
     for cells in (names, *([row.get(name) for name in names] for row in rows)):
-        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in cells])
+        writer.writerow(map(_cell, cells))
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return f"'{visible(value)}" if value.startswith(_FORMULA) else visible(value)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
