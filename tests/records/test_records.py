@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -72,6 +73,30 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, kind):
     os.rename(tmp_path / "runs/runs.sqlite", tmp_path / "away")
     code, out, _ = letgo("runs", "rebuild", tmp_path / "runs", "--json")
     assert (code, json.loads(out)["runs"], len(json.loads(out)["problems"])) == (0, 3, 1)
+
+
+def test_a_run_that_no_index_has_is_read_or_named(tmp_path):
+    folder.write(tmp_path / "runs")
+    Damage("bad/result.json", "truncate", 0.5, "").do(tmp_path / "runs")
+    assert letgo("runs", "rebuild", tmp_path / "runs")[0] == 0
+    code, _, message = letgo("runs", "show", "bad", "--root", tmp_path / "runs")
+    assert code == 2
+    assert "bad/result.json" in message
+
+
+def test_a_damaged_index_is_named_with_the_way_out(tmp_path):
+    folder.write(tmp_path / "runs")
+    whole, numbers, codes = (tmp_path / "runs/runs.sqlite").read_bytes(), random.Random(0), []
+    for _ in range(60):
+        at, length = numbers.randrange(len(whole)), numbers.choice([1, 8, 500])
+        cut = whole[:at], bytes(numbers.randrange(256) for _ in range(length)), whole[at + length :]
+        for rest in (tmp_path / "runs").glob("runs.sqlite*"):
+            rest.unlink()
+        (tmp_path / "runs/runs.sqlite").write_bytes(cut[0] if numbers.random() < 0.2 else b"".join(cut))
+        code, out, message = letgo("runs", "list", "--root", tmp_path / "runs", "--json")
+        codes.append(code)
+        assert "rebuild" in message or "upgrade letgo" in message if code else "good" in out
+    assert set(codes) == {0, 2}
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):

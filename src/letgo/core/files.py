@@ -98,8 +98,9 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     take for a formula begins with an apostrophe."""
     text, names = io.StringIO(), list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.writer(text, lineterminator="\n")
-    for cells in (names, *([row.get(name) for name in names] for row in rows)):
-        writer.writerow(map(_cell, cells))
+    writer.writerow(map(_cell, names))
+    for row in rows:
+        writer.writerow(_cell(row.get(name)) for name in names)
     return text.getvalue()
 
 

@@ -111,8 +111,9 @@ class Index:
             if matches:
                 names = ", ".join(f"{record.run_id} ({record.path})" for record in matches[:5])
                 raise UserError(f"{run!r} means {len(matches)} runs: {names}; give the whole id or the path")
-        if is_run(Path(run)):
-            return RunRecord.read(Path(run), self.root)
+        for directory in (Path(run), self.root / run):
+            if is_run(directory):
+                return RunRecord.read(directory, self.root)
         raise UserError(f"no run {run!r} in {self.root}; `letgo runs list` names them, `letgo runs rebuild` finds more")
 
     def _records(self) -> list[RunRecord]:
@@ -139,7 +140,7 @@ class Index:
             self._check_version(connection)
             yield connection
             connection.execute("COMMIT")
-        except (sqlite3.DatabaseError, ValidationError) as error:
+        except (sqlite3.DatabaseError, ValidationError, UnicodeDecodeError) as error:
             raise UserError(
                 f"the index {self.file} can't be used ({first_line(error)})\n"
                 "  nothing is lost with it: remove it, and make it again with `letgo runs rebuild`"
