@@ -63,7 +63,7 @@ class _Settings(BaseModel):
     """Of a record's settings those that records are read by; all others are shown as they are."""
 
     model: str | None = None
-    benchmark: Annotated[str, AfterValidator(_spec)] | None = None
+    benchmark: str | None = None
     forget: str | None = None
     objective: str | None = None
     optimizer: str | None = None
