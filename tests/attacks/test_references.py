@@ -46,11 +46,18 @@ def test_a_folder_carries_it_to_other_processes(attacked, tmp_path, monkeypatch)
     assert len(attacked) == 8, "the references are read, not attacked again"
     assert again.attacks[0].per_seed == first.attacks[0].per_seed
     assert all("R" in row for row in again.attacks[0].per_seed)
+    # Damaged, it is made again.
+    monkeypatch.setattr(attacking, "_REMEMBERED", {})
+    for path, text in zip(shared.iterdir(), ("{", "[]", '{"ways": {"": [{}]}, "curve": []}', ""), strict=True):
+        path.write_text(text)
+    again = letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
+    assert len(attacked) == 14
+    assert again.attacks[0].per_seed == first.attacks[0].per_seed
     # Another attack, and other weights where the same reference is said to lie, are other measurements.
     monkeypatch.setattr(attacking, "_REMEMBERED", {})
     letgo.attack("biographies-retrained", [ATTACK.replace("1e-3", "2e-3")], **HOW, shared_scores=shared)
-    assert len(attacked) == 14
+    assert len(attacked) == 20
     monkeypatch.setattr(attacking, "_REMEMBERED", {})
     monkeypatch.setattr(attacking, "weights_fingerprint", lambda model: "others")
     letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
-    assert len(attacked) == 20
+    assert len(attacked) == 26

@@ -23,7 +23,7 @@ from letgo.report.terminal import print_answers, print_result
 folder = Path(sys.argv[1])
 write_report([folder], folder / "report.html")
 write_brief([folder], folder / "brief.md")
-for run in find_runs([folder]):
+for run in find_runs([folder])[0]:
     verdict(run.result), card(run.result)
     print_result(run.result, Console())
     print_answers(run.samples(), Console())

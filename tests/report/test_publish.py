@@ -62,6 +62,33 @@ def adapted(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ["vocab.txt", "model-2.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("target", ["outside", "result.json", "nothing", "itself"])
+def test_a_link_is_refused_by_name(whole, tmp_path, name, target):
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (tmp_path / "outside").write_text("of nobody's concern")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to({"outside": tmp_path / "outside", "itself": name}.get(target, target))
+    with pytest.raises(UserError, match=rf"{name} leads out of the run"):
+        push(run)
+
+
+def test_a_linked_folder_is_refused_and_hidden_files_stay(whole, tmp_path):
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    for name in (".model.safetensors", ".tokenizer.json.1f3a", ".lock", "tokenizer.json.d/x"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("hidden")
+    assert b"hidden" not in push(run).files.values()
+    (tmp_path / "base.json").write_text("{}")
+    (tmp_path / "alias").symlink_to(run)
+    assert "model.safetensors" in push(tmp_path / "alias").files
+    (run / "adapter_model.safetensors").write_bytes(b"x")
+    (run / "adapter_config.json").write_text('{"base_model_name_or_path": "/here"}')
+    (run / "merged").symlink_to(whole)
+    with pytest.raises(UserError, match=r"merged/config.json leads out of the run"):
+        push(run)
+
+
 def test_the_model_and_its_card_are_pushed_and_nothing_else(whole):
     hub = push(whole)
     assert hub.repositories == {"someone/forgetful": True}

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from letgo.core.errors import UserError
-from letgo.core.files import read_json_lines, write_json_lines, written_whole
+from letgo.core.files import read_json_lines, remove_abandoned, write_json_lines, write_text, written_whole
+from letgo.core.locks import locked
+from letgo.models.save import save_model
+from letgo.runs import Index
 from letgo.runs.results import RESULT_FILE, Metric, read_result, write_result
+from letgo.training.reference_store import ReferenceKey, ReferenceStore
+from tests import tiny
 from tests.report import runs as made
 
 METRIC = Metric(value=0.5, n=4, ci95=(0.1, 0.9))
@@ -82,3 +90,64 @@ def test_json_lines_round_trip_and_refuse_nan(tmp_path):
 def test_kept_is_a_share(kept):
     with pytest.raises(ValueError, match="kept"):
         made.quantize(kept=kept)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path, umask):
+    """Of every file that a run makes: records, the index, locks, weights."""
+    before = os.umask(umask)
+    try:
+        write_result(tmp_path / "run", made.result())
+        Index(tmp_path).rebuild()
+        with locked(tmp_path / "lock"):
+            pass
+        save_model(tiny.make_model(), tiny.make_tokenizer(), tmp_path / "run")
+        with ReferenceStore(tmp_path / "store").writer(ReferenceKey("m", "d", "t", "p", 8, "f", "logps")) as writer:
+            writer.append(torch.ones(()))
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".json", ".sqlite", "", ".safetensors"}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {
+        path.name: oct(0o666 & ~umask) for path in files
+    }
+
+
+def killed_while_writing(path):
+    """Leaves what a killed writer leaves."""
+    if (child := os.fork()) == 0:
+        with written_whole(path) as temporary:
+            temporary.write_text("half")
+            os._exit(1)
+    os.waitpid(child, 0)
+    [left] = [rest for rest in path.parent.iterdir() if rest.name.startswith(f".{path.name}.")]
+    return left
+
+
+def test_what_killed_writers_left_is_removed_by_the_next_and_what_living_ones_write_is_not(tmp_path):
+    old, new = killed_while_writing(tmp_path / "a.txt"), killed_while_writing(tmp_path / "b.txt")
+    other = tmp_path / ".a.txt.of-somebody-else"
+    other.touch()
+    with written_whole(tmp_path / "c.txt") as living:
+        for path in (old, living, other):
+            os.utime(path, (0, 0))
+        write_text(tmp_path / "d.txt", "x")
+        assert [path.exists() for path in (old, new, living, other)] == [False, True, True, True]
+        remove_abandoned(tmp_path, older_than=0)
+        assert [path.exists() for path in (new, living, other)] == [False, True, True]
+    assert {path.name for path in tmp_path.iterdir()} == {"c.txt", "d.txt", other.name}
+
+
+def test_the_reference_store_removes_what_a_killed_run_left(tmp_path):
+    key = ReferenceKey("m", "d", "t", "p", 8, "f", "logps")
+    left = killed_while_writing(tmp_path / "logps-x.safetensors")
+    os.utime(left, (0, 0))
+    with ReferenceStore(tmp_path).writer(key) as writer:
+        writer.append(torch.ones(()))
+    assert [path.name for path in tmp_path.iterdir()] == [key.file]
+
+
+def test_a_file_that_safetensors_puts_in_place_is_as_the_umask_says(tmp_path):
+    with written_whole(tmp_path / "x.safetensors") as temporary:
+        save_file({"w": torch.ones(2)}, temporary)
+    assert oct((tmp_path / "x.safetensors").stat().st_mode & 0o777) == oct(0o666 & ~0o022)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import pytest
@@ -46,14 +47,30 @@ def test_another_evaluation_is_refused(tmp_path):
         ResumeLog(path, {"weights": "b", "size": 2})
 
 
+HEAD = b'{"letgo_scores": 1, "identity": {}}\n'
+
+
 @pytest.mark.parametrize(
-    "text", ["hello\n", "hello", '{"a": 1}\n', "[1]\n", '{"letgo_scores": 1, "identity": {}}\n{"k": 1}\n']
+    "text",
+    [
+        *(b"hello\n", b"hello", b'{"a": 1}\n', b"[1]\n", b"\xff\n", b"[" * 100_000 + b"\n"),
+        *(b'{"letgo_scores": 1}\n', b'{"letgo_scores": 1, "identity": []}\n'),
+        *(HEAD + rest for rest in (b'{"k": 1}\n', b'{"key": [], "value": 1}\n', b"\xff\n", b"null\n")),
+    ],
 )
 def test_other_files_are_refused(tmp_path, text):
-    path = tmp_path / "scores.jsonl"
-    path.write_text(text)
-    with pytest.raises(UserError, match="not a log of finished results"):
-        ResumeLog(path, {})
+    for name in ("scores.jsonl", "scores.jsonl.1"):
+        path = tmp_path / name
+        path.write_bytes(text + b"\n")
+        with pytest.raises(UserError, match=rf"{name} is not a log of finished results"):
+            ResumeLog(tmp_path / "scores.jsonl", {})
+        path.unlink()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "scores.jsonl")
+    with pytest.raises(UserError, match="not a regular file"):
+        ResumeLog(tmp_path / "scores.jsonl", {})
 
 
 def test_a_killed_analysis_goes_on_to_the_same_values(tmp_path):

@@ -72,6 +72,25 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(small):
     assert sweep(grid, resume=True, retry_failed=True) == state
 
 
+@pytest.mark.parametrize("damage", ["{", "directory", '{"schema": 99}'])
+def test_a_damaged_cell_is_named_and_the_rest_goes_on(small, damage):
+    grid = small("sweep")
+    whole = sweep(grid)
+    first, second = (cell.run for cell in whole.groups[0].cells)
+    table = (grid.output / TABLE_FILE).read_text()
+    path = grid.output / first / "result.json"
+    path.unlink()
+    path.mkdir() if damage == "directory" else path.write_text(damage)
+    state = sweep(grid, resume=True)
+    [failed], [finished] = state.cells("failed"), state.cells("finished")
+    assert (failed.run, finished.run) == (None, second)
+    assert f"{first}/result.json" in failed.reason
+    assert len((grid.output / TABLE_FILE).read_text().splitlines()) == 3
+    assert sweep(grid, resume=True, retry_failed=True) == whole
+    assert (grid.output / TABLE_FILE).read_text() == table
+    assert os.path.lexists(path.with_name("result.json.unreadable")), "nothing is thrown away"
+
+
 def test_a_folder_of_other_things_is_refused(small):
     grid = small("sweep")
     grid.output.mkdir()

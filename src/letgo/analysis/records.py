@@ -4,6 +4,7 @@ Reading them needs no torch: reports are made from these files alone."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -246,7 +247,7 @@ def read_analyses(directory: Path, kinds: Sequence[str] = KINDS) -> list[Any]:
 
 
 def _read(path: Path) -> list[Any]:
-    return read_document(path, AnalysisFile, SCHEMA).entries if path.is_file() else []
+    return read_document(path, AnalysisFile, SCHEMA).entries if os.path.lexists(path) else []
 
 
 def exact_percent(share: float) -> str:

@@ -32,9 +32,10 @@ TOGETHER = ("unlearn", "attack", "eval")
 
 def main() -> None:
     """The entry point: turns errors into messages and exit codes."""
-    from letgo.core import processes
+    from letgo.core import processes, terminal
     from letgo.core.progress import quiet_loggers
 
+    terminal.guard()
     quiet_loggers()
     sys.unraisablehook = _interrupt_again
     if not processes.is_first():

@@ -59,20 +59,28 @@ def reporter(quiet: bool) -> Reporter:
 def print_run(result: Result, directory: Path) -> None:
     from rich.console import Console
 
-    from letgo.core.files import read_json_lines
+    from letgo.report.load import LoadedRun
     from letgo.report.terminal import print_answers, print_result
-    from letgo.runs.results import SAMPLES_FILE
 
-    console = Console()
-    if (directory / SAMPLES_FILE).is_file():
-        print_answers(read_json_lines(directory / SAMPLES_FILE), console, limit=4)
+    console, run = Console(), LoadedRun(directory, result)
+    print_answers(run.samples(), console, limit=4)
     print_result(result, console)
+    for problem in run.problems:
+        warn(f"left out: {problem}")
+
+
+def warn(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def print_json(value: Any) -> None:
     """Print plain values, and results or other pydantic models among them."""
 
+    from letgo.core.terminal import escaped
+
     def as_plain(model: Any) -> Any:
         return model.model_dump(mode="json", by_alias=True)
 
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=as_plain))
+    # JSON has no NaN: what is none in a record comes out as null.
+    plain = json.loads(json.dumps(value, default=as_plain), parse_constant=lambda name: None)
+    typer.echo(escaped(json.dumps(plain, ensure_ascii=False, indent=2)))

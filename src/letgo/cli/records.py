@@ -77,7 +77,7 @@ def show_run(
         return
     for key, value in record.fields.items():
         if value not in (None, [], ""):
-            typer.echo(f"{key:<14} {', '.join(value) if isinstance(value, list) else value}")
+            typer.echo(f"{key:<14} {_shown(', '.join(value) if isinstance(value, list) else value)}")
     print_run(result, index.root / record.path)
 
 
@@ -163,15 +163,16 @@ def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[s
         return
     table = Table(box=None, padding=(0, 1), header_style="bold")
     for name in (*_SHOWN, *extra):
-        table.add_column(name.replace("_", " "), overflow="fold")
+        table.add_column(Text(name.replace("_", " ")), overflow="fold")
     for record, more in zip(records, values, strict=True):
-        attacks = [f"{OUTCOMES[a.outcome][0]} {a.label} {kept_text(a.kept)}" for a in record.attacks]
-        cells = record.fields | {"name": record.path, "attacks": "\n".join(attacks)}
-        table.add_row(*(Text(_shown(cells[name])) for name in _SHOWN), *(Text(_shown(more[name])) for name in extra))
+        cells = [_shown((record.fields | {"name": record.path})[name]) for name in _SHOWN[:-1]]
+        attacks = [_shown(f"{OUTCOMES[a.outcome][0]} {a.label} {kept_text(a.kept)}") for a in record.attacks]
+        cells += ["\n".join(attacks), *(_shown(more[name]) for name in extra)]
+        table.add_row(*map(Text, cells))
     Console().print(table)
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from letgo.cli.common import JsonFlag, app, print_json, reporter, yaml_argument
+from letgo.cli.common import JsonFlag, app, print_json, reporter, warn, yaml_argument
 
 if TYPE_CHECKING:
     from letgo.core.catalog import Catalog
@@ -22,7 +22,7 @@ def report(
     """Write one self-contained HTML page about runs."""
     from letgo.report import write_report
 
-    typer.echo(write_report(directories, output))
+    typer.echo(write_report(directories, output, say=warn))
 
 
 @app.command()
@@ -33,7 +33,7 @@ def brief(
     """Write one page for people who decide: what survived, what it cost, what to take."""
     from letgo.report.brief import write_brief
 
-    for path in write_brief(directories, output):
+    for path in write_brief(directories, output, say=warn):
         typer.echo(path)
 
 

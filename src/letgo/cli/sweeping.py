@@ -106,9 +106,9 @@ def _print_table(state: Sweep, grid: Grid) -> None:
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("group", overflow="fold")
     for heading in ("seeds", *(column.title for column in metrics)):
-        table.add_column(heading)
+        table.add_column(Text(heading))
     for label in labels:
-        table.add_column(f"kept: {label}", overflow="fold")
+        table.add_column(Text(f"kept: {label}"), overflow="fold")
     for line in rows:
         cells = []
         for mean in (line.metric(column.key) for column in metrics):

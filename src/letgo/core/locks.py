@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from letgo.core import processes
 from letgo.core.errors import LetgoError, UserError
@@ -158,7 +158,7 @@ def has_locks(folder: Path) -> bool:
         path.unlink(missing_ok=True)
 
 
-def take(handle: IO[str] | int, how: int) -> Literal["held", "taken", "no locks"]:
+def take(handle: IO[Any] | int, how: int) -> Literal["held", "taken", "no locks"]:
     """Take the lock of an open file or folder, as `fcntl.flock`'s flags say: "taken" where somebody else holds it."""
     try:
         fcntl.flock(handle, how)

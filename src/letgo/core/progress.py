@@ -12,6 +12,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from letgo.core.terminal import guard_streams
+
 EVERY_SECONDS = 15.0
 """How often a line is written where there is no terminal."""
 
@@ -105,6 +107,7 @@ class Live:
                 TextColumn("{task.fields[note]}", markup=False),
             )
             with Progress(*columns, console=self.console, transient=True) as progress:
+                guard_streams()
                 yield _BarTask(progress, name, total)
         else:
             yield _LineTask(self.console, name, total)

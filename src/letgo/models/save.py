@@ -49,6 +49,10 @@ def _write_model(model: Any, tokenizer: Any, directory: Path, base: Base | None,
         save_adapter(model, directory, base)
         _check_saved(adapter_state(model), ADAPTER_WEIGHTS, directory)
     tokenizer.save_pretrained(directory)
+    # safetensors' files are for their owner alone; those written as JSON are as the umask says.
+    mode = next(directory.glob("*.json")).stat().st_mode
+    for path in directory.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def _plain(model: Any, state: Mapping[str, Any]) -> Any:

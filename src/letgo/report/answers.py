@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
-
 LONGEST = 600
 """Characters of an answer that are shown."""
 
@@ -75,12 +73,6 @@ def cut(text: str, longest: int = LONGEST) -> str:
     """The text, its tail replaced by a count where it is longer than `longest` characters."""
     left = len(text) - longest
     return text if left <= 0 else f"{text[:longest]}… ({left:,} more characters)"
-
-
-def visible(text: str) -> str:
-    """The text with control characters (terminal escapes among them), unpaired surrogates and overrides of the writing
-    direction replaced by U+FFFD. Line breaks and tabs stay."""
-    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 def marked(text: str, expected: str) -> list[tuple[str, bool]]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from letgo.report.answers import visible
+from letgo.core.terminal import visible
 from letgo.report.numbers import kept_text, number, percent, words
 from letgo.runs.results import AttackResult, Result, hardest_first
 

@@ -4,8 +4,9 @@ take, with how sure that is. Every number is of a run that the page names."""
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,14 +82,16 @@ class Brief:
     trade_off: Sequence[str]
     recommendation: Sequence[str]
     notes: Sequence[str]
+    problems: Sequence[str]
     runs: Sequence[tuple[str, str, str]]
 
 
-def write_brief(directories: Sequence[Path], output: Path) -> list[Path]:
+def write_brief(directories: Sequence[Path], output: Path, say: Callable[[str], None] = warnings.warn) -> list[Path]:
     """Write the brief on run directories, folders of them, or sweeps as Markdown and as HTML; returns both paths.
 
     Args:
         output: `brief.md` or `brief.html`; the other one gets the same name with its own ending.
+        say: takes a message for each run that can't be read. The page names them too.
 
     Raises:
         UserError: no run, or no run that finished, or an output that can't be written.
@@ -100,12 +103,15 @@ def write_brief(directories: Sequence[Path], output: Path) -> list[Path]:
     for path in paths:
         page = template(f"brief{path.suffix}.j2")
         write_page(path, page.render(brief=gathered, style=Markup(style), policy=policy(style, "")))
+    for problem in gathered.problems:
+        say(f"left out: {problem}")
     return paths
 
 
 def brief(directories: Sequence[Path]) -> Brief:
     """Gather the brief from run directories alone."""
-    runs = [run for run in find_runs(directories) if run.result.before or run.result.status == "failed"]
+    there, problems = find_runs(directories)
+    runs = [run for run in there if run.result.before or run.result.status == "failed"]
     if not runs:
         raise UserError("there is no unlearning run in what was given, so there is nothing to brief on")
     numbers = {run.directory: str(i) for i, run in enumerate(runs, 1)}
@@ -127,7 +133,12 @@ def brief(directories: Sequence[Path]) -> Brief:
         entries=entries,
         trade_off=[_trade_off(entries, grade) for grade in dict.fromkeys(entry.grade for entry in entries)],
         recommendation=_recommendation(entries, labels),
-        notes=[*notes, *(f"not compared: {reason}" for reason in comparison.left_out)],
+        notes=[
+            *notes,
+            *(f"not compared: {reason}" for reason in comparison.left_out),
+            *(f"left out: {problem}" for problem in problems),
+        ],
+        problems=problems,
         runs=[(numbers[run.directory], run.directory.as_posix(), run.result.run_id) for run in runs],
     )
 

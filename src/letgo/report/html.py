@@ -6,7 +6,8 @@ SHA-256; what a model wrote is escaped by jinja2, so it is text wherever it stan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ from markupsafe import Markup
 
 from letgo.analysis.records import read_analyses
 from letgo.core.errors import UserError
+from letgo.core.files import damaged
+from letgo.core.terminal import visible
 from letgo.report import answers, figures
 from letgo.report.analyses import AnalysisView, view
 from letgo.report.chart import Figure
@@ -66,7 +69,7 @@ class RunView:
         self.anchor = f"run-{self.index}"
         self.result = self.run.result
         # The directory's name: run ids are unique, but say nothing to a reader.
-        self.title = answers.visible(self.run.directory.resolve().name)
+        self.title = visible(self.run.directory.resolve().name)
         self.verdict = verdict(self.result)
         self.caution = wording_caution(self.result)
         self.notes = [note for note in self.result.notes if note != ON_TRAINED_ROWS]  # The caution says it.
@@ -88,8 +91,15 @@ class RunView:
 
     @cached_property
     def analyses(self) -> list[AnalysisView]:
-        entries = read_analyses(self.run.directory)
-        return [view(entry, f"{self.anchor}-analysis-{i}") for i, entry in enumerate(entries, 1)]
+        return self.run.read(self._analyses)
+
+    def _analyses(self, directory: Path) -> list[AnalysisView]:
+        entries = read_analyses(directory)
+        try:
+            return [view(entry, f"{self.anchor}-analysis-{i}") for i, entry in enumerate(entries, 1)]
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # What no schema says: losses of other names than the grid's, a grid with holes.
+            raise damaged(directory, f"the parts of an analysis don't fit each other ({error!r})") from error
 
     def answers(self) -> list[AnswerSet]:
         samples, sets = self.run.samples(), []
@@ -100,25 +110,28 @@ class RunView:
         return sets
 
 
-def write_report(directories: Sequence[Path], output: Path) -> Path:
+def write_report(directories: Sequence[Path], output: Path, say: Callable[[str], None] = warnings.warn) -> Path:
     """Write one self-contained HTML page on runs, whole or not at all; returns its path.
 
     Args:
         directories: run directories, or folders that hold runs one or two levels down.
+        say: takes a message for each run, or file of one, that can't be read. The page names them too.
 
     Raises:
-        UserError: a directory is missing or holds no run, a file in it is broken, or the output can't be written.
+        UserError: a directory is missing or holds no run that can be read, or the output can't be written.
     """
-    runs = find_runs(directories)
+    runs, problems = find_runs(directories)
     if output.is_dir():
         raise UserError(f"{output} is a directory; name the file to write, such as {output / 'report.html'}")
-    write_page(output, answers.visible(render(runs, directories)))
+    write_page(output, render(runs, directories, problems))
+    for problem in (*problems, *(problem for run in runs for problem in run.problems)):
+        say(f"left out: {problem}")
     return output
 
 
-def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> str:
-    """The page as text; `directories` are what was asked for, where sweeps are looked for. The same directories give
-    the same text."""
+def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = (), problems: Sequence[str] = ()) -> str:
+    """The page as text; `directories` are what was asked for, where sweeps are looked for; `problems` say which runs
+    can't be shown. The same directories give the same text."""
     results, many = [run.result for run in runs], len(runs) > 1
     shared, labels = columns(results), attack_labels(results)
     most = min(ANSWERS_A_SET, max(3, ANSWERS_IN_ALL // (2 * len(runs))))
@@ -128,6 +141,7 @@ def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> str:
     style, script = asset("report.css"), asset("report.js")
     return template("report.html.j2").render(
         views=views,
+        problems=problems,
         single=not many,
         columns=shared,
         labels=labels,

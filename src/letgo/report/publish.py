@@ -40,11 +40,12 @@ def check_repository(name: str | None) -> str:
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The files of a run that make up its model; a `UserError` where there is none.
+    """The files of a run that make up its model; a `UserError` where there is none, or where one leads out of the run.
 
     Of an adapter whose base is a directory of this machine, those of the merged model are given: the adapter would be
     of no use to others.
     """
+    run = directory
     if (directory / ADAPTER_WEIGHTS).is_file() and not HUB_ID.fullmatch(base := read_base(directory).model):
         if not (directory / MERGED).is_dir():
             raise UserError(
@@ -52,7 +53,12 @@ def model_files(directory: Path) -> list[Path]:
                 "the merged model is pushed"
             )
         directory = directory / MERGED
-    files = sorted({path for pattern in MODEL_FILES for path in directory.glob(pattern) if path.is_file()})
+    there = {path for pattern in MODEL_FILES for path in directory.glob(pattern)}
+    for path in sorted(there):
+        # What a link leads to may be any file of this machine.
+        if path.is_symlink() or path.resolve() != run.resolve() / path.relative_to(run):
+            raise UserError(f"{path} leads out of the run (a link): it is not pushed; put the file itself there")
+    files = sorted(path for path in there if path.is_file())
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{directory} holds no model's weights (*.safetensors): there is nothing to push")
     return files

@@ -17,8 +17,9 @@ from letgo.core.files import written_whole
 from letgo.core.fingerprints import source_hash
 from letgo.core.sizes import size
 from letgo.core.statistics import LEAST_SEEDS
+from letgo.core.terminal import visible
 from letgo.report import numbers
-from letgo.report.answers import cut, marked, stage_title, visible
+from letgo.report.answers import cut, marked, stage_title
 from letgo.report.comparison import MARGIN
 from letgo.report.settings import commands, plain
 
@@ -53,10 +54,10 @@ def template(name: str) -> Template:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page whole; a `UserError` where that can't be."""
+    """Write a page whole, of visible text alone; a `UserError` where that can't be."""
     try:
         with written_whole(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="replace")
+            temporary.write_text(visible(text), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}") from error
 
@@ -84,7 +85,10 @@ def markdown(text: object) -> str:
     shown = " ".join(visible(str(text)).split())
     shown = re.sub(r"(?<![\w.:/])/(?:[^\s/\"',|]+/)+([^\s/\"',|]+)", r"…/\1", shown)
     shown = shown.replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", shown)
+    shown = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", shown)
+    # GitHub makes links of bare addresses; a line that begins so would be a list, a quotation or an underline.
+    shown = re.sub(r"(?i)\b(https?|ftp|mailto|xmpp|www)([:.])", r"\1\\\2", shown)
+    return re.sub(r"^(\d+(?=[.)](?:\s|$))|(?=[-+=>]))", r"\1\\", shown)
 
 
 def markdown_table(table: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from letgo.core.catalog import parse_spec
-from letgo.report.answers import visible
+from letgo.core.terminal import visible
 from letgo.report.load import LoadedRun
 from letgo.report.numbers import MISSING
 from letgo.runs.results import CONFIG_FILE, AttackResult

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from letgo.core.catalog import parse_spec
+from letgo.core.errors import UserError
 from letgo.metrics import METRICS, record_of
 from letgo.metrics.records import MetricRecord
 from letgo.report.numbers import kept_text, percent, words
@@ -145,7 +146,10 @@ def short_labels(labels: Sequence[str]) -> dict[str, str]:
         by_name[label.partition(":")[0]].append(label)
     short = {}
     for name, members in by_name.items():
-        settings = {label: {key: str(value) for key, value in parse_spec(label)[1].items()} for label in members}
+        try:
+            settings = {label: {key: str(value) for key, value in parse_spec(label)[1].items()} for label in members}
+        except UserError:
+            return {label: label for label in labels}  # a value of theirs has the signs that part settings
         keys = dict.fromkeys(key for known in settings.values() for key in known)
         differing = [key for key in keys if len({known.get(key) for known in settings.values()}) > 1]
         for label, known in settings.items():

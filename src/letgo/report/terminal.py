@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from letgo.report.answers import ShownQuestion, collect, cut, marked, stage_title, visible
+from letgo.core.terminal import visible
+from letgo.report.answers import ShownQuestion, collect, cut, marked, stage_title
 from letgo.report.numbers import MISSING, duration, interval, number, percent
 from letgo.report.table import Column, TableRow, columns, rows, usual_n
 from letgo.report.verdict import verdict

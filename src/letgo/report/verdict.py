@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from letgo.core.catalog import parse_spec
+from letgo.core.errors import UserError
 from letgo.report.numbers import number, percent, words
 from letgo.report.table import Column, columns
 from letgo.runs.results import AttackResult, Metric, Outcome, Result, Subjects
@@ -72,8 +73,7 @@ def verdict(result: Result, *, names: bool = True) -> Verdict:
         missing = "after" if not result.after else "before"
         headline = f"Not judged: the model was not measured {missing} unlearning."
         return Verdict("warn", headline, (*reasons, *measured), "unmeasured")
-    benchmark = result.config.get("benchmark")
-    if benchmark and "learn" in parse_spec(str(benchmark))[1]:
+    if _learned(str(result.config.get("benchmark") or "")):
         return Verdict("warn", "Fine-tuned: it learned; nothing was to be forgotten.", (*reasons, *measured), "learned")
     judgement = result.judgement
     if judgement is None:
@@ -99,6 +99,13 @@ def verdict(result: Result, *, names: bool = True) -> Verdict:
         tone = "warn"
     sentences = (*reasons, *why, *_sentences([revealed]), *measured, *_attack_sentences(result))
     return Verdict(tone, f"{judgement.word.capitalize()}{heavy}{lasting}", sentences, kind)
+
+
+def _learned(benchmark: str) -> bool:
+    try:
+        return bool(benchmark) and "learn" in parse_spec(benchmark)[1]
+    except UserError:
+        return False  # one given as an object, whose settings no text can hold
 
 
 def _revealed(people: Subjects | None, *, attacked: bool, names: bool) -> str:

@@ -111,12 +111,13 @@ class Index:
             if matches:
                 names = ", ".join(f"{record.run_id} ({record.path})" for record in matches[:5])
                 raise UserError(f"{run!r} means {len(matches)} runs: {names}; give the whole id or the path")
-        if is_run(Path(run)):
-            return RunRecord.read(Path(run), self.root)
+        for directory in (Path(run), self.root / run):
+            if is_run(directory):
+                return RunRecord.read(directory, self.root)
         raise UserError(f"no run {run!r} in {self.root}; `letgo runs list` names them, `letgo runs rebuild` finds more")
 
     def _records(self) -> list[RunRecord]:
-        if not self.file.is_file():
+        if not os.path.lexists(self.file):
             return []
         with self._connection() as connection:
             records = [RunRecord.model_validate_json(text) for (text,) in connection.execute("SELECT record FROM runs")]
@@ -126,8 +127,12 @@ class Index:
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """A connection in one transaction: all of the block is written, or nothing of it."""
         try:
+            if os.path.lexists(self.file) and not self.file.is_file():
+                raise UserError(f"the index {self.file} is not a regular file: remove it, and `letgo runs rebuild`")
+            if not self.file.exists():
+                self.file.touch()  # as the umask says: SQLite's own would be for its owner alone to write
             connection = sqlite3.connect(self.file, timeout=60, isolation_level=None)
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise UserError(f"the index {self.file} can't be opened ({error})") from error
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -135,7 +140,7 @@ class Index:
             self._check_version(connection)
             yield connection
             connection.execute("COMMIT")
-        except (sqlite3.DatabaseError, ValidationError) as error:
+        except (sqlite3.DatabaseError, ValidationError, UnicodeDecodeError) as error:
             raise UserError(
                 f"the index {self.file} can't be used ({first_line(error)})\n"
                 "  nothing is lost with it: remove it, and make it again with `letgo runs rebuild`"
@@ -159,13 +164,14 @@ class Index:
         """Make the table, of this version or an older one, again from the run directories."""
         # Runs recorded from outside the root (LETGO_RUNS) have no other trace here: kept while they exist.
         outside = [self.root / path for (path,) in connection.execute("SELECT path FROM runs WHERE path LIKE '..%'")]
-        directories = [*run_directories(self.root), *filter(is_run, outside)]
+        unlisted: list[str] = []
+        directories = [*run_directories(self.root, unlisted), *filter(is_run, outside)]
         records, problems = _read_all(directories, self.root)
         for table in ("runs", "metrics", "attacks", "tags"):
             connection.execute(f"DROP TABLE IF EXISTS {table}")
         connection.execute(_TABLE)
         _insert(connection, records)
-        return len(records), problems
+        return len(records), unlisted + problems
 
 
 def _read_all(directories: Iterable[Path], root: Path) -> tuple[list[RunRecord], list[str]]:
@@ -187,13 +193,23 @@ def _sort_key(value: Any) -> tuple[int, Any]:
     return (0, value) if isinstance(value, int | float) else (1, str(value))
 
 
-def run_directories(root: Path) -> Iterator[Path]:
-    """Every run directory below a folder; hidden folders and checkpoints are skipped."""
-    if is_run(root):
-        yield root
-    for child in sorted(root.iterdir()):
-        if child.is_dir() and not child.is_symlink() and not child.name.startswith((".", "checkpoint-")):
-            yield from run_directories(child)
+def run_directories(root: Path, unlisted: list[str]) -> Iterator[Path]:
+    """Every run directory below a folder; hidden folders and checkpoints are skipped. A message on each folder that
+    can't be listed is added to `unlisted`."""
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        if is_run(folder):
+            yield folder
+        try:
+            children = sorted(folder.iterdir(), reverse=True)
+            folders += [path for path in children if path.is_dir() and not path.is_symlink() and _may_hold_runs(path)]
+        except OSError as error:
+            unlisted.append(f"{folder} can't be listed ({error.strerror or error})")
+
+
+def _may_hold_runs(folder: Path) -> bool:
+    return not folder.name.startswith((".", "checkpoint-"))
 
 
 def root_of(start: Path) -> Path | None:

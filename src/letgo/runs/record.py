@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict
 
 from letgo.core.catalog import format_spec, parse_spec
 from letgo.core.errors import UserError
-from letgo.core.files import read_json, write_text
+from letgo.core.files import damaged, read_json, write_text
 from letgo.optim import OPTIMIZERS
-from letgo.runs.results import AttackResult, Outcome, Result, Word, read_result
+from letgo.runs.results import AttackResult, Outcome, Result, Settings, Word, read_result
 
 TAGS_FILE = "tags.json"
 """A run's own tags, in its directory, so that they move with it and survive a rebuild."""
@@ -65,7 +65,7 @@ class RunRecord(_Model):
     letgo: str
     git: str | None
     versions: dict[str, str]
-    config: dict[str, Any]
+    config: Settings
     stages: dict[str, dict[str, float]]
     attacks: tuple[AttackSummary, ...]
     seconds: float
@@ -128,7 +128,7 @@ class RunRecord(_Model):
     def batch_size(self) -> int | None:
         """Forget rows an optimizer step takes on one device."""
         size = self.config.get("per_device_train_batch_size")
-        return None if size is None else int(size) * int(self.config.get("gradient_accumulation_steps") or 1)
+        return None if size is None else size * (self.config.get("gradient_accumulation_steps") or 1)
 
     @cached_property
     def fields(self) -> dict[str, Any]:
@@ -172,16 +172,21 @@ def attack_matches(attack: AttackSummary | AttackResult, pattern: str) -> bool:
 
 def relative(directory: Path, root: Path) -> str:
     """A run's path as the index keeps it: below the root where it lies there, so that the whole folder can be moved."""
-    return Path(os.path.relpath(directory.resolve(), root.resolve())).as_posix()
+    path = Path(os.path.relpath(directory.resolve(), root.resolve())).as_posix()
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path!r} can't be recorded: its name is not UTF-8; rename it") from error
+    return path
 
 
 def read_tags(directory: Path) -> tuple[str, ...]:
     path = directory / TAGS_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return ()
     tags = read_json(path)
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise UserError(f"{path}: must be a list of words")
+        raise damaged(path, "not a list of words")
     return tuple(tags)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from letgo.core.catalog import format_spec
+from letgo.core.catalog import format_spec, parse_spec
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
-from letgo.core.files import read_json, write_json
+from letgo.core.files import damaged, read_json, read_json_lines, write_json
 from letgo.core.locks import LOCK_FILE, check_held
 
 SCHEMA = 2
@@ -48,6 +49,39 @@ class Strict(BaseModel):
 
 
 Document = TypeVar("Document", bound=Strict)
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _spec(text: str) -> str:
+    try:
+        parse_spec(text)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+class _Settings(BaseModel):
+    """Of a record's settings those that records are read by; all others are shown as they are."""
+
+    model: str | None = None
+    benchmark: str | None = None
+    forget: str | None = None
+    objective: str | None = None
+    optimizer: str | None = None
+    optimizer_args: dict[str, Any] | None = None
+    per_device_train_batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+    attacks: list[Annotated[str, AfterValidator(_spec)]] | None = None
+    scored: dict[str, Any] | None = None
+
+
+def _checked(settings: dict[str, Any]) -> dict[str, Any]:
+    _Settings.model_validate(settings, strict=True)
+    return settings
+
+
+Settings = Annotated[dict[str, Any], AfterValidator(_checked)]
+"""A record's `config`."""
 
 
 class Metric(Strict):
@@ -205,7 +239,7 @@ class Result(Strict):
     versions: dict[str, str]
     git: str | None
     seed: int
-    config: dict[str, Any]
+    config: Settings
     status: Status
     reasons: list[str] = []
     """Why the run is called collapsed or failed."""
@@ -243,6 +277,33 @@ class Result(Strict):
         return self.model_copy(update={"attacks": list(merged.values())})
 
 
+class SampleRow(BaseModel):
+    """A line of `samples.jsonl`: what a model (`stage`) scored on one item."""
+
+    model_config = ConfigDict(strict=True)
+
+    stage: str
+    seed: int
+    set: str
+    id: str
+    group: str
+    scores: dict[str, float]
+    question: str = ""
+    answer: str = ""
+    generated: str = ""
+    digest: str = ""
+    seen: bool = False
+
+
+class HistoryRow(BaseModel):
+    """A line of `history.jsonl`: a logged step or a look, with whatever was measured."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, float | str | None]
+
+    step: float
+
+
 def now() -> str:
     """UTC, ISO 8601, whole seconds."""
     return datetime.now(UTC).replace(microsecond=0).isoformat()
@@ -272,7 +333,8 @@ def write_result(directory: Path, result: Result) -> Path:
 
 
 def is_run(directory: Path) -> bool:
-    return (directory / RESULT_FILE).is_file()
+    """Whether there is a result, be it one that can't be read."""
+    return os.path.lexists(directory / RESULT_FILE)
 
 
 def read_result(directory: Path) -> Result:
@@ -282,23 +344,51 @@ def read_result(directory: Path) -> Result:
     return read_document(directory / RESULT_FILE, Result, SCHEMA)
 
 
+def read_samples(directory: Path) -> list[dict[str, Any]]:
+    """The rows of a run's samples; none where it has no such file."""
+    return _rows(directory / SAMPLES_FILE, SampleRow)
+
+
+def read_history(directory: Path) -> list[dict[str, Any]]:
+    """The rows of a run's history; none where it has no such file."""
+    return _rows(directory / HISTORY_FILE, HistoryRow)
+
+
+def _rows(path: Path, model: type[BaseModel]) -> list[dict[str, Any]]:
+    rows = read_json_lines(path) if os.path.lexists(path) else []
+    for number, row in enumerate(rows, start=1):
+        validated(f"{path}:{number}", model, row)
+    return rows
+
+
 def read_document(path: Path, model: type[Document], schema: int) -> Document:
     """Read a JSON file of a versioned schema; a broken one, or one of another version, is a `UserError`."""
     raw = read_json(path)
     version = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version != schema:
+        raise UserError(f"{path}: schema {version}, but this letgo reads schema {schema}; {_way_out(version > schema)}")
     if version != schema:
-        raise UserError(f"{path}: schema {version!r}, but this letgo reads schema {schema}" + _way_out(version, schema))
+        raise damaged(path, f"schema {_short(repr(version))}, but this letgo reads schema {schema}")
+    return validated(path, model, raw)
+
+
+def validated(where: Path | str, model: type[Model], raw: Any) -> Model:
+    """A record as its schema has it; one that is not so is a `UserError` that names the field."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: field {field!r}: {first['msg']} (got {first['input']!r})") from error
+        first = error.errors(include_url=False)[0]
+        field, got = ".".join(str(part) for part in first["loc"]), repr(first["input"])
+        raise damaged(where, f"field {_short(repr(field))}: {first['msg']} (got {_short(got)})") from error
+    except (NonFiniteLossError, EmptyScoreError) as error:
+        raise damaged(where, str(error)) from error
 
 
-def _way_out(version: Any, schema: int) -> str:
-    if not isinstance(version, int):
-        return ""
-    if version > schema:
-        return "; it was written by a newer letgo: upgrade"
-    return "; it was written by an older letgo, whose figures mean something else: run it again"
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def _way_out(newer: bool) -> str:
+    if newer:
+        return "it was written by a newer letgo: upgrade"
+    return "it was written by an older letgo, whose figures mean something else: run it again"

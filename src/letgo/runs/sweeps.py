@@ -3,10 +3,11 @@ truth: this file is made from them, whole, each time a run is finished."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from letgo.core.errors import UserError
 from letgo.core.files import write_json
@@ -17,6 +18,15 @@ RUNS_FOLDER = "runs"
 """Where a sweep's runs lie, trials and cells alike, below its folder."""
 SWEEP_SCHEMA = 1
 
+
+def _below(run: str) -> str:
+    path = PurePosixPath(run)
+    if path.is_absolute() or ".." in path.parts or "\0" in run:
+        raise ValueError("is no path below the sweep's folder")
+    return run
+
+
+RunPath = Annotated[str, AfterValidator(_below)]
 CellStatus = Literal["pending", "finished", "collapsed", "failed"]
 
 
@@ -26,8 +36,12 @@ class CellState(Strict):
     name: str
     seed: int
     status: CellStatus
-    run: str | None = None
+    run: RunPath | None = None
     reason: str = ""
+
+    def model_post_init(self, _: Any) -> None:
+        if self.run is None and self.status in ("finished", "collapsed"):
+            raise ValueError(f"a cell that {self.status} names its run")
 
 
 class TrialState(Strict):
@@ -83,6 +97,6 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
 def read_sweep(folder: Path) -> Sweep:
     """Read a sweep's file; a missing, broken or newer one is a `UserError`."""
     path = folder / SWEEP_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{folder} is no sweep: it has no {SWEEP_FILE}")
     return read_document(path, Sweep, SWEEP_SCHEMA)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +14,7 @@ from typing import Any, TextIO
 
 from letgo.core import processes
 from letgo.core.errors import UserError
-from letgo.core.files import write_text
+from letgo.core.files import written_whole
 from letgo.core.fingerprints import text_fingerprint
 from letgo.core.locks import take
 
@@ -52,13 +55,15 @@ class ResumeLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for other in _files(first):
             if other != self.path:
-                self._read(other, other.read_bytes())
+                self._read(other, _bytes(other))
         head = _line({"letgo_scores": _VERSION, "identity": self.identity})
+        if os.path.lexists(self.path):
+            _bytes(self.path)  # a pipe in its place must not be opened
         self._file = self.path.open("a", encoding="utf-8")
         try:
             if take(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB) == "taken":
                 raise UserError(f"another process writes {self.path}: wait until it has ended, or stop it")
-            raw = self.path.read_bytes()
+            raw = _bytes(self.path)
             # Killed in its first line: nothing is lost by starting anew.
             new = b"\n" not in raw and head.encode().startswith(raw)
             self._file.truncate(0 if new else len(self._read(self.path, raw)))
@@ -72,20 +77,17 @@ class ResumeLog:
         """Add the results of a file; returns its whole lines."""
         # A process killed while it wrote leaves half a line: that result is made again.
         whole = raw[: raw.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8").split("\n")[:-1]
+        if not whole and path != self.path:
+            return whole  # another process has just made it
         try:
-            if not lines and path != self.path:
-                return whole  # another process has just made it
-            head = json.loads(lines[0]) if lines else {}
-            entries = [json.loads(line) for line in lines[1:]]
+            head, *entries = map(json.loads, whole.decode("utf-8").split("\n")[:-1] or ["{}"])
             self._values |= {entry["key"]: entry["value"] for entry in entries}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            reason = f"is not a log of finished results ({error}); delete it or name another file"
-            raise UserError(f"{path} {reason}") from error
-        if not isinstance(head, dict) or head.get("letgo_scores") != _VERSION:
-            raise UserError(f"{path} is not a log of finished results of this version; delete it or name another file")
-        if head["identity"] != self.identity:
-            theirs, ours = head["identity"], self.identity
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _no_log(path, str(error)) from error
+        theirs, ours = head.get("identity") if isinstance(head, dict) else None, self.identity
+        if not isinstance(theirs, dict) or head.get("letgo_scores") != _VERSION:
+            raise _no_log(path, "its first line is not that of this version")
+        if theirs != ours:
             fields = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
             raise UserError(
                 f"{path} holds the results of another evaluation (it differs in {', '.join(map(repr, fields))}): "
@@ -127,13 +129,13 @@ class ResumeLog:
     def begin_with(path: Path, shared: Path) -> None:
         """Begin a log with what another evaluation of the same model has left at `shared`, if it has."""
         if shared.is_file() and not path.exists():
-            write_text(path, shared.read_text(encoding="utf-8"))
+            _copy(shared, path)
 
     @staticmethod
     def leave_at(path: Path, shared: Path) -> None:
         """Leave a finished log for others, instead of one that has less; whole or not at all."""
         if not shared.is_file() or shared.stat().st_size < path.stat().st_size:
-            write_text(shared, path.read_text(encoding="utf-8"))
+            _copy(path, shared)
 
     @staticmethod
     def remove(path: str | Path) -> None:
@@ -150,8 +152,26 @@ class ResumeLog:
         self.close()
 
 
+def _no_log(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is not a log of finished results ({why}); delete it or name another file")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _bytes(path: Path) -> bytes:
+    # A pipe in its place would be waited for.
+    if not path.is_file():
+        raise _no_log(path, "not a regular file")
+    return path.read_bytes()
+
+
 def _files(first: Path) -> list[Path]:
-    return [path for path in (first, *sorted(first.parent.glob(f"{first.name}.*"))) if path.exists()]
+    return [
+        path for path in (first, *sorted(first.parent.glob(f"{glob.escape(first.name)}.*"))) if os.path.lexists(path)
+    ]
 
 
 def _line(value: Mapping[str, Any]) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from dataclasses import dataclass
 from typing import Literal
 
 from letgo.attacks.engine.spec import missing_attacks
-from letgo.core.errors import LetgoError, WorldError, as_world_error
+from letgo.core.errors import LetgoError, UserError, WorldError, as_world_error
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import locked
 from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
-from letgo.runs.results import Result, is_run, read_result
+from letgo.runs.results import Result, Strict, is_run, read_result, validated
 from letgo.sweep.workers import CellTask
 from letgo.training.attack import attack
 from letgo.training.config import make_config
@@ -22,6 +23,13 @@ ERROR_FILE = "error.json"
 """In the directory of a run that failed: the error's message."""
 SCORES = ".scores"
 """In a sweep's folder: what was scored of the models that its runs have in common."""
+
+
+class _Failure(Strict):
+    """What `error.json` holds."""
+
+    error: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,15 @@ class CellOutcome:
 def outcome(task: CellTask) -> CellOutcome | None:
     """What is known of a task from its directory; None while it is still to be done, or done in part."""
     error = task.directory / ERROR_FILE
-    if error.is_file():
-        return CellOutcome(None, read_json(error)["error"])
-    if not is_run(task.directory):
-        return None
-    result = read_result(task.directory)
+    try:
+        if os.path.lexists(error):
+            return CellOutcome(None, validated(error, _Failure, read_json(error)).error)
+        if not is_run(task.directory):
+            return None
+        result = read_result(task.directory)
+    except UserError as damage:
+        # The others can be run and shown all the same.
+        return CellOutcome(None, str(damage))
     if result.status == "failed":
         return CellOutcome(None, "; ".join(result.reasons))
     return CellOutcome(result) if not _missing(task, result) else None

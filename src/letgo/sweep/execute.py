@@ -79,6 +79,15 @@ def sweep(
         return _Execution(grid, part, reporter).run(workers, retry_failed)
 
 
+def _forget_failed_result(directory: Path) -> None:
+    """Remove a failed run's result. One that can't be read is kept under another name."""
+    try:
+        if read_result(directory).status == "failed":
+            (directory / RESULT_FILE).unlink()
+    except UserError:
+        os.replace(directory / RESULT_FILE, directory / f"{RESULT_FILE}.unreadable")
+
+
 def _workers(grid: Grid, reporter: Reporter) -> Workers:
     """The workers of the grid's backend. What is missing, as far as it shows before anything is started, is a
     `UserError` here."""
@@ -151,8 +160,8 @@ class _Execution:
                 if not free:
                     continue
                 (directory / ERROR_FILE).unlink(missing_ok=True)
-                if is_run(directory) and read_result(directory).status == "failed":
-                    (directory / RESULT_FILE).unlink()
+                if is_run(directory):
+                    _forget_failed_result(directory)
 
     # -- what there is to do ------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from letgo.attacks.engine.run import attack as attack_model
 from letgo.core import processes
+from letgo.core.files import remove_abandoned
 from letgo.core.locks import only_writer
 from letgo.report.card import write_model_card
 from letgo.runs.results import Result, is_run
@@ -21,6 +22,9 @@ def attack(directory: Path | str, attacks: Sequence[str], *, output: Path | None
     folder = output or (Path(directory) if is_run(Path(directory)) else None)
     processes.start()
     with only_writer(folder, make=True):
+        if folder is not None:
+            # Whoever wrote here before has ended.
+            remove_abandoned(folder, older_than=0)
         result = attack_model(directory, attacks, output=output, **settings)
         if folder is not None:
             processes.first_does(lambda: write_model_card(folder, result))

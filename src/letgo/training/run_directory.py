@@ -6,6 +6,7 @@ from pathlib import Path
 
 from letgo.attacks.engine.spec import missing_attacks
 from letgo.core.errors import LetgoError, UserError
+from letgo.core.files import remove_abandoned
 from letgo.core.locks import LOCK_FILE
 from letgo.report.card import CARD_FILE, card
 from letgo.runs.results import CONFIG_FILE, Result, is_run, read_result
@@ -54,6 +55,8 @@ def check_directory(directory: Path, config: UnlearnConfig, *, resume: bool = Fa
         UserError: it holds another run, or one with nothing left to be done; or a run would go on with other settings
             than it was begun with.
     """
+    # Whoever wrote here before has ended.
+    remove_abandoned(directory, older_than=0)
     if all(path.name == LOCK_FILE for path in directory.iterdir()):
         return []
     if not resume:

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Judged, Probe, Role, Victim
 from letgo.attacks.engine.judge import (
@@ -34,7 +36,7 @@ from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
 from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
 from letgo.models.load import arithmetic_of, weights_fingerprint
-from letgo.runs.results import AttackResult, Result, check_unused, is_run
+from letgo.runs.results import AttackResult, Result, SampleRow, check_unused, is_run, validated
 from letgo.scoring.resume_log import content_key
 
 __all__ = ["THRESHOLD", "AttackSpec", "attack", "plan_attack", "run_attack"]
@@ -247,11 +249,8 @@ def attacked_reference(
         model = victim.load()
         name = content_key(weights_fingerprint(model), arithmetic_of(model), repr(circumstances))
         path = folder / f"attacked-{name}.json"
-    if path is not None and path.is_file():
-        written = read_json(path)
-        ways = {way: [Sample.from_row(row) for row in rows] for way, rows in written["ways"].items()}
-        answered = Answered(ways, written["curve"])
-    else:
+    answered = None if path is None else _left_at(path)
+    if answered is None:
         answered = make()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -261,6 +260,22 @@ def attacked_reference(
         del _REMEMBERED[next(iter(_REMEMBERED))]
     _REMEMBERED[key] = answered
     return answered
+
+
+class _AnsweredFile(BaseModel):
+    ways: dict[str, list[SampleRow]]
+    curve: list[dict[str, float]]
+
+
+def _left_at(path: Path) -> Answered | None:
+    """What another run left; None where there is nothing, or nothing whole: it is made again."""
+    try:
+        written = read_json(path)
+        validated(path, _AnsweredFile, written)
+    except UserError:
+        return None
+    ways = {way: [Sample.from_row(row) for row in rows] for way, rows in written["ways"].items()}
+    return Answered(ways, written["curve"])
 
 
 def _probe(target: Target) -> Probe | None:

@@ -14,14 +14,24 @@ from letgo.benchmarks import benchmark_of, create_benchmark
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
-from letgo.core.files import read_json_lines, write_json_lines
+from letgo.core.files import write_json_lines
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
 from letgo.metrics.judgement import judge
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.load import load_model, load_tokenizer, resolve_model
 from letgo.runs import record_run
-from letgo.runs.results import SAMPLES_FILE, Metrics, Result, is_run, new_run_id, now, read_result, write_result
+from letgo.runs.results import (
+    SAMPLES_FILE,
+    Metrics,
+    Result,
+    is_run,
+    new_run_id,
+    now,
+    read_result,
+    read_samples,
+    write_result,
+)
 
 _STAGES = ("before", "after", f"reference:{RETRAINED}")
 
@@ -213,9 +223,7 @@ def open_target(
         [target] = open_targets([model], purpose="attack", reporter=reporter)
         if not target.result.before or not target.result.after:
             raise UserError(f"{model}: the record has no metrics of before and after unlearning to judge an attack by")
-        samples = directory / SAMPLES_FILE
-        rows = read_json_lines(samples) if samples.exists() else []
-        return replace(target, original=original or target.original, rows=rows)
+        return replace(target, original=original or target.original, rows=read_samples(directory))
     if benchmark is not None and original is not None:
         resolve_model(original)
         [target] = open_targets([model], benchmark=benchmark, purpose="attack", reporter=reporter)

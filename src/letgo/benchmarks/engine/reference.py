@@ -10,8 +10,7 @@ from typing import Any
 
 from letgo.benchmarks.engine.items import Sample
 from letgo.core.errors import UserError
-from letgo.core.files import read_json_lines
-from letgo.runs.results import RESULT_FILE, SAMPLES_FILE, Metrics, Result, read_result
+from letgo.runs.results import RESULT_FILE, SAMPLES_FILE, Metrics, Result, read_result, read_samples
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class ReferenceResult:
         path = self.directory / SAMPLES_FILE
         if not path.is_file():
             raise UserError(f"{self.setting}={self.directory}: it has no {SAMPLES_FILE}, which holds its scores")
-        samples = (Sample.from_row(row) for row in read_json_lines(path) if row.get("stage") == "after")
+        samples = (Sample.from_row(row) for row in read_samples(self.directory) if row.get("stage") == "after")
         return {sample.id: sample for sample in samples}
 
     def has(self, score: str) -> bool:
