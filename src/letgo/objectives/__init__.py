@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from letgo.core.catalog import Catalog, Record, did_you_mean, settings_of
+from letgo.core.catalog import Catalog, Record, check_settings, settings_of
 from letgo.core.errors import UserError
 from letgo.objectives.objective import Objective as Objective
 from letgo.objectives.objective import Term
@@ -322,17 +322,8 @@ def create_objective(
     term = OBJECTIVES.load(name)
     retain_record = RETAIN_TERMS.record(retain_loss or record.retain)
     retain_term = RETAIN_TERMS.load(retain_record.name)
+    check_settings(f"objective {record.name!r}", [term, retain_term], settings, skip=_NOT_SETTINGS)
     known, of_retain = (settings_of(t, skip=_NOT_SETTINGS) for t in (term, retain_term))
-    both = {**known, **of_retain}
-    for key in settings:
-        if key not in both:
-            raise UserError(
-                f"objective {record.name!r} has no setting {key!r}{did_you_mean(key, both)}\n"
-                f"  its settings: {', '.join(both) or 'none'}"
-            )
-    missing = [k for k, default in both.items() if default is inspect.Parameter.empty and k not in settings]
-    if missing:
-        raise UserError(f"objective {record.name!r} needs a value for {', '.join(missing)}")
     # The record's weight is meant for its own retain term, not for any other.
     usual = record.retain_weight if retain_record.name == record.retain else 1.0
     return Objective(

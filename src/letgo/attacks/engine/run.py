@@ -211,6 +211,7 @@ def _attacked_reference(
 
 def apply_attack(victim: Victim, plan: AttackSpec, settings: Mapping[str, Any], seed: int) -> Attacked:
     """What an attack leaves; settings that it does not take are a `UserError`."""
+    ATTACKS.check_settings(plan.name, {**settings, "seed": seed}, skip=("victim",))
     try:
         attacked: Attacked = ATTACKS.load(plan.name)(victim, seed=seed, **settings)
         return attacked
