@@ -100,7 +100,7 @@ def test_show_config(letgo, tmp_path):
     [
         (["unlearn", "--model", "m"], "nothing to forget|no output directory"),
         (["unlearn", "--model", "m", "--evaluate", "e.jsonl", "--output", "o"], "nothing to forget: give 'forget'"),
-        (["unlearn", "nowhere.yaml"], "no such config file"),
+        (["unlearn", "nowhere.yaml"], "config file: no such file"),
         (["unlearn", "--optimizer", "x:=3", "--output", "o"], "has no key"),
         (["unlearn", "--set", "learnin_rate=3"], "did you mean 'learning_rate'"),
         (["unlearn", "--set", "nonsense"], "key=value"),
@@ -115,7 +115,7 @@ def test_show_config(letgo, tmp_path):
         (["eval", "biographies", "--benchmark", "biographies", "--output", __file__], "is a file; name a directory"),
         (["list", "optimisers"], "did you mean 'optimizers'"),
         (["report", "."], "no run"),
-        (["show-config", "nowhere.yaml"], "no such config file"),
+        (["show-config", "nowhere.yaml"], "config file: no such file"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_exit_2(letgo, words, message, tmp_path, monkeypatch):
@@ -130,7 +130,9 @@ def test_a_users_mistake_is_one_message_and_exit_2(letgo, words, message, tmp_pa
 
 
 @pytest.mark.parametrize("command", ["unlearn", "plan", "show-config", "sweep"])
-@pytest.mark.parametrize(("text", "message"), [(None, "no such config file"), ("model: [\n", "run.yaml:2: not YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "config file: no such file"), ("model: [\n", "run.yaml:2: not YAML")]
+)
 def test_an_unreadable_yaml_is_said_before_the_libraries_are_loaded(command, text, message, tmp_path):
     if text is not None:
         (tmp_path / "run.yaml").write_text(text)

@@ -115,7 +115,9 @@ def pack_bnb(bnb: Any, model: Any, format: str, double: bool = False) -> None:
         setattr(model.get_submodule(parent), child, packed.to(device).eval())
 
 
-def quantize_torchao(victim: Victim, *, bits: Bits = 4, group_size: Literal[0] | GroupSize = 64, seed: Seed = 0) -> Attacked:
+def quantize_torchao(
+    victim: Victim, *, bits: Bits = 4, group_size: Literal[0] | GroupSize = 64, seed: Seed = 0
+) -> Attacked:
     """torchao: integer weights of 2 to 8 bits, symmetric, a scale per group (`IntxWeightOnlyConfig`); with
     `group_size=0` a scale per output channel.
 

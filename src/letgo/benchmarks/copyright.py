@@ -20,6 +20,7 @@ from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQuerie
 from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.core.fingerprints import digest_of
+from letgo.core.values import Count
 from letgo.data.encode import (
     EncodedRows,
     EncodeOptions,
@@ -56,10 +57,10 @@ def copyright(
     *,
     text: str | Path | None = None,
     retain: str | Path | None = None,
-    prefixes: str | int = "100+300",
-    answer_tokens: int = 200,
+    prefixes: str | Count = "100+300",
+    answer_tokens: Count = 200,
     template: Template = "auto",
-    limit: int | None = None,
+    limit: Count | None = None,
 ) -> Copyright:
     """Verbatim continuation of a text of yours: `text` is to forget, `retain` to keep.
 

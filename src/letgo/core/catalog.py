@@ -116,17 +116,14 @@ class Catalog(Generic[R]):
         check_settings(f"{self.kind} {self.record(name).name!r}", [self.load(name)], settings, skip=skip)
 
 
-def check_settings(
-    what: str, targets: Sequence[Any], settings: Mapping[str, Any], *, skip: Iterable[str] = ()
-) -> None:
+def check_settings(what: str, targets: Sequence[Any], settings: Mapping[str, Any], *, skip: Iterable[str] = ()) -> None:
     """Check settings that are shared out among the targets that have them, as `Catalog.check_settings`. `what` is
     what messages call them together."""
     known = {key: default for target in targets for key, default in settings_of(target, skip=skip).items()}
     for key in settings:
         if key not in known:
             raise UserError(
-                f"{what} has no setting {key!r}{did_you_mean(key, known)}\n"
-                f"  its settings: {', '.join(known) or 'none'}"
+                f"{what} has no setting {key!r}{did_you_mean(key, known)}\n  its settings: {', '.join(known) or 'none'}"
             )
     missing = [key for key, default in known.items() if default is _EMPTY and key not in settings]
     if missing:

@@ -6,15 +6,19 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
-from letgo.core.errors import UserError
+from letgo.core.errors import UserError, first_line
+from letgo.core.values import DEEPEST, flaw, shown
 
 
 def cache_directory() -> Path:
@@ -25,21 +29,139 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "letgo"
 
 
-def load_settings(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, keys not yet checked."""
-    if not path.is_file():
-        raise UserError(f"no such config file: {path}")
+def require_file(path: Path, name: str = "") -> None:
+    """Raise a `UserError` unless the path is a file that can be read to its end: a pipe or a device is read for
+    ever."""
+    what = f"{name}: " if name else ""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{what}no such file: {path}") from error
+    except (OSError, ValueError) as error:  # no permission, too long a name, a NUL in it
+        raise UserError(f"{what}{shown(str(path))} can't be read: {_reason(error)}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise UserError(f"{what}{path} is {kind}; name a file")
+
+
+def read_text(path: Path, name: str = "") -> str:
+    """The text of a file; a `UserError` for one that is not there, is no regular file, can't be read or is not
+    UTF-8. A byte order mark is left out. `name` is what messages call the file."""
+    what = f"{name}: " if name else ""
+    require_file(path, name)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{what}{path} can't be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+_LARGEST_SETTINGS = 1_000_000
+"""Bytes of a file of settings: by far more than anyone writes by hand, and quickly read."""
+
+
+class _SettingsLoader(yaml.SafeLoader):
+    """YAML that means what it shows. A key given twice is an error, and not the last one. As in YAML 1.2, 1e-4 is a
+    number, and `no`, 1:30 and dates are text. Depth and what aliases repeat are bounded."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("bool", "int", "float", "null", "str", "seq", "map")
+    }
+    aliases = 0
+
+    def refuse(self, problem: str, mark: Any) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= DEEPEST:
+            self.refuse("nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > 1000:
+                self.refuse("over 1,000 aliases", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        given = set()
+        for key, _ in node.value:
+            # Keys are text in the end: 1 and "1" are the same, and so are true and True.
+            text = str(key.value) if key.tag.endswith(":str") else str(key.value).lower()
+            if text in given:
+                self.refuse(f"the key {key.value!r} is given twice", key.start_mark)
+            given.add(text)
+        return node
+
+    def flatten_mapping(self, node: Any) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > 1000:
+            self.refuse("over 1,000 keys in one mapping", node.start_mark)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError, OverflowError):  # what Python's own constructors raise
+            self.refuse(f"{shown(node.value)} is not of the kind {node.tag.rpartition(':')[2]!r}", node.start_mark)
+
+
+class _SettingsDumper(yaml.SafeDumper):
+    """Quotes what `_SettingsLoader` would not read as text."""
+
+
+for _kind, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", "[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", "<<", "<"),
+):
+    for _either in (_SettingsLoader, _SettingsDumper):
+        _either.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), list(_first))
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, keys not yet checked. A `UserError` names the file, and the line or key, of what is
+    not YAML, of a key given twice and of a value that nothing can use."""
+    require_file(path, "config file")
+    if path.stat().st_size > _LARGEST_SETTINGS:
+        raise UserError(f"{path}: a file of settings has at most {_LARGEST_SETTINGS:,} bytes; this is another file")
+    loaded = parse_settings(read_text(path, "config file"), str(path))
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, not {type(loaded).__name__}")
     return {str(key): value for key, value in loaded.items()}
+
+
+def parse_settings(text: str, where: str) -> Any:
+    """What a YAML text says, in plain values that are sound (`letgo.core.values.flaw`)."""
+    try:
+        loaded = yaml.load(text, _SettingsLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark, position = getattr(error, "problem_mark", None), getattr(error, "position", None)
+        number = mark.line if mark else None if position is None else text.count("\n", 0, position)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "nested too deeply"
+        raise UserError(f"{where}{'' if number is None else f':{number + 1}'}: not YAML ({problem})") from error
+    if problem := flaw(loaded):
+        raise UserError(f"{where}: {problem}")
+    return loaded
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """YAML that `parse_settings` reads as the same settings."""
+    return yaml.dump(settings, Dumper=_SettingsDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 @contextlib.contextmanager
@@ -77,15 +199,37 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds; a broken one is a `UserError` with its line."""
-    return parse_json(path.read_text(encoding="utf-8"), path)
+    return parse_json(read_text(path), path)
 
 
-def parse_json(text: str, path: Path) -> Any:
-    """What the text of a JSON file says, as `read_json`."""
+def parse_json(text: str, path: Path, line: int | None = None) -> Any:
+    """What the text of a JSON file, or of this line of it, says, as `read_json`. A key given twice in one object, NaN
+    and Infinity are refused: JSON has no such numbers, and the last key would win."""
     try:
-        return json.loads(text)
+        return _JSON.decode(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+        near = f", column {error.colno}): {shown(text.strip())}" if line else ")"
+        raise UserError(f"{path}:{line or error.lineno}: not JSON ({error.msg}{near}") from error
+    except (RecursionError, ValueError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        raise UserError(f"{path}{f':{line}' if line else ''}: not JSON ({problem})") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(pairs)
+    if len(read) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice in one object")
+    return read
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -97,15 +241,9 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; a broken line is a `UserError` with its number."""
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
-            if not isinstance(row, dict):
+    for number, line in enumerate(io.StringIO(read_text(path)), start=1):
+        if line.strip():
+            rows.append(parse_json(line, path, number))
+            if not isinstance(rows[-1], dict):
                 raise UserError(f"{path}:{number}: not a JSON object")
-            rows.append(row)
     return rows

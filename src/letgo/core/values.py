@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-_DEEPEST, _MOST = 50, 200_000
+DEEPEST, _MOST = 50, 200_000
 """How deep the values of a file may be nested, and how many there may be, aliases followed."""
-_WORDS: Mapping[Any, str] = {bool: "true or false", str: "text", Path: "a path", Mapping: "a mapping", type(None): ""}
+_WORDS: Mapping[Any, str] = {bool: "true or false", str: "text", Path: "a path", Mapping: "a mapping"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def wanted(value: Any, kind: Any, within: Within | None = None) -> str | None:
     if origin is Literal:
         same = any(type(value) is type(part) and value == part for part in parts)
         return None if same else f"one of {', '.join(map(str, parts))}"
+    if kind is type(None):
+        return None if value is None else ""
     if kind in (int, float):
         return _number_wanted(value, kind, within)
     if origin is tuple and Ellipsis not in parts:
@@ -117,13 +119,14 @@ def flaw(value: Any, *, finite: bool = True) -> str | None:
         elif isinstance(each, float):
             problem = f"{each} is no number to work with" if finite and not math.isfinite(each) else None
         elif isinstance(each, Mapping | list | tuple):
-            problem = f"is nested more than {_DEEPEST} levels deep" if depth >= _DEEPEST else None
+            problem = f"is nested more than {DEEPEST} levels deep" if depth >= DEEPEST else None
             if seen + len(waiting) + len(each) > _MOST:
                 problem = f"holds more than {_MOST:,} values"
             if problem is None:
                 waiting += [(f"{where}{name}", depth + 1, inner) for name, inner in _inside(each)]
         if problem is not None:
-            return f"{where.lstrip('.')}: {problem}" if where else problem
+            place = where.lstrip(".")
+            return f"{place[:60]}{'…' * (len(place) > 60)}: {problem}" if where else problem
     return None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from letgo.core.values import Seed
 from letgo.optim.base import (
     Closure,
     ClosureOptimizer,
@@ -93,7 +94,7 @@ class Sophia(ClosureOptimizer):
         hessian_every: int | None = None,
         batch_size: int | None = None,
         noise: Literal["rademacher", "gaussian"] = "rademacher",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         check_number("lr", lr)
         for i, beta in enumerate(betas):

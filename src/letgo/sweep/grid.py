@@ -31,11 +31,10 @@ from letgo.core.catalog import did_you_mean, parse_spec
 from letgo.core.errors import UserError
 from letgo.core.files import load_settings
 from letgo.core.fingerprints import digest_of
-from letgo.optim import OPTIMIZERS
 from letgo.sweep.resources import RayCluster, Resources, mapping, read_cluster, read_resources, whole_number
 from letgo.sweep.tuning import Tune, read_tune
 from letgo.training.config import make_config
-from letgo.training.run_plan import objective_of
+from letgo.training.run_plan import check_parts
 
 _HOW = ("output_dir", "workers", "backend", "resources", "retries", "ray")
 """Where and how it is run: nothing of what comes out is decided by these."""
@@ -227,8 +226,7 @@ def _try(name: str, settings: Mapping[str, Any]) -> None:
     """Raise a `UserError` that names the cell if its run could not start."""
     config = make_config({**settings, "output_dir": "."}, where=name)
     try:
-        objective_of(config)
-        OPTIMIZERS.check_settings(config.optimizer, config.optimizer_args or {})
+        check_parts(config)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     if not config.model:
