@@ -15,7 +15,7 @@ from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.core import processes
 from letgo.core.catalog import parse_spec
 from letgo.core.errors import NonFiniteLossError, UserError
-from letgo.core.values import BelowOne, Count, Natural, Positive, Seed, Weight
+from letgo.core.values import BelowOne, Count, Epochs, Natural, Positive, Seed, Weight
 from letgo.data.encode import Encoded
 from letgo.data.pairs import pad_rows
 from letgo.data.rows import Row, read_rows, rows_from_records
@@ -36,7 +36,7 @@ def relearn(
     holdout: BelowOne | None = None,
     samples: Count | None = None,
     steps: Count | None = None,
-    epochs: Positive | None = None,
+    epochs: Epochs | None = None,
     learning_rate: Positive | None = None,
     batch_size: Count = 4,
     optimizer: str = "adamw",

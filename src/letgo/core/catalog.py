@@ -15,7 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Generic, Literal, TypeVar
 
 from letgo.core.errors import UserError
-from letgo.core.values import annotations_of, shown, wanted
+from letgo.core.values import Within, annotations_of, flaw, kind_of, shown, wanted
 
 _EMPTY = inspect.Parameter.empty
 Faithfulness = Literal["faithful", "variant", "ours", "library"]
@@ -131,9 +131,17 @@ def check_settings(what: str, targets: Sequence[Any], settings: Mapping[str, Any
     for target in targets:
         kinds = annotations_of(target)
         for key, value in settings.items():
-            problem = wanted(value, kinds.get(key, Any))
-            if problem is not None:
+            # As everywhere, a number whose annotation names no range is not negative.
+            if problem := wanted(value, kinds.get(key) or kind_of(known[key]), Within(0)):
                 raise UserError(f"{what}: {key} must be {problem}, not {shown(value)}")
+            if problem := flaw(value):
+                raise UserError(f"{what}: {key}: {problem}")
+
+
+def check_arguments(function: Any, **given: Any) -> None:
+    """Check some of a function's arguments against its annotations, as `check_settings`."""
+    others = [name for name in settings_of(function) if name not in given]
+    check_settings(f"{function.__name__}()", [function], given, skip=others)
 
 
 def settings_of(target: Any, *, skip: Iterable[str] = ()) -> dict[str, Any]:

@@ -229,7 +229,13 @@ def _number(text: str) -> float:
     return number
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
+def _whole(text: str) -> int:
+    if len(text) > 1000:
+        raise ValueError("a whole number of over 1,000 digits")
+    return int(text)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_int=_whole, parse_constant=_number)
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -14,7 +14,13 @@ from typing import Annotated, Any, Literal
 
 DEEPEST, _MOST = 50, 200_000
 """How deep the values of a file may be nested, and how many there may be, aliases followed."""
-_WORDS: Mapping[Any, str] = {bool: "true or false", str: "text", Path: "a path", Mapping: "a mapping"}
+_WORDS: Mapping[Any, str] = {
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    Mapping: "a mapping",
+    Sequence: "a list",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ Natural = Annotated[int, Within(0)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]
 Weight = Annotated[float, Within(0)]
 Positive = Annotated[float, Within(0, above=True)]
+Epochs = Annotated[float, Within(0, 10**6, above=True)]
 Share = Annotated[float, Within(0, 1, above=True)]
 """Some of a whole, or all of it."""
 Part = Annotated[float, Within(0, 1, above=True, below=True)]
@@ -53,8 +60,8 @@ BelowOne = Annotated[float, Within(0, 1, below=True)]
 
 
 def wanted(value: Any, kind: Any, within: Within | None = None) -> str | None:
-    """What a value must be in words, if it is not of the kind that an annotation names; None if it is. No number may
-    be infinite or NaN."""
+    """What a value must be in words, if it is not of the kind that an annotation names; None if it is. A number may
+    not be infinite or NaN; what a value holds inside is for `flaw` to say."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return wanted(value, parts[0], next((each for each in parts[1:] if isinstance(each, Within)), None))
@@ -73,8 +80,6 @@ def wanted(value: Any, kind: Any, within: Within | None = None) -> str | None:
         if fits and not any(wanted(each, part) for each, part in zip(value, parts, strict=True)):
             return None
         return f"a list of {len(parts)} values, each {wanted(None, parts[0])}"
-    if flaw(value):
-        return "a value without infinities, NaN, broken characters or thousands of levels"
     expected = origin or kind
     if expected is Any or not isinstance(expected, type) or isinstance(value, expected):
         return None
@@ -94,6 +99,13 @@ def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
     """What a function, a dataclass or a class's constructor says of its arguments' types."""
     is_class = isinstance(target, type) and not hasattr(target, "__dataclass_fields__")
     return typing.get_type_hints(target.__init__ if is_class else target, include_extras=True)  # type: ignore[misc]
+
+
+def kind_of(default: Any) -> Any:
+    """The type of a setting without an annotation (another library's), as its default shows it."""
+    if isinstance(default, tuple):
+        return tuple[tuple(map(kind_of, default))]  # type: ignore[misc]
+    return type(default) if isinstance(default, bool | int | float | str) else Any
 
 
 def shown(value: Any) -> str:

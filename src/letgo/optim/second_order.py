@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from letgo.core.values import Seed
+from letgo.core.values import Count, Seed
 from letgo.optim.base import (
     Closure,
     ClosureOptimizer,
@@ -92,7 +92,7 @@ class Sophia(ClosureOptimizer):
         weight_decay: float = 0.0,
         hessian: HessianKind = "empirical_fisher",
         hessian_every: int | None = None,
-        batch_size: int | None = None,
+        batch_size: Count | None = None,
         noise: Literal["rademacher", "gaussian"] = "rademacher",
         seed: Seed = 0,
     ) -> None:

@@ -21,11 +21,12 @@ import torch
 from pydantic import TypeAdapter
 from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils.logging import get_log_levels_dict
 
 from letgo.benchmarks import OWN_ROWS
 from letgo.core import processes
-from letgo.core.catalog import Catalog, did_you_mean, parse_spec, parse_value
+from letgo.core.catalog import Catalog, check_settings, did_you_mean, parse_spec, parse_value
 from letgo.core.errors import UserError, first_line
 from letgo.core.files import load_settings, parse_settings, settings_text
 from letgo.core.values import Within, flaw, shown, wanted
@@ -44,6 +45,8 @@ _CHOICES = {
     "share": ("data", "directions"),
     "lr_scheduler_type": tuple(each.value for each in SchedulerType),
     **dict.fromkeys(("log_level", "log_level_replica"), ("passive", *get_log_levels_dict())),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length"),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
     "stop": ("target",),
     "keep": ("last", "best"),
 }
@@ -385,6 +388,13 @@ def _check_sense(where: str, settings: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{where}: report_to has {name!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}"
             )
+    accelerator = settings.get("accelerator_config")
+    check_settings(
+        f"{where}: accelerator_config", [AcceleratorConfig], accelerator if isinstance(accelerator, dict) else {}
+    )
+    for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        if isinstance(settings.get(key), str):
+            raise UserError(f"{where}: {key} is {shown(settings[key])}, which is not a mapping")
     for key in ("trainable", "lora_targets"):
         try:
             re.compile(settings.get(key) or "")
@@ -412,12 +422,14 @@ def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
         return None if value is None else str(value)
     listed = isinstance(value, list) and any(typing.get_origin(part) is list for part in parts)
     if options and not listed and value not in options and not isinstance(value, enum.Enum):
-        near = did_you_mean(str(value), options)
+        near = did_you_mean(shown(value), map(repr, options))
         raise UserError(f"{where}: {key} is {shown(value)}{near}; known: {', '.join(map(str, options))}")
     try:
         if isinstance(value, bool) and bool not in parts and {int, float} & set(parts):
             raise ValueError("pydantic takes true for 1")
         adapter = _adapter(kind)
+        if adapter is None and wanted(value, kind) is not None:
+            raise ValueError("of no kind that is known here")
         return value if adapter is None else adapter.validate_python(value)
     except ValueError as error:
         raise UserError(f"{where}: {key} is {shown(value)}, which is not {_kind_name(kind)}") from error

@@ -78,6 +78,8 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
     options = {"seeds": usual, "threshold": threshold, **options}
     if options.get("search") is True:
         options["search"] = TRIALS
+    # Those that this attack has no use for are checked too.
+    check_settings(what, [_Options], {"seeds": usual if seeds is None else seeds})
     check_settings(what, [_Options], options)
     if given and not record.space:
         known = ", ".join(each.name for each in ATTACKS if each.space)
