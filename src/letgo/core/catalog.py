@@ -125,9 +125,6 @@ def check_settings(what: str, targets: Sequence[Any], settings: Mapping[str, Any
             raise UserError(
                 f"{what} has no setting {key!r}{did_you_mean(key, known)}\n  its settings: {', '.join(known) or 'none'}"
             )
-    missing = [key for key, default in known.items() if default is _EMPTY and key not in settings]
-    if missing:
-        raise UserError(f"{what} needs a value for {', '.join(missing)}")
     for target in targets:
         kinds = annotations_of(target)
         for key, value in settings.items():
@@ -136,6 +133,9 @@ def check_settings(what: str, targets: Sequence[Any], settings: Mapping[str, Any
                 raise UserError(f"{what}: {key} must be {problem}, not {shown(value)}")
             if problem := flaw(value):
                 raise UserError(f"{what}: {key}: {problem}")
+    missing = [key for key, default in known.items() if default is _EMPTY and key not in settings]
+    if missing:
+        raise UserError(f"{what} needs a value for {', '.join(missing)}")
 
 
 def check_arguments(function: Any, **given: Any) -> None:

@@ -19,7 +19,9 @@ _WORDS: Mapping[Any, str] = {
     str: "text",
     Path: "a path",
     Mapping: "a mapping",
+    dict: "a mapping",
     Sequence: "a list",
+    list: "a list",
 }
 
 

@@ -118,7 +118,7 @@ def paraphrases(row: Row) -> list[Row]:
         where = f"{row.where}, paraphrase {number}"
         fields = {question: given} if isinstance(given, str) else given
         if not isinstance(fields, Mapping):
-            kind = f"{type(given).__name__} ({str(given)[:60]})"
+            kind = f"{_name_of(given)} ({str(given)[:60]})"
             raise UserError(f"{where} must be a question (text) or an object with {question!r}, not {kind}")
         # A column of a Parquet file gives every object every field.
         fields = {key: value for key, value in fields.items() if value is not None}
@@ -139,7 +139,7 @@ def _checked_list(where: str, key: str, value: Any) -> Sequence[Any]:
         return ()
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise UserError(
-            f"{where}: field {key!r} must be a list, not {type(value).__name__} ({str(value)[:60]})\n"
+            f"{where}: field {key!r} must be a list, not {_name_of(value)} ({str(value)[:60]})\n"
             "  JSONL, JSON and Parquet can hold lists; CSV can't"
         )
     if not value:
@@ -147,9 +147,13 @@ def _checked_list(where: str, key: str, value: Any) -> Sequence[Any]:
     return value
 
 
+def _name_of(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
 def _row(where: str, record: Mapping[str, Any]) -> Row:
     if not isinstance(record, Mapping):
-        raise UserError(f"{where}: a row must be an object with named fields, not {type(record).__name__}")
+        raise UserError(f"{where}: a row must be an object with named fields, not {_name_of(record)}")
     form = next((form for form in FORMS if all(key in record for key in form)), None)
     if form is None:
         raise UserError(_no_form(where, record))
@@ -194,7 +198,7 @@ def _no_form(where: str, record: Mapping[str, Any]) -> str:
 def checked_text(where: str, key: str, value: Any) -> str:
     """The value of a field that must be text and not empty; else a `UserError` that says where it stands."""
     if not isinstance(value, str):
-        raise UserError(f"{where}: field {key!r} must be text, not {type(value).__name__} ({str(value)[:60]})")
+        raise UserError(f"{where}: field {key!r} must be text, not {_name_of(value)} ({str(value)[:60]})")
     if not value.strip():
         raise UserError(f"{where}: field {key!r} is empty")
     return value

@@ -29,7 +29,7 @@ from typing import Any
 
 from letgo.attacks.engine.spec import plan_attack
 from letgo.core.catalog import did_you_mean, parse_spec
-from letgo.core.errors import UserError
+from letgo.core.errors import UserError, located
 from letgo.core.files import load_settings
 from letgo.core.fingerprints import digest_of
 from letgo.core.values import shown
@@ -165,7 +165,8 @@ def read_grid(
     for spec in attacks:
         if not isinstance(spec, str):
             raise UserError(f"{where}: 'attacks' must be a list of texts; {shown(spec)} is none")
-        plan_attack(spec)
+        with located(f"{where}: attacks"):
+            plan_attack(spec)
     target = output or document.get("output_dir")
     if not isinstance(target, str | Path | None):
         raise UserError(f"{where}: output_dir must be text, not {shown(target)}")
@@ -209,7 +210,8 @@ def _groups(where: str, base: Mapping[str, Any], axes: Mapping[str, list[Any]]) 
     for combination in itertools.product(*axes.values()):
         settings, shown = dict(base), {}
         for axis, value in zip(axes, combination, strict=True):
-            settings = _laid_over(where, settings, value if isinstance(value, Mapping) else {axis: value})
+            with located(where):
+                settings = with_setting(settings, value if isinstance(value, Mapping) else {axis: value})
             shown[axis] = _shown(axis, value)
         apart = {axis: value for axis, value in shown.items() if axis != "seed"}
         words = [re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") for value in apart.values()]
@@ -235,21 +237,13 @@ def with_setting(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
     return merged
 
 
-def _laid_over(where: str, settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return with_setting(settings, changes)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
 def _try(name: str, settings: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """Raise a `UserError` that names the cell if its run could not start."""
-    settings = _laid_over(name, settings, changes)
+    with located(name):
+        settings = with_setting(settings, changes)
     config = make_config({**settings, "output_dir": "."}, where=name)
-    try:
+    with located(name):
         check_parts(config)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
     if not config.model:
         raise UserError(f"{name}: no model (base.model)")
 

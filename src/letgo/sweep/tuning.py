@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from letgo.core.catalog import check_settings, did_you_mean
-from letgo.core.errors import UserError
+from letgo.core.errors import UserError, located
 from letgo.core.search import Range, TreeSearch, combinations
 from letgo.core.values import Seed, Within, shown, wanted
 from letgo.runs import RunRecord
@@ -120,11 +120,9 @@ def read_tune(given: Any, where: str) -> Tune:
     for key in ("trials", "seed"):
         if problem := wanted(given.get(key, 0), Seed):
             raise UserError(f"{where}: tune.{key} must be {problem}, not {shown(given[key])}")
-    try:
+    with located(f"{where}: tune"):
         target = parse_query(str(given["target"]))
         bound = parse_query(str(given["bound"])) if given.get("bound") else None
-    except UserError as error:
-        raise UserError(f"{where}: tune: {error}") from error
     for query in filter(None, (target, bound)):
         if not query.comparisons or any(wanted(c.value, Annotated[float, Within()]) for c in query.comparisons):
             raise UserError(f"{where}: tune: {query.text!r} must compare a metric with a number")

@@ -27,8 +27,8 @@ from transformers.utils.logging import get_log_levels_dict
 from letgo.benchmarks import OWN_ROWS
 from letgo.core import processes
 from letgo.core.catalog import Catalog, check_settings, did_you_mean, parse_spec, parse_value
-from letgo.core.errors import UserError, first_line
-from letgo.core.files import load_settings, parse_settings, settings_text
+from letgo.core.errors import UserError, first_line, located
+from letgo.core.files import load_settings, parse_settings, read_json, settings_text
 from letgo.core.values import Within, flaw, shown, wanted
 from letgo.metrics.judgement import TARGET
 from letgo.models.adapters import QUANTIZATIONS
@@ -41,6 +41,8 @@ _CHOICES = {
     "long_rows": ("error", "cut", "drop"),
     "dtype": ("float32", "bfloat16", "float16"),
     "base_quantization": QUANTIZATIONS,
+    "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl"),
+    "save_strategy": ("no", "steps", "epoch", "best"),
     "strategy": ("auto", "replicas", "fsdp2"),
     "share": ("data", "directions"),
     "lr_scheduler_type": tuple(each.value for each in SchedulerType),
@@ -85,7 +87,7 @@ _RANGES = {
 _EARLY_STOPPING = dict.fromkeys(("early_stopping_patience", "early_stopping_threshold", "early_stopping"), _STOP)
 _CATALOGS: Mapping[str, Catalog[Any]] = {"objective": OBJECTIVES, "optimizer": OPTIMIZERS}
 # Computed by TrainingArguments itself, or deprecated there: not a user's to set, so not shown either.
-_HIDDEN = {"deepspeed_plugin", "push_to_hub_token", "hub_token"}
+_HIDDEN = {"deepspeed_plugin", "push_to_hub_token", "hub_token", "parallelism_config"}
 
 
 @dataclass
@@ -388,10 +390,12 @@ def _check_sense(where: str, settings: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{where}: report_to has {name!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}"
             )
-    accelerator = settings.get("accelerator_config")
-    check_settings(
-        f"{where}: accelerator_config", [AcceleratorConfig], accelerator if isinstance(accelerator, dict) else {}
-    )
+    if isinstance(given := settings.get("accelerator_config"), str):
+        with located(f"{where}: accelerator_config"):
+            given = read_json(Path(given))
+    if given is not None and not isinstance(given, Mapping):
+        raise UserError(f"{where}: accelerator_config is {shown(given)}, which is not a mapping")
+    check_settings(f"{where}: accelerator_config", [AcceleratorConfig], given or {})
     for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if isinstance(settings.get(key), str):
             raise UserError(f"{where}: {key} is {shown(settings[key])}, which is not a mapping")
@@ -422,7 +426,7 @@ def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
         return None if value is None else str(value)
     listed = isinstance(value, list) and any(typing.get_origin(part) is list for part in parts)
     if options and not listed and value not in options and not isinstance(value, enum.Enum):
-        near = did_you_mean(shown(value), map(repr, options))
+        near = did_you_mean(value if isinstance(value, str) else "", options)
         raise UserError(f"{where}: {key} is {shown(value)}{near}; known: {', '.join(map(str, options))}")
     try:
         if isinstance(value, bool) and bool not in parts and {int, float} & set(parts):
