@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests import tiny
+
+RECIPE = str(Path(__file__).parents[2] / "recipes" / "muse-books-npo_gdr.yaml")
 
 
 @pytest.fixture
@@ -113,6 +116,11 @@ def test_show_config(letgo, tmp_path):
         (["eval", "biographies", "--benchmark", "biographies:sead=1"], "did you mean 'seed'"),
         (["eval", "biographies", "--benchmark", "biographies", "--limit", "0"], "at least 1"),
         (["eval", "biographies", "--benchmark", "biographies", "--output", __file__], "is a file; name a directory"),
+        (["attack", ".", "--attack", "quantize", "--limit", "0"], "limit must be a whole number of at least 1, not 0"),
+        (["attack", ".", "--attack", "quantize", "--threshold", "nan"], "threshold must be a number above 0"),
+        (["plan", RECIPE, "--devices", "0"], "devices must be at least 1, not 0"),
+        (["plan", RECIPE, "--flops", "inf"], "flops must be above 0 and finite, not inf"),
+        (["show-config", RECIPE, "--set", "optimizer_args=[1"], "--set optimizer_args:1: not YAML"),
         (["list", "optimisers"], "did you mean 'optimizers'"),
         (["report", "."], "no run"),
         (["show-config", "nowhere.yaml"], "config file: no such file"),

@@ -69,7 +69,7 @@ class _SettingsLoader(yaml.SafeLoader):
     """YAML that means what it shows. A key given twice is an error, and not the last one. As in YAML 1.2, 1e-4 is a
     number, and `no`, 1:30 and dates are text. Depth and what aliases repeat are bounded."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
     yaml_constructors: ClassVar[dict[Any, Any]] = {
         tag: make
         for tag, make in yaml.SafeLoader.yaml_constructors.items()

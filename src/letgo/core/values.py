@@ -100,7 +100,7 @@ def _number_wanted(value: Any, kind: type, within: Within | None) -> str | None:
 def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
     """What a function, a dataclass or a class's constructor says of its arguments' types."""
     is_class = isinstance(target, type) and not hasattr(target, "__dataclass_fields__")
-    return typing.get_type_hints(target.__init__ if is_class else target, include_extras=True)  # type: ignore[misc]
+    return typing.get_type_hints(target.__init__ if is_class else target, include_extras=True)
 
 
 def kind_of(default: Any) -> Any:

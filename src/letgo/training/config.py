@@ -421,7 +421,9 @@ def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
         raise UserError(f"{where}: {key} is {shown(value)} ({problem})")
     if value is None and type(None) not in parts and kind is not Any:
         raise UserError(f"{where}: {key} has no value; leave it out, or give {_kind_name(kind)}")
-    options = [each.value for part in parts if isinstance(part, enum.EnumMeta) for each in part]
+    options: list[Any] = [
+        each.value for part in parts if isinstance(part, enum.EnumMeta) for each in part.__members__.values()
+    ]
     if value is None or (kind in (str, str | None) and isinstance(value, Path)):
         return None if value is None else str(value)
     listed = isinstance(value, list) and any(typing.get_origin(part) is list for part in parts)

@@ -33,7 +33,7 @@ from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
-from letgo.core.values import Count
+from letgo.core.values import Count, Share
 from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
 from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.runs.results import AttackResult, Result, check_unused, is_run
@@ -57,7 +57,7 @@ def attack(
     limit: Count | None = None,
     dtype: str | None = None,
     seeds: Count | None = None,
-    threshold: float = THRESHOLD,
+    threshold: Share = THRESHOLD,
     reporter: Reporter | None = None,
     output: Path | None = None,
     shared_scores: str | Path | None = None,
