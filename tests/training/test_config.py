@@ -137,7 +137,7 @@ def test_what_is_dumped_makes_the_same_config_again():
         ("log_level: loud\n", "log_level is 'loud'; known: passive"),
         ("report_to: tensorbord\n", "report_to has 'tensorbord'; did you mean 'tensorboard'"),
         ("report_to: {a: b}\n", "which is not text or a list of texts"),
-        ("trainable: '('\n", r"trainable is no regular expression \(missing \)"),
+        ("trainable: '('\n", r"trainable: '[(]' is not a regular expression \(missing"),
         ("resume_from_checkpoint: /nonexistent\n", "changes nothing in letgo(.|\n)*--resume"),
         ("optim: adafactor\n", "changes nothing in letgo(.|\n)*optimizer_args"),
         ("adam_beta1: 0.5\n", "changes nothing in letgo"),

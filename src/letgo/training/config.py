@@ -403,7 +403,8 @@ def _check_sense(where: str, settings: Mapping[str, Any]) -> None:
         try:
             re.compile(settings.get(key) or "")
         except re.error as error:
-            raise UserError(f"{where}: {key} is no regular expression ({error}): {shown(settings[key])}") from error
+            problem = f"{settings[key]!r} is not a regular expression ({error})"
+            raise UserError(f"{where}: {key}: {problem}") from error
     own = next((key for key in OWN_ROWS if settings.get(key)), None)
     if settings.get("benchmark") and own is not None:
         raise UserError(f"{where}: give either 'benchmark' (which brings its data) or {own!r}, not both")
@@ -421,9 +422,8 @@ def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
         raise UserError(f"{where}: {key} is {shown(value)} ({problem})")
     if value is None and type(None) not in parts and kind is not Any:
         raise UserError(f"{where}: {key} has no value; leave it out, or give {_kind_name(kind)}")
-    options: list[Any] = [
-        each.value for part in parts if isinstance(part, enum.EnumMeta) for each in part.__members__.values()
-    ]
+    enums = [part for part in parts if isinstance(part, type) and issubclass(part, enum.Enum)]
+    options = [each.value for part in enums for each in part]
     if value is None or (kind in (str, str | None) and isinstance(value, Path)):
         return None if value is None else str(value)
     listed = isinstance(value, list) and any(typing.get_origin(part) is list for part in parts)
