@@ -83,7 +83,7 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
     check_settings(what, [_Options], options)
     if given and not record.space:
         known = ", ".join(each.name for each in ATTACKS if each.space)
-        raise UserError(f"{what} has no settings to search over; those that have: {known}")
+        raise UserError(f"{what}: {next(iter(given))}: it has no settings to search over; those that have: {known}")
     if "bound" in given and "search" not in given:
         raise UserError(f"{what}: bound is of a search; give search=N too")
     ATTACKS.check_settings(name, settings, skip=("victim",))
