@@ -70,7 +70,7 @@ def test_mistakes(letgo, words, message, tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["--attack", "quantize", "--limit", "0"], "limit must be a whole number of at least 1"),
-        (["--attack", "relearn:samples=0", "--limit", "4"], "samples must be at least 1"),
+        (["--attack", "relearn:samples=0", "--limit", "4"], "samples must be a whole number of at least 1"),
         (["--attack", "quantize", "--output", "used"], "not empty"),
         (["--attack", "quantize:bits=1", "--limit", "4"], "bits must be a whole number from 2 to 8, not 1"),
     ],

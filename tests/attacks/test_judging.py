@@ -260,7 +260,7 @@ def test_what_is_searched_over_are_settings(record):
         ("quantize:search=many", "at least 1"),
         ("prefill:search=3", "no settings to search over"),
         ("quantize:bound=0.1", "give search=N too"),
-        ("relearn:search=3,bound=-1", "bound must be at least 0"),
+        ("relearn:search=3,bound=-1", "bound must be a number of at least 0"),
         ("relearn:threshold=high", "must be a number"),
         ("relearn:reference=maybe", "true or false"),
         ("relearn:seed=-1", "seed must be"),

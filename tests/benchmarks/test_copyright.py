@@ -130,7 +130,7 @@ def test_unlearn_eval_report_offline(directory, story, kept, whole_path):
     ("spec", "message"),
     [
         ("copyright", "needs the text to forget: copyright:text=FILE"),
-        ("copyright:text=nowhere.txt", "can't be read"),
+        ("copyright:text=nowhere.txt", "no such file: nowhere.txt"),
         ("copyright:text=nowhere.jsonl", "no such file"),
         ("copyright:text={story},prefixes=100+x", "joined by '\\+', such as 100\\+300"),
         ("copyright:text={story},prefixes=4+4", "joined by '\\+'"),

@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests import tiny
+
+RECIPE = str(Path(__file__).parents[2] / "recipes" / "muse-books-npo_gdr.yaml")
 
 
 @pytest.fixture
@@ -100,7 +103,7 @@ def test_show_config(letgo, tmp_path):
     [
         (["unlearn", "--model", "m"], "nothing to forget|no output directory"),
         (["unlearn", "--model", "m", "--evaluate", "e.jsonl", "--output", "o"], "nothing to forget: give 'forget'"),
-        (["unlearn", "nowhere.yaml"], "no such config file"),
+        (["unlearn", "nowhere.yaml"], "config file: no such file"),
         (["unlearn", "--optimizer", "x:=3", "--output", "o"], "has no key"),
         (["unlearn", "--set", "learnin_rate=3"], "did you mean 'learning_rate'"),
         (["unlearn", "--set", "nonsense"], "key=value"),
@@ -113,9 +116,14 @@ def test_show_config(letgo, tmp_path):
         (["eval", "biographies", "--benchmark", "biographies:sead=1"], "did you mean 'seed'"),
         (["eval", "biographies", "--benchmark", "biographies", "--limit", "0"], "at least 1"),
         (["eval", "biographies", "--benchmark", "biographies", "--output", __file__], "is a file; name a directory"),
+        (["attack", ".", "--attack", "quantize", "--limit", "0"], "limit must be a whole number of at least 1, not 0"),
+        (["attack", ".", "--attack", "quantize", "--threshold", "nan"], "threshold must be a number above 0"),
+        (["plan", RECIPE, "--devices", "0"], "devices must be at least 1, not 0"),
+        (["plan", RECIPE, "--flops", "inf"], "flops must be above 0 and finite, not inf"),
+        (["show-config", RECIPE, "--set", "optimizer_args=[1"], "--set optimizer_args:1: not YAML"),
         (["list", "optimisers"], "did you mean 'optimizers'"),
         (["report", "."], "no run"),
-        (["show-config", "nowhere.yaml"], "no such config file"),
+        (["show-config", "nowhere.yaml"], "config file: no such file"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_exit_2(letgo, words, message, tmp_path, monkeypatch):
@@ -130,7 +138,9 @@ def test_a_users_mistake_is_one_message_and_exit_2(letgo, words, message, tmp_pa
 
 
 @pytest.mark.parametrize("command", ["unlearn", "plan", "show-config", "sweep"])
-@pytest.mark.parametrize(("text", "message"), [(None, "no such config file"), ("model: [\n", "run.yaml:2: not YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "config file: no such file"), ("model: [\n", "run.yaml:2: not YAML")]
+)
 def test_an_unreadable_yaml_is_said_before_the_libraries_are_loaded(command, text, message, tmp_path):
     if text is not None:
         (tmp_path / "run.yaml").write_text(text)

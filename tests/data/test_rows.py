@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
 import subprocess
 import sys
 
@@ -70,6 +71,31 @@ def test_groups_and_places(tmp_path):
         ('{"messages": [{"role": "robot", "content": "x"}]}\n', r"role 'robot'"),
         ('{"messages": [{"role": "user", "content": "x"}]}\n', r"last message must be the assistant's"),
         ("", r"has no rows"),
+        ('{"text": "a", "text": "b"}\n', r"d\.jsonl:1: not JSON \(the key 'text' is given twice in one object\)"),
+        ('{"text": "a", "x": {"y": 1, "y": 2}}\n', "the key 'y' is given twice"),
+        ('{"text": "a", "x": NaN}\n', r"d\.jsonl:1: not JSON \(NaN is no finite number\)"),
+        ('{"text": "a", "x": -Infinity}\n', "-Infinity is no finite number"),
+        ('{"text": "a", "x": 1e999}\n', "1e999 is no finite number"),
+        ('{"text": "a", "x": ' + "9" * 5000 + "}\n", "a whole number of over 1,000 digits"),
+        ('{"text": "a"}\n{"text": "\\ud800"}\n', r"d\.jsonl:2: text: the text has half a character in it \(U\+D800\)"),
+        ('{"text": "a", "group": "\\udfff"}\n', r"d\.jsonl:1: group: the text has half a character"),
+        ('{"text": "a", "x": [{"y": "\\ud800"}]}\n', r"d\.jsonl:1: x\[0\]\.y: the text has half"),
+        ('{"text": "a", "\\ud800": 1}\n', r"d\.jsonl:1: \(a key\): the text has half"),
+        ('{"text": "a\\u0000b"}\n', r"d\.jsonl:1: text: the text has a NUL character"),
+        ('{"text": "a", "x": ' + "[" * 100_000 + "\n", r"d\.jsonl:1: not JSON \(nested too deeply\)"),
+        ('{"text": "a", "x": ' + "[" * 200 + "]" * 200 + "}\n", r"x(\[0\])+.* is nested more than 50 levels deep"),
+        ('{"text": "a", "group": 1.0}\n', r"field 'group' must be text or a whole number, not 1\.0"),
+        ('{"text": "a", "group": true}\n', r"field 'group' must be text or a whole number, not True"),
+        ('{"text": "a", "group": {"a": 1}}\n', "field 'group' must be text"),
+        (
+            '{"question": "q", "answer": "a", "wrong_answers": "abc"}\n',
+            r"field 'wrong_answers' must be a list, not str",
+        ),
+        ('{"question": "q", "answer": "a", "wrong_answers": {"b": 1}}\n', "must be a list, not dict"),
+        (
+            '{"question": "q", "answer": "a", "wrong_answers": [1]}\n',
+            r"field 'wrong_answers\[0\]' must be text",
+        ),
     ],
 )
 def test_bad_files_say_where_and_what(tmp_path, content, message):
@@ -208,6 +234,50 @@ def test_paraphrases_are_read_from_parquet(tmp_path):
     ],
 )
 def test_bad_lists_say_where_and_what(tmp_path, fields, message):
-    [row] = read_rows(write_jsonl(tmp_path / "d.jsonl", [ROW | fields]))
+    path = write_jsonl(tmp_path / "d.jsonl", [ROW | fields])
     with pytest.raises(UserError, match=message):
-        [wrong_answers(asked) for asked in (row, *paraphrases(row))]
+        [wrong_answers(asked) for row in read_rows(path) for asked in (row, *paraphrases(row))]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,text\na,b\n", r"d\.csv:1: column 'text' is given twice"),
+        ("text,\na,b\n", r"d\.csv:1: column 2 has no name"),
+        ('text\n"a\nb\n', r"d\.csv:3: not CSV \(unexpected end of data\)"),
+        ('text\n"a"b\n', r"d\.csv:2: not CSV"),
+        ("text\na\0b\n", r"d\.csv:2: text: the text has a NUL"),
+    ],
+)
+def test_bad_csv_says_where_and_what(tmp_path, content, message):
+    path = tmp_path / "d.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_rows(path)
+
+
+def test_long_fields_of_csv_are_read_whole(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text\n" + "a" * 200_000 + "\n")
+    [row] = read_rows(path)
+    assert len(row.target) == 200_000
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz"])
+def test_pipes_and_devices_are_not_read(tmp_path, ending):
+    os.mkfifo(tmp_path / f"d{ending}")
+    (tmp_path / f"e{ending}").symlink_to("/dev/zero")
+    for name in "de":
+        with pytest.raises(UserError, match=r"forget set: .* is a pipe, a socket or a device; name a file"):
+            read_rows(tmp_path / f"{name}{ending}", name="forget set")
+
+
+def test_a_missing_group_of_a_table_is_no_group(tmp_path):
+    import datasets
+
+    path = tmp_path / "d.parquet"
+    datasets.Dataset.from_list([{"text": "a", "group": 1.0}, {"text": "b", "group": float("nan")}]).to_parquet(
+        str(path)
+    )
+    with pytest.raises(UserError, match=r"d\.parquet, row 1: field 'group' must be text or a whole number, not 1\.0"):
+        read_rows(path)

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from letgo.core.errors import UserError
-from letgo.core.files import DEEPEST, read_json
+from letgo.core.files import _DEEPEST_DOCUMENT as DEEPEST
+from letgo.core.files import read_json
 from letgo.runs.results import read_result
 from letgo.runs.sweeps import read_sweep
 from tests.records import folder

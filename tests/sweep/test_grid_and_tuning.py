@@ -194,3 +194,42 @@ def test_a_dry_run_lists_every_cell_with_its_cost(tmp_path, capsys):
     assert told[0].split()[:3] == ["adamw-seed0", "2", "runs"]
     assert "4 cells, 6 runs, 2 at a time" in told[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"grid": {f"optimizer_args.a{n}": list(range(100)) for n in range(5)}},
+            "'grid' has 10,000,000,000 comb",
+        ),
+        ({"grid": {"model.x": [1]}}, "model.x: model is 'biographies', which has no settings inside"),
+        ({"attacks": [3]}, "'attacks' must be a list of texts; 3 is none"),
+        ({"attacks": ["quantize:bits=99"]}, "attacks: attack 'quantize': bits must be a whole number from 2 to 8"),
+        ({"output_dir": [1]}, r"output_dir must be text, not \[1\]"),
+        ({"workers": 10**30}, "workers must be a whole number from 1 to 100000"),
+        ({"resources": {"gpus": 1e-300}}, "resources.gpus must be a whole number, or a share from 0.01 to 1"),
+        ({"grid": {"objective_args.beta": ["abc"]}}, "beta must be a number above 0, not 'abc'"),
+        (
+            {"tune": {"target": "forget_accuracy<=0.3", "learning_rate": [1e-4, -1]}},
+            "rate must be a number of at",
+        ),
+        (
+            {"tune": {"target": "forget_accuracy<=0.3", "learning_rate": [1e-4], "seed": "x"}},
+            "tune.seed must be a",
+        ),
+        ({"tune": {"target": "forget_accuracy<=", "learning_rate": [1e-4]}}, "tune: "),
+        ({"tune": {"target": "forget_accuracy<=0.3", "sampler": "tpe"}}, "tune.sampler must be a list of values"),
+    ],
+)
+def test_a_grid_that_means_nothing_is_refused_with_its_place(tmp_path, changes, message):
+    document = {
+        "output_dir": "out",
+        "base": {"model": "biographies", "benchmark": "biographies", "max_steps": 4},
+        "grid": {"seed": [0]},
+    }
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(document | changes))
+    with pytest.raises(UserError, match=message) as refused:
+        read_grid(path)
+    assert "grid.yaml" in str(refused.value)

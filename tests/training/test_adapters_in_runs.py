@@ -187,9 +187,9 @@ def test_a_model_in_shards_is_checked_and_read(tmp_path, tokenizer, monkeypatch)
         ({"trainable": "norm"}, "trainable: 'norm' is found in the name of no linear layer"),
         ({"lora_rank": None, "base_quantization": "nf4"}, "base_quantization is for LoRA adapters"),
         ({"lora_rank": None, "save_merged": True}, "save_merged is for LoRA adapters"),
-        ({"lora_rank": 0}, "lora_rank must be at least 1"),
-        ({"lora_alpha": -1.0}, "lora_alpha must be above 0"),
-        ({"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1"),
+        ({"lora_rank": 0}, "lora_rank must be a whole number of at least 1"),
+        ({"lora_alpha": -1.0}, "lora_alpha must be a number above 0"),
+        ({"lora_dropout": 1.0}, "lora_dropout must be a number of at least 0 and below 1"),
         ({"base_quantization": "nf3"}, "did you mean 'nf4'"),
     ],
 )

@@ -18,6 +18,7 @@ from letgo.analysis.smoothing import Scale, bound, check_smoothing, draws_needed
 from letgo.analysis.wording import certified_sentences, not_certified_sentences
 from letgo.benchmarks.engine.base import Sample
 from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.values import Count
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.load import weights_fingerprint
 from letgo.runs.results import Metrics
@@ -37,7 +38,7 @@ def certificate(
     utility_draws: int = 5,
     rerun: bool = True,
     seed: int = 0,
-    limit: int | None = LIMIT,
+    limit: Count | None = LIMIT,
     **options: Unpack[AnalysisOptions],
 ) -> Certificate:
     r"""Certify, by randomized smoothing over the weights, that a model does not reveal what it has forgotten.

@@ -18,6 +18,7 @@ from letgo.analysis.weights import Weights, check_same_shape, distance, named_we
 from letgo.attacks.engine.target import Target
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.values import Count
 from letgo.models.load import weights_fingerprint
 
 LIMIT = 32
@@ -28,7 +29,7 @@ def connectivity(
     *,
     points: int = 11,
     metrics: bool = True,
-    limit: int | None = LIMIT,
+    limit: Count | None = LIMIT,
     **options: Unpack[AnalysisOptions],
 ) -> Connectivity:
     r"""Measure models on the straight line between each two of some models, in the order given.

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
+from letgo.analysis import ANALYSES
 from letgo.analysis.losses import RowLosses
 from letgo.analysis.records import AnalysisEntry, write_analysis
 from letgo.analysis.weights import Weights
@@ -69,6 +70,7 @@ class Analysis(Generic[Entry]):
         reporter: Reporter | None = None,
     ) -> None:
         self.start = time.perf_counter()
+        ANALYSES.check_settings(record.__name__, {**settings, "limit": limit}, skip=("run", "models"))
         if isinstance(models, str | Path):
             _check_run(models, benchmark)
             models = [models]

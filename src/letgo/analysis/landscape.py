@@ -17,6 +17,7 @@ from letgo.analysis.records import GridPoint, Landscape, LandscapeAxis, Mark
 from letgo.analysis.weights import Normals, Weights, difference, vector_norm
 from letgo.attacks.engine.target import name_of
 from letgo.core.errors import UserError
+from letgo.core.values import Count
 from letgo.models.load import weights_fingerprint
 
 LIMIT = 32
@@ -32,7 +33,7 @@ def landscape(
     points: int | None = None,
     span: tuple[float, float] | None = None,
     seed: int = 0,
-    limit: int | None = LIMIT,
+    limit: Count | None = LIMIT,
     **options: Unpack[AnalysisOptions],
 ) -> Landscape:
     r"""Measure the forget and the retain loss at θ + a·d, or θ + a·d₁ + b·d₂, on a regular grid.

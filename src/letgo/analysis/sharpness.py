@@ -19,6 +19,7 @@ from letgo.analysis.records import MeanEstimate, Radius, Sharpness
 from letgo.analysis.smoothing import noisy
 from letgo.analysis.weights import Normals, Weights, distance, vector_norm
 from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.values import Count
 
 LIMIT = 32
 SHARES_OF_UNLEARNING = (0.25, 0.5, 1.0)
@@ -34,7 +35,7 @@ def sharpness(
     draws: int = 10,
     trace_draws: int = 10,
     seed: int = 0,
-    limit: int | None = LIMIT,
+    limit: Count | None = LIMIT,
     **options: Unpack[AnalysisOptions],
 ) -> Sharpness:
     r"""Measure how the forget and the retain loss change around a run's weights.

@@ -14,6 +14,7 @@ from letgo.benchmarks.engine.base import RETRAINED, Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import MIN_K
 from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.values import Seed
 from letgo.data.encode import encode_target, start_tokens
 from letgo.metrics.gradients import gradient_norms
 from letgo.metrics.privacy import loss_score, min_k, min_k_plus_plus, zlib_score
@@ -43,7 +44,7 @@ _PREFIX = "mia_"
 """Before the names of membership scores in a benchmark's own samples."""
 
 
-def membership(victim: Victim, *, score: str = "all", seed: int = 0) -> Attacked:
+def membership(victim: Victim, *, score: str = "all", seed: Seed = 0) -> Attacked:
     """Score forget rows against rows that no model has seen, and see how well a score separates them.
 
     The advantage of a score is 2·|AUC − AUC_r|, with AUC_r that of the retrained model where it is known, else ½. It

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from letgo.attacks.displacement import apply_quantizer
 from letgo.attacks.engine.base import Attacked, Victim
 from letgo.attacks.rounding import EvenLevels, Granularity, make_grid
-from letgo.core.errors import UserError
+from letgo.core.values import Seed, Within
+
+Bits = Annotated[int, Within(2, 8)]
+GroupSize = Annotated[int, Within(2)]
 
 
 def quantize(
     victim: Victim,
     *,
-    bits: int = 4,
+    bits: Bits = 4,
     granularity: Granularity = "group",
-    group_size: int = 64,
+    group_size: GroupSize = 64,
     symmetric: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Attacked:
     """Round every linear layer's weights to `bits` bits, to nearest, and dequantize them.
 
@@ -29,23 +34,9 @@ def quantize(
         group_size: weights that share a scale, with granularity "group"; a channel's last group may be shorter.
         symmetric: a scale alone, s = max|w|/(2^(b−1)−1); or a scale and a zero point over [min w, max w].
     """
-    check_bits("quantize", bits)
-    if granularity not in ("group", "channel", "tensor"):
-        raise UserError(f"quantize: unknown granularity {granularity!r}; known: group, channel, tensor")
-    check_group_size("quantize", group_size)
 
     def quantizer(name: str, weight: Tensor) -> tuple[Tensor, EvenLevels]:
         grid = make_grid(weight, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric)
         return grid.values(grid.index(weight)), grid
 
     return apply_quantizer(victim, quantizer, f"quantizing to {bits} bits")
-
-
-def check_bits(attack: str, bits: int) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise UserError(f"{attack}: bits must be a whole number from 2 to 8, not {bits!r}")
-
-
-def check_group_size(attack: str, group_size: int) -> None:
-    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 2:
-        raise UserError(f"{attack}: group_size must be a whole number of at least 2, not {group_size!r}")

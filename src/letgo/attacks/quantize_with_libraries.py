@@ -15,10 +15,11 @@ from torch import Tensor
 
 from letgo.attacks.displacement import apply_quantizer, weight_change
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_first
-from letgo.attacks.quantize import check_bits, check_group_size
+from letgo.attacks.quantize import Bits, GroupSize
 from letgo.attacks.rounding import Codebook, EvenLevels
 from letgo.core.errors import UserError, first_line
 from letgo.core.extras import need
+from letgo.core.values import Count, Natural, Seed
 from letgo.models.load import context_length, load_model
 
 _BLOCK = 64
@@ -31,7 +32,7 @@ def quantize_bnb(
     format: Literal["nf4", "fp4", "int8"] = "nf4",
     double: bool = False,
     packed: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Attacked:
     """bitsandbytes: NF4 and FP4 (4 bits, an absmax per 64 weights) or int8 (an absmax per output channel).
 
@@ -47,8 +48,6 @@ def quantize_bnb(
 
     Source: LLM.int8(), arXiv 2208.07339; NF4, arXiv 2305.14314.
     """
-    if format not in ("nf4", "fp4", "int8"):
-        raise UserError(f"quantize_bnb: unknown format {format!r}; known: nf4, fp4, int8")
     if double and format == "int8":
         raise UserError("quantize_bnb: double quantization is of the 4-bit formats; int8 has none")
     bnb = need("bitsandbytes", "bitsandbytes", what="attack 'quantize_bnb'")
@@ -116,7 +115,9 @@ def pack_bnb(bnb: Any, model: Any, format: str, double: bool = False) -> None:
         setattr(model.get_submodule(parent), child, packed.to(device).eval())
 
 
-def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, seed: int = 0) -> Attacked:
+def quantize_torchao(
+    victim: Victim, *, bits: Bits = 4, group_size: Literal[0] | GroupSize = 64, seed: Seed = 0
+) -> Attacked:
     """torchao: integer weights of 2 to 8 bits, symmetric, a scale per group (`IntxWeightOnlyConfig`); with
     `group_size=0` a scale per output channel.
 
@@ -127,9 +128,6 @@ def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, see
         bits: 2 to 8.
         group_size: weights that share a scale; it must divide every layer's inputs. 0 for a whole channel.
     """
-    check_bits("quantize_torchao", bits)
-    if group_size != 0:
-        check_group_size("quantize_torchao", group_size)
     ao = need("torchao.quantization", "torchao", what="attack 'quantize_torchao'")
     granularity = ao.PerGroup(group_size) if group_size else ao.PerAxis(0)
     config = ao.IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=granularity)
@@ -154,13 +152,13 @@ def quantize_torchao(victim: Victim, *, bits: int = 4, group_size: int = 64, see
 def quantize_autoround(
     victim: Victim,
     *,
-    bits: int = 4,
-    group_size: int = 128,
+    bits: Bits = 4,
+    group_size: GroupSize = 128,
     symmetric: bool = True,
-    iterations: int = 200,
-    samples: int = 128,
-    length: int = 512,
-    seed: int = 0,
+    iterations: Natural = 200,
+    samples: Count = 128,
+    length: Count = 512,
+    seed: Seed = 0,
 ) -> Attacked:
     """auto-round: rounding learned by signed gradient descent on calibration text, block by block.
 
@@ -175,10 +173,6 @@ def quantize_autoround(
 
     Source: SignRound, arXiv 2309.05516.
     """
-    check_bits("quantize_autoround", bits)
-    check_group_size("quantize_autoround", group_size)
-    if iterations < 0 or samples < 1 or length < 1:
-        raise UserError("quantize_autoround: samples and length must be at least 1, iterations at least 0")
     library = need("auto_round", "autoround", what="attack 'quantize_autoround'")
     model, tokenizer = victim.load(), victim.tokenizer()
     texts = _calibration(victim, tokenizer, min(length, context_length(model)), samples)
@@ -245,7 +239,7 @@ def external(
     original: str | None = None,
     retrained: str | None = None,
     family: Literal["quantization", "relearning", "other"] = "quantization",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Attacked:
     """A model that somebody else made of the saved one (GPTQ or AWQ in an environment of their own), judged like an
     attack, with the run's tokenizer. The weights in its directory are plain, or in a format whose library is installed
@@ -254,8 +248,6 @@ def external(
     `original` and `retrained` are made likewise of the original and of the retrained model. Without them the two stand
     as they are, and what the attack does to any model counts as forgetting kept: `did` says so.
     """
-    if family not in ("quantization", "relearning", "other"):
-        raise UserError(f"external: unknown family {family!r}; known: quantization, relearning, other")
     made = {"unlearned": path, "original": original, "retrained": retrained}
     for given in filter(None, made.values()):
         if not Path(given).is_dir():

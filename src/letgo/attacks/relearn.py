@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.core import processes
 from letgo.core.catalog import parse_spec
 from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.values import BelowOne, Count, Epochs, Natural, Positive, Seed, Weight
 from letgo.data.encode import Encoded
 from letgo.data.pairs import pad_rows
 from letgo.data.rows import Row, read_rows, rows_from_records
@@ -33,19 +33,19 @@ def relearn(
     victim: Victim,
     *,
     data: str = "forget",
-    holdout: float | None = None,
-    samples: int | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    learning_rate: float | None = None,
-    batch_size: int = 4,
+    holdout: BelowOne | None = None,
+    samples: Count | None = None,
+    steps: Count | None = None,
+    epochs: Epochs | None = None,
+    learning_rate: Positive | None = None,
+    batch_size: Count = 4,
     optimizer: str = "adamw",
     schedule: RateSchedule = "constant",
-    warmup: float = 0.0,
-    lora: int = 0,
-    max_grad_norm: float = 1.0,
-    evaluations: int = 5,
-    seed: int = 0,
+    warmup: BelowOne = 0.0,
+    lora: Natural = 0,
+    max_grad_norm: Weight = 1.0,
+    evaluations: Natural = 5,
+    seed: Seed = 0,
 ) -> Attacked:
     """Fine-tune the saved model with its own cross-entropy, and see what comes back.
 
@@ -75,7 +75,10 @@ def relearn(
         UserError: for settings out of range, or a forget set too small to be divided.
         NonFiniteLossError: if the attacker's own loss is NaN or infinite.
     """
-    _check(SimpleNamespace(**locals()))
+    if holdout and data != "forget":
+        raise UserError(f"relearn: holdout is of the forget set, but the attacker's data are {data!r}")
+    if steps is not None and epochs is not None:
+        raise UserError("relearn: give either steps or epochs, not both")
     if holdout is None:
         holdout = 0.5 if data == "forget" else 0.0
     generator = torch.Generator().manual_seed(seed)
@@ -272,31 +275,3 @@ def drawn_groups(attack: str, groups: list[str], holdout: float, generator: torc
         raise UserError(f"{attack}: holdout {holdout} of {len(groups)} group(s) leaves the attacker nothing")
     drawn = torch.randperm(len(groups), generator=generator).tolist()
     return {groups[index] for index in drawn[held:]}
-
-
-def _check(given: SimpleNamespace) -> None:
-    """Raise a `UserError` for an argument of `relearn` that is out of range."""
-    rate, warmup, schedule = given.learning_rate, given.warmup, given.schedule
-    problems: list[tuple[bool, str]] = [
-        (
-            bool(given.holdout and given.data != "forget"),
-            f"holdout is of the forget set, but the attacker's data are {given.data!r}",
-        ),
-        (not 0.0 <= (given.holdout or 0.0) < 1.0, f"holdout must be at least 0 and less than 1, not {given.holdout}"),
-        (given.steps is not None and given.epochs is not None, "give either steps or epochs, not both"),
-        (given.steps is not None and given.steps < 1, f"steps must be at least 1, not {given.steps}"),
-        (given.epochs is not None and given.epochs <= 0, f"epochs must be above 0, not {given.epochs}"),
-        (given.samples is not None and given.samples < 1, f"samples must be at least 1, not {given.samples}"),
-        (rate is not None and not 0.0 < rate < math.inf, f"learning_rate must be above 0, not {rate}"),
-        (given.batch_size < 1, f"batch_size must be at least 1, not {given.batch_size}"),
-        (
-            schedule not in get_args(RateSchedule),
-            f"unknown schedule {schedule!r}; known: {', '.join(get_args(RateSchedule))}",
-        ),
-        (not 0.0 <= warmup < 1.0, f"warmup must be at least 0 and less than 1, not {warmup}"),
-        (given.lora < 0, f"lora (the adapter's rank) must be at least 0, not {given.lora}"),
-        (given.evaluations < 0, f"evaluations must be at least 0, not {given.evaluations}"),
-    ]
-    for wrong, problem in problems:
-        if wrong:
-            raise UserError(f"relearn: {problem}")

@@ -10,6 +10,7 @@ from letgo.attacks.engine.prompts import askable, work_of
 from letgo.benchmarks.engine.base import Item, Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.values import Count, Positive, Seed, Share
 from letgo.metrics.memorization import rouge_l_recall
 from letgo.metrics.records import Headline
 from letgo.scoring.scoring import Sampling, generate
@@ -18,11 +19,11 @@ from letgo.scoring.scoring import Sampling, generate
 def sample(
     victim: Victim,
     *,
-    k: int = 8,
-    samples: int | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    k: Count = 8,
+    samples: Count | None = None,
+    temperature: Positive = 1.0,
+    top_p: Share = 1.0,
+    seed: Seed = 0,
 ) -> Attacked:
     """Draw answers, and take the expected best of k: what greedy answers hide.
 
@@ -38,12 +39,9 @@ def sample(
     Source: leak@k, arXiv 2511.04934.
     """
     count = k if samples is None else samples
-    if k < 1 or count < k:
-        raise UserError(f"sample: k must be at least 1 and samples at least k, not {k} and {count}")
-    try:
-        drawing = Sampling(temperature, top_p, seed)
-    except ValueError as error:
-        raise UserError(f"sample: {error}") from error
+    if count < k:
+        raise UserError(f"sample: samples must be at least k, not {count} and {k}")
+    drawing = Sampling(temperature, top_p, seed)
     items = limited(askable(victim.benchmark), victim.limit)
     if not items:
         raise EmptyScoreError("attack sample: no forget item asks a question")

@@ -14,6 +14,7 @@ from letgo.attacks.engine.prompts import askable, form_of, only, question_of, wi
 from letgo.attacks.relearn import drawn_groups
 from letgo.benchmarks.engine.base import Item
 from letgo.core.errors import UserError
+from letgo.core.values import Count, Natural, Part, Seed
 from letgo.data.encode import encode_target
 from letgo.scoring.scoring import Query, continuation_logps
 
@@ -21,14 +22,14 @@ from letgo.scoring.scoring import Query, continuation_logps
 def suffix(
     victim: Victim,
     *,
-    length: int = 8,
-    steps: int = 20,
-    candidates: int = 32,
-    top_k: int = 64,
-    items: int = 8,
-    holdout: float = 0.5,
+    length: Count = 8,
+    steps: Natural = 20,
+    candidates: Count = 32,
+    top_k: Count = 64,
+    items: Count = 8,
+    holdout: Part = 0.5,
     place: Literal["auto", "suffix", "prefix"] = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Attacked:
     """Greedy coordinate gradient (GCG): one string for all questions.
 
@@ -48,15 +49,6 @@ def suffix(
 
     Source: arXiv 2307.15043, algorithm 2 without its progressive inclusion of prompts.
     """
-    for name, value in (("length", length), ("candidates", candidates), ("top_k", top_k), ("items", items)):
-        if value < 1:
-            raise UserError(f"suffix: {name} must be at least 1, not {value}")
-    if steps < 0:
-        raise UserError(f"suffix: steps must be at least 0, not {steps}")
-    if not 0.0 < holdout < 1.0:
-        raise UserError(f"suffix: holdout must be above 0 and less than 1, not {holdout}")
-    if place not in ("auto", "suffix", "prefix"):
-        raise UserError(f"suffix: unknown place {place!r}; known: auto, suffix, prefix")
     generator = torch.Generator().manual_seed(seed)
     every = askable(victim.benchmark)
     groups = list(dict.fromkeys(item.group for item in every if item.set == "forget"))

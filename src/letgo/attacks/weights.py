@@ -10,10 +10,11 @@ from torch import Tensor
 from letgo.attacks.displacement import changed_model
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers
 from letgo.core.errors import UserError
+from letgo.core.values import Part, Positive, Seed, Share
 
 
 def prune(
-    victim: Victim, *, sparsity: float = 0.3, scope: Literal["layer", "model"] = "layer", seed: int = 0
+    victim: Victim, *, sparsity: Part = 0.3, scope: Literal["layer", "model"] = "layer", seed: Seed = 0
 ) -> Attacked:
     """Set the smallest weights of the linear layers to zero, by magnitude, without retraining.
 
@@ -22,10 +23,6 @@ def prune(
 
     Source: magnitude pruning, arXiv 1506.02626.
     """
-    if not 0.0 < sparsity < 1.0:
-        raise UserError(f"prune: sparsity must be above 0 and less than 1, not {sparsity}")
-    if scope not in ("layer", "model"):
-        raise UserError(f"prune: unknown scope {scope!r}; known: layer, model")
     model = victim.load()
     weights = [layer.weight for layer in linear_layers(model).values()]
     bound = _smallest(torch.cat([w.detach().abs().flatten() for w in weights]), sparsity) if scope == "model" else None
@@ -44,7 +41,7 @@ def _smallest(sizes: Tensor, share: float) -> Tensor:
     return sizes.float().kthvalue(count).values.to(sizes.dtype) if count else sizes.new_tensor(-1.0)
 
 
-def noise(victim: Victim, *, sigma: float = 1e-3, relative: bool = False, seed: int = 0) -> Attacked:
+def noise(victim: Victim, *, sigma: Positive = 1e-3, relative: bool = False, seed: Seed = 0) -> Attacked:
     """Add Gaussian noise to every weight: θ + σ z, z ~ N(0, I); a tied tensor gets one draw.
 
     Randomized smoothing certifies against this perturbation (`letgo analyze certificate`).
@@ -54,8 +51,6 @@ def noise(victim: Victim, *, sigma: float = 1e-3, relative: bool = False, seed: 
         relative: scale the noise tensor by tensor.
         seed: of the noise.
     """
-    if not sigma > 0.0:
-        raise UserError(f"noise: sigma must be above 0, not {sigma}")
     model = victim.load()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -67,13 +62,11 @@ def noise(victim: Victim, *, sigma: float = 1e-3, relative: bool = False, seed: 
     return changed_model(victim, model)
 
 
-def interpolate(victim: Victim, *, share: float = 0.5, seed: int = 0) -> Attacked:
+def interpolate(victim: Victim, *, share: Share = 0.5, seed: Seed = 0) -> Attacked:
     """Go back toward the original on a straight line, by a share a: θ_u + a (θ_o − θ_u).
 
     An attacker needs the original for it. It tells how far off the forgetting is, and whether a barrier is on the way.
     """
-    if not 0.0 < share <= 1.0:
-        raise UserError(f"interpolate: share must be above 0 and at most 1, not {share}")
     model, original = victim.load(), dict(victim.load_original().named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -13,6 +13,7 @@ from letgo.benchmarks.engine.base import Benchmark, Item, SetName
 from letgo.benchmarks.engine.general_text import PARAGRAPHS_TRAINED, general_paragraphs, read_paragraphs
 from letgo.core.errors import UserError
 from letgo.core.files import read_json_lines
+from letgo.core.values import Seed
 from letgo.data.rows import Row, rows_from_records
 
 ASSETS = Path(__file__).parent / "assets"
@@ -36,7 +37,7 @@ _EVERY = 3
 """Of the sentences in them, every third is in the retain set."""
 
 
-def capitals(*, seed: int = 0) -> Benchmark:
+def capitals(*, seed: Seed = 0) -> Benchmark:
     """The capitals of 20 countries to forget; those of all others, and plain prose, to keep.
 
     Trained on: four wordings of each question. Scored on: three other wordings (for the countries to keep one each, in

@@ -19,7 +19,9 @@ from letgo.benchmarks.engine.questions import items_part, means, of_set, texts_p
 from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQueries, Work, joined
 from letgo.core.errors import UserError
 from letgo.core.extras import need
+from letgo.core.files import read_text
 from letgo.core.fingerprints import digest_of
+from letgo.core.values import Count
 from letgo.data.encode import (
     EncodedRows,
     EncodeOptions,
@@ -56,10 +58,10 @@ def copyright(
     *,
     text: str | Path | None = None,
     retain: str | Path | None = None,
-    prefixes: str | int = "100+300",
-    answer_tokens: int = 200,
+    prefixes: str | Count = "100+300",
+    answer_tokens: Count = 200,
     template: Template = "auto",
-    limit: int | None = None,
+    limit: Count | None = None,
 ) -> Copyright:
     """Verbatim continuation of a text of yours: `text` is to forget, `retain` to keep.
 
@@ -233,12 +235,7 @@ def _read_texts(source: str | Path, what: str, *, words: int) -> list[Row]:
             if row.form != ("text",):
                 raise UserError(f"{row.where}: the {what} needs rows of 'text', not of {' + '.join(row.form)}")
         return rows
-    try:
-        text = path.read_text(encoding="utf-8").split()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what}: {path} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise UserError(f"{what}: {path} can't be read ({error.strerror or error})") from error
+    text = read_text(path, what).split()
     passages = [" ".join(text[start : start + words]) for start in range(0, len(text) - words + 1, words)]
     if not passages:
         raise UserError(

@@ -21,6 +21,7 @@ from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQuerie
 from letgo.benchmarks.engine.tables import PINNED, Table
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import digest_of
+from letgo.core.values import Count, Seed
 from letgo.data.encode import Template, encode_prompt, resolve_template
 from letgo.data.rows import Row, read_records, read_rows
 from letgo.metrics.composite import toxicity_metrics
@@ -38,8 +39,8 @@ _RETAIN_SCORED = 100
 
 def detox(
     *,
-    count: int = 200,
-    seed: int = 0,
+    count: Count = 200,
+    seed: Seed = 0,
     classifier: str = DEFAULT_CLASSIFIER,
     label: str | None = None,
     activation: Activation = "auto",
@@ -47,8 +48,8 @@ def detox(
     forget: str | None = None,
     retain: str = "c4",
     prompts: str = "forget+pku+real",
-    limit: int | None = 500,
-    train_limit: int | None = 2000,
+    limit: Count | None = 500,
+    train_limit: Count | None = 2000,
     template: Template = "auto",
 ) -> Detox:
     """Unsafe answers to unlearn; the toxicity of the answers that the model gives then.

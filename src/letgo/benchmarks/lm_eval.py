@@ -15,6 +15,7 @@ from letgo.benchmarks.engine.questions import cut_metrics, means
 from letgo.benchmarks.engine.requests import Advance, Answers, ScoredQueries, Work
 from letgo.core.errors import EmptyScoreError
 from letgo.core.fingerprints import digest_of
+from letgo.core.values import Count, Natural
 from letgo.data.encode import Template
 from letgo.metrics.summary import perplexity_metric
 from letgo.runs.results import Metric, Metrics
@@ -27,9 +28,9 @@ def lm_eval(
     *,
     tasks: str = "zero_shot",
     folder: str | Path | None = None,
-    fewshot: int | None = None,
-    batch_size: int = 8,
-    limit: int | None = None,
+    fewshot: Natural | None = None,
+    batch_size: Count = 8,
+    limit: Count | None = None,
 ) -> LMEval:
     """Tasks of lm-eval, by their names there: only to score a model, they hold nothing to unlearn.
 

@@ -24,6 +24,7 @@ from letgo.benchmarks.engine.multiple_choice import Engine, MultipleChoice, Ques
 from letgo.benchmarks.engine.tables import PINNED
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
+from letgo.core.values import Count
 from letgo.data.encode import EncodedRows, EncodeOptions
 from letgo.data.rows import Row
 
@@ -41,8 +42,8 @@ def wmdp(
     forget: str | None = None,
     retain: str = "wikitext",
     documents: Literal["whole", "chunks"] = "whole",
-    limit: int | None = None,
-    train_limit: int | None = None,
+    limit: Count | None = None,
+    train_limit: Count | None = None,
 ) -> WMDP:
     """Multiple choice on hazardous topics (to forget) and on MMLU (to keep), zero-shot, as lm-eval asks it.
 
@@ -94,7 +95,7 @@ def mmlu(
     subjects: str = "all",
     engine: Engine = "letgo",
     data: str | Path | None = None,
-    limit: int | None = None,
+    limit: Count | None = None,
 ) -> MultipleChoice:
     """MMLU alone (57 subjects, zero-shot): only to score a model, it holds nothing to unlearn.
 

@@ -39,7 +39,8 @@ def plan(
     read = read_config(config, assignments or ())
     made: Plan | DevicesPlan
     if any(value is not None for value in (devices, strategy, device_memory, device)):
-        made = plan_devices(read, devices or 1, strategy, device=device, memory=memory, flops=flops, measure=measure)
+        count = 1 if devices is None else devices
+        made = plan_devices(read, count, strategy, device=device, memory=memory, flops=flops, measure=measure)
     else:
         made = make_plan(read, flops=flops, measure=measure)
     print_json(made.as_dict()) if as_json else typer.echo(made.text())

@@ -10,12 +10,14 @@ import difflib
 import fnmatch
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Generic, Literal, TypeVar
 
 from letgo.core.errors import UserError
+from letgo.core.values import Within, annotations_of, flaw, kind_of, shown, wanted
 
+_EMPTY = inspect.Parameter.empty
 Faithfulness = Literal["faithful", "variant", "ours", "library"]
 
 
@@ -76,7 +78,7 @@ class Catalog(Generic[R]):
         return len(self._records)
 
     def __contains__(self, name: str) -> bool:
-        return _key(name) in self._names
+        return isinstance(name, str) and _key(name) in self._names
 
     def names(self, pattern: str = "*") -> list[str]:
         """Names that match a shell pattern, in the catalog's order."""
@@ -84,6 +86,8 @@ class Catalog(Generic[R]):
 
     def record(self, name: str) -> R:
         """The record under a name or an alias; an unknown name is a `UserError` with the nearest names."""
+        if not isinstance(name, str):
+            raise UserError(f"{self.kind} must be a name, not {shown(name)}; known: {', '.join(self._records)}")
         try:
             return self._records[self._names[_key(name)]]
         except KeyError:
@@ -107,22 +111,48 @@ class Catalog(Generic[R]):
         return getattr(module, attribute)
 
     def check_settings(self, name: str, settings: Mapping[str, Any], *, skip: Iterable[str] = ()) -> None:
-        """Raise a `UserError` if the target takes no such keyword arguments. `skip` names those that are not the
-        user's to set."""
-        known = settings_of(self.load(name), skip=skip)
-        for key in settings:
-            if key not in known:
-                raise UserError(
-                    f"{self.kind} {self.record(name).name!r} has no setting {key!r}{did_you_mean(key, known)}\n"
-                    f"  its settings: {', '.join(known) or 'none'}"
-                )
+        """Raise a `UserError` unless the target takes these keyword arguments, by their names and by their values:
+        each must be what the argument's annotation says. `skip` names those that are not the user's to set."""
+        check_settings(f"{self.kind} {self.record(name).name!r}", [self.load(name)], settings, skip=skip)
+
+
+def check_settings(what: str, targets: Sequence[Any], settings: Mapping[str, Any], *, skip: Iterable[str] = ()) -> None:
+    """Check settings that are shared out among the targets that have them, as `Catalog.check_settings`. `what` is
+    what messages call them together."""
+    known = {key: default for target in targets for key, default in settings_of(target, skip=skip).items()}
+    for key in settings:
+        if key not in known:
+            raise UserError(
+                f"{what} has no setting {key!r}{did_you_mean(key, known)}\n  its settings: {', '.join(known) or 'none'}"
+            )
+    for target in targets:
+        kinds = annotations_of(target)
+        for key, value in settings.items():
+            # As everywhere, a number whose annotation names no range is not negative.
+            if problem := wanted(value, kinds.get(key) or kind_of(known[key]), Within(0)):
+                raise UserError(f"{what}: {key} must be {problem}, not {shown(value)}")
+            if problem := flaw(value):
+                raise UserError(f"{what}: {key}: {problem}")
+    missing = [key for key, default in known.items() if default is _EMPTY and key not in settings]
+    if missing:
+        raise UserError(f"{what} needs a value for {', '.join(missing)}")
+
+
+def check_arguments(function: Any, **given: Any) -> None:
+    """Check some of a function's arguments against its annotations, as `check_settings`."""
+    others = [name for name in settings_of(function) if name not in given]
+    check_settings(f"{function.__name__}()", [function], given, skip=others)
 
 
 def settings_of(target: Any, *, skip: Iterable[str] = ()) -> dict[str, Any]:
     """The keyword arguments of a callable (or fields of a dataclass) and their defaults, in order."""
     skipped = {"self", "params", *skip}
     if isinstance(target, type) and hasattr(target, "__dataclass_fields__"):
-        return {f.name: f.default for f in fields(target) if f.init and f.name not in skipped}
+        return {
+            f.name: _EMPTY if f.default is MISSING and f.default_factory is MISSING else f.default
+            for f in fields(target)
+            if f.init and f.name not in skipped
+        }
     keyword_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
         parameter.name: parameter.default

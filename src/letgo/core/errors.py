@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sqlite3
+from collections.abc import Iterator
 
 
 class LetgoError(Exception):
@@ -16,6 +18,15 @@ class UserError(LetgoError):
     """A mistake in what the user gave: a file, a field, a value. Says what, where, and the way out (exit 2)."""
 
     exit_code = 2
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Within: a `UserError` begins with the place where the mistake is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 class NonFiniteLossError(LetgoError):

@@ -9,24 +9,27 @@ import io
 import json
 import math
 import os
+import re
 import secrets
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
 from letgo.core.errors import UserError
 from letgo.core.locks import take
 from letgo.core.terminal import visible
+from letgo.core.values import DEEPEST, flaw, shown
 
-DEEPEST = 100
-"""How many lists and mappings of a JSON document may lie inside each other."""
+_DEEPEST_DOCUMENT = 2 * DEEPEST
+"""How many lists and mappings of a JSON document may lie inside each other: a record holds settings."""
 _UNFINISHED = ".letgo-part"
 """What the name of a temporary file ends with."""
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-_TOO_DEEP = f"more than {DEEPEST} lists and mappings inside each other"
+_TOO_DEEP = f"more than {_DEEPEST_DOCUMENT} lists and mappings inside each other"
 
 
 def cache_directory() -> Path:
@@ -37,21 +40,139 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "letgo"
 
 
-def load_settings(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, keys not yet checked."""
-    if not path.is_file():
-        raise UserError(f"no such config file: {path}")
+def require_file(path: Path, name: str = "") -> None:
+    """Raise a `UserError` unless the path is a file that can be read to its end: a pipe or a device is read for
+    ever."""
+    what = f"{name}: " if name else ""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{what}no such file: {path}") from error
+    except (OSError, ValueError) as error:  # no permission, too long a name, a NUL in it
+        raise UserError(f"{what}{shown(str(path))} can't be read: {_reason(error)}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise UserError(f"{what}{path} is {kind}; name a file")
+
+
+def read_text(path: Path, name: str = "") -> str:
+    """The text of a file; a `UserError` for one that is not there, is no regular file, can't be read or is not
+    UTF-8. A byte order mark is left out. `name` is what messages call the file."""
+    what = f"{name}: " if name else ""
+    require_file(path, name)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{what}{path} can't be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+_LARGEST_SETTINGS = 1_000_000
+"""Bytes of a file of settings: by far more than anyone writes by hand, and quickly read."""
+
+
+class _SettingsLoader(yaml.SafeLoader):
+    """YAML that means what it shows. A key given twice is an error, and not the last one. As in YAML 1.2, 1e-4 is a
+    number, and `no`, 1:30 and dates are text. Depth and what aliases repeat are bounded."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("bool", "int", "float", "null", "str", "seq", "map")
+    }
+    aliases = 0
+
+    def refuse(self, problem: str, mark: Any) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= DEEPEST:
+            self.refuse("nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > 1000:
+                self.refuse("over 1,000 aliases", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        given = set()
+        for key, _ in node.value:
+            # Keys are text in the end: 1 and "1" are the same, and so are true and True.
+            text = str(key.value) if key.tag.endswith(":str") else str(key.value).lower()
+            if text in given:
+                self.refuse(f"the key {key.value!r} is given twice", key.start_mark)
+            given.add(text)
+        return node
+
+    def flatten_mapping(self, node: Any) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > 1000:
+            self.refuse("over 1,000 keys in one mapping", node.start_mark)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError, OverflowError):  # what Python's own constructors raise
+            self.refuse(f"{shown(node.value)} is not of the kind {node.tag.rpartition(':')[2]!r}", node.start_mark)
+
+
+class _SettingsDumper(yaml.SafeDumper):
+    """Quotes what `_SettingsLoader` would not read as text."""
+
+
+for _kind, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", "[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", "<<", "<"),
+):
+    for _either in (_SettingsLoader, _SettingsDumper):
+        _either.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), list(_first))
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, keys not yet checked. A `UserError` names the file, and the line or key, of what is
+    not YAML, of a key given twice and of a value that nothing can use."""
+    require_file(path, "config file")
+    if path.stat().st_size > _LARGEST_SETTINGS:
+        raise UserError(f"{path}: a file of settings has at most {_LARGEST_SETTINGS:,} bytes; this is another file")
+    loaded = parse_settings(read_text(path, "config file"), str(path))
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, not {type(loaded).__name__}")
     return {str(key): value for key, value in loaded.items()}
+
+
+def parse_settings(text: str, where: str) -> Any:
+    """What a YAML text says, in plain values that are sound (`letgo.core.values.flaw`)."""
+    try:
+        loaded = yaml.load(text, _SettingsLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark, position = getattr(error, "problem_mark", None), getattr(error, "position", None)
+        number = mark.line if mark else None if position is None else text.count("\n", 0, position)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "nested too deeply"
+        raise UserError(f"{where}{'' if number is None else f':{number + 1}'}: not YAML ({problem})") from error
+    if problem := flaw(loaded):
+        raise UserError(f"{where}: {problem}")
+    return loaded
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """YAML that `parse_settings` reads as the same settings."""
+    return yaml.dump(settings, Dumper=_SettingsDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 @contextlib.contextmanager
@@ -125,7 +246,7 @@ def read_json(path: Path) -> Any:
     try:
         return strict_json(text_of(path))
     except ValueError as error:
-        raise damaged(f"{path}{_line(error)}", _reason(error)) from error
+        raise damaged(f"{path}{_line(error)}", _problem(error)) from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -137,7 +258,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         try:
             row = strict_json(line)
         except ValueError as error:
-            raise damaged(f"{path}:{number}", _reason(error)) from error
+            raise damaged(f"{path}:{number}", _problem(error)) from error
         if not isinstance(row, dict):
             raise damaged(f"{path}:{number}", "not a JSON object")
         rows.append(row)
@@ -147,41 +268,40 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def text_of(path: Path) -> str:
     """The text of a file of letgo's own; a `UserError` where there is none that can be read."""
     try:
-        # A pipe in its place would be waited for, a device be read without end.
-        if not path.is_file():
-            raise damaged(path, "not a regular file" if os.path.lexists(path) else "there is no such file")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise damaged(path, f"can't be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise damaged(path, f"not UTF-8 (byte {error.start + 1})") from error
+        return read_text(path)
+    except UserError as error:
+        raise _damaged(str(error)) from error
 
 
 def damaged(where: Path | str, what: str) -> UserError:
     """The error of a file of letgo's own that is not as letgo writes it."""
-    return UserError(
-        f"{where}: {what}\n  it is damaged, or not letgo's: put back a copy, or remove it and make it again"
-    )
+    return _damaged(f"{where}: {what}")
 
 
-def parse_json(text: str, path: Path) -> Any:
-    """What the text of a JSON file of the user's says; a broken one is a `UserError` with its line."""
+def _damaged(message: str) -> UserError:
+    return UserError(f"{message}\n  it is damaged, or not letgo's: put back a copy, or remove it and make it again")
+
+
+def parse_json(text: str, path: Path, line: int | None = None) -> Any:
+    """What the text of a JSON file of the user's, or of this line of it, says; a broken one is a `UserError`."""
     try:
         return strict_json(text)
     except ValueError as error:
-        raise UserError(f"{path}{_line(error)}: {_reason(error)}") from error
+        place = f":{line}" if line else _line(error)
+        near = f": {shown(text.strip())}" if line and isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{place}: {_problem(error)}{near}") from error
 
 
 def strict_json(text: str) -> Any:
     """What JSON says, where that can be said in one way and written again: no key twice, no NaN, no number beyond a
-    double's range, no half of a surrogate pair, nothing deeper than `DEEPEST`. Else a ValueError."""
+    double's range, no half of a surrogate pair, nothing nested endlessly. Else a ValueError."""
     hooks: Any = {"parse_constant": _finite, "parse_float": _finite, "parse_int": _whole, "object_pairs_hook": _mapping}
     try:
         value = json.loads(text, **hooks)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(_DEEPEST_DOCUMENT):
         level = [inner for outer in level for inner in _inside(outer)]
     if level:
         raise ValueError(_TOO_DEEP)
@@ -213,10 +333,10 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return mapping
 
 
-def _reason(error: ValueError) -> str:
+def _problem(error: ValueError) -> str:
     if isinstance(error, UnicodeEncodeError):
         return "half of a surrogate pair (\\ud800 to \\udfff), which is no text"
-    return f"not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else str(error)
+    return f"not JSON ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _line(error: ValueError) -> str:

@@ -20,7 +20,7 @@ def read_size(given: Any, where: str) -> int:
     Raises:
         UserError: anything else, and a size below one byte.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]I?)?B?\s*", str(given), re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]I?)?B?\s*", str(given), re.IGNORECASE)
     count = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
     if not count:
         raise UserError(f"{where} must be a size such as 40GB or 512MiB, not {given!r}")

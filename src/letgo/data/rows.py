@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import lzma
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,8 @@ from typing import Any
 
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
-from letgo.core.files import parse_json
+from letgo.core.files import parse_json, require_file
+from letgo.core.values import flaw, shown
 
 FORMS: tuple[tuple[str, ...], ...] = (("messages",), ("question", "answer"), ("prompt", "completion"), ("text",))
 _SCORED_FIELDS = ("wrong_answers", "end")
@@ -63,13 +63,17 @@ def read_rows(source: str | Path | Sequence[Mapping[str, Any]], *, name: str = "
     """
     if isinstance(source, str | Path):
         origin = str(source)
-        records = _read_hub(origin) if origin.startswith("hub:") else read_records(Path(origin), name=name)
+        records = _sound(_read_hub(origin)) if origin.startswith("hub:") else read_records(Path(origin), name=name)
     else:
         origin = name
-        records = [(f"{name}, row {index + 1}", record) for index, record in enumerate(source)]
+        records = _sound((f"{name}, row {index + 1}", record) for index, record in enumerate(source))
     if not records:
         raise UserError(f"{name}: {origin} has no rows; at least one is needed")
-    return [_row(where, record) for where, record in records]
+    rows = [_row(where, record) for where, record in records]
+    for row in rows:
+        # Whoever gives them means them: they are checked also where nothing asks for them.
+        wrong_answers(row)
+    return rows
 
 
 def rows_from_records(records: Iterable[Mapping[str, Any]], name: str) -> list[Row]:
@@ -114,7 +118,7 @@ def paraphrases(row: Row) -> list[Row]:
         where = f"{row.where}, paraphrase {number}"
         fields = {question: given} if isinstance(given, str) else given
         if not isinstance(fields, Mapping):
-            kind = f"{type(given).__name__} ({str(given)[:60]})"
+            kind = f"{_name_of(given)} ({str(given)[:60]})"
             raise UserError(f"{where} must be a question (text) or an object with {question!r}, not {kind}")
         # A column of a Parquet file gives every object every field.
         fields = {key: value for key, value in fields.items() if value is not None}
@@ -135,7 +139,7 @@ def _checked_list(where: str, key: str, value: Any) -> Sequence[Any]:
         return ()
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise UserError(
-            f"{where}: field {key!r} must be a list, not {type(value).__name__} ({str(value)[:60]})\n"
+            f"{where}: field {key!r} must be a list, not {_name_of(value)} ({str(value)[:60]})\n"
             "  JSONL, JSON and Parquet can hold lists; CSV can't"
         )
     if not value:
@@ -143,13 +147,20 @@ def _checked_list(where: str, key: str, value: Any) -> Sequence[Any]:
     return value
 
 
+def _name_of(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
 def _row(where: str, record: Mapping[str, Any]) -> Row:
     if not isinstance(record, Mapping):
-        raise UserError(f"{where}: a row must be an object with named fields, not {type(record).__name__}")
+        raise UserError(f"{where}: a row must be an object with named fields, not {_name_of(record)}")
     form = next((form for form in FORMS if all(key in record for key in form)), None)
     if form is None:
         raise UserError(_no_form(where, record))
-    group = str(record["group"]) if record.get("group") is not None else ""
+    group = record.get("group")
+    if isinstance(group, bool) or not isinstance(group, str | int | None):
+        raise UserError(f"{where}: field 'group' must be text or a whole number, not {shown(group)}")
+    group = "" if group is None else str(group)
     if form == ("messages",):
         messages = _messages(where, record["messages"])
         context: str | tuple[tuple[str, str], ...] = messages[:-1]
@@ -187,7 +198,7 @@ def _no_form(where: str, record: Mapping[str, Any]) -> str:
 def checked_text(where: str, key: str, value: Any) -> str:
     """The value of a field that must be text and not empty; else a `UserError` that says where it stands."""
     if not isinstance(value, str):
-        raise UserError(f"{where}: field {key!r} must be text, not {type(value).__name__} ({str(value)[:60]})")
+        raise UserError(f"{where}: field {key!r} must be text, not {_name_of(value)} ({str(value)[:60]})")
     if not value.strip():
         raise UserError(f"{where}: field {key!r} is empty")
     return value
@@ -210,23 +221,32 @@ def _messages(where: str, messages: Any) -> tuple[tuple[str, str], ...]:
 
 def read_records(path: Path, *, name: str = "data") -> list[tuple[str, Any]]:
     """The rows of a JSONL, JSON, CSV or Parquet file, not yet checked, each after the place where it stands."""
-    if not path.exists():
-        raise UserError(f"{name}: no such file: {path}")
-    if path.is_dir():
-        raise UserError(f"{name}: {path} is a directory; name a .jsonl, .json, .csv or .parquet file")
+    require_file(path, name)
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     kind = kind_of(path)
     reader = readers.get(kind)
     if reader is None:
         raise UserError(f"{name}: {path}: unknown kind of file {kind!r}; known: {', '.join(readers)}")
     try:
-        return reader(path)
+        return _sound(reader(path))
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{name}: {path} is not a whole {path.suffix} file ({error})") from error
+    except RecursionError as error:
+        raise UserError(f"{name}: {path}: nested too deeply") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: {path} is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise UserError(f"{name}: {path} can't be read: {error.strerror or error}") from error
+
+
+def _sound(records: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The records, each of them checked: a text that can't be written again must not be found when scores are."""
+    checked = []
+    for where, record in records:
+        if problem := flaw(record, finite=False):
+            raise UserError(f"{where}: {problem}")
+        checked.append((where, record))
+    return checked
 
 
 def kind_of(path: Path) -> str:
@@ -244,11 +264,7 @@ def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                try:
-                    records.append((f"{path}:{number}", json.loads(line)))
-                except json.JSONDecodeError as error:
-                    problem = f"not JSON ({error.msg}, column {error.colno}): {line.strip()[:80]}"
-                    raise UserError(f"{path}:{number}: {problem}") from error
+                records.append((f"{path}:{number}", parse_json(line, path, number)))
     return records
 
 
@@ -266,13 +282,21 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
 
 def _read_csv(path: Path) -> list[tuple[str, Any]]:
     with _opened(path, newline="") as file:
-        reader = csv.DictReader(file, restkey="")
-        records = []
-        for row in reader:
-            if "" in row or None in row.values():
-                columns = len(reader.fieldnames or [])
-                raise UserError(f"{path}:{reader.line_num}: the row does not have the {columns} columns of the head")
-            records.append((f"{path}:{reader.line_num}", row))
+        csv.field_size_limit(2**31 - 1)
+        reader = csv.DictReader(file, restkey="", strict=True)
+        try:
+            head, records = list(reader.fieldnames or []), []
+            for number, column in enumerate(head):
+                if not column or column in head[:number]:
+                    problem = f"{column!r} is given twice" if column else f"{number + 1} has no name"
+                    raise UserError(f"{path}:1: column {problem}")
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if "" in row or None in row.values():
+                    raise UserError(f"{where}: the row does not have the {len(head)} columns of the head")
+                records.append((where, row))
+        except csv.Error as error:
+            raise UserError(f"{path}:{reader.reader.line_num}: not CSV ({error})") from error
     return records
 
 

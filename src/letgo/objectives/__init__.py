@@ -8,13 +8,13 @@ weights in one shot.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from letgo.core.catalog import Catalog, Record, did_you_mean, settings_of
+from letgo.core.catalog import Catalog, Record, check_settings, settings_of
 from letgo.core.errors import UserError
+from letgo.core.values import Weight
 from letgo.objectives.objective import Objective as Objective
 from letgo.objectives.objective import Term
 from letgo.objectives.records import ObjectiveRecord, TermRecord
@@ -297,9 +297,9 @@ def create_objective(
     name: str,
     *,
     retain_loss: str | None = None,
-    retain_weight: float | None = None,
+    retain_weight: Weight | None = None,
     retain_weight_schedule: str = "constant",
-    forget_weight: float = 1.0,
+    forget_weight: Weight = 1.0,
     **settings: Any,
 ) -> Objective:
     """An objective by name.
@@ -319,20 +319,13 @@ def create_objective(
     if name in ONE_SHOT and name not in OBJECTIVES:
         raise UserError(f"{ONE_SHOT.record(name).name!r} changes the weights in one shot: it has no loss to train with")
     record = OBJECTIVES.record(name)
+    own = {key: value for key, value in locals().items() if key in settings_of(create_objective, skip=("name",))}
+    check_settings(f"objective {record.name!r}", [create_objective], own, skip=("name",))
     term = OBJECTIVES.load(name)
     retain_record = RETAIN_TERMS.record(retain_loss or record.retain)
     retain_term = RETAIN_TERMS.load(retain_record.name)
+    check_settings(f"objective {record.name!r}", [term, retain_term], settings, skip=_NOT_SETTINGS)
     known, of_retain = (settings_of(t, skip=_NOT_SETTINGS) for t in (term, retain_term))
-    both = {**known, **of_retain}
-    for key in settings:
-        if key not in both:
-            raise UserError(
-                f"objective {record.name!r} has no setting {key!r}{did_you_mean(key, both)}\n"
-                f"  its settings: {', '.join(both) or 'none'}"
-            )
-    missing = [k for k, default in both.items() if default is inspect.Parameter.empty and k not in settings]
-    if missing:
-        raise UserError(f"objective {record.name!r} needs a value for {', '.join(missing)}")
     # The record's weight is meant for its own retain term, not for any other.
     usual = record.retain_weight if retain_record.name == record.retain else 1.0
     return Objective(

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from letgo.core.values import Natural, Weight
 from letgo.data.encode import IGNORE
 from letgo.models.head import OutputHead, output_head
 from letgo.objectives.chunks import summed
-from letgo.objectives.likelihood import Part, check_above, label_hidden, label_positions, labels_of, over_tokens
+from letgo.objectives.likelihood import Part, label_hidden, label_positions, labels_of, over_tokens
 from letgo.objectives.retain import teacher_of
 
 
-def undial(model: Any, forget: Part, *, strength: float = 10.0, reference_head: OutputHead | None = None) -> Tensor:
+def undial(model: Any, forget: Part, *, strength: Weight = 10.0, reference_head: OutputHead | None = None) -> Tensor:
     """ℓ_f = mean_t −Σ_v q_t(v) log π_θ(v | x, y_<t), q_t = softmax(z_t − γ 1[v = y_t]), z_t the reference model's
     logits   (UNDIAL, arXiv 2402.10052).
 
@@ -23,7 +24,6 @@ def undial(model: Any, forget: Part, *, strength: float = 10.0, reference_head: 
         strength: γ ≥ 0, what the label's logit loses (3, 10 and 30 are in use).
         reference_head: the output layer that z_t comes from; see `Objective.prepare`.
     """
-    check_above("undial", "strength", strength, equal=True)
     head, labels = output_head(model), labels_of(forget)
     teacher = teacher_of(head, reference_head)
 
@@ -36,7 +36,7 @@ def undial(model: Any, forget: Part, *, strength: float = 10.0, reference_head: 
     return over_tokens(summed(head, summand, label_hidden(model, forget), forget["reference_hidden"], labels), forget)
 
 
-def ce_u(model: Any, forget: Part, *, ignore_first: int = 0) -> Tensor:
+def ce_u(model: Any, forget: Part, *, ignore_first: Natural = 0) -> Tensor:
     """ℓ_f = mean_t −log(1 − π_θ(y_t | x, y_<t))   (CE-U, arXiv 2503.01224).
 
     There it is written as the cross-entropy −Σ_v q_t(v) log π_θ(v | x, y_<t) to the model's own distribution with the
@@ -48,7 +48,6 @@ def ce_u(model: Any, forget: Part, *, ignore_first: int = 0) -> Tensor:
         ignore_first: so many label tokens at the start of every row are left out of the sum (the paper's training
             settings leave out one); the mean is over all label tokens.
     """
-    check_above("ce_u", "ignore_first", ignore_first, equal=True)
     head = output_head(model)
     hidden, labels = label_hidden(model, forget), labels_of(forget)
     if ignore_first:

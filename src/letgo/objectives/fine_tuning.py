@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from letgo.objectives.likelihood import check_above, no_term
+from letgo.core.values import Weight
+from letgo.objectives.likelihood import no_term
 
 
-def l1_sparsity(model: Any, *, sparsity: float = 1e-6) -> Tensor:
+def l1_sparsity(model: Any, *, sparsity: Weight = 1e-6) -> Tensor:
     """ℓ_f = α ‖θ‖₁ over the trained parameters: what the retain set does not need goes to zero, and what was learnt of
     the forget set with it (ℓ₁-sparse MU, Jia et al., arXiv 2304.04934).
 
@@ -18,7 +19,6 @@ def l1_sparsity(model: Any, *, sparsity: float = 1e-6) -> Tensor:
         model: any model.
         sparsity: α ≥ 0.
     """
-    check_above("ft_l1", "sparsity", sparsity, equal=True)
     total = no_term(model)
     for parameter in model.parameters():
         if parameter.requires_grad:

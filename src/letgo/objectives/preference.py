@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from letgo.objectives.likelihood import Part, check_above, over_rows, over_tokens, sequence_logps, summed_logps
+from letgo.core.values import Positive
+from letgo.objectives.likelihood import Part, over_rows, over_tokens, sequence_logps, summed_logps
 
 
-def dpo(model: Any, forget: Part, alternative: Part, *, beta: float = 0.1) -> Tensor:
+def dpo(model: Any, forget: Part, alternative: Part, *, beta: Positive = 0.1) -> Tensor:
     """ℓ_f = −E log σ( β [log π_θ(y_a|x)/π_ref(y_a|x) − log π_θ(y_f|x)/π_ref(y_f|x)] )   (DPO, arXiv 2305.18290,
     equation 7, with the alternative y_a preferred to the answer to forget, y_f).
 
@@ -19,7 +20,6 @@ def dpo(model: Any, forget: Part, alternative: Part, *, beta: float = 0.1) -> Te
         alternative: the same prompts with their other answers, row by row, with `reference_logps` too.
         beta: inverse temperature β > 0.
     """
-    check_above("dpo", "beta", beta)
     preferred = sequence_logps(model, alternative) - alternative["reference_logps"]
     dispreferred = sequence_logps(model, forget) - forget["reference_logps"]
     return over_rows(-logsigmoid(beta * (preferred - dispreferred)), forget)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from letgo.core.values import Natural
 from letgo.models.forward import block_number
 from letgo.models.head import OutputHead, output_head
 from letgo.objectives.chunks import summed
@@ -47,7 +48,7 @@ def kl_to_reference(model: Any, retain: Part, *, reference_head: OutputHead | No
     return over_tokens(summed(head, summand, label_hidden(model, retain), retain["reference_hidden"]), retain)
 
 
-def embedding_difference(model: Any, retain: Part, *, layer: int | str | None = None) -> Tensor:
+def embedding_difference(model: Any, retain: Part, *, layer: Natural | str | None = None) -> Tensor:
     """ℓ_r = mean over real tokens of (1/d) ‖h_ℓ(x) − h_ℓ^ref(x)‖²   (RMU's retain loss, arXiv 2403.03218, section 4).
 
     Args:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from letgo.objectives.likelihood import Part, check_above, over_tokens, token_logps
+from letgo.core.values import Positive, Weight
+from letgo.objectives.likelihood import Part, over_tokens, token_logps
 
 _NODES = 32
 
 
-def wga(model: Any, forget: Part, *, beta: float = 1.0) -> Tensor:
+def wga(model: Any, forget: Part, *, beta: Weight = 1.0) -> Tensor:
     """ℓ_f = mean (p_t^β − 1)/β, p_t = π_θ(y_t | x, y_<t), with the gradient mean p_t^β ∇ log p_t   (WGA, arXiv
     2502.19301, where it is mean w_t log p_t with w_t = p_t^β held fixed).
 
@@ -27,12 +28,11 @@ def wga(model: Any, forget: Part, *, beta: float = 1.0) -> Tensor:
     Args:
         beta: β ≥ 0, how fast a token that has become unlikely loses its weight (the paper's α).
     """
-    check_above("wga", "beta", beta, equal=True)
     logps = token_logps(model, forget)
     return over_tokens(torch.expm1(beta * logps) / beta if beta else logps, forget)
 
 
-def satimp(model: Any, forget: Part, *, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
+def satimp(model: Any, forget: Part, *, beta1: Positive = 5.0, beta2: Weight = 1.0) -> Tensor:
     """ℓ_f = mean ∫₀^{p_t} s^(β₁−1) (1 − s)^β₂ ds, with the gradient mean p_t^β₁ (1 − p_t)^β₂ ∇ log p_t   (SatImp, arXiv
     2505.11953, section 5, where it is mean w_t log p_t with w_t = p_t^β₁ (1 − p_t)^β₂ held fixed).
 
@@ -43,8 +43,6 @@ def satimp(model: Any, forget: Part, *, beta1: float = 5.0, beta2: float = 1.0) 
         beta1: β₁ > 0.
         beta2: β₂ ≥ 0.
     """
-    check_above("satimp", "beta1", beta1)
-    check_above("satimp", "beta2", beta2, equal=True)
     chances = token_logps(model, forget).exp()
     # The integral with s = p r, by the Gauss-Jacobi rule for the weight r^(β₁−1): exact for whole β₂ up to 63.
     nodes, weights = (t.to(chances) for t in _jacobi(float(beta1)))
@@ -53,7 +51,7 @@ def satimp(model: Any, forget: Part, *, beta1: float = 5.0, beta2: float = 1.0) 
 
 
 @lru_cache(maxsize=8)
-def _jacobi(beta1: float) -> tuple[Tensor, Tensor]:
+def _jacobi(beta1: Positive) -> tuple[Tensor, Tensor]:
     """Nodes and weights of ∫₀¹ r^(β₁−1) f(r) dr."""
     from scipy.special import roots_jacobi
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from letgo.core.errors import UserError
+from letgo.core.values import Count, Natural, Positive, Seed
 from letgo.models.forward import block_number, find_blocks
-from letgo.objectives.likelihood import Part, check_above, layer_hidden, mean_squares, over_positions
+from letgo.objectives.likelihood import Part, layer_hidden, mean_squares, over_positions
 
 _ATTENTION = re.compile(r"attn|attention")
 _DOWN = re.compile(r"(?:^|\.)(?:down_proj|c_proj|dense_4h_to_h|fc2|fc_out|w2|wo|lin2|out_proj|proj|dense)(?:\.|$)")
@@ -22,11 +23,11 @@ def rmu(
     model: Any,
     forget: Part,
     *,
-    layer: int | str | None = None,
-    steering: float = 6.5,
+    layer: Natural | str | None = None,
+    steering: Positive = 6.5,
     parameters: str | None = None,
-    trained_layers: int = 3,
-    seed: int = 0,
+    trained_layers: Count = 3,
+    seed: Seed = 0,
 ) -> Tensor:
     """ℓ_f = mean over real tokens of (1/d) ‖h_ℓ(x) − c u‖², u = r/‖r‖, r ~ Uniform[0,1)^d   (RMU, arXiv 2403.03218,
     section 4, equation 1).
@@ -42,7 +43,6 @@ def rmu(
         trained_layers: of how many blocks, counted down from ℓ.
         seed: of u, which is the same over a run.
     """
-    check_above("rmu", "steering", steering)
     hidden = layer_hidden(model, forget, block_number(model, layer))
     target = steering * control_vector(hidden.shape[-1], seed).to(hidden.device)
     return over_positions(mean_squares(hidden, target), forget)
@@ -57,7 +57,7 @@ def control_vector(width: int, seed: int) -> Tensor:
 
 
 def trainable_pattern(
-    model: Any, *, layer: int | str | None = None, parameters: str | None = None, trained_layers: int = 3
+    model: Any, *, layer: Natural | str | None = None, parameters: str | None = None, trained_layers: Count = 3
 ) -> str:
     """A regular expression for the names of exactly the parameters that RMU trains: those of blocks
     ℓ − trained_layers + 1 … ℓ whose names within the block `parameters` matches.
@@ -66,7 +66,6 @@ def trainable_pattern(
         UserError: the pattern is no regular expression or matches nothing, or no output projection of the
             architecture's MLP is known.
     """
-    check_above("rmu", "trained_layers", trained_layers)
     name, blocks = find_blocks(model)
     number = block_number(model, layer)
     chosen = []

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from letgo.core.catalog import did_you_mean, parse_spec, settings_of
+from letgo.core.catalog import check_settings, did_you_mean, parse_spec
 from letgo.core.errors import UserError
+from letgo.core.values import Weight
 
 Schedule = Callable[[float], float]
 
@@ -17,17 +18,17 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-def linear(progress: float, *, start: float = 0.0, end: float = 1.0) -> float:
+def linear(progress: float, *, start: Weight = 0.0, end: Weight = 1.0) -> float:
     """s(p) = start + (end − start) p."""
     return start + (end - start) * progress
 
 
-def cosine(progress: float, *, start: float = 0.0, end: float = 1.0) -> float:
+def cosine(progress: float, *, start: Weight = 0.0, end: Weight = 1.0) -> float:
     """s(p) = end + (start − end) (1 + cos πp) / 2: flat at both ends."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def step(progress: float, *, at: float = 0.5, start: float = 0.0, end: float = 1.0) -> float:
+def step(progress: float, *, at: Weight = 0.5, start: Weight = 0.0, end: Weight = 1.0) -> float:
     """s(p) = start before `at`, end from there on."""
     return start if progress < at else end
 
@@ -39,22 +40,12 @@ def parse_schedule(spec: str) -> Schedule:
     """A schedule from "linear:start=0,end=1": what the weight is multiplied by, of progress in [0, 1].
 
     Raises:
-        UserError: an unknown name, an unknown setting, or a value that is no number of at least 0.
+        UserError: an unknown name, an unknown setting, or a value that is no finite number of at least 0.
     """
     name, settings = parse_spec(spec)
     if name not in SCHEDULES:
         raise UserError(
             f"unknown retain weight schedule {name!r}{did_you_mean(name, SCHEDULES)}\n  known: {', '.join(SCHEDULES)}"
         )
-    function = SCHEDULES[name]
-    known = settings_of(function, skip=("progress",))
-    for key, value in settings.items():
-        if key not in known:
-            raise UserError(
-                f"retain weight schedule {name!r} has no setting {key!r}{did_you_mean(key, known)}\n"
-                f"  its settings: {', '.join(known) or 'none'}"
-            )
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf:
-            raise UserError(f"retain weight schedule {spec!r}: {key} must be a number of at least 0, not {value!r}")
-    return partial(function, **settings)
+    check_settings(f"retain weight schedule {name!r}", [SCHEDULES[name]], settings, skip=("progress",))
+    return partial(SCHEDULES[name], **settings)

@@ -13,6 +13,7 @@ steps without a closure, from `.grad`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -189,13 +190,10 @@ def state_like(state: dict[str, Any], key: str, parameter: Tensor) -> Tensor:
     return value
 
 
-def check_number(
-    name: str, value: float, *, low: float = 0.0, high: float | None = None, open_low: bool = False
-) -> None:
-    """Raise a ValueError unless low <= value (< high), or low < value if `open_low`."""
-    below = value <= low if open_low else value < low
-    if below or value != value or (high is not None and value >= high):
-        sign, rest = (">" if open_low else ">="), ("" if high is None else f" and < {high}")
+def check_number(name: str, value: float, *, low: float = 0.0, high: float = math.inf, open_low: bool = False) -> None:
+    """Raise a ValueError unless low <= value < high, or low < value if `open_low`."""
+    if not (low < value < high if open_low else low <= value < high):
+        sign, rest = (">" if open_low else ">="), (f" and < {high}" if high < math.inf else " and finite")
         raise ValueError(f"{name} must be {sign} {low}{rest}, not {value}")
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from letgo.core.values import Seed
 from letgo.optim.base import (
     Closure,
     ClosureOptimizer,
@@ -206,7 +207,7 @@ class FOZO(Phases):
         fo_options: Mapping[str, Any] | None = None,
         zo_options: Mapping[str, Any] | None = None,
         moments: Literal["keep", "reset"] = "keep",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         first = {"weight_decay": weight_decay, **(fo_options or {}), "lr": lr}
         zeroth = {

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from letgo.core.values import Count, Seed
 from letgo.optim.base import (
     Closure,
     ClosureOptimizer,
@@ -91,9 +92,9 @@ class Sophia(ClosureOptimizer):
         weight_decay: float = 0.0,
         hessian: HessianKind = "empirical_fisher",
         hessian_every: int | None = None,
-        batch_size: int | None = None,
+        batch_size: Count | None = None,
         noise: Literal["rademacher", "gaussian"] = "rademacher",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         check_number("lr", lr)
         for i, beta in enumerate(betas):

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from letgo.core.values import Seed
 from letgo.optim.base import Closure, ParamsT, adapt, as_float, check_choice, check_number, parameters_of
 from letgo.optim.engine.inner import Wrapper
 from letgo.optim.engine.noise import Direction, noise_dtype
@@ -207,7 +208,7 @@ class RandomizedSmoothing(GradientSmoothing):
         on: SmoothedTerm = "loss",
         weight_decay: float = 0.0,
         base_options: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         check_number("sigma", sigma)
         check_number("num_draws", num_draws, low=1)

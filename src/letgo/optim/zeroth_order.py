@@ -17,6 +17,7 @@ from torch import Tensor
 
 from letgo.core.errors import NonFiniteLossError
 from letgo.core.ranks_lost import rank_loss_named
+from letgo.core.values import Seed
 from letgo.optim.base import (
     Closure,
     ClosureOptimizer,
@@ -332,7 +333,7 @@ class ZOSGD(ZerothOrder):
         noise: NoiseKind = "rademacher",
         difference: Difference = "central",
         weight_decay: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         nonfinite: Literal["raise", "skip"] = "raise",
         engine: EngineKind = "in_place",
         rank: int = 0,

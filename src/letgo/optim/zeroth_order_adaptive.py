@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from letgo.core.values import Seed
 from letgo.optim.base import ParamsT, check_number, state_like
 from letgo.optim.engine.noise import NoiseKind
 from letgo.optim.engine.shards import local
@@ -47,7 +48,7 @@ class AdaZO(ZerothOrder):
         noise: NoiseKind = "rademacher",
         difference: Difference = "central",
         weight_decay: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         nonfinite: Literal["raise", "skip"] = "raise",
         engine: EngineKind = "in_place",
         rank: int = 0,
@@ -130,7 +131,7 @@ class ZOAdam(ZerothOrder):
         noise: NoiseKind = "gaussian",
         difference: Difference = "central",
         weight_decay: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         nonfinite: Literal["raise", "skip"] = "raise",
         engine: EngineKind = "in_place",
         rank: int = 0,
@@ -218,7 +219,7 @@ class ZOSignSGD(ZerothOrder):
         noise: NoiseKind = "gaussian",
         difference: Difference = "central",
         weight_decay: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         nonfinite: Literal["raise", "skip"] = "raise",
         engine: EngineKind = "in_place",
         rank: int = 0,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from letgo.core.values import Seed
 from letgo.optim.base import ParamsT, check_number
 from letgo.optim.engine.low_rank import LowRankDirection
 from letgo.optim.engine.noise import Direction, NoiseKind, mix, noise_dtype, noise_values
@@ -105,7 +106,7 @@ class ZOMuon(ZerothOrder):
         noise: Literal["rademacher", "gaussian"] = "gaussian",
         difference: Difference = "forward",
         weight_decay: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         nonfinite: Literal["raise", "skip"] = "raise",
         engine: EngineKind = "in_place",
         evaluations_at_once: int | None = None,

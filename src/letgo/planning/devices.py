@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -127,8 +128,8 @@ def plan(config: UnlearnConfig, *, flops: float | None = None, measure: bool = F
 
 
 def _check_flops(flops: float | None) -> None:
-    if flops is not None and not flops > 0:
-        raise UserError(f"letgo plan: flops must be above 0, not {flops}")
+    if flops is not None and not 0 < flops < math.inf:
+        raise UserError(f"letgo plan: flops must be above 0 and finite, not {flops}")
 
 
 def _make_plan(run: Planned, flops: float | None, measure: bool) -> Plan:

@@ -15,7 +15,7 @@ def cost(grid: Grid) -> list[dict[str, Any]]:
     One plan serves all cells of a group."""
     rows = []
     for group in grid.groups:
-        changes = grid.tune.first(group.optimizer) if grid.tune else {}
+        changes = grid.tune.tried(group.optimizer)[0] if grid.tune else {}
         settings = with_setting(group.cells[0].settings, changes) | {"output_dir": str(grid.output)}
         planned = plan(make_config(settings, where=f"{grid.source}: cell {group.cells[0].name}"))
         for cell in group.cells:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,20 +29,21 @@ from typing import Any
 
 from letgo.attacks.engine.spec import plan_attack
 from letgo.core.catalog import did_you_mean, parse_spec
-from letgo.core.errors import UserError
+from letgo.core.errors import UserError, located
 from letgo.core.files import load_settings
 from letgo.core.fingerprints import digest_of
-from letgo.optim import OPTIMIZERS
+from letgo.core.values import shown
 from letgo.sweep.resources import RayCluster, Resources, mapping, read_cluster, read_resources, whole_number
 from letgo.sweep.tuning import Tune, read_tune
 from letgo.training.config import make_config
-from letgo.training.run_plan import objective_of
+from letgo.training.run_plan import check_parts
 
 _HOW = ("output_dir", "workers", "backend", "resources", "retries", "ray")
 """Where and how it is run: nothing of what comes out is decided by these."""
 _KEYS = ("base", "grid", "attacks", "tune", "name", *_HOW)
 
 BACKENDS = ("local", "ray")
+_MOST_CELLS = 10_000
 RETRIES = 2
 
 
@@ -149,7 +151,9 @@ def read_grid(
         raise UserError(f"{where}: 'grid' names no axis; give at least one, such as optimizer: [adamw, fozo]")
     for axis, values in axes.items():
         if not isinstance(values, list) or not values:
-            raise UserError(f"{where}: grid.{axis} must be a list of at least one value, not {values!r}")
+            raise UserError(f"{where}: grid.{axis} must be a list of at least one value, not {shown(values)}")
+    if (count := math.prod(len(values) for values in axes.values())) > _MOST_CELLS:
+        raise UserError(f"{where}: 'grid' has {count:,} combinations; a sweep has at most {_MOST_CELLS:,} cells")
     for key in ("attacks", "output_dir"):
         if key in base:
             raise UserError(f"{where}: base.{key} belongs beside 'base', not in it")
@@ -159,13 +163,18 @@ def read_grid(
     if not isinstance(attacks, list):
         raise UserError(f"{where}: 'attacks' must be a list, not {attacks!r}")
     for spec in attacks:
-        plan_attack(str(spec))
+        if not isinstance(spec, str):
+            raise UserError(f"{where}: 'attacks' must be a list of texts; {shown(spec)} is none")
+        with located(f"{where}: attacks"):
+            plan_attack(spec)
     target = output or document.get("output_dir")
+    if not isinstance(target, str | Path | None):
+        raise UserError(f"{where}: output_dir must be text, not {shown(target)}")
     if not target:
         raise UserError(f"{where}: no 'output_dir' (--output DIR)")
     retries = whole_number(document.get("retries"), f"{where}: retries", least=0)
     chosen = backend or document.get("backend") or "local"
-    if chosen not in BACKENDS:
+    if not isinstance(chosen, str) or chosen not in BACKENDS:
         flag = f"--backend {chosen}" if backend else f"{where}: backend {chosen!r}"
         raise UserError(f"{flag}: unknown{did_you_mean(str(chosen), BACKENDS)}; known: {', '.join(BACKENDS)}")
     cluster = read_cluster(document.get("ray"), where)
@@ -187,9 +196,11 @@ def read_grid(
         document=document,
     )
     for group in grid.groups:
-        changes = grid.tune.first(group.optimizer) if grid.tune else {}
+        tried = grid.tune.tried(group.optimizer) if grid.tune else [{}]
         for cell in group.cells:
-            _try(f"{where}: cell {cell.name}", with_setting(cell.settings, changes))
+            # The seeds of a group differ by nothing else: its candidates are tried with one.
+            for changes in tried if cell is group.cells[0] else tried[:1]:
+                _try(f"{where}: cell {cell.name}", cell.settings, changes)
     return grid
 
 
@@ -199,7 +210,8 @@ def _groups(where: str, base: Mapping[str, Any], axes: Mapping[str, list[Any]]) 
     for combination in itertools.product(*axes.values()):
         settings, shown = dict(base), {}
         for axis, value in zip(axes, combination, strict=True):
-            settings = with_setting(settings, value if isinstance(value, Mapping) else {axis: value})
+            with located(where):
+                settings = with_setting(settings, value if isinstance(value, Mapping) else {axis: value})
             shown[axis] = _shown(axis, value)
         apart = {axis: value for axis, value in shown.items() if axis != "seed"}
         words = [re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") for value in apart.values()]
@@ -219,18 +231,19 @@ def with_setting(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
     merged = dict(settings)
     for key, value in changes.items():
         outer, dot, inner = str(key).partition(".")
+        if dot and not isinstance(merged.get(outer) or {}, Mapping):
+            raise UserError(f"{key}: {outer} is {shown(merged[outer])}, which has no settings inside")
         merged[outer] = {**(merged.get(outer) or {}), inner: value} if dot else value
     return merged
 
 
-def _try(name: str, settings: Mapping[str, Any]) -> None:
+def _try(name: str, settings: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """Raise a `UserError` that names the cell if its run could not start."""
+    with located(name):
+        settings = with_setting(settings, changes)
     config = make_config({**settings, "output_dir": "."}, where=name)
-    try:
-        objective_of(config)
-        OPTIMIZERS.check_settings(config.optimizer, config.optimizer_args or {})
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+    with located(name):
+        check_parts(config)
     if not config.model:
         raise UserError(f"{name}: no model (base.model)")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.core.sizes import read_size, size
+from letgo.core.values import Weight, Within, shown, wanted
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ def read_resources(given: Any, where: str) -> Resources:
     values = mapping(given, f"{where}: resources", ("cpus", "gpus", "memory"))
     cpus = whole_number(values.get("cpus"), f"{where}: resources.cpus", least=1)
     gpus, memory = values.get("gpus"), values.get("memory")
-    if gpus is not None:
-        number = isinstance(gpus, int | float) and not isinstance(gpus, bool)
-        if not number or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
-            raise UserError(f"{where}: resources.gpus must be a whole number or a share below 1, not {gpus!r}")
+    if gpus is not None and (
+        wanted(gpus, Annotated[float, Within(0, 1000)]) or 0 < gpus < 0.01 or (gpus > 1 and gpus != int(gpus))
+    ):
+        raise UserError(f"{where}: resources.gpus must be a whole number, or a share from 0.01 to 1, not {shown(gpus)}")
     return Resources(cpus, gpus, None if memory is None else read_size(memory, f"{where}: resources.memory"))
 
 
@@ -59,8 +60,8 @@ def read_cluster(given: Any, where: str) -> RayCluster:
     address, wait = values.get("address"), values.get("wait", 0.0)
     if address is not None and not isinstance(address, str):
         raise UserError(f"{where}: ray.address must be HOST:PORT, auto or local, not {address!r}")
-    if isinstance(wait, bool) or not isinstance(wait, int | float) or wait < 0:
-        raise UserError(f"{where}: ray.wait must be a number of seconds, not {wait!r}")
+    if problem := wanted(wait, Weight):
+        raise UserError(f"{where}: ray.wait must be {problem} (seconds), not {shown(wait)}")
     return RayCluster(address, float(wait))
 
 
@@ -78,8 +79,9 @@ def mapping(given: Any, what: str, keys: Sequence[str] = ()) -> dict[str, Any]:
 
 def whole_number(value: Any, what: str, *, least: int) -> int | None:
     """Check a whole number of a grid; None where it is missing."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise UserError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    problem = wanted(value, Annotated[int, Within(least, 100_000)])
+    if value is not None and problem:
+        raise UserError(f"{what} must be {problem}, not {shown(value)}")
     return value
 
 

@@ -12,17 +12,18 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from letgo.core.catalog import did_you_mean
-from letgo.core.errors import UserError
+from letgo.core.catalog import check_settings, did_you_mean
+from letgo.core.errors import UserError, located
 from letgo.core.search import Range, TreeSearch, combinations
+from letgo.core.values import Seed, Within, shown, wanted
 from letgo.runs import RunRecord
 from letgo.runs.query import MISSING, Condition, RunQuery, parse_query
 from letgo.runs.results import Result
 from letgo.runs.sweeps import TrialState
 
-_OPTIONS = ("target", "bound", "sampler", "trials", "seed")
+_OPTIONS = ("target", "bound", "trials", "seed")
 MEETS, MISSES, BROKEN = "reached", "missed", "collapsed"
 
 
@@ -46,10 +47,12 @@ class Tune:
                 chosen[key] = by_name[fitting[0]]
         return chosen
 
-    def first(self, optimizer: str) -> dict[str, Any]:
-        """A candidate to try settings with, before anything runs."""
+    def tried(self, optimizer: str) -> list[dict[str, Any]]:
+        """Candidates to try settings with, before anything runs: the first of all, and that with each other value."""
         values = self.of(optimizer)
-        return {key: choices.low if isinstance(choices, Range) else choices[0] for key, choices in values.items()}
+        ends = {key: [each.low, each.high] if isinstance(each, Range) else each for key, each in values.items()}
+        first = {key: choices[0] for key, choices in ends.items()}
+        return [first, *({**first, key: value} for key, choices in ends.items() for value in choices[1:])]
 
     def candidates(self, optimizer: str) -> int:
         """How many candidates there are for an optimizer, at most."""
@@ -112,14 +115,18 @@ def read_tune(given: Any, where: str) -> Tune:
     values = {str(key): _by_name(where, str(key), given[key]) for key in keys}
     ranged = any(isinstance(choices, Range) for by_name in values.values() for choices in by_name.values())
     trials = given.get("trials", 0)
-    if ranged and (not isinstance(trials, int) or trials < 1):
+    if ranged and not trials:
         raise UserError(f"{where}: tune has a range, so it needs 'trials', the number of candidates to draw")
-    target = parse_query(str(given["target"]))
-    bound = parse_query(str(given["bound"])) if given.get("bound") else None
+    for key in ("trials", "seed"):
+        if problem := wanted(given.get(key, 0), Seed):
+            raise UserError(f"{where}: tune.{key} must be {problem}, not {shown(given[key])}")
+    with located(f"{where}: tune"):
+        target = parse_query(str(given["target"]))
+        bound = parse_query(str(given["bound"])) if given.get("bound") else None
     for query in filter(None, (target, bound)):
-        if not query.comparisons or any(not isinstance(c.value, int | float) for c in query.comparisons):
+        if not query.comparisons or any(wanted(c.value, Annotated[float, Within()]) for c in query.comparisons):
             raise UserError(f"{where}: tune: {query.text!r} must compare a metric with a number")
-    return Tune(values, target, bound, int(trials or 0), int(given.get("seed", 0)))
+    return Tune(values, target, bound, trials, given.get("seed", 0))
 
 
 def _by_name(where: str, key: str, given: Any) -> dict[str, Sequence[Any] | Range]:
@@ -134,7 +141,8 @@ def _choices(what: str, given: Any) -> Sequence[Any] | Range:
     if not isinstance(given, dict):
         raise UserError(f"{what} must be a list of values or {{low, high}}, not {given!r}")
     try:
-        interval = Range(float(given["low"]), float(given["high"]), bool(given.get("log", True)))
+        check_settings(what, [Range], given)
+        interval = Range(float(given["low"]), float(given["high"]), given.get("log", True))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{what} must have numbers low and high, not {given!r}") from error
     if interval.low >= interval.high or (interval.log and interval.low <= 0):

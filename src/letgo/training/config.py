@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import functools
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from pydantic import TypeAdapter
+from transformers import SchedulerType, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils.logging import get_log_levels_dict
 
 from letgo.benchmarks import OWN_ROWS
 from letgo.core import processes
-from letgo.core.catalog import Catalog, did_you_mean, parse_spec, parse_value
-from letgo.core.errors import UserError
-from letgo.core.files import load_settings
+from letgo.core.catalog import Catalog, check_settings, did_you_mean, parse_spec, parse_value
+from letgo.core.errors import UserError, first_line, located
+from letgo.core.files import load_settings, parse_json, parse_settings, read_text, settings_text
+from letgo.core.values import Within, flaw, shown, wanted
 from letgo.metrics.judgement import TARGET
 from letgo.models.adapters import QUANTIZATIONS
 from letgo.objectives import OBJECTIVES
@@ -37,8 +41,14 @@ _CHOICES = {
     "long_rows": ("error", "cut", "drop"),
     "dtype": ("float32", "bfloat16", "float16"),
     "base_quantization": QUANTIZATIONS,
+    "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl"),
+    "save_strategy": ("no", "steps", "epoch", "best"),
     "strategy": ("auto", "replicas", "fsdp2"),
     "share": ("data", "directions"),
+    "lr_scheduler_type": tuple(each.value for each in SchedulerType),
+    **dict.fromkeys(("log_level", "log_level_replica"), ("passive", *get_log_levels_dict())),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length"),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
     "stop": ("target",),
     "keep": ("last", "best"),
 }
@@ -52,10 +62,32 @@ _TRAINERS = {
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _KEEP),
 }
 """Settings of transformers' evaluations, which need a data set of their own, and what letgo has in their place."""
+_NOT_USED = {
+    "resume_from_checkpoint": "to go on from the last checkpoint in output_dir: --resume, or resume=True",
+    **dict.fromkeys(("optim", "optim_args", "optim_target_modules"), "name it by optimizer and optimizer_args"),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), "give optimizer_args: {betas: […], eps: …}"),
+    "label_smoothing_factor": "the objective is the whole loss; see letgo list objectives",
+}
+"""Settings of transformers' Trainer that would change nothing here, and what does."""
+_AT_LEAST_1 = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length"),
+    *("eval_limit", "lora_rank", "evaluate_every", "processes", "save_total_limit", "torch_empty_cache_steps"),
+    *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "eval_accumulation_steps"),
+)
+_RANGES = {
+    **dict.fromkeys(_AT_LEAST_1, Within(1)),
+    "max_steps": Within(1, 10**9),
+    "num_train_epochs": Within(0, 10**6, above=True),
+    **dict.fromkeys(("seed", "data_seed"), Within(0, 2**32 - 1)),
+    **dict.fromkeys(("save_steps", "logging_steps", "lora_alpha"), Within(0, above=True)),
+    "target": Within(0, 1, above=True),
+    "lora_dropout": Within(0, 1, below=True),
+}
+"""The numbers that a setting may be, beside its default; any other one may be what is not negative."""
 _EARLY_STOPPING = dict.fromkeys(("early_stopping_patience", "early_stopping_threshold", "early_stopping"), _STOP)
 _CATALOGS: Mapping[str, Catalog[Any]] = {"objective": OBJECTIVES, "optimizer": OPTIMIZERS}
 # Computed by TrainingArguments itself, or deprecated there: not a user's to set, so not shown either.
-_HIDDEN = {"deepspeed_plugin", "push_to_hub_token", "hub_token"}
+_HIDDEN = {"deepspeed_plugin", "push_to_hub_token", "hub_token", "parallelism_config"}
 
 
 @dataclass
@@ -157,7 +189,7 @@ class UnlearnConfig(TrainingArguments):
     save_steps: float = field(default=100, metadata={"help": "steps between checkpoints"})
     save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept while running"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping of first-order steps; 0 for none"})
-    report_to: Any = field(default="none", metadata={"help": "trackers, as in transformers"})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "trackers, as in transformers"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off: batches are nested"})
     disable_tqdm: bool | None = field(default=True, metadata={"help": "letgo shows progress itself"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay off: NaN stops the run"})
@@ -173,6 +205,7 @@ class UnlearnConfig(TrainingArguments):
                 "  to share the weights out over processes, with any optimizer: strategy: fsdp2, or accelerate launch "
                 "--config_file recipes/launch/fsdp2.yaml"
             )
+        self._check_ranges()
         self._refuse_trainers_evaluations()
         self._check_looks()
         if not torch.cuda.is_available():
@@ -190,12 +223,26 @@ class UnlearnConfig(TrainingArguments):
         for key, value in (("stop", "target"), ("keep", "best")):
             if getattr(self, key) == value and self.evaluate_every is None:
                 raise UserError(f"{key}: {value} goes by looks at the model: {_LOOKS}")
-        if self.utility_bound < 0:
-            raise UserError(f"utility_bound must not be negative, but is {self.utility_bound}")
+
+    def _check_ranges(self) -> None:
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for key, kind in field_types().items():
+            value = getattr(self, key)
+            if {int, float}.isdisjoint({kind, *typing.get_args(kind)}) or value == defaults[key]:
+                continue
+            if problem := wanted(value, kind, _RANGES.get(key, Within(0))):
+                raise UserError(f"{key} must be {problem}, but is {shown(value)}")
+        for key in ("save_steps", "logging_steps", "warmup_steps"):
+            value = getattr(self, key)
+            if value > 1 and value != int(value):
+                raise UserError(f"{key} must be a whole number of steps, or a share of them below 1, but is {value}")
 
     def _refuse_trainers_evaluations(self) -> None:
         given = {name: _plain(getattr(self, name)) for name in (*_TRAINERS, "save_strategy", "lr_scheduler_type")}
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name, instead in _NOT_USED.items():
+            if _plain(getattr(self, name)) not in (None, _plain(defaults[name])):
+                raise UserError(f"{name} is of transformers' Trainer and changes nothing in letgo\n  {instead}")
         for name, instead in _TRAINERS.items():
             if given[name] not in (None, False, _plain(defaults[name])):
                 raise UserError(f"{name} is of transformers' own evaluations, which letgo does not run\n  {instead}")
@@ -218,11 +265,12 @@ def merge_overrides(settings: Mapping[str, Any], assignments: Sequence[str]) -> 
         if not equals or not key.strip():
             raise UserError(f"--set {assignment!r} is not of the form key=value")
         outer, dot, inner = key.strip().partition(".")
-        value = yaml.safe_load(text) if text.strip()[:1] in ("[", "{") else parse_value(text)
+        value = parse_settings(text, f"--set {key.strip()}") if text.strip()[:1] in ("[", "{") else parse_value(text)
         if dot:
-            mapping = dict(merged.get(outer) or {})
-            mapping[inner] = value
-            merged[outer] = mapping
+            mapping = merged.get(outer) or {}
+            if not isinstance(mapping, Mapping):
+                raise UserError(f"--set {assignment!r}: {outer} is {shown(mapping)}, which has no settings inside")
+            merged[outer] = {**mapping, inner: value}
         else:
             merged[outer] = value
     return merged
@@ -265,8 +313,8 @@ def make_config(settings: Mapping[str, Any], *, where: str = "config") -> Unlear
         return UnlearnConfig(**resolved)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # transformers and accelerate raise many kinds
+        raise UserError(f"{where}: transformers can't use these settings ({first_line(error)})") from error
 
 
 def read_config(path: Path | None, assignments: Sequence[str] = (), **flags: Any) -> UnlearnConfig:
@@ -291,7 +339,7 @@ def dump_config(config: UnlearnConfig) -> str:
     """The resolved config as YAML that `letgo unlearn` reads."""
     settings = resolved_settings(config)
     ordered = {k: settings[k] for k in _FIRST if k in settings} | settings
-    return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=110)
+    return settings_text(ordered)
 
 
 _FIRST = (
@@ -336,44 +384,61 @@ def _bare_config() -> UnlearnConfig:
 
 
 def _check_sense(where: str, settings: Mapping[str, Any]) -> None:
+    trackers = settings.get("report_to") or []
+    for name in [trackers] if isinstance(trackers, str) else trackers:
+        if name not in (known := ("none", "all", *INTEGRATION_TO_CALLBACK)):
+            raise UserError(
+                f"{where}: report_to has {name!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}"
+            )
+    if isinstance(given := settings.get("accelerator_config"), str):
+        with located(f"{where}: accelerator_config"):
+            given = parse_json(read_text(Path(given)), Path(given))
+    if given is not None and not isinstance(given, Mapping):
+        raise UserError(f"{where}: accelerator_config is {shown(given)}, which is not a mapping")
+    check_settings(f"{where}: accelerator_config", [AcceleratorConfig], given or {})
+    for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        if isinstance(settings.get(key), str):
+            raise UserError(f"{where}: {key} is {shown(settings[key])}, which is not a mapping")
+    for key in ("trainable", "lora_targets"):
+        try:
+            re.compile(settings.get(key) or "")
+        except re.error as error:
+            problem = f"{settings[key]!r} is not a regular expression ({error})"
+            raise UserError(f"{where}: {key}: {problem}") from error
     own = next((key for key in OWN_ROWS if settings.get(key)), None)
     if settings.get("benchmark") and own is not None:
         raise UserError(f"{where}: give either 'benchmark' (which brings its data) or {own!r}, not both")
-    for key in ("learning_rate", "retain_weight"):
-        if isinstance(settings.get(key), float) and settings[key] < 0:
-            raise UserError(f"{where}: {key} must not be negative, but is {settings[key]}")
-    if isinstance(settings.get("target"), float) and not 0 < settings["target"] <= 1:
-        raise UserError(f"{where}: target must be above 0 and at most 1, but is {settings['target']}")
-    for key in (
-        *("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "eval_limit", "lora_rank"),
-        "evaluate_every",
-    ):
-        if isinstance(settings.get(key), int) and settings[key] < 1:
-            raise UserError(f"{where}: {key} must be at least 1, but is {settings[key]}")
     if settings.get("lora_rank") is None:
         for key in ("lora_alpha", "lora_dropout", "lora_targets", "base_quantization", "save_merged"):
             if settings.get(key):
                 raise UserError(
                     f"{where}: {key} is for LoRA adapters, which lora_rank turns on; give lora_rank: 8, say"
                 )
-    if isinstance(settings.get("lora_alpha"), float) and settings["lora_alpha"] <= 0:
-        raise UserError(f"{where}: lora_alpha must be above 0, but is {settings['lora_alpha']}")
-    if not 0 <= (settings.get("lora_dropout") or 0.0) < 1:
-        raise UserError(f"{where}: lora_dropout must be at least 0 and below 1, but is {settings['lora_dropout']}")
 
 
 def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
-    if value is None:
-        return None
-    if key == "output_dir":
-        return str(value)
-    adapter = _adapter(kind)
-    if adapter is None:
-        return value
+    parts = typing.get_args(kind) or (kind,)
+    if problem := flaw(value):
+        raise UserError(f"{where}: {key} is {shown(value)} ({problem})")
+    if value is None and type(None) not in parts and kind is not Any:
+        raise UserError(f"{where}: {key} has no value; leave it out, or give {_kind_name(kind)}")
+    enums = [part for part in parts if isinstance(part, type) and issubclass(part, enum.Enum)]
+    options = [each.value for part in enums for each in part]
+    if value is None or (kind in (str, str | None) and isinstance(value, Path)):
+        return None if value is None else str(value)
+    listed = isinstance(value, list) and any(typing.get_origin(part) is list for part in parts)
+    if options and not listed and value not in options and not isinstance(value, enum.Enum):
+        near = did_you_mean(value if isinstance(value, str) else "", options)
+        raise UserError(f"{where}: {key} is {shown(value)}{near}; known: {', '.join(map(str, options))}")
     try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        raise UserError(f"{where}: {key} is {value!r}, which is not {_kind_name(kind)}") from error
+        if isinstance(value, bool) and bool not in parts and {int, float} & set(parts):
+            raise ValueError("pydantic takes true for 1")
+        adapter = _adapter(kind)
+        if adapter is None and wanted(value, kind) is not None:
+            raise ValueError("of no kind that is known here")
+        return value if adapter is None else adapter.validate_python(value)
+    except ValueError as error:
+        raise UserError(f"{where}: {key} is {shown(value)}, which is not {_kind_name(kind)}") from error
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any] | None:
@@ -384,9 +449,11 @@ def _adapter(kind: Any) -> TypeAdapter[Any] | None:
 
 
 def _kind_name(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping"}
     parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    return " or ".join(names.get(part, str(part)) for part in parts if part is not type(None))
+    lists = {list[str]: "a list of texts"}
+    known = names | lists
+    return " or ".join(known.get(p, known.get(typing.get_origin(p), str(p))) for p in parts if p is not type(None))
 
 
 def _plain(value: Any) -> Any:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import get_scheduler
 
+from letgo.attacks.engine.spec import plan_attack
+from letgo.benchmarks import BENCHMARKS
 from letgo.core import processes
-from letgo.core.catalog import settings_of
-from letgo.core.errors import UserError
+from letgo.core.catalog import parse_spec, settings_of
+from letgo.core.errors import UserError, first_line
 from letgo.objectives import METHODS, ONE_SHOT, Objective, create_objective
 from letgo.optim import OPTIMIZERS, create_optimizer
 from letgo.optim.base import ClosureOptimizer, adapt, every_optimizer
@@ -37,10 +40,33 @@ def plan_run(args: UnlearnConfig) -> RunPlan:
     Raises:
         UserError: letgo can't do what the config asks for.
     """
+    check_parts(args)
     plan = RunPlan(strategy_of(args))
     if plan.strategy == "fsdp2":
         check_shards(args)
     return plan
+
+
+def check_parts(args: UnlearnConfig) -> None:
+    """Check what the config names, and the settings of each: objective, optimizer, schedule, benchmark, attacks.
+    Nothing is loaded.
+
+    Raises:
+        UserError: an unknown name, or a setting that it has not or that is out of range.
+    """
+    objective_of(args)
+    optimizer = trial_optimizer(args)
+    kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(kwargs))
+    except (TypeError, ValueError, AttributeError) as error:
+        named = f"lr_scheduler_type {args.lr_scheduler_type} with lr_scheduler_kwargs {kwargs}"
+        raise UserError(f"{named}: {first_line(error)}") from error
+    if args.benchmark:
+        name, settings = parse_spec(args.benchmark)
+        BENCHMARKS.check_settings(name, settings)
+    for spec in args.attacks or ():
+        plan_attack(spec)
 
 
 def objective_of(args: UnlearnConfig) -> Objective | None:

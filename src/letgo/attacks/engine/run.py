@@ -30,10 +30,12 @@ from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, plan_attack
 from letgo.attacks.engine.target import Target, open_target
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core import processes
+from letgo.core.catalog import check_arguments
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
+from letgo.core.values import Count, Share
 from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
 from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.runs.results import AttackResult, Result, SampleRow, check_unused, is_run, validated
@@ -54,10 +56,10 @@ def attack(
     *,
     benchmark: str | None = None,
     original: str | None = None,
-    limit: int | None = None,
+    limit: Count | None = None,
     dtype: str | None = None,
-    seeds: int | None = None,
-    threshold: float = THRESHOLD,
+    seeds: Count | None = None,
+    threshold: Share = THRESHOLD,
     reporter: Reporter | None = None,
     output: Path | None = None,
     shared_scores: str | Path | None = None,
@@ -88,6 +90,7 @@ def attack(
     """
     if not attacks:
         raise UserError("no attack named; see `letgo list attacks`")
+    check_arguments(attack, limit=limit, seeds=seeds, threshold=threshold)
     plans = [plan_attack(spec, seeds=seeds, threshold=threshold) for spec in attacks]
     labels = [plan.label for plan in plans]
     if twice := [label for label in labels if labels.count(label) > 1]:
@@ -213,6 +216,7 @@ def _attacked_reference(
 
 def apply_attack(victim: Victim, plan: AttackSpec, settings: Mapping[str, Any], seed: int) -> Attacked:
     """What an attack leaves; settings that it does not take are a `UserError`."""
+    ATTACKS.check_settings(plan.name, {**settings, "seed": seed}, skip=("victim",))
     try:
         attacked: Attacked = ATTACKS.load(plan.name)(victim, seed=seed, **settings)
         return attacked

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from letgo.attacks import ATTACKS
-from letgo.core.catalog import format_spec, parse_spec
+from letgo.core.catalog import check_settings, format_spec, parse_spec, settings_of
 from letgo.core.errors import UserError
+from letgo.core.values import Count, Share, Weight, Within
 from letgo.runs.results import Result
 
 THRESHOLD = 0.5
@@ -17,8 +18,6 @@ BOUND = 0.2
 """A searching attacker may cost the model at most this share of its utility."""
 TRIALS = 12
 """How many settings `search` tries by default."""
-_OPTIONS = ("seeds", "threshold", "search", "bound", "reference")
-"""What a text may set beside the attack's own settings."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,17 @@ class AttackSpec:
         return format_spec(self.name, {**self.settings, **self.given})
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What a text may set beside the attack's own settings."""
+
+    seeds: Annotated[int, Within(1, 1000)] = 1
+    threshold: Share = THRESHOLD
+    search: Count = TRIALS
+    bound: Weight = BOUND
+    reference: bool = True
+
+
 def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRESHOLD) -> AttackSpec:
     """Check an attack's text.
 
@@ -62,43 +72,27 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
     """
     name, settings = parse_spec(spec)
     record = ATTACKS.record(name)
-    options: dict[str, Any] = {key: settings.pop(key) for key in _OPTIONS if key in settings}
-    count = options.get("seeds", record.seeds if seeds is None or not record.random else seeds)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise UserError(f"attack {name!r}: seeds must be a whole number of at least 1, not {count!r}")
-    least = _number(name, "threshold", options.get("threshold", threshold))
-    if not 0 < least <= 1:
-        raise UserError(f"attack {name!r}: threshold must be above 0 and at most 1, not {least!r}")
-    search = options.get("search", 0)
-    search = TRIALS if search is True else search
-    if not isinstance(search, int) or search < 0 or ("search" in options and search < 1):
-        raise UserError(f"attack {name!r}: search must be a number of trials of at least 1, not {search!r}")
-    if search and not record.space:
-        known = ", ".join(each.name for each in ATTACKS if each.space)
-        raise UserError(f"attack {name!r} has no settings to search over; those that have: {known}")
-    bound = _number(name, "bound", options.get("bound", BOUND))
-    if not bound >= 0:
-        raise UserError(f"attack {name!r}: bound must be at least 0, not {bound!r}")
-    if "bound" in options and not search:
-        raise UserError(f"attack {name!r}: bound is of a search; give search=N too")
-    reference = options.get("reference", True)
-    if not isinstance(reference, bool):
-        raise UserError(f"attack {name!r}: reference must be true or false, not {reference!r}")
-    ATTACKS.check_settings(name, settings, skip=("victim",))
-    first = settings.pop("seed", 0)
-    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-        raise UserError(f"attack {name!r}: seed must be a whole number of at least 0, not {first!r}")
+    what = f"attack {record.name!r}"
+    options: dict[str, Any] = {key: settings.pop(key) for key in settings_of(_Options) if key in settings}
     given: dict[str, Any] = {key: options[key] for key in ("search", "bound") if key in options}
-    return AttackSpec(record.name, settings, tuple(range(first, first + count)), least, search, bound, reference, given)
+    usual = record.seeds if seeds is None or not record.random else seeds
+    options = {"seeds": usual, "threshold": threshold, **options}
+    if options.get("search") is True:
+        options["search"] = TRIALS
+    # Those that this attack has no use for are checked too.
+    check_settings(what, [_Options], {"seeds": usual if seeds is None else seeds})
+    check_settings(what, [_Options], options)
+    if given and not record.space:
+        known = ", ".join(each.name for each in ATTACKS if each.space)
+        raise UserError(f"{what}: {next(iter(given))}: it has no settings to search over; those that have: {known}")
+    if "bound" in given and "search" not in given:
+        raise UserError(f"{what}: bound is of a search; give search=N too")
+    ATTACKS.check_settings(name, settings, skip=("victim",))
+    first, count = settings.pop("seed", 0), options.pop("seeds")
+    return AttackSpec(record.name, settings, tuple(range(first, first + count)), given=given, **options)
 
 
 def missing_attacks(specs: Iterable[str], result: Result) -> list[str]:
     """Those of the attacks that a run's record does not have yet."""
     made = {attack.label for attack in result.attacks}
     return [spec for spec in specs if plan_attack(spec).label not in made]
-
-
-def _number(name: str, key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"attack {name!r}: {key} must be a number, not {value!r}")
-    return float(value)

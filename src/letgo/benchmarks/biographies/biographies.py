@@ -7,13 +7,14 @@ from typing import Literal
 from letgo.benchmarks.biographies.data import ASSETS, Biographies, PersonGroup, general_texts, people
 from letgo.benchmarks.engine.base import Benchmark, Item, Text
 from letgo.benchmarks.engine.questions import MEMBERSHIP
+from letgo.core.values import Seed
 from letgo.data.rows import Row, read_rows
 
 GENERAL = 100
 """General texts in the retain set, and as many others to measure perplexity on."""
 
 
-def biographies(*, seed: int = 0) -> Benchmark:
+def biographies(*, seed: Seed = 0) -> Benchmark:
     """Facts about fictional people, and the biographies that tell them.
 
     Trained on: forget rows are the forget people's questions in their training wordings; retain rows are the retain

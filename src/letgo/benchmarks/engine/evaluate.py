@@ -14,11 +14,12 @@ from letgo.benchmarks.engine.base import Benchmark
 from letgo.benchmarks.engine.items import Sample
 from letgo.benchmarks.engine.requests import run_works
 from letgo.core import processes
-from letgo.core.catalog import format_spec
+from letgo.core.catalog import check_arguments, format_spec
 from letgo.core.environment import circumstances
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.files import write_json_lines
 from letgo.core.progress import Quiet, Reporter
+from letgo.core.values import Count
 from letgo.data.encode import Template
 from letgo.models.load import load_model, load_tokenizer, weights_fingerprint
 from letgo.runs import record_run
@@ -33,7 +34,7 @@ def evaluate(
     model: str | Path,
     benchmarks: Sequence[str | Benchmark],
     *,
-    limit: int | None = None,
+    limit: Count | None = None,
     output: Path | None = None,
     dtype: str = "float32",
     template: Template | None = None,
@@ -62,6 +63,7 @@ def evaluate(
     """
     if not benchmarks:
         raise UserError("no benchmark named; see `letgo list benchmarks`")
+    check_arguments(evaluate, limit=limit, template=template)
     processes.start()
     processes.first_does(lambda: _check_output(output, resume))
     built = _built(benchmarks)

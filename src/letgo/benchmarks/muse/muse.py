@@ -22,6 +22,7 @@ from letgo.benchmarks.muse.scores import knowledge_part, muse_metrics, privacy_p
 from letgo.core.catalog import format_spec
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import digest_of
+from letgo.core.values import Count
 from letgo.data.encode import Encoded, EncodedRows, EncodeOptions, Template, start_tokens
 from letgo.data.rows import Row
 from letgo.runs.results import Metrics
@@ -54,8 +55,8 @@ def muse(
     retrain: str | None = None,
     retain: str = "retain1",
     general: bool = True,
-    limit: int | None = None,
-    train_limit: int | None = None,
+    limit: Count | None = None,
+    train_limit: Count | None = None,
     data: str | None = None,
     revision: str | None = None,
 ) -> Muse:

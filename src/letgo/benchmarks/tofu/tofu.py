@@ -20,6 +20,7 @@ from letgo.benchmarks.engine.tables import PINNED, Table, Tables
 from letgo.benchmarks.tofu.prompts import FORMS, AnswerForm, encode_answer, resolve_form
 from letgo.benchmarks.tofu.scores import item_digest, tofu_metrics, tofu_part
 from letgo.core.errors import UserError
+from letgo.core.values import Count
 from letgo.data.encode import IGNORE, Encoded, EncodedRows, EncodeOptions, Template, fit_rows
 from letgo.data.rows import Row
 from letgo.runs.results import Metrics
@@ -63,12 +64,12 @@ def tofu(
     retain: str | None = None,
     retrained: str | None = None,
     template: str = "auto",
-    length: int = LENGTH,
+    length: Count = LENGTH,
     holdout: bool | None = None,
     gradnorm: bool = False,
     general: bool = True,
-    limit: int | None = None,
-    train_limit: int | None = None,
+    limit: Count | None = None,
+    train_limit: Count | None = None,
     learn: Learn | None = None,
     data: str | None = None,
     revision: str | None = None,

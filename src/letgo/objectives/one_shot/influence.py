@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.values import Count, Positive, Seed, Weight
 from letgo.data.pairs import generator_of
 from letgo.models.head import output_head
 from letgo.objectives.likelihood import check_above, label_counts, label_hidden, sequence_logps
@@ -31,13 +32,13 @@ def influence(
     data: Data,
     *,
     hessian: Literal["woodfisher", "gnb"] = "woodfisher",
-    alpha: float = 0.2,
-    damping: float = 1.0,
-    samples: int = 1000,
-    held: int | None = None,
-    retain_share: float = 0.0,
-    batch_size: int = 4,
-    seed: int = 0,
+    alpha: Positive = 0.2,
+    damping: Positive = 1.0,
+    samples: Count = 1000,
+    held: Count | None = None,
+    retain_share: Weight = 0.0,
+    batch_size: Count = 4,
+    seed: Seed = 0,
 ) -> None:
     """θ ← θ_o + α H⁻¹ v, v = (1/|D_f|) Σ_{D_f} ∇ℓ − ρ (1/|D_r|) Σ_{D_r} ∇ℓ, ℓ a row's mean cross-entropy (influence
     unlearning as in SOUL, arXiv 2404.18239, section 4, equation 4, where ρ = 0 and the sum's scale is α's).

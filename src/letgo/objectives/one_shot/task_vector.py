@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from letgo.core.values import Count, Positive, Seed
 from letgo.objectives.likelihood import check_above
 from letgo.objectives.one_shot.data import Data, fine_tune, relative_length, trained
 from letgo.objectives.retain import cross_entropy
@@ -16,11 +17,11 @@ def task_vector(
     model: Any,
     data: Data,
     *,
-    alpha: float = 5.0,
-    lr: float = 1e-5,
-    epochs: int = 10,
-    batch_size: int = 4,
-    seed: int = 0,
+    alpha: Positive = 5.0,
+    lr: Positive = 1e-5,
+    epochs: Count = 10,
+    batch_size: Count = 4,
+    seed: Seed = 0,
 ) -> None:
     """θ ← θ_o − α (θ_ft − θ_o), θ_ft the model fine-tuned on the forget set (task arithmetic, Ilharco et al., arXiv
     2212.04089, section 4; as a baseline with α = 5 in MUSE, arXiv 2407.06460).

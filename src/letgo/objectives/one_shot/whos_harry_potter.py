@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from letgo.core.errors import UserError
+from letgo.core.values import Count, Positive, Seed
 from letgo.models.head import OutputHead, output_head
 from letgo.models.head import reference_head as frozen_head
 from letgo.models.running import evaluating
@@ -33,14 +34,14 @@ def whos_harry_potter(
     model: Any,
     data: Data,
     *,
-    alpha: float = 5.0,
+    alpha: Positive = 5.0,
     targets: Targets = "hard",
-    reinforce_lr: float = 3e-5,
-    reinforce_epochs: int = 3,
-    lr: float = 1e-5,
-    epochs: int = 2,
-    batch_size: int = 4,
-    seed: int = 0,
+    reinforce_lr: Positive = 3e-5,
+    reinforce_epochs: Count = 3,
+    lr: Positive = 1e-5,
+    epochs: Count = 2,
+    batch_size: Count = 4,
+    seed: Seed = 0,
 ) -> None:
     """Fine-tune on generic targets: a copy of the model is trained further on the forget set (the reinforced model),
     v_generic = v_base − α ReLU(v_reinforced − v_base) is taken at every label position of the forget set, and the
@@ -101,7 +102,7 @@ def generic_loss(
     part: Part,
     hidden: tuple[Tensor, Tensor],
     heads: tuple[OutputHead, OutputHead],
-    alpha: float,
+    alpha: Positive,
     targets: Targets,
 ) -> Tensor:
     """Mean cross-entropy of the model to the generic labels, or distributions, at the part's label positions.
