@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from letgo.core.errors import UserError
-from letgo.core.files import _DEEPEST_DOCUMENT as DEEPEST
 from letgo.core.files import read_json
+from letgo.core.values import DEEPEST
 from letgo.runs.results import read_result
 from letgo.runs.sweeps import read_sweep
 from tests.records import folder
@@ -37,15 +37,15 @@ def test_a_damaged_record_is_shown_or_named_and_the_others_are_there(template, d
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"result\.json:1: not JSON \(Expecting value\)"),
+        (b"", r"result\.json:1: not JSON \(Expecting value, column 1\)"),
         (b"\xff\xfe{}", "not UTF-8"),
-        (b'{"schema": 2, "seed": NaN}', "NaN is no number"),
-        (b'{"schema": 2, "seed": 1e999}', "1e999 is no number"),
-        (b'{"schema": 2, "seed": ' + b"9" * 5000 + b"}", "99999 is no number"),
+        (b'{"schema": 2, "seed": NaN}', "NaN is no finite number"),
+        (b'{"schema": 2, "seed": 1e999}', "1e999 is no finite number"),
+        (b'{"schema": 2, "seed": ' + b"9" * 5000 + b"}", "a whole number of over 1,000 digits"),
         (b'{"schema": 2, "schema": 2}', "'schema' is given twice"),
-        (b'{"schema": 2, "run_id": "\\ud800"}', "half of a surrogate pair"),
-        (b"[" * (DEEPEST + 1) + b"]" * (DEEPEST + 1), "lists and mappings inside each other"),
-        (b"[" * 100_000, "lists and mappings inside each other"),
+        (b'{"schema": 2, "run_id": "\\ud800"}', "half a character"),
+        (b"[" * (DEEPEST + 1) + b"]" * (DEEPEST + 1), "nested more than 50 levels deep"),
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"schema": "2"}', "schema '2', but this letgo reads schema 2"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), "read_text", refuse)
     code, out, _ = letgo("runs", "rebuild", tmp_path / "runs", "--json")
     assert (code, json.loads(out)["runs"]) == (0, 3)
-    assert "bad/result.json: can't be read (Permission denied)" in json.loads(out)["problems"][0]
+    assert "bad/result.json can't be read: Permission denied" in json.loads(out)["problems"][0]
 
 
 @pytest.mark.parametrize("run", ["/etc", "../x", "a\0b"])

@@ -24,12 +24,9 @@ from letgo.core.locks import take
 from letgo.core.terminal import visible
 from letgo.core.values import DEEPEST, flaw, shown
 
-_DEEPEST_DOCUMENT = 2 * DEEPEST
-"""How many lists and mappings of a JSON document may lie inside each other: a record holds settings."""
 _UNFINISHED = ".letgo-part"
 """What the name of a temporary file ends with."""
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-_TOO_DEEP = f"more than {_DEEPEST_DOCUMENT} lists and mappings inside each other"
 
 
 def cache_directory() -> Path:
@@ -294,33 +291,25 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
 
 def strict_json(text: str) -> Any:
     """What JSON says, where that can be said in one way and written again: no key twice, no NaN, no number beyond a
-    double's range, no half of a surrogate pair, nothing nested endlessly. Else a ValueError."""
-    hooks: Any = {"parse_constant": _finite, "parse_float": _finite, "parse_int": _whole, "object_pairs_hook": _mapping}
+    double's range, no half of a surrogate pair, no endless nesting. Else a ValueError."""
     try:
-        value = json.loads(text, **hooks)
+        value = _JSON.decode(text)
     except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
-    level = [value]
-    for _ in range(_DEEPEST_DOCUMENT):
-        level = [inner for outer in level for inner in _inside(outer)]
-    if level:
-        raise ValueError(_TOO_DEEP)
-    if "\\ud" in text.lower():
-        json.dumps(value, ensure_ascii=False).encode()
+        raise ValueError("not JSON (nested too deeply)") from None
+    if problem := flaw(value, foreign=False):
+        raise ValueError(problem)
     return value
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text[:20]} is no number that can be worked with")
+        raise ValueError(f"not JSON ({text[:20]} is no finite number)")
     return value
 
 
 def _whole(digits: str) -> int:
+    if len(digits) > 1000:
+        raise ValueError("not JSON (a whole number of over 1,000 digits)")
     _finite(digits)
     return int(digits)
 
@@ -329,13 +318,15 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"not JSON (the key {twice!r} is given twice in one object)")
     return mapping
 
 
+_JSON = json.JSONDecoder(object_pairs_hook=_mapping, parse_float=_finite, parse_int=_whole, parse_constant=_finite)
+
+
 def _problem(error: ValueError) -> str:
-    if isinstance(error, UnicodeEncodeError):
-        return "half of a surrogate pair (\\ud800 to \\udfff), which is no text"
     return f"not JSON ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
 
 

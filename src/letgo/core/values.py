@@ -119,9 +119,13 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def flaw(value: Any, *, finite: bool = True) -> str | None:
+def flaw(value: Any, *, finite: bool = True, foreign: bool = True) -> str | None:
     """What makes a value from a file unfit for any use, and where in it: text that UTF-8 has no bytes for, a NUL, a
-    number that is infinite or NaN (if `finite`), or more than anyone writes by hand. None for a sound value."""
+    number that is infinite or NaN (if `finite`), or more than anyone writes by hand. None for a sound value.
+
+    Args:
+        foreign: not of letgo's own records, which may be long, and in which a model may have written a NUL.
+    """
     waiting: list[tuple[str, int, Any]] = [("", 0, value)]
     seen = 0
     while waiting:
@@ -129,12 +133,12 @@ def flaw(value: Any, *, finite: bool = True) -> str | None:
         seen += 1
         problem = None
         if isinstance(each, str):
-            problem = _flaw_of_text(each)
+            problem = _flaw_of_text(each, foreign)
         elif isinstance(each, float):
             problem = f"{each} is no number to work with" if finite and not math.isfinite(each) else None
         elif isinstance(each, Mapping | list | tuple):
             problem = f"is nested more than {DEEPEST} levels deep" if depth >= DEEPEST else None
-            if seen + len(waiting) + len(each) > _MOST:
+            if foreign and seen + len(waiting) + len(each) > _MOST:
                 problem = f"holds more than {_MOST:,} values"
             if problem is None:
                 waiting += [(f"{where}{name}", depth + 1, inner) for name, inner in _inside(each)]
@@ -153,8 +157,8 @@ def _inside(value: Mapping[Any, Any] | Sequence[Any]) -> Iterator[tuple[str, Any
         yield from ((f"[{index}]", inner) for index, inner in enumerate(value))
 
 
-def _flaw_of_text(text: str) -> str | None:
-    if "\0" in text:
+def _flaw_of_text(text: str, foreign: bool = True) -> str | None:
+    if foreign and "\0" in text:
         return "the text has a NUL character in it"
     try:
         text.encode()
