@@ -17,7 +17,7 @@ from letgo.attacks.displacement import apply_quantizer, weight_change
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_first
 from letgo.attacks.quantize import check_bits, check_group_size
 from letgo.attacks.rounding import Codebook, EvenLevels
-from letgo.core.errors import UserError, first_line
+from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.models.load import context_length, load_model
 
@@ -263,13 +263,7 @@ def external(
     directory = made[victim.role]
     if directory is None:
         return Attacked(victim.load(), {"path": None})
-    try:
-        model = load_model(directory, dtype=victim.dtype)
-    except ImportError as error:
-        raise UserError(
-            f"external: {directory} is in a format whose library is not installed ({first_line(error)})\n"
-            "  install it, or save the model with its weights dequantized; see docs/attacks.md"
-        ) from error
+    model = load_model(directory, dtype=victim.dtype)
     rows, total = weight_change(victim, model)
     if original is None:
         total["compared_with"] = "the original as it is; give original=DIRECTORY, made of it likewise"

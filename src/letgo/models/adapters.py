@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
-from letgo.core.errors import UserError, first_line
+from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.core.fingerprints import Fingerprint
+from letgo.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, loading, tensors_of
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_FILE = "base.json"
 MERGED = "merged"
 """The folder of a LoRA run that holds the whole model, where `save_merged` asks for it."""
@@ -182,11 +181,17 @@ def merge_adapter(model: Any, directory: str | Path) -> Any:
         UserError: peft is missing, or the adapter does not fit the model.
     """
     peft = need("peft", "lora", what=f"{directory} (a LoRA adapter)")
-    try:
+    with loading(str(directory), "the adapter"):
         adapted = peft.PeftModel.from_pretrained(model, str(directory))
+        if (path := Path(directory) / ADAPTER_WEIGHTS).is_file():
+            # peft leaves what it does not find as it begins: as if nothing had been trained there.
+            stored, asked = set(tensors_of(path)), set(adapter_state(adapted))
+            if wrong := sorted(asked - stored) or sorted(key for key in stored - asked if ".lora_" in key):
+                raise UserError(
+                    f"{path}: its {len(stored)} tensors are not those that {ADAPTER_CONFIG} asks for; {wrong[0]} is "
+                    f"{'missing' if wrong[0] in asked else 'not among them'}\n  the download may be incomplete"
+                )
         merged = adapted.merge_and_unload(safe_merge=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{directory}: the adapter can't be put on its base ({first_line(error)})") from error
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     return merged

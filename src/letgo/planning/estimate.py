@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.benchmarks.engine.requests import Work
-from letgo.core.errors import UserError, first_line
 from letgo.data import pad_rows
 from letgo.data.encode import Encoded
-from letgo.models.adapters import is_adapter, read_base
-from letgo.models.load import DTYPES, best_device, load_tokenizer, resolve_model
+from letgo.models.load import DTYPES, best_device, load_tokenizer, model_config
 from letgo.models.running import scoring_budget
 from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
@@ -464,16 +462,3 @@ def _answer_tokens(work: Work) -> int:
 def _tokens(work: Work) -> int:
     """The most tokens that a benchmark's work runs through a model."""
     return _answer_tokens(work) + sum(len(q.prefix) + sum(len(c) for c in q.continuations) for q in work.queries)
-
-
-def model_config(model: str) -> Any:
-    """The config of a model's architecture: an adapter's is its base's."""
-    from transformers import AutoConfig
-
-    name = resolve_model(model)
-    while is_adapter(name):
-        name = resolve_model(read_base(name).model)
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: the model's config can't be read ({first_line(error)})") from error
