@@ -19,7 +19,7 @@ from letgo.attacks.quantize import check_bits, check_group_size
 from letgo.attacks.rounding import Codebook, EvenLevels
 from letgo.core.errors import UserError
 from letgo.core.extras import need
-from letgo.models.load import context_length, load_model
+from letgo.models.load import context_length
 
 _BLOCK = 64
 """bitsandbytes' default block of weights that share an absmax."""
@@ -263,7 +263,7 @@ def external(
     directory = made[victim.role]
     if directory is None:
         return Attacked(victim.load(), {"path": None})
-    model = load_model(directory, dtype=victim.dtype)
+    model = replace(victim, directory=directory).load()
     rows, total = weight_change(victim, model)
     if original is None:
         total["compared_with"] = "the original as it is; give original=DIRECTORY, made of it likewise"

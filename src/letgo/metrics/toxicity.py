@@ -122,8 +122,8 @@ def _load(name: str) -> tuple[Any, Any]:
         return tokenizer, from_files(AutoModelForSequenceClassification, name)
     except UserError as error:
         raise UserError(
-            f"classifier {error}\n  if the hub can't be reached, download the model once; give the directory of a model "
-            "that was trained to classify, with its tokenizer and safetensors weights: classifier=DIR"
+            f"classifier {error}\n  give the directory of a model that was trained to classify, with its tokenizer and "
+            "safetensors weights: classifier=DIR"
         ) from error
 
 

@@ -47,6 +47,14 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
 
 
+def compiled(field: str, pattern: str) -> re.Pattern[str]:
+    """A setting's regular expression; one that is none is a `UserError`."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{field}: {pattern!r} is not a regular expression ({error})") from error
+
+
 def linear_targets(model: torch.nn.Module, pattern: str | None = None, trainable: str | None = None) -> list[str]:
     """Names of the linear layers that get adapters: all but the output layer, or those in whose names `pattern` is
     found; with `trainable`, of those the ones in whose weight's name that is found.
@@ -70,11 +78,8 @@ def linear_targets(model: torch.nn.Module, pattern: str | None = None, trainable
     for field, wanted, suffix in (("lora_targets", pattern, ""), ("trainable", trainable, ".weight")):
         if wanted is None:
             continue
-        try:
-            compiled = re.compile(wanted)
-        except re.error as error:
-            raise UserError(f"{field}: {wanted!r} is not a regular expression ({error})") from error
-        targets = [name for name in targets if compiled.search(name + suffix)]
+        pattern_in = compiled(field, wanted)
+        targets = [name for name in targets if pattern_in.search(name + suffix)]
         if not targets:
             raise UserError(
                 f"{field}: {wanted!r} is found in the name of no linear layer that can have an adapter\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from letgo.core.fingerprints import Fingerprint
 from letgo.models.adapters import (
     BASE_FILE,
     check_base,
+    compiled,
     is_adapter,
     merge_adapter,
     quantization_config,
@@ -277,16 +277,13 @@ def freeze_all_but(model: torch.nn.Module, pattern: str) -> int:
 
     Raises a `UserError` for a pattern that is no regular expression, or that finds nothing.
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"trainable: {pattern!r} is not a regular expression ({error})") from error
+    wanted = compiled("trainable", pattern)
     names = [name for name, _ in model.named_parameters()]
-    if not any(compiled.search(name) for name in names):
+    if not any(wanted.search(name) for name in names):
         raise UserError(
             f"trainable: {pattern!r} is found in no parameter's name\n"
             f"  names are such as {', '.join(names[1:4])} … {names[-1]}"
         )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(bool(compiled.search(name)))
+        parameter.requires_grad_(bool(wanted.search(name)))
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from letgo.attacks.engine.spec import check_attacks, plan_attacks
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.benchmarks.engine.requests import Work
@@ -23,6 +24,7 @@ from letgo.planning.machine import Speed, layers_speed, product_speed
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
 from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
+from letgo.training.beforehand import checkpoints_kept
 from letgo.training.config import UnlearnConfig, resolved_settings
 from letgo.training.looks import look_limit, most_looks
 from letgo.training.prepare import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
@@ -96,6 +98,7 @@ class Planned:
         self.device = device or (torch.device("cpu") if args.use_cpu else best_device())
         self.dtype = DTYPES[args.dtype]
         self.benchmark: Benchmark = benchmark_of(resolved_settings(args))
+        check_attacks(plan_attacks(args.attacks or []), self.benchmark, limit=args.eval_limit)
         self.tokenizer = load_tokenizer(args.model)
         self.config = model_config(args.model)
         self.objective = objective_of(args)
@@ -421,14 +424,7 @@ class Planned:
 
     def checkpoints(self, steps: int, epochs: int, state: int) -> int:
         """Bytes of the checkpoints that are there at once."""
-        args, made = self.args, 0
-        if args.save_strategy == "steps":
-            made = steps // max(1, int(args.save_steps)) + bool(steps % max(1, int(args.save_steps)))
-        elif args.save_strategy == "epoch":
-            made = epochs
-        # A new one is whole before an old one goes.
-        kept = min(made, (args.save_total_limit or made) + 1)
-        return kept * ((self.adapters or self.weights) + state)
+        return checkpoints_kept(self.args, steps, epochs) * ((self.adapters or self.weights) + state)
 
     def stored(self, objective: Objective, epochs: int) -> int:
         """Bytes of the reference quantities in letgo's cache."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.attacks.engine.spec import plan_attack
+from letgo.attacks.engine.spec import plan_attacks
 from letgo.core.catalog import did_you_mean, parse_spec
 from letgo.core.errors import UserError
 from letgo.core.files import load_settings
@@ -158,8 +158,7 @@ def read_grid(
     attacks = document.get("attacks") or []
     if not isinstance(attacks, list):
         raise UserError(f"{where}: 'attacks' must be a list, not {attacks!r}")
-    for spec in attacks:
-        plan_attack(str(spec))
+    plan_attacks(list(map(str, attacks)))
     target = output or document.get("output_dir")
     if not target:
         raise UserError(f"{where}: no 'output_dir' (--output DIR)")

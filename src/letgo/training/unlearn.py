@@ -23,6 +23,7 @@ from letgo.data import check_disjoint
 from letgo.metrics.judgement import judge, levels, nothing_to_forget
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.adapters import MERGED, Base, quick_fingerprint
+from letgo.models.files import remote_code
 from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
 from letgo.models.save import save_model
 from letgo.runs import record_run
@@ -38,6 +39,7 @@ from letgo.runs.results import (
     write_result,
 )
 from letgo.scoring.resume_log import ResumeLog, content_key
+from letgo.training.beforehand import check_beforehand
 from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
 from letgo.training.distributed import exchange_note
 from letgo.training.looks import BEST, looks_of
@@ -102,7 +104,7 @@ def unlearn(
     processes.start(config.processes)
     processes.first_does(lambda: prepare_directory(config, resume=resume))
     opened = open_run(config, resume, reporter, shared_scores)
-    with only_writer(opened.directory), failure_recorded(opened):
+    with only_writer(opened.directory), failure_recorded(opened), remote_code(config.trust_remote_code):
         prepared = prepare(opened)
         with opened.log.clock("evaluate"):
             before = measure(prepared, prepared.model, "measuring before", common=True)
@@ -225,6 +227,7 @@ def prepare(opened: Opened) -> Prepared:
             "letgo.unlearn_sequence run them, a directory each"
         )
     check_disjoint(benchmark.forget, benchmark.retain)
+    check_beforehand(config, benchmark)
     with log.clock("load"):
         tokenizer = load_tokenizer(config.model)
         model = load_model(config.model, dtype=config.dtype, quantization=config.base_quantization, shards=plan.shards)
