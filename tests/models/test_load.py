@@ -156,6 +156,21 @@ def test_odd_tokenizers_are_refused(directory, damage, message):
     assert str(directory) in str(caught.value)
 
 
+@pytest.mark.parametrize("damage", ["bert for masks", "nan", "pointer", "no heads"])
+def test_the_command_says_it_in_one_message(letgo, directory, tmp_path, damage):
+    MODELS[damage][0](directory)
+    rows = f"rows:forget={tiny.write_jsonl(tmp_path / 'rows.jsonl', tiny.FORGET)}"
+    for words in (
+        ["eval", directory, "--benchmark", rows],
+        ["attack", directory, "--benchmark", rows, "--original", directory, "--attack", "quantize"],
+        ["unlearn", "--model", directory, "--forget", tmp_path / "rows.jsonl", "--output", tmp_path / "run"],
+    ):
+        code, out, err = letgo(*words, "-q")
+        assert (code, out) == (2, ""), err
+        assert "Traceback" not in err
+        assert str(directory) in err.replace("\n", "")
+
+
 def test_numbers_beyond_float16_are_told_from_broken_ones(directory):
     fill(directory, 1e5)
     assert load_model(directory, dtype="bfloat16").dtype == torch.bfloat16

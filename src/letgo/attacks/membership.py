@@ -62,7 +62,7 @@ def membership(victim: Victim, *, score: str = "all", seed: int = 0) -> Attacked
     Raises:
         UserError: the benchmark has nothing that no model has seen, or no score betrays even the original.
     """
-    sets = {thing.set for thing in (*victim.benchmark.texts, *victim.benchmark.items)}
+    sets = {text.set for text in victim.benchmark.texts} | {item.set for item in victim.benchmark.items}
     if not {"forget", "holdout"} <= sets:
         raise UserError(f"benchmark {victim.benchmark.name!r} has no forget and holdout texts to separate")
     ours = ("all", "gradnorm", *MEMBERSHIP_SCORES)
