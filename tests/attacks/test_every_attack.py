@@ -13,7 +13,7 @@ from letgo.attacks import ATTACKS
 from letgo.attacks.engine.outcome import robustness
 from letgo.attacks.engine.run import run_attack
 from letgo.attacks.engine.spec import plan_attack
-from letgo.attacks.engine.target import open_target
+from letgo.attacks.engine.target import measured, open_target
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.items import Text, few_of
 from letgo.core.files import read_json_lines
@@ -74,14 +74,8 @@ def attacked(saved):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("letgo.attacks.engine.target.create_benchmark", with_holdout)
             if form not in subjects:
-                subjects[form] = open_target(
-                    saved.forms[form],
-                    benchmark=saved.benchmark,
-                    original=str(saved.original),
-                    limit=4,
-                    dtype=None,
-                    reporter=Quiet(),
-                )
+                asked = {"benchmark": saved.benchmark, "original": str(saved.original), "limit": 4, "dtype": None}
+                subjects[form] = measured(open_target(saved.forms[form], **asked, reporter=Quiet()))
                 before, after = subjects[form].result.before, subjects[form].result.after
                 assert subjects[form].result.status == "finished"
                 assert before["forget_probability"].value > 0.95

@@ -14,8 +14,7 @@ import letgo
 from letgo.core import extras
 from letgo.core.errors import UserError
 from letgo.models import gguf
-from letgo.models.load import ASSETS, load_model, load_tokenizer, resolve_model
-from letgo.planning.estimate import model_config
+from letgo.models.load import ASSETS, load_model, load_tokenizer, model_config, resolve_model
 from letgo.runs.results import read_result
 from tests import tiny
 

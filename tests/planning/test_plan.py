@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 import letgo
 from letgo.core.errors import UserError
+from letgo.models.load import model_config
 from letgo.objectives import OBJECTIVES
 from letgo.planning import plan
-from letgo.planning.estimate import model_config
 from letgo.planning.optimizers import optimizer_cost
 from letgo.planning.report import duration
 from letgo.planning.tracing import MemoryTally, empty_model, faked, trace_forward, trace_training

@@ -8,8 +8,7 @@ from letgo.analysis.records import Displacement
 from letgo.analysis.smoothing import Scale
 from letgo.analysis.weights import Weights, WeightVector, check_same_shape, distance, named_weights, vector_norm
 from letgo.attacks import ATTACKS
-from letgo.attacks.engine.run import apply_attack
-from letgo.attacks.engine.spec import AttackSpec, plan_attack
+from letgo.attacks.engine.spec import AttackSpec, apply_attack, plan_attack
 from letgo.attacks.engine.target import Target, merged
 from letgo.core.errors import LetgoError, UserError, first_line
 from letgo.models.load import load_model

@@ -1,8 +1,10 @@
 """Attacks on an unlearned model: each takes the saved model and leaves another one, or asks it otherwise.
 
 An attack is a function `(victim, *, seed, **settings) -> Attacked` in a file and one line here. `victim` is the saved
-model; the seed changes nothing where the record is not `random`. The function knows nothing of the objective or the
-optimizer that made the model, and nothing of the judge (`letgo.attacks.engine.judge`).
+model; the seed changes nothing where the record is not `random`. It checks its settings and its data before it asks
+`victim` for a model or a tokenizer: before a run is trained, each of its attacks is begun on a victim without either
+(`letgo.attacks.engine.spec.check_attacks`), so that mistakes are found at once. The function knows nothing of the
+objective or the optimizer that made the model, and nothing of the judge (`letgo.attacks.engine.judge`).
 """
 
 from __future__ import annotations

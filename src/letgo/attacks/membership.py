@@ -10,9 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from letgo.attacks.engine.base import Attacked, Judged, Victim
+from letgo.benchmarks import BENCHMARKS
 from letgo.benchmarks.engine.base import RETRAINED, Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.questions import MIN_K
+from letgo.core.catalog import did_you_mean
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.values import Seed
 from letgo.data.encode import encode_target, start_tokens
@@ -61,6 +63,14 @@ def membership(victim: Victim, *, score: str = "all", seed: Seed = 0) -> Attacke
     Raises:
         UserError: the benchmark has nothing that no model has seen, or no score betrays even the original.
     """
+    sets = {text.set for text in victim.benchmark.texts} | {item.set for item in victim.benchmark.items}
+    if not {"forget", "holdout"} <= sets:
+        raise UserError(f"benchmark {victim.benchmark.name!r} has no forget and holdout texts to separate")
+    ours = ("all", "gradnorm", *MEMBERSHIP_SCORES)
+    if score not in ours and victim.benchmark.name in BENCHMARKS:
+        raise UserError(
+            f"membership: unknown score {score!r}{did_you_mean(str(score), ours)}; known: {', '.join(ours)}"
+        )
     stages = _recorded(victim) or _scored(victim, score)
     samples = stages["after"]
     members = np.array([sample.set == "forget" for sample in samples])

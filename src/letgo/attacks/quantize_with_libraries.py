@@ -17,10 +17,10 @@ from letgo.attacks.displacement import apply_quantizer, weight_change
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_first
 from letgo.attacks.quantize import Bits, GroupSize
 from letgo.attacks.rounding import Codebook, EvenLevels
-from letgo.core.errors import UserError, first_line
+from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.core.values import Count, Natural, Seed
-from letgo.models.load import context_length, load_model
+from letgo.models.load import context_length
 
 _BLOCK = 64
 """bitsandbytes' default block of weights that share an absmax."""
@@ -255,13 +255,7 @@ def external(
     directory = made[victim.role]
     if directory is None:
         return Attacked(victim.load(), {"path": None})
-    try:
-        model = load_model(directory, dtype=victim.dtype)
-    except ImportError as error:
-        raise UserError(
-            f"external: {directory} is in a format whose library is not installed ({first_line(error)})\n"
-            "  install it, or save the model with its weights dequantized; see docs/attacks.md"
-        ) from error
+    model = replace(victim, directory=directory).load()
     rows, total = weight_change(victim, model)
     if original is None:
         total["compared_with"] = "the original as it is; give original=DIRECTORY, made of it likewise"

@@ -12,6 +12,7 @@ from torch import Tensor
 from letgo.attacks.displacement import weight_change
 from letgo.attacks.engine.base import Attacked, Victim
 from letgo.benchmarks.engine.general_text import general_paragraphs
+from letgo.benchmarks.engine.items import limited
 from letgo.core import processes
 from letgo.core.catalog import parse_spec
 from letgo.core.errors import NonFiniteLossError, UserError
@@ -79,11 +80,17 @@ def relearn(
         raise UserError(f"relearn: holdout is of the forget set, but the attacker's data are {data!r}")
     if steps is not None and epochs is not None:
         raise UserError("relearn: give either steps or epochs, not both")
+    name, optimizer_settings = _optimizer_of(optimizer)
+    create_optimizer(name, [torch.nn.Parameter(torch.zeros(2, 2))], lr=learning_rate or 1e-5, **optimizer_settings)
     if holdout is None:
         holdout = 0.5 if data == "forget" else 0.0
     generator = torch.Generator().manual_seed(seed)
     rows, seen = _attackers_rows(victim, data, holdout, samples, generator)
     tokenizer, model = victim.tokenizer(), victim.load()
+    stored = model.dtype
+    if stored == torch.float16:
+        # Small gradients and their squares are 0 in it; the attacker trains in float32 and rounds at the end.
+        model = model.float()
     encoded, _ = victim.benchmark.encode(
         tokenizer, rows, template=victim.template, max_length=context_length(model), long_rows="cut", name="relearn set"
     )
@@ -119,6 +126,7 @@ def relearn(
             task.advance()
     if lora:
         model = model.merge_and_unload()
+    model = model.to(stored)
     _, moved = weight_change(victim, model)
     did: dict[str, Any] = {
         "rows": len(rows),
@@ -173,10 +181,7 @@ class Stepper:
     """The attacker's optimizer, of any grade, for a model's trainable parameters; `spec` is `relearn`'s `optimizer`."""
 
     def __init__(self, model: Any, spec: str, learning_rate: float, max_grad_norm: float) -> None:
-        name, settings = parse_spec(spec.replace(";", ","))
-        if "lr" in settings:
-            # The schedule sets it at every step.
-            raise UserError(f"relearn: give learning_rate={settings['lr']} beside the optimizer, not lr within it")
+        name, settings = _optimizer_of(spec)
         self.model, self.max_grad_norm = model, max_grad_norm
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = create_optimizer(name, self.trained, lr=learning_rate, **settings)
@@ -220,6 +225,15 @@ class Stepper:
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
 
 
+def _optimizer_of(spec: str) -> tuple[str, dict[str, Any]]:
+    """The name and the settings of `relearn`'s `optimizer`."""
+    name, settings = parse_spec(spec.replace(";", ","))
+    if "lr" in settings:
+        # The schedule sets it at every step.
+        raise UserError(f"relearn: give learning_rate={settings['lr']} beside the optimizer, not lr within it")
+    return name, settings
+
+
 def _batches(
     rows: Sequence[Encoded], size: int, pad: int, generator: torch.Generator, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
@@ -259,6 +273,13 @@ def _attackers_rows(
     if data == "forget":
         # Groups without a drawn row are held out too.
         seen = frozenset(row.group for row in rows)
+        scored = {item.group for item in limited(victim.benchmark.items, victim.limit) if item.set == "forget"}
+        if holdout and scored and scored <= seen:
+            raise UserError(
+                f"relearn: with holdout {holdout} and seed {generator.initial_seed()} the attacker has all "
+                f"{len(scored)} group(s) of the forget set that are scored, so none is left to judge it by\n"
+                "  score more items (eval_limit, --limit), or give a larger holdout"
+            )
     elif data != "benign":
         forget = set(victim.benchmark.groups())
         contents = {row.content for row in victim.benchmark.forget}

@@ -10,7 +10,7 @@ from typing import Any
 
 from letgo.core.errors import UserError, first_line
 from letgo.core.progress import Quiet, Reporter
-from letgo.models.load import resolve_model
+from letgo.models.load import model_config
 from letgo.training.config import make_config
 from letgo.training.unlearn import Run, unlearn
 
@@ -92,13 +92,10 @@ def demo(
 def upper_mlps(model: str) -> str:
     """The pattern of the parameters in the MLPs of a model's upper half of layers: facts are found there, the gradient
     has half the way to go, and a zeroth-order step has a third of the parameters to search in."""
-    from transformers import AutoConfig
-
-    name = resolve_model(model)
     try:
-        layers = int(AutoConfig.from_pretrained(name).num_hidden_layers)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{name}: no config with a number of layers can be read ({first_line(error)})") from error
+        layers = int(model_config(model).num_hidden_layers)
+    except AttributeError as error:
+        raise UserError(f"{model}: its config has no number of layers ({first_line(error)})") from error
     return rf"\.({'|'.join(map(str, range(layers // 2, layers)))})\.mlp\."
 
 

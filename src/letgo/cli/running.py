@@ -10,6 +10,8 @@ from typer import Argument, Option
 
 from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, print_run, reporter, yaml_argument
 
+TrustFlag = Annotated[bool, Option("--trust-remote-code", help="Let the model's own Python code run.")]
+
 
 @app.command()
 def demo(
@@ -91,6 +93,7 @@ def attack(
     seeds: Annotated[int | None, Option("--seeds", help="Of attacks with anything random that name none.")] = None,
     threshold: Annotated[float, Option("--threshold", help="The least share of the forgetting kept to survive.")] = 0.5,
     output: Annotated[Path | None, Option("--output", "-o", help="Write the result here, not into the run.")] = None,
+    trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -117,6 +120,7 @@ def evaluate(
     dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
     template: Annotated[str | None, Option("--template", help="How questions become prompts.")] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with what was cut off in the output.")] = False,
+    trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

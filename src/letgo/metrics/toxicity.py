@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from letgo.core.catalog import did_you_mean
-from letgo.core.errors import NonFiniteLossError, UserError, first_line
+from letgo.core.errors import NonFiniteLossError, UserError
 
 Activation = Literal["auto", "sigmoid", "softmax", "none"]
 DEFAULT_CLASSIFIER = "unitary/toxic-bert"
@@ -111,24 +111,20 @@ class ToxicityClassifier:
 def _load(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from letgo.models.files import check_files, loading, trusted
+    from letgo.models.load import from_files
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, information = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        where = (
-            "it must be the directory of a sequence-classification model with its tokenizer and safetensors weights"
-            if os.path.isdir(name)
-            else "if the hub can't be reached, download the model once and give its directory: classifier=DIR"
-        )
-        raise UserError(f"classifier {name}: can't be loaded ({first_line(error)})\n  {where}") from error
-    if missing := sorted(information["missing_keys"]):
+        with loading(name, "the classifier"):
+            if os.path.isdir(name):
+                check_files(Path(name))
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted())
+        return tokenizer, from_files(AutoModelForSequenceClassification, name)
+    except UserError as error:
         raise UserError(
-            f"classifier {name}: its weights lack {', '.join(missing[:3])}, so it has no trained classification head "
-            "and its scores would be random; name a model that was trained to classify"
-        )
-    return tokenizer, model
+            f"classifier {error}\n  give the directory of a model that was trained to classify, with its tokenizer and "
+            "safetensors weights: classifier=DIR"
+        ) from error
 
 
 def _chosen_label(name: str, labels: Sequence[str], asked: str | None) -> str:

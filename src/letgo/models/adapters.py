@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
-from letgo.core.errors import UserError, first_line
+from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.core.fingerprints import Fingerprint
+from letgo.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, loading, tensors_of
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_FILE = "base.json"
 MERGED = "merged"
 """The folder of a LoRA run that holds the whole model, where `save_merged` asks for it."""
@@ -48,6 +47,14 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
 
 
+def compiled(field: str, pattern: str) -> re.Pattern[str]:
+    """A setting's regular expression; one that is none is a `UserError`."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{field}: {pattern!r} is not a regular expression ({error})") from error
+
+
 def linear_targets(model: torch.nn.Module, pattern: str | None = None, trainable: str | None = None) -> list[str]:
     """Names of the linear layers that get adapters: all but the output layer, or those in whose names `pattern` is
     found; with `trainable`, of those the ones in whose weight's name that is found.
@@ -71,11 +78,8 @@ def linear_targets(model: torch.nn.Module, pattern: str | None = None, trainable
     for field, wanted, suffix in (("lora_targets", pattern, ""), ("trainable", trainable, ".weight")):
         if wanted is None:
             continue
-        try:
-            compiled = re.compile(wanted)
-        except re.error as error:
-            raise UserError(f"{field}: {wanted!r} is not a regular expression ({error})") from error
-        targets = [name for name in targets if compiled.search(name + suffix)]
+        pattern_in = compiled(field, wanted)
+        targets = [name for name in targets if pattern_in.search(name + suffix)]
         if not targets:
             raise UserError(
                 f"{field}: {wanted!r} is found in the name of no linear layer that can have an adapter\n"
@@ -182,11 +186,17 @@ def merge_adapter(model: Any, directory: str | Path) -> Any:
         UserError: peft is missing, or the adapter does not fit the model.
     """
     peft = need("peft", "lora", what=f"{directory} (a LoRA adapter)")
-    try:
+    with loading(str(directory), "the adapter"):
         adapted = peft.PeftModel.from_pretrained(model, str(directory))
+        if (path := Path(directory) / ADAPTER_WEIGHTS).is_file():
+            # peft leaves what it does not find as it begins: as if nothing had been trained there.
+            stored, asked = set(tensors_of(path)), set(adapter_state(adapted))
+            if wrong := sorted(asked - stored) or sorted(key for key in stored - asked if ".lora_" in key):
+                raise UserError(
+                    f"{path}: its {len(stored)} tensors are not those that {ADAPTER_CONFIG} asks for; {wrong[0]} is "
+                    f"{'missing' if wrong[0] in asked else 'not among them'}\n  the download may be incomplete"
+                )
         merged = adapted.merge_and_unload(safe_merge=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{directory}: the adapter can't be put on its base ({first_line(error)})") from error
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     return merged

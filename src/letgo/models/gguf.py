@@ -93,14 +93,19 @@ def _read(source: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+    from letgo.models.files import check_loaded
+
     try:
         # Alone in a folder: other files of its directory (a config, an adapter) must not be read.
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "model.gguf").symlink_to(source.resolve())
-            settings = {"gguf_file": "model.gguf", "local_files_only": True}
+            settings = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
             _apply_pre_tokenizer(source, tokenizer)
-            read = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **settings, **_dequantized())
+            read, keys = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **settings, **_dequantized()
+            )
+            check_loaded(read, keys, str(source))
     except UserError:
         raise
     except Exception as error:  # its reader raises many kinds for a file that is cut off, or that it does not know
@@ -114,7 +119,7 @@ def _read(source: Path) -> tuple[Any, Any]:
         if isinstance(value, float):
             setattr(config, name, _shortest(value))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     # A fresh model: the one just read remembers that it was quantized and does not save.
     model.load_state_dict(read.state_dict(), assign=True)
     tokens = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,19 @@ from typing import Any
 import torch
 
 from letgo.core.catalog import did_you_mean
-from letgo.core.errors import UserError, first_line
+from letgo.core.errors import UserError
 from letgo.core.fingerprints import Fingerprint
 from letgo.models.adapters import (
-    ADAPTER_CONFIG,
     BASE_FILE,
     check_base,
+    compiled,
     is_adapter,
     merge_adapter,
     quantization_config,
     read_base,
     steady,
 )
+from letgo.models.files import ADAPTER_CONFIG, check_files, check_loaded, check_task, loading, trusted
 from letgo.models.gguf import gguf_directory, is_gguf
 
 ASSETS = Path(__file__).parent / "assets"
@@ -50,8 +49,8 @@ BUILTIN: Mapping[str, Callable[[], Path]] = {
 def resolve_model(model: str | Path) -> str:
     """The directory or hub id behind a model's name; a GGUF file's is made in the cache when it is first named.
 
-    Raises `UserError` for a path that doesn't exist or is no model, and for a bare word that is neither built in nor
-    of a hub id's form.
+    Raises `UserError` for a path that doesn't exist or is no model, for files of a directory that are not whole
+    (`check_files`), and for a bare word that is neither built in nor of a hub id's form.
     """
     name = str(model)
     if name in BUILTIN:
@@ -60,6 +59,7 @@ def resolve_model(model: str | Path) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file() and not is_adapter(path):
             raise UserError(f"{name} is not a model directory: it has neither config.json nor {ADAPTER_CONFIG}")
+        check_files(path)
         return name
     if is_gguf(path) and path.is_file():
         return str(gguf_directory(path))
@@ -74,19 +74,46 @@ def resolve_model(model: str | Path) -> str:
     return name
 
 
+def model_config(model: str | Path) -> Any:
+    """The config of a model's architecture: an adapter's is its base's."""
+    from transformers import AutoConfig
+
+    name = resolve_model(model)
+    while is_adapter(name):
+        name = resolve_model(read_base(name).model)
+    with loading(name, "config.json"):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trusted())
+
+
 def load_tokenizer(model: str | Path) -> Any:
-    """The tokenizer of a model, with a pad token (the end token where it has none of its own)."""
+    """The tokenizer of a model, with a pad token (the end token where it has none of its own).
+
+    Raises:
+        UserError: it can't be loaded, has neither token, or has tokens for which the model has no embedding.
+    """
     from transformers import AutoTokenizer
 
     name = resolve_model(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: its tokenizer can't be loaded ({first_line(error)})") from error
+    with loading(name, "its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted())
+        vocabulary = tokenizer.get_vocab()
+        rows = getattr(model_config(name).get_text_config(decoder=True), "vocab_size", None) or len(vocabulary)
+    if set(vocabulary.values()) <= set(tokenizer.all_special_ids):
+        # Some classes of transformers begin empty where they find no file.
+        raise UserError(f"{name}: the tokenizer knows no word at all: its vocabulary (tokenizer.json, say) is missing")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"{name}: the tokenizer has neither a pad nor an end token; set one and save it")
         tokenizer.pad_token = tokenizer.eos_token
+    # A special token that the model has no row for (Gemma's image) may be there, as long as nothing needs it.
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    spared = special - {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    if beyond := sorted((id, token) for token, id in vocabulary.items() if id >= rows and id not in spared):
+        raise UserError(
+            f"{name}: the tokenizer has {len(beyond)} tokens beyond the {rows:,} that the model has embeddings for, "
+            f"such as {beyond[0][1]!r} ({beyond[0][0]})\n  the tokenizer may be another model's; or the model's "
+            "embeddings were not resized when tokens were added"
+        )
     return tokenizer
 
 
@@ -98,7 +125,7 @@ def load_model(
     quantization: str | None = None,
     shards: int = 1,
 ) -> Any:
-    """A causal LM, in eval mode. No remote code is run and no pickle is read.
+    """A causal LM, in eval mode. No pickle is read, and no code of the model's own run (but within `remote_code`).
 
     Of an adapter's directory: its base (in the values of its quantization, if it has one) with the adapter merged into
     the weights, one plain model.
@@ -153,49 +180,32 @@ def _load_plain(name: str, dtype: str, device: torch.device, quantization: str |
 
 
 def _from_pretrained(name: str, dtype: str, **settings: Any) -> Any:
-    """The model of a directory or a hub id, whose weights are all there and no others of its layers.
-
-    Raises:
-        UserError: it can't be read; or it could, but transformers would have made up the weights that are missing.
-    """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    try:
-        model, keys = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **settings,
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        hint = "" if os.path.isdir(name) else "\n  if the hub can't be reached, download the model and give its path"
-        raise UserError(f"{name}: the model can't be loaded ({first_line(error)}){hint}") from error
-    missing = sorted(keys["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{name}: its files lack {len(missing)} of the weights that config.json asks for, such as {missing[0]}\n"
-            "  the download may be incomplete, or config.json of another model"
-        )
-    # Most models have none, and need no list of their own.
-    unexpected = sorted(keys["unexpected_keys"])
-    ours = {_any_layer(key) for key, _ in model.named_parameters(remove_duplicate=False)} if unexpected else set()
-    surplus = [key for key in unexpected if _any_layer(key) in ours]
-    if surplus:
-        raise UserError(
-            f"{name}: its files hold {len(surplus)} weights of layers that config.json does not have, such as "
-            f"{surplus[0]}\n  config.json may be of another model"
-        )
+    model = from_files(AutoModelForCausalLM, name, dtype, **settings)
+    check_task(model.config, name)
     return model
 
 
-def _any_layer(key: str) -> str:
-    """A weight's name with any number in the place of its layer's."""
-    return re.sub(r"\.\d+\.", ".#.", key)
+def from_files(kind: Any, name: str, dtype: str = "float32", **settings: Any) -> Any:
+    """The model of a directory or a hub id by a loader of transformers (`kind`), its weights those of its files.
+
+    Raises:
+        UserError: it can't be read, or transformers would have made up weights (`check_loaded`).
+    """
+    with loading(name, "the model"):
+        model, keys = kind.from_pretrained(
+            name,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=trusted(),
+            output_loading_info=True,
+            # They are refused by name, not by a report on stderr.
+            ignore_mismatched_sizes=True,
+            **settings,
+        )
+    check_loaded(model, keys, name)
+    return model
 
 
 def _load_shards(name: str, dtype: str, quantization: str | None, shards: int) -> Any:
@@ -267,16 +277,13 @@ def freeze_all_but(model: torch.nn.Module, pattern: str) -> int:
 
     Raises a `UserError` for a pattern that is no regular expression, or that finds nothing.
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"trainable: {pattern!r} is not a regular expression ({error})") from error
+    wanted = compiled("trainable", pattern)
     names = [name for name, _ in model.named_parameters()]
-    if not any(compiled.search(name) for name in names):
+    if not any(wanted.search(name) for name in names):
         raise UserError(
             f"trainable: {pattern!r} is found in no parameter's name\n"
             f"  names are such as {', '.join(names[1:4])} … {names[-1]}"
         )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(bool(compiled.search(name)))
+        parameter.requires_grad_(bool(wanted.search(name)))
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -11,7 +11,8 @@ import torch
 
 from letgo.core import processes
 from letgo.core.errors import LetgoError
-from letgo.models.adapters import ADAPTER_WEIGHTS, Base, adapter_state, save_adapter
+from letgo.models.adapters import Base, adapter_state, save_adapter
+from letgo.models.files import ADAPTER_WEIGHTS, trusted
 from letgo.models.load import in_shards, whole
 from letgo.models.running import is_sharded
 
@@ -62,7 +63,7 @@ def _plain(model: Any, state: Mapping[str, Any]) -> Any:
     config = copy.deepcopy(model.config)
     config.__dict__.pop("distributed_config", None)
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(config)
+        plain = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted())
     plain.load_state_dict(dict(state), strict=False, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from letgo.core.errors import UserError
 from letgo.core.files import cache_directory
@@ -41,9 +41,14 @@ def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from letgo.models.files import check_files, check_loaded
+
     directory = smollm2_directory()
-    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    check_files(directory)
+    alone: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    model, keys = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **alone)
+    check_loaded(model, keys, str(directory))
+    tokenizer = AutoTokenizer.from_pretrained(directory, **alone)
     return model.eval(), tokenizer
 
 

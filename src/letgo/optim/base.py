@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Closure = Callable[[], Any]
 HessianClosure = Callable[[torch.Generator], tuple[Tensor, int]]
@@ -168,6 +169,17 @@ def every_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Op
     yield optimizer
     for inner in inner_optimizers(optimizer):
         yield from every_optimizer(inner)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of all tensors that an optimizer, and those within it, keep."""
+    sizes: dict[int, int] = {}
+    for inner in every_optimizer(optimizer):
+        # What torch does not know of (averages, directions) is in the extra state.
+        for leaf in tree_leaves((list(inner.state.values()), adapt(inner).extra_state())):
+            if isinstance(leaf, Tensor):
+                sizes.setdefault(leaf.data_ptr(), leaf.nbytes)
+    return sum(sizes.values())
 
 
 def as_float(loss: Any) -> float:

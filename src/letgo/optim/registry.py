@@ -36,6 +36,8 @@ class OptimizerRecord(Record):
     """Backward passes a step."""
     state: str
     """Memory of the state, in multiples of the parameters, without weights and gradients."""
+    float16: bool = False
+    """Whether it can step weights in float16: it takes no gradient and keeps no squares, which are 0 there."""
     refuses_shards: str = ""
     """Why it cannot step parameters that FSDP2 has sharded, and what can; empty where it can."""
 
@@ -52,6 +54,7 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             faithfulness="variant",
             note="Rademacher noise by default (Gaussian is MeZO's), own seeds, no rounding drift of the weights",
             grade="zeroth",
+            float16=True,
             forwards="2q",
             backwards="0",
             state="0 (1 with momentum)",
@@ -91,6 +94,7 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             faithfulness="variant",
             note="central differences",
             grade="zeroth",
+            float16=True,
             forwards="2q",
             backwards="0",
             state="0",
@@ -104,6 +108,7 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             faithfulness="variant",
             note="exact matrix sign; mu scaled to the root mean square; vectors move by their normalised estimate",
             grade="zeroth",
+            float16=True,
             forwards="q + 1",
             backwards="0",
             state="0 (rank / columns for the projections)",

@@ -14,6 +14,7 @@ from torch import Tensor
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.core.sizes import size
+from letgo.models.files import remote_code
 from letgo.planning.estimate import Planned, RunWork
 from letgo.planning.machine import Speed, resident_bytes
 from letgo.planning.one_shot import one_shot_work
@@ -124,7 +125,8 @@ def plan(config: UnlearnConfig, *, flops: float | None = None, measure: bool = F
         UserError: for settings or data that can't be used.
     """
     _check_flops(flops)
-    return _make_plan(Planned(config, resident_bytes()), flops, measure)
+    with remote_code(config.trust_remote_code):
+        return _make_plan(Planned(config, resident_bytes()), flops, measure)
 
 
 def _check_flops(flops: float | None) -> None:
@@ -197,7 +199,8 @@ def plan_devices(
         raise UserError("letgo plan: a plan has times for one device alone; leave flops and measure out")
     if devices > 1 and strategy == "fsdp2":
         check_shards(config)
-    run = planned(config, resident_bytes(), devices, strategy, None if device is None else torch.device(device))
+    with remote_code(config.trust_remote_code):
+        run = planned(config, resident_bytes(), devices, strategy, None if device is None else torch.device(device))
     run.note_idle_devices()
     made = _make_plan(run, flops, measure)
     needed, usable = run.needed(made.peak.total), run.usable(memory)

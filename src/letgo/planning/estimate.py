@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from letgo.attacks.engine.spec import check_attacks, plan_attacks
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.benchmarks.engine.requests import Work
-from letgo.core.errors import UserError, first_line
 from letgo.data import pad_rows
 from letgo.data.encode import Encoded
-from letgo.models.adapters import is_adapter, read_base
-from letgo.models.load import DTYPES, best_device, load_tokenizer, resolve_model
+from letgo.models.load import DTYPES, best_device, load_tokenizer, model_config
 from letgo.models.running import scoring_budget
 from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
@@ -25,6 +24,7 @@ from letgo.planning.machine import Speed, layers_speed, product_speed
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
 from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
+from letgo.training.beforehand import checkpoints_kept
 from letgo.training.config import UnlearnConfig, resolved_settings
 from letgo.training.looks import look_limit, most_looks
 from letgo.training.prepare import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
@@ -98,6 +98,7 @@ class Planned:
         self.device = device or (torch.device("cpu") if args.use_cpu else best_device())
         self.dtype = DTYPES[args.dtype]
         self.benchmark: Benchmark = benchmark_of(resolved_settings(args))
+        check_attacks(plan_attacks(args.attacks or []), self.benchmark, limit=args.eval_limit)
         self.tokenizer = load_tokenizer(args.model)
         self.config = model_config(args.model)
         self.objective = objective_of(args)
@@ -423,14 +424,7 @@ class Planned:
 
     def checkpoints(self, steps: int, epochs: int, state: int) -> int:
         """Bytes of the checkpoints that are there at once."""
-        args, made = self.args, 0
-        if args.save_strategy == "steps":
-            made = steps // max(1, int(args.save_steps)) + bool(steps % max(1, int(args.save_steps)))
-        elif args.save_strategy == "epoch":
-            made = epochs
-        # A new one is whole before an old one goes.
-        kept = min(made, (args.save_total_limit or made) + 1)
-        return kept * ((self.adapters or self.weights) + state)
+        return checkpoints_kept(self.args, steps, epochs) * ((self.adapters or self.weights) + state)
 
     def stored(self, objective: Objective, epochs: int) -> int:
         """Bytes of the reference quantities in letgo's cache."""
@@ -464,16 +458,3 @@ def _answer_tokens(work: Work) -> int:
 def _tokens(work: Work) -> int:
     """The most tokens that a benchmark's work runs through a model."""
     return _answer_tokens(work) + sum(len(q.prefix) + sum(len(c) for c in q.continuations) for q in work.queries)
-
-
-def model_config(model: str) -> Any:
-    """The config of a model's architecture: an adapter's is its base's."""
-    from transformers import AutoConfig
-
-    name = resolve_model(model)
-    while is_adapter(name):
-        name = resolve_model(read_base(name).model)
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: the model's config can't be read ({first_line(error)})") from error

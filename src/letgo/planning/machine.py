@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from letgo.models.files import trusted
+
 _SECONDS = 0.3
 _OF_A_PRODUCT = 0.5
 """What a training step reaches of the rate of a matrix product alone."""
@@ -55,7 +57,7 @@ def layers_speed(config: Any, rows: int, length: int, dtype: torch.dtype, device
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, name, None)
     with torch.random.fork_rng():
-        model = AutoModel.from_config(small, dtype=dtype).to(device)
+        model = AutoModel.from_config(small, dtype=dtype, trust_remote_code=trusted()).to(device)
     ids = torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(0)).to(device)
     best, flops = float("inf"), 0.0
     for attempt in range(3):

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from letgo.core.catalog import settings_of
 from letgo.optim import OPTIMIZERS, create_optimizer
-from letgo.optim.base import adapt, every_optimizer
+from letgo.optim.base import adapt, state_bytes
 from letgo.planning.tracing import MemoryTally
 
 _SIDE = 128
@@ -105,7 +104,7 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
                 calls[True] += 1
                 tally.peak = tally.now
                 optimizer.step()
-            kept = _state_bytes(optimizer)
+            kept = state_bytes(optimizer)
             most["step"] = max(most["step"], (tally.peak - base) / unit - max(0.0, kept / unit - most["state"]))
             most["state"] = max(most["state"], kept / unit)
             optimizer.zero_grad()
@@ -115,14 +114,3 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
 def _loss(parameters: list[torch.nn.Parameter]) -> Tensor:
     """Anything that reads every parameter and keeps next to nothing."""
     return torch.stack([parameter[:1, :1].float().square().sum() for parameter in parameters]).sum()
-
-
-def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all tensors that the optimizer, and those within it, keep."""
-    sizes: dict[int, int] = {}
-    for inner in every_optimizer(optimizer):
-        # What torch does not know of (averages, directions) is in the extra state.
-        for leaf in tree_leaves((list(inner.state.values()), adapt(inner).extra_state())):
-            if isinstance(leaf, Tensor):
-                sizes.setdefault(leaf.data_ptr(), leaf.nbytes)
-    return sum(sizes.values())

@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from letgo.models.files import trusted
+
 
 class MemoryTally(TorchDispatchMode):
     """A tally of the bytes alive among the results of torch operations, `now` and `peak`, beside known tensors
@@ -97,7 +99,7 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted())
 
 
 def faked(model: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 from letgo.core.errors import LetgoError, UserError, first_line
 from letgo.core.progress import Quiet, Reporter
-from letgo.models.adapters import ADAPTER_WEIGHTS, MERGED, read_base
+from letgo.models.adapters import MERGED, read_base
+from letgo.models.files import ADAPTER_WEIGHTS
 from letgo.report.card import CARD_FILE, HUB_ID, card
 from letgo.runs.results import read_result
 

@@ -81,7 +81,8 @@ def _do(task: CellTask) -> None:
         if task.tags and not (directory / TAGS_FILE).is_file():
             write_tags(directory, tuple(task.tags))
         if missing := _missing(task, read_result(directory)):
-            attack(directory, missing, shared_scores=shared)
+            trusted = bool(task.settings.get("trust_remote_code"))
+            attack(directory, missing, shared_scores=shared, trust_remote_code=trusted)
     except WorldError:
         raise
     except LetgoError as error:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from letgo.attacks.engine.spec import check_attacks, plan_attacks
+from letgo.benchmarks import OWN_ROWS, benchmark_of
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import write_text
 from letgo.core.fingerprints import digest_of
@@ -60,6 +62,7 @@ def sweep(
         UserError: the folder holds another sweep, or one that is at work; or the backend has not what a cell needs.
     """
     reporter = reporter or Quiet()
+    _check_attacks(grid)
     workers, folder = _workers(grid, reporter), grid.output
     # Looked at in this order: another part's sweep may be begun between the two.
     inside = [path for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
@@ -86,6 +89,14 @@ def _forget_failed_result(directory: Path) -> None:
             (directory / RESULT_FILE).unlink()
     except UserError:
         os.replace(directory / RESULT_FILE, directory / f"{RESULT_FILE}.unreadable")
+
+
+def _check_attacks(grid: Grid) -> None:
+    """Raise a `UserError` where an attack can't be made on some cell's data. Cells of the same data are one."""
+    keys = ("benchmark", *OWN_ROWS, "template", "eval_limit")
+    data = {repr([cell.settings.get(key) for key in keys]): cell.settings for cell in grid.cells}
+    for settings in data.values() if grid.attacks else ():
+        check_attacks(plan_attacks(grid.attacks), benchmark_of(settings), limit=settings.get("eval_limit"))
 
 
 def _workers(grid: Grid, reporter: Reporter) -> Workers:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.attacks.engine.spec import plan_attack
+from letgo.attacks.engine.spec import plan_attacks
 from letgo.core.catalog import did_you_mean, parse_spec
 from letgo.core.errors import UserError, located
 from letgo.core.files import load_settings
@@ -165,8 +165,8 @@ def read_grid(
     for spec in attacks:
         if not isinstance(spec, str):
             raise UserError(f"{where}: 'attacks' must be a list of texts; {shown(spec)} is none")
-        with located(f"{where}: attacks"):
-            plan_attack(spec)
+    with located(f"{where}: attacks"):
+        plan_attacks(attacks)
     target = output or document.get("output_dir")
     if not isinstance(target, str | Path | None):
         raise UserError(f"{where}: output_dir must be text, not {shown(target)}")

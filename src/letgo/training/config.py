@@ -32,7 +32,7 @@ from letgo.core.files import load_settings, parse_json, parse_settings, read_tex
 from letgo.core.values import Within, flaw, shown, wanted
 from letgo.metrics.judgement import TARGET
 from letgo.models.adapters import QUANTIZATIONS
-from letgo.objectives import OBJECTIVES
+from letgo.objectives import OBJECTIVES, ONE_SHOT
 from letgo.optim import OPTIMIZERS
 
 ALIASES = {"output": "output_dir", "epochs": "num_train_epochs", "steps": "max_steps"}
@@ -103,6 +103,9 @@ class UnlearnConfig(TrainingArguments):
         default="", metadata={"help": "a model directory, a .gguf file, a hub id, or a built-in model's name"}
     )
     dtype: str = field(default="float32", metadata={"help": "the weights' type: float32, bfloat16 or float16"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "let Python code that comes with the model and its tokenizer run"}
+    )
     benchmark: str | None = field(default=None, metadata={"help": "NAME:key=value,…: sets the data and the scores"})
     forget: str | None = field(default=None, metadata={"help": "forget set: a file, or hub:ID[@REVISION]:CONFIG:SPLIT"})
     retain: str | None = field(default=None, metadata={"help": "retain set: likewise"})
@@ -208,6 +211,7 @@ class UnlearnConfig(TrainingArguments):
         self._check_ranges()
         self._refuse_trainers_evaluations()
         self._check_looks()
+        self._check_float16()
         if not torch.cuda.is_available():
             # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
             self.dataloader_pin_memory = False
@@ -236,6 +240,19 @@ class UnlearnConfig(TrainingArguments):
             value = getattr(self, key)
             if value > 1 and value != int(value):
                 raise UserError(f"{key} must be a whole number of steps, or a share of them below 1, but is {value}")
+
+    def _check_float16(self) -> None:
+        one_shot = self.objective in ONE_SHOT
+        if self.dtype != "float16" or self.lora_rank or (self.optimizer not in OPTIMIZERS and not one_shot):
+            return
+        if one_shot or not OPTIMIZERS.record(self.optimizer).float16:
+            can = ", ".join(record.name for record in OPTIMIZERS if record.float16)
+            raise UserError(
+                f"dtype: float16 with {self.objective if one_shot else self.optimizer}: small gradients and their "
+                "squares are 0 in float16, and what is divided by them is NaN\n"
+                "  take dtype: bfloat16 or float32; or train adapters (lora_rank: 8), which are in float32; or take an "
+                f"optimizer without gradients and squares: {can}"
+            )
 
     def _refuse_trainers_evaluations(self) -> None:
         given = {name: _plain(getattr(self, name)) for name in (*_TRAINERS, "save_strategy", "lr_scheduler_type")}

@@ -56,6 +56,8 @@ def prepare_model(
     total = sum(parameter.numel() for parameter in model.parameters())
     pattern = args.trainable or (objective.trainable_pattern(model) if objective else None)
     notes = []
+    if args.trust_remote_code:
+        notes.append("trust_remote_code: Python code that came with the model may have run")
     if args.lora_rank:
         targets = linear_targets(model, args.lora_targets, pattern)
         model = add_lora(

@@ -357,10 +357,13 @@ class UnlearnTrainer(Trainer):
         except NonFiniteLossError as error:
             last = last_checkpoint(Path(self.args.output_dir))
             shown = ", ".join(f"{k} {v:g}" for k, v in (self._terms[-1] if self._terms else {}).items())
+            helps = "a smaller learning_rate, or a bounded objective such as npo, usually helps"
+            if self.args.dtype == "float16":
+                helps = "float16 ends at 65,504 and knows nothing below 6e-8: dtype: bfloat16 or float32 helps"
             raise NonFiniteLossError(
                 f"{error}, at step {self.state.global_step + 1} ({shown or 'no terms'}); the run has stopped\n"
                 f"  last good checkpoint: {last or 'none was written (save_steps is too large)'}\n"
-                "  a smaller learning_rate, or a bounded objective such as npo, usually helps"
+                f"  {helps}"
             ) from error
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

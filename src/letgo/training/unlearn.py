@@ -23,6 +23,7 @@ from letgo.data import check_disjoint
 from letgo.metrics.judgement import judge, levels, nothing_to_forget
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.adapters import MERGED, Base, quick_fingerprint
+from letgo.models.files import remote_code
 from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
 from letgo.models.save import save_model
 from letgo.runs import record_run
@@ -38,6 +39,7 @@ from letgo.runs.results import (
     write_result,
 )
 from letgo.scoring.resume_log import ResumeLog, content_key
+from letgo.training.beforehand import check_beforehand
 from letgo.training.checkpoints import facts_of, whole_checkpoint
 from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
 from letgo.training.distributed import exchange_note
@@ -106,7 +108,7 @@ def unlearn(
     config = config if config is not None else make_config(settings, where="unlearn()")
     processes.start(config.processes)
     directory = output_directory(config)
-    with only_writer(directory, make=True):
+    with only_writer(directory, make=True), remote_code(config.trust_remote_code):
         notes = processes.first_does(lambda: check_directory(directory, config, resume=resume)) or []
         opened = open_run(config, resume, reporter, shared_scores, notes)
         run = recorded_run(opened) or unlearned(opened)
@@ -252,6 +254,7 @@ def prepare(opened: Opened) -> Prepared:
             "letgo.unlearn_sequence run them, a directory each"
         )
     check_disjoint(benchmark.forget, benchmark.retain)
+    check_beforehand(config, benchmark)
     with log.clock("load"):
         tokenizer = load_tokenizer(config.model)
         model = load_model(config.model, dtype=config.dtype, quantization=config.base_quantization, shards=plan.shards)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from letgo.attacks.engine.base import Victim
@@ -63,7 +64,8 @@ def only(benchmark: Benchmark, items: Sequence[Item]) -> Benchmark:
 
 def makes_prompts(benchmark: Benchmark) -> bool:
     """Whether a benchmark makes its prompts itself, of a row's question, whatever the row's form."""
-    return type(benchmark).work is not Benchmark.work
+    work: Any = benchmark.work
+    return work.__func__ is not Benchmark.work
 
 
 def work_of(victim: Victim, items: Sequence[Item], model: Any, tokenizer: Any) -> Work:
@@ -91,10 +93,16 @@ class Writer:
     """Puts words before questions, among them and after them, under a tokenizer and a template."""
 
     def __init__(self, victim: Victim) -> None:
-        self.tokenizer: Any = victim.tokenizer()
-        self.made = makes_prompts(victim.benchmark)
-        template = victim.benchmark.template_for(victim.template)
-        self.template = "plain" if self.made else resolve_template(self.tokenizer, template)
+        self.victim, self.made = victim, makes_prompts(victim.benchmark)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return self.victim.tokenizer()
+
+    @cached_property
+    def template(self) -> str:
+        asked = self.victim.benchmark.template_for(self.victim.template)
+        return "plain" if self.made else resolve_template(self.tokenizer, asked)
 
     def in_chat(self, row: Row) -> bool:
         return not self.made and (row.form == ("messages",) or (form_of(row) == "question" and self.template == "chat"))

@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Judged, Probe, Role, Victim
 from letgo.attacks.engine.judge import (
     Answered,
@@ -26,17 +25,18 @@ from letgo.attacks.engine.judge import (
 from letgo.attacks.engine.outcome import Seed, family_of, result_of, robustness
 from letgo.attacks.engine.prompts import only
 from letgo.attacks.engine.search import search
-from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, plan_attack
-from letgo.attacks.engine.target import Target, open_target
+from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, apply_attack, check_attacks, plan_attack, plan_attacks
+from letgo.attacks.engine.target import Target, measured, open_target
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core import processes
 from letgo.core.catalog import check_arguments
-from letgo.core.errors import LetgoError, UserError
+from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
 from letgo.core.values import Count, Share
 from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
+from letgo.models.files import remote_code
 from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.runs.results import AttackResult, Result, SampleRow, check_unused, is_run, validated
 from letgo.scoring.resume_log import content_key
@@ -63,6 +63,7 @@ def attack(
     reporter: Reporter | None = None,
     output: Path | None = None,
     shared_scores: str | Path | None = None,
+    trust_remote_code: bool | None = None,
 ) -> Result:
     """Attack a saved model, and add what came of it to the run's record.
 
@@ -81,6 +82,8 @@ def attack(
         output: write the result here, and leave the run directory as it is. Without it, a bare model's is not written.
         shared_scores: a folder for runs under the same attack (a sweep's): the first leaves there what the attack left
             of the original and of the retrained model, and the others read it.
+        trust_remote_code: whether the models' own Python code may run; not by default, whatever the run's record says:
+            it may come from somebody else.
 
     In several processes of a launcher, each scores a part and takes a part of the rows of a relearning step; the first
     one writes.
@@ -91,19 +94,18 @@ def attack(
     if not attacks:
         raise UserError("no attack named; see `letgo list attacks`")
     check_arguments(attack, limit=limit, seeds=seeds, threshold=threshold)
-    plans = [plan_attack(spec, seeds=seeds, threshold=threshold) for spec in attacks]
-    labels = [plan.label for plan in plans]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise UserError(f"attack {twice[0]!r} is named twice; for several seeds give seeds=N")
+    plans = plan_attacks(attacks, seeds=seeds, threshold=threshold)
     processes.start()
     processes.first_does(lambda: check_unused(output))
     reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
     settings: dict[str, Any] = {"benchmark": benchmark, "original": original, "limit": limit, "dtype": dtype}
     folder = output or (Path(directory) if is_run(Path(directory)) else None)
     # Two that read the record, add to it and write it would lose what the other one added.
-    with only_writer(folder, make=True):
+    with only_writer(folder, make=True), remote_code(trust_remote_code):
         target = open_target(directory, **settings, reporter=reporter)
         target.check_original()
+        check_attacks(plans, target.benchmark, template=target.template, limit=target.limit)
+        target = measured(target)
         for plan in plans:
             outcome, rows = run_attack(target, plan, None if shared_scores is None else Path(shared_scores))
             merged = target.result.with_attacks([outcome])
@@ -212,18 +214,6 @@ def _attacked_reference(
     scored = (target.benchmark.name, target.benchmark.settings, target.template, target.dtype, target.limit)
     circumstances = (role, plan.name, sorted(settings.items()), seed, scored)
     return attacked_reference(victim, circumstances, make, shared_scores)
-
-
-def apply_attack(victim: Victim, plan: AttackSpec, settings: Mapping[str, Any], seed: int) -> Attacked:
-    """What an attack leaves; settings that it does not take are a `UserError`."""
-    ATTACKS.check_settings(plan.name, {**settings, "seed": seed}, skip=("victim",))
-    try:
-        attacked: Attacked = ATTACKS.load(plan.name)(victim, seed=seed, **settings)
-        return attacked
-    except (TypeError, ValueError) as error:
-        if isinstance(error, LetgoError):
-            raise
-        raise UserError(f"attack {plan.label}: {error}") from error
 
 
 def _gain(target: Target, plan: AttackSpec, settings: Mapping[str, Any], judged: Judged, ends: Ends) -> float | None:

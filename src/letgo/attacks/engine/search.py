@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Judged
-from letgo.attacks.engine.spec import AttackSpec
+from letgo.attacks.engine.spec import AttackSpec, searched
 from letgo.core.catalog import format_spec
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.progress import Reporter
@@ -29,13 +28,8 @@ def search(
     """
     space: dict[str, Any] = {
         key: Range(*values[1:]) if values[0] == "log" else values
-        for key, values in ATTACKS.record(plan.name).space.items()
-        if key not in plan.settings
+        for key, values in searched(plan.name, plan.settings).items()
     }
-    if plan.settings.get("epochs") is not None:
-        space.pop("steps", None)
-    if not space:
-        raise UserError(f"attack {plan.name!r}: every setting that search goes over is given; leave some open")
     seed, trials = plan.seeds[0], []
     source = _source(space, plan.search, seed)
     while (drawn := source.ask()) is not None:

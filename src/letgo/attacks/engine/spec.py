@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, cast
 
 from letgo.attacks import ATTACKS
+from letgo.attacks.engine.base import Attacked, Victim
+from letgo.benchmarks.engine.base import Benchmark
 from letgo.core.catalog import check_settings, format_spec, parse_spec, settings_of
-from letgo.core.errors import UserError
+from letgo.core.errors import EmptyScoreError, LetgoError, UserError
 from letgo.core.values import Count, Share, Weight, Within
+from letgo.data.encode import Template
 from letgo.runs.results import Result
 
 THRESHOLD = 0.5
@@ -59,6 +62,73 @@ class _Options:
     reference: bool = True
 
 
+def plan_attacks(specs: Sequence[str], *, seeds: int | None = None, threshold: float = THRESHOLD) -> list[AttackSpec]:
+    """The attacks of several texts, no two of them the same, as far as they can be checked without data."""
+    plans = [plan_attack(spec, seeds=seeds, threshold=threshold) for spec in specs]
+    labels = [plan.label for plan in plans]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"attack {twice[0]!r} is named twice; for several seeds give seeds=N")
+    check_attacks(plans)
+    return plans
+
+
+def check_attacks(
+    plans: Sequence[AttackSpec],
+    benchmark: Benchmark | None = None,
+    *,
+    template: Template = "auto",
+    limit: int | None = None,
+) -> None:
+    """Let each attack begin on a model that is not there, under each of its seeds: all that it checks before it needs
+    one is then checked, by its own rules (values, libraries, and, with a benchmark, its data).
+
+    Raises:
+        UserError: an attack can't be made so, or would have nothing to score.
+    """
+    data, recorded = cast(Benchmark, benchmark or _Unknown()), cast(Mapping[str, Any], _Unknown())
+    victim = _NoModel("", data, template=template, limit=limit, recorded=recorded)
+    for plan in plans:
+        for seed in plan.seeds if benchmark else plan.seeds[:1]:
+            try:
+                apply_attack(victim, plan, plan.settings, seed)
+            except _ModelNeeded:
+                continue
+            except EmptyScoreError as error:
+                raise UserError(str(error)) from error
+
+
+def apply_attack(victim: Victim, plan: AttackSpec, settings: Mapping[str, Any], seed: int) -> Attacked:
+    """What an attack leaves; settings that it does not take are a `UserError`."""
+    ATTACKS.check_settings(plan.name, {**settings, "seed": seed}, skip=("victim",))
+    try:
+        attacked: Attacked = ATTACKS.load(plan.name)(victim, seed=seed, **settings)
+        return attacked
+    except (TypeError, ValueError) as error:
+        if isinstance(error, LetgoError):
+            raise
+        raise UserError(f"attack {plan.label}: {error}") from error
+
+
+class _ModelNeeded(Exception):
+    """An attack has come as far as it can without a model."""
+
+
+class _Unknown:
+    """Data that are not known yet."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise _ModelNeeded
+
+
+class _NoModel(Victim):
+    """A victim that is still to be made."""
+
+    def load(self) -> NoReturn:
+        raise _ModelNeeded
+
+    tokenizer = load_original = load
+
+
 def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRESHOLD) -> AttackSpec:
     """Check an attack's text.
 
@@ -88,6 +158,8 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
     if "bound" in given and "search" not in given:
         raise UserError(f"{what}: bound is of a search; give search=N too")
     ATTACKS.check_settings(name, settings, skip=("victim",))
+    if "search" in given and not searched(record.name, settings):
+        raise UserError(f"{what}: every setting that search goes over is given; leave some open")
     first, count = settings.pop("seed", 0), options.pop("seeds")
     return AttackSpec(record.name, settings, tuple(range(first, first + count)), given=given, **options)
 
@@ -96,3 +168,9 @@ def missing_attacks(specs: Iterable[str], result: Result) -> list[str]:
     """Those of the attacks that a run's record does not have yet."""
     made = {attack.label for attack in result.attacks}
     return [spec for spec in specs if plan_attack(spec).label not in made]
+
+
+def searched(name: str, settings: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """What a search goes over: the attack's space without the settings that are given."""
+    given = {*settings, "steps"} if settings.get("epochs") is not None else {*settings}
+    return {key: values for key, values in ATTACKS.record(name).space.items() if key not in given}

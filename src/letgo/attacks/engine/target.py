@@ -213,8 +213,8 @@ def open_target(
     dtype: str | None,
     reporter: Reporter,
 ) -> Target:
-    """The target of an attack: a run with its record, or a bare model, which is measured first. A `UserError` says what
-    is missing to judge it."""
+    """The target of an attack: a run with its record, or a bare model, which is still to be `measured`. A `UserError`
+    says what is missing to judge it."""
     directory = Path(model)
     if directory.is_dir() and is_run(directory):
         given = [name for name, value in (("benchmark", benchmark), ("limit", limit), ("dtype", dtype)) if value]
@@ -227,7 +227,7 @@ def open_target(
     if benchmark is not None and original is not None:
         resolve_model(original)
         [target] = open_targets([model], benchmark=benchmark, purpose="attack", reporter=reporter)
-        return _measured(replace(target, original=original, limit=limit, dtype=dtype or "float32"), original)
+        return replace(target, original=original, limit=limit, dtype=dtype or "float32")
     if not directory.is_dir():
         resolve_model(str(model))
     elif not any((directory / name).exists() for name in ("config.json", "adapter_config.json")):
@@ -240,8 +240,11 @@ def open_target(
     )
 
 
-def _measured(target: Target, original: str) -> Target:
-    """A bare model with its metrics, those of the original and of the benchmark's references."""
+def measured(target: Target) -> Target:
+    """A bare model with its metrics, those of the original and of the benchmark's references; a run has them."""
+    if target.run:
+        return target
+    original = str(target.original)
     references = {f"reference:{name}": path for name, path in target.benchmark.references.items()}
     metrics: dict[str, Metrics] = {}
     samples: dict[str, list[Sample]] = {}

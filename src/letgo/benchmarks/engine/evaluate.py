@@ -21,6 +21,7 @@ from letgo.core.files import write_json_lines
 from letgo.core.progress import Quiet, Reporter
 from letgo.core.values import Count
 from letgo.data.encode import Template
+from letgo.models.files import remote_code
 from letgo.models.load import load_model, load_tokenizer, weights_fingerprint
 from letgo.runs import record_run
 from letgo.runs.results import EVALUATION, SAMPLES_FILE, Result, check_unused, new_run_id, now, write_result
@@ -39,6 +40,7 @@ def evaluate(
     dtype: str = "float32",
     template: Template | None = None,
     resume: bool = False,
+    trust_remote_code: bool | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Result]:
     """Score a model on benchmarks: load it once, and answer all of them in one pass over it.
@@ -51,6 +53,7 @@ def evaluate(
         dtype: the weights' type.
         template: how questions become prompts, where a benchmark leaves the choice.
         resume: go on with an evaluation into `output` that was cut off, to the same scores as without a break.
+        trust_remote_code: whether the model's own Python code may run; not by default.
         reporter: where progress goes.
 
     Where a launcher starts several processes, each scores a part, and the first one writes.
@@ -70,7 +73,8 @@ def evaluate(
     reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
     for benchmark in built.values():
         benchmark.prepare()
-    tokenizer, loaded = load_tokenizer(model), load_model(model, dtype=dtype)
+    with remote_code(trust_remote_code):
+        tokenizer, loaded = load_tokenizer(model), load_model(model, dtype=dtype)
     start, created = time.perf_counter(), processes.agreed(now())
     # Checks before anything is run for long: answers without tokens, a reference of other rows, a context too short.
     works = [benchmark.work(loaded, tokenizer, limit=limit, template=template) for benchmark in built.values()]

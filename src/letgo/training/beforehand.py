@@ -1,0 +1,114 @@
+"""What is known of a run from its config, its data and its files' headers, before its model is loaded: whether its
+attacks can be made, and whether the disk has room for it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from letgo.attacks.engine.spec import check_attacks, plan_attacks
+from letgo.core import processes
+from letgo.core.errors import UserError
+from letgo.core.sizes import size
+from letgo.models.adapters import compiled, is_adapter, read_base
+from letgo.models.files import tensors_of, weight_files
+from letgo.models.load import DTYPES, resolve_model
+from letgo.optim import create_optimizer
+from letgo.optim.base import adapt, state_bytes
+from letgo.training.config import UnlearnConfig
+from letgo.training.run_plan import objective_of, optimizer_settings, planned_steps
+
+if TYPE_CHECKING:
+    from letgo.benchmarks.engine.base import Benchmark
+
+_SIDE = 128
+
+
+def check_beforehand(args: UnlearnConfig, benchmark: Benchmark) -> None:
+    """Raise a `UserError` where a run could not be finished, or an attack on it not be made."""
+    plans = plan_attacks(args.attacks or [])
+    check_attacks(plans, benchmark, template=args.template, limit=args.eval_limit)  # type: ignore[arg-type]
+    processes.first_does(lambda: check_room(args, len(benchmark.forget)))
+
+
+def check_room(args: UnlearnConfig, rows: int) -> None:
+    """Raise a `UserError` unless the output's file system has room for what a run on so many forget rows writes there.
+    What the folder holds already counts as free: a run that goes on writes over it."""
+    folder = Path(str(args.output_dir)).resolve()
+    needed = needed_bytes(args, rows)
+    exists = next(path for path in (folder, *folder.parents) if path.is_dir())
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if exists == folder else 0
+    free, total = shutil.disk_usage(exists).free + held, sum(needed.values())
+    if total <= free:
+        return
+    shown = ", ".join(f"{name} {size(count)}" for name, count in needed.items() if count)
+    fewer = "save_strategy: no writes no checkpoints; or " if needed["checkpoints"] else ""
+    raise UserError(
+        f"output {args.output_dir}: the run needs {size(total)} there at least ({shown}), and {size(free)} are free\n"
+        f"  {fewer}name a folder on another disk, or make room"
+    )
+
+
+def needed_bytes(args: UnlearnConfig, rows: int) -> dict[str, int]:
+    """The least bytes of a run's directory while it runs, by what they are of; 0 for what can't be told from headers of
+    files that are here (a model that is still on the hub, adapters).
+
+    Args:
+        rows: of the forget set.
+    """
+    name = resolve_model(args.model)
+    while is_adapter(name):
+        name = resolve_model(read_base(name).model)
+    shapes = {key: shape for path in weight_files(Path(name)) for key, (_, shape) in tensors_of(path).items()}
+    width, objective = DTYPES[args.dtype].itemsize, objective_of(args)
+    model = width * sum(map(math.prod, shapes.values()))
+    if args.lora_rank:
+        return {"model": model if args.save_merged else 0, "checkpoints": 0, "best weights": 0}
+    pattern = compiled("trainable", args.trainable or "")
+    trained = width * sum(math.prod(shape) for key, shape in shapes.items() if pattern.search(key))
+    if objective is None:
+        return {"model": model, "checkpoints": 0, "best weights": 0}
+    if objective.record.trainable is not None and not args.trainable:
+        # What it trains it asks of the model.
+        trained = 0
+    kept = checkpoints_kept(args, *planned_steps(args, rows))
+    return {
+        "model": model,
+        "checkpoints": kept * (model + int(_state_share(args) * trained)) if kept else 0,
+        "best weights": 3 * trained if args.keep == "best" else 0,
+    }
+
+
+def checkpoints_kept(args: UnlearnConfig, steps: int, epochs: int) -> int:
+    """The most checkpoints that are there at once: a new one is whole before an old one goes."""
+    made = 0
+    if args.save_strategy == "steps":
+        made = steps // max(1, int(args.save_steps)) + bool(steps % max(1, int(args.save_steps)))
+    elif args.save_strategy == "epoch":
+        made = epochs
+    return min(made, (args.save_total_limit or made) + 1)
+
+
+def _state_share(args: UnlearnConfig) -> float:
+    """Bytes of the optimizer's state for each byte of what it trains, after a first step on a small tensor."""
+    parameter = torch.nn.Parameter(torch.ones(_SIDE, _SIDE, dtype=DTYPES[args.dtype]))
+    optimizer = create_optimizer(args.optimizer, [parameter], **optimizer_settings(args))
+
+    def evaluate() -> Tensor:
+        return parameter.float().square().mean()
+
+    def closure(part: str | None = None) -> Tensor:
+        optimizer.zero_grad()
+        loss = evaluate()
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
+
+    adapt(optimizer).use_labels(lambda generator: (evaluate(), 1))
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return state_bytes(optimizer) / parameter.nbytes
