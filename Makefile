@@ -8,7 +8,7 @@ OUTPUT ?= letgo-runs
 # Waiting threads that spin starve each other on few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check portable example clean
+.PHONY: demo test check portable torture example clean
 
 demo: $(VENV)/.ready
 	$(BIN)/letgo demo --output $(OUTPUT)
@@ -24,6 +24,12 @@ check: $(VENV)/.ready-dev
 # The tests as other processors would run them: an hour or two. CI runs a part of them: `scripts/portable.py --part`.
 portable: $(VENV)/.ready-dev
 	$(BIN)/python scripts/portable.py
+
+# Faults at every file event of every command, kills among them, and generated inputs and records: about an hour.
+torture: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.inputs 1000
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.records 1000
 
 # The sweep, report and brief under docs/example: about five minutes on two idle cores.
 example: $(VENV)/.ready

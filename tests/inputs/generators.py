@@ -20,7 +20,8 @@ from letgo.core.catalog import Catalog, settings_of
 from letgo.data.rows import FORMS
 from letgo.objectives import OBJECTIVES, ONE_SHOT
 from letgo.optim import OPTIMIZERS
-from letgo.training.config import ALIASES, UnlearnConfig, field_types
+from letgo.training.config import UnlearnConfig, field_types
+from letgo.training.settings import ALIASES
 
 CATALOGS: Mapping[str, tuple[Catalog[Any], tuple[str, ...]]] = {
     "attack": (ATTACKS, ("victim",)),

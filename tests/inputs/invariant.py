@@ -19,7 +19,8 @@ from letgo.data import read_rows
 from letgo.objectives import create_objective
 from letgo.optim import create_optimizer
 from letgo.sweep.grid import read_grid
-from letgo.training.config import ALIASES, dump_config, make_config, merge_overrides, read_config, resolved_settings
+from letgo.training.config import dump_config, make_config, read_config, resolved_settings
+from letgo.training.settings import ALIASES, merge_overrides
 from tests.inputs.generators import CATALOGS, Input
 
 SECONDS = 1.0

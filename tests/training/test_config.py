@@ -13,10 +13,10 @@ from letgo.training.config import (
     UnlearnConfig,
     dump_config,
     make_config,
-    merge_overrides,
     read_config,
     resolved_settings,
 )
+from letgo.training.settings import merge_overrides
 
 
 def write(path, text):

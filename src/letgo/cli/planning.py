@@ -28,6 +28,9 @@ def plan(
     as_json: JsonFlag = False,
 ) -> None:
     """Tell a run's memory, time and disk before it starts, on one device or many; no weights are read."""
+    from letgo.training.settings import check_early
+
+    check_early(config, assignments or ())
     from letgo.core.progress import quiet_libraries
     from letgo.core.sizes import read_size
     from letgo.planning import DevicesPlan, Plan, plan_devices

@@ -61,6 +61,9 @@ def unlearn(
 ) -> None:
     """Unlearn a forget set from a model: the main job."""
     flags = passed_on(locals(), "config", "assignments", "resume")
+    from letgo.training.settings import check_early
+
+    check_early(config, assignments or (), **flags)
     from letgo.training.config import read_config
     from letgo.training.requests import sequence_of, unlearn_sequence
     from letgo.training.unlearn import unlearn as run_unlearn
@@ -99,6 +102,9 @@ def attack(
 ) -> None:
     """Attack a saved model, and record what came back. `letgo list attacks` names them all."""
     options = passed_on(locals(), "run", "attacks")
+    from letgo.training.settings import check_attacks_early
+
+    check_attacks_early(attacks)
     from letgo.attacks.engine.spec import plan_attack
     from letgo.report.attacks import print_attacks
     from letgo.training.attack import attack as run_attack

@@ -76,6 +76,9 @@ def show_config(
     as_json: JsonFlag = False,
 ) -> None:
     """Print what a run's YAML comes to, checked and resolved."""
+    from letgo.training.settings import check_early
+
+    check_early(config, assignments or ())
     from letgo.training.config import dump_config, read_config, resolved_settings
 
     settings = read_config(config, assignments or ())

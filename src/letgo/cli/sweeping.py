@@ -37,6 +37,9 @@ def sweep(
     quiet: QuietFlag = False,
 ) -> None:
     """Run a grid of objectives, optimizers, seeds …, tuned to matched forgetting, and attack each."""
+    from letgo.training.settings import check_grid_early
+
+    check_grid_early(grid)
     from letgo.sweep.execute import sweep as run_sweep
     from letgo.sweep.grid import parse_part, read_grid
 

@@ -15,9 +15,11 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Generic, Literal, TypeVar
 
 from letgo.core.errors import UserError
+from letgo.core.signatures import keywords
 from letgo.core.values import Within, annotations_of, flaw, kind_of, shown, wanted
 
 _EMPTY = inspect.Parameter.empty
+_NO_SETTINGS = {"self", "params"}
 Faithfulness = Literal["faithful", "variant", "ours", "library"]
 
 
@@ -115,27 +117,40 @@ class Catalog(Generic[R]):
         each must be what the argument's annotation says. `skip` names those that are not the user's to set."""
         check_settings(f"{self.kind} {self.record(name).name!r}", [self.load(name)], settings, skip=skip)
 
+    def check_early(self, name: str, settings: Mapping[str, Any], *, also: str = "", skip: Iterable[str] = ()) -> None:
+        """As `check_settings`, by the text of the target's file: nothing is imported, and what it does not tell is not
+        checked. `also` names another target whose settings may stand among these."""
+        record = self.record(name)
+        own, more = keywords(record.target), keywords(also) if also else {}
+        if own is not None and more is not None:
+            known = {key: kind for key, kind in {**own, **more}.items() if key not in _NO_SETTINGS | {*skip}}
+            _check(f"{self.kind} {record.name!r}", known, known, settings)
+
 
 def check_settings(what: str, targets: Sequence[Any], settings: Mapping[str, Any], *, skip: Iterable[str] = ()) -> None:
     """Check settings that are shared out among the targets that have them, as `Catalog.check_settings`. `what` is
     what messages call them together."""
     known = {key: default for target in targets for key, default in settings_of(target, skip=skip).items()}
-    for key in settings:
-        if key not in known:
-            raise UserError(
-                f"{what} has no setting {key!r}{did_you_mean(key, known)}\n  its settings: {', '.join(known) or 'none'}"
-            )
     for target in targets:
-        kinds = annotations_of(target)
-        for key, value in settings.items():
-            # As everywhere, a number whose annotation names no range is not negative.
-            if problem := wanted(value, kinds.get(key) or kind_of(known[key]), Within(0)):
-                raise UserError(f"{what}: {key} must be {problem}, not {shown(value)}")
-            if problem := flaw(value):
-                raise UserError(f"{what}: {key}: {problem}")
+        _check(what, known, {key: kind_of(value) for key, value in known.items()} | annotations_of(target), settings)
     missing = [key for key, default in known.items() if default is _EMPTY and key not in settings]
     if missing:
         raise UserError(f"{what} needs a value for {', '.join(missing)}")
+
+
+def _check(what: str, known: Iterable[str], kinds: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Check settings by their names and by the kinds that these should be of."""
+    names = list(known)
+    for key, value in settings.items():
+        if key not in names:
+            raise UserError(
+                f"{what} has no setting {key!r}{did_you_mean(key, names)}\n  its settings: {', '.join(names) or 'none'}"
+            )
+        # As everywhere, a number whose annotation names no range is not negative.
+        if problem := wanted(value, kinds[key], Within(0)):
+            raise UserError(f"{what}: {key} must be {problem}, not {shown(value)}")
+        if problem := flaw(value):
+            raise UserError(f"{what}: {key}: {problem}")
 
 
 def check_arguments(function: Any, **given: Any) -> None:
@@ -146,7 +161,7 @@ def check_arguments(function: Any, **given: Any) -> None:
 
 def settings_of(target: Any, *, skip: Iterable[str] = ()) -> dict[str, Any]:
     """The keyword arguments of a callable (or fields of a dataclass) and their defaults, in order."""
-    skipped = {"self", "params", *skip}
+    skipped = _NO_SETTINGS | {*skip}
     if isinstance(target, type) and hasattr(target, "__dataclass_fields__"):
         return {
             f.name: _EMPTY if f.default is MISSING and f.default_factory is MISSING else f.default

@@ -3,6 +3,7 @@ hold."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 import types
@@ -99,8 +100,13 @@ def _number_wanted(value: Any, kind: type, within: Within | None) -> str | None:
 
 def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
     """What a function, a dataclass or a class's constructor says of its arguments' types."""
-    is_class = isinstance(target, type) and not hasattr(target, "__dataclass_fields__")
-    return typing.get_type_hints(target.__init__ if is_class else target, include_extras=True)
+    if isinstance(target, type) and hasattr(target, "__dataclass_fields__"):
+        return typing.get_type_hints(target, include_extras=True)
+    function: Any = inspect.unwrap(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    # What it returns may be imported where it is called.
+    annotations = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+    stripped: Any = types.SimpleNamespace(__annotations__=annotations)
+    return typing.get_type_hints(stripped, globalns=function.__globals__, include_extras=True)
 
 
 def kind_of(default: Any) -> Any:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from letgo.core.catalog import Catalog, Record, check_settings, settings_of
 from letgo.core.errors import UserError
 from letgo.core.values import Weight
-from letgo.objectives.objective import Objective as Objective
-from letgo.objectives.objective import Term
 from letgo.objectives.records import ObjectiveRecord, TermRecord
 from letgo.objectives.schedules import parse_schedule
+
+if TYPE_CHECKING:
+    from letgo.objectives.objective import Objective as Objective
 
 _NOT_SETTINGS = ("model", "forget", "retain", "alternative", "reference_head")
 
@@ -328,6 +329,8 @@ def create_objective(
     known, of_retain = (settings_of(t, skip=_NOT_SETTINGS) for t in (term, retain_term))
     # The record's weight is meant for its own retain term, not for any other.
     usual = record.retain_weight if retain_record.name == record.retain else 1.0
+    from letgo.objectives.objective import Objective, Term
+
     return Objective(
         record=record,
         forget=Term(record, term, {k: v for k, v in settings.items() if k in known}),
@@ -336,3 +339,12 @@ def create_objective(
         forget_weight=float(forget_weight),
         schedule=parse_schedule(retain_weight_schedule),
     )
+
+
+def __getattr__(name: str) -> Any:
+    # Listing what there is must not import torch.
+    if name == "Objective":
+        from letgo.objectives.objective import Objective
+
+        return Objective
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

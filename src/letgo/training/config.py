@@ -9,8 +9,6 @@ import dataclasses
 import enum
 import functools
 import os
-import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,76 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils.logging import get_log_levels_dict
 
-from letgo.benchmarks import OWN_ROWS
 from letgo.core import processes
-from letgo.core.catalog import Catalog, check_settings, did_you_mean, parse_spec, parse_value
+from letgo.core.catalog import check_settings, did_you_mean
 from letgo.core.errors import UserError, first_line, located
-from letgo.core.files import load_settings, parse_json, parse_settings, read_text, settings_text
-from letgo.core.values import Within, flaw, shown, wanted
+from letgo.core.files import parse_json, read_text, settings_text
+from letgo.core.values import shown
 from letgo.metrics.judgement import TARGET
 from letgo.models.adapters import QUANTIZATIONS
-from letgo.objectives import OBJECTIVES, ONE_SHOT
+from letgo.objectives import ONE_SHOT
 from letgo.optim import OPTIMIZERS
+from letgo.training.settings import CHOICES, HIDDEN, KEEP, LOOKS, NOT_USED, TRAINERS, gathered, out_of_range, resolve
 
-ALIASES = {"output": "output_dir", "epochs": "num_train_epochs", "steps": "max_steps"}
-_CHOICES = {
-    "template": ("auto", "plain", "chat"),
-    "long_rows": ("error", "cut", "drop"),
-    "dtype": ("float32", "bfloat16", "float16"),
+_CHOICES = CHOICES | {
     "base_quantization": QUANTIZATIONS,
-    "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl"),
-    "save_strategy": ("no", "steps", "epoch", "best"),
-    "strategy": ("auto", "replicas", "fsdp2"),
-    "share": ("data", "directions"),
     "lr_scheduler_type": tuple(each.value for each in SchedulerType),
     **dict.fromkeys(("log_level", "log_level_replica"), ("passive", *get_log_levels_dict())),
-    "train_sampling_strategy": ("random", "sequential", "group_by_length"),
-    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
-    "stop": ("target",),
-    "keep": ("last", "best"),
 }
-_LOOKS = "give evaluate_every: N to score a part of the benchmark every N steps"
-_STOP = "give stop: target (with evaluate_every and target) to stop as soon as enough is forgotten"
-_KEEP = (
-    "give keep: best (with evaluate_every and utility_bound) to keep the weights that forgot most and are still useful"
-)
-_TRAINERS = {
-    **dict.fromkeys(("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_eval"), _LOOKS),
-    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _KEEP),
-}
-"""Settings of transformers' evaluations, which need a data set of their own, and what letgo has in their place."""
-_NOT_USED = {
-    "resume_from_checkpoint": "to go on from the last checkpoint in output_dir: --resume, or resume=True",
-    **dict.fromkeys(("optim", "optim_args", "optim_target_modules"), "name it by optimizer and optimizer_args"),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), "give optimizer_args: {betas: […], eps: …}"),
-    "label_smoothing_factor": "the objective is the whole loss; see letgo list objectives",
-}
-"""Settings of transformers' Trainer that would change nothing here, and what does."""
-_AT_LEAST_1 = (
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length"),
-    *("eval_limit", "lora_rank", "evaluate_every", "processes", "save_total_limit", "torch_empty_cache_steps"),
-    *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "eval_accumulation_steps"),
-)
-_RANGES = {
-    **dict.fromkeys(_AT_LEAST_1, Within(1)),
-    "max_steps": Within(1, 10**9),
-    "num_train_epochs": Within(0, 10**6, above=True),
-    **dict.fromkeys(("seed", "data_seed"), Within(0, 2**32 - 1)),
-    **dict.fromkeys(("save_steps", "logging_steps", "lora_alpha"), Within(0, above=True)),
-    "target": Within(0, 1, above=True),
-    "lora_dropout": Within(0, 1, below=True),
-}
-"""The numbers that a setting may be, beside its default; any other one may be what is not negative."""
-_EARLY_STOPPING = dict.fromkeys(("early_stopping_patience", "early_stopping_threshold", "early_stopping"), _STOP)
-_CATALOGS: Mapping[str, Catalog[Any]] = {"objective": OBJECTIVES, "optimizer": OPTIMIZERS}
-# Computed by TrainingArguments itself, or deprecated there: not a user's to set, so not shown either.
-_HIDDEN = {"deepspeed_plugin", "push_to_hub_token", "hub_token", "parallelism_config"}
 
 
 @dataclass
@@ -226,15 +175,13 @@ class UnlearnConfig(TrainingArguments):
     def _check_looks(self) -> None:
         for key, value in (("stop", "target"), ("keep", "best")):
             if getattr(self, key) == value and self.evaluate_every is None:
-                raise UserError(f"{key}: {value} goes by looks at the model: {_LOOKS}")
+                raise UserError(f"{key}: {value} goes by looks at the model: {LOOKS}")
 
     def _check_ranges(self) -> None:
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         for key, kind in field_types().items():
             value = getattr(self, key)
-            if {int, float}.isdisjoint({kind, *typing.get_args(kind)}) or value == defaults[key]:
-                continue
-            if problem := wanted(value, kind, _RANGES.get(key, Within(0))):
+            if value != defaults[key] and (problem := out_of_range(key, value, kind)):
                 raise UserError(f"{key} must be {problem}, but is {shown(value)}")
         for key in ("save_steps", "logging_steps", "warmup_steps"):
             value = getattr(self, key)
@@ -255,42 +202,23 @@ class UnlearnConfig(TrainingArguments):
             )
 
     def _refuse_trainers_evaluations(self) -> None:
-        given = {name: _plain(getattr(self, name)) for name in (*_TRAINERS, "save_strategy", "lr_scheduler_type")}
+        given = {name: _plain(getattr(self, name)) for name in (*TRAINERS, "save_strategy", "lr_scheduler_type")}
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        for name, instead in _NOT_USED.items():
+        for name, instead in NOT_USED.items():
             if _plain(getattr(self, name)) not in (None, _plain(defaults[name])):
                 raise UserError(f"{name} is of transformers' Trainer and changes nothing in letgo\n  {instead}")
-        for name, instead in _TRAINERS.items():
+        for name, instead in TRAINERS.items():
             if given[name] not in (None, False, _plain(defaults[name])):
                 raise UserError(f"{name} is of transformers' own evaluations, which letgo does not run\n  {instead}")
         if given["save_strategy"] == "best":
             raise UserError(
-                f"save_strategy: best is of transformers' own evaluations, which letgo does not run\n  {_KEEP}"
+                f"save_strategy: best is of transformers' own evaluations, which letgo does not run\n  {KEEP}"
             )
         if given["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy"):
             raise UserError(
                 f"lr_scheduler_type: {given['lr_scheduler_type']} follows transformers' own evaluations, which letgo "
-                f"does not run; take another schedule\n  {_LOOKS}"
+                f"does not run; take another schedule\n  {LOOKS}"
             )
-
-
-def merge_overrides(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Settings with `key=value` assignments laid over; "optimizer_args.mu=1e-3" reaches into a mapping."""
-    merged = dict(settings)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {assignment!r} is not of the form key=value")
-        outer, dot, inner = key.strip().partition(".")
-        value = parse_settings(text, f"--set {key.strip()}") if text.strip()[:1] in ("[", "{") else parse_value(text)
-        if dot:
-            mapping = merged.get(outer) or {}
-            if not isinstance(mapping, Mapping):
-                raise UserError(f"--set {assignment!r}: {outer} is {shown(mapping)}, which has no settings inside")
-            merged[outer] = {**mapping, inner: value}
-        else:
-            merged[outer] = value
-    return merged
 
 
 def make_config(settings: Mapping[str, Any], *, where: str = "config") -> UnlearnConfig:
@@ -299,33 +227,8 @@ def make_config(settings: Mapping[str, Any], *, where: str = "config") -> Unlear
     `objective` and `optimizer` may be "NAME:key=value,…"; their settings then go to `objective_args` and
     `optimizer_args`.
     """
-    known = field_types()
-    resolved: dict[str, Any] = {}
-    for given, value in settings.items():
-        key = ALIASES.get(given, given)
-        if key in _EARLY_STOPPING:
-            raise UserError(f"{where}: no setting {key!r}: {_EARLY_STOPPING[key]}")
-        if key not in known:
-            raise UserError(f"{where}: unknown key {given!r}{did_you_mean(given, [*known, *ALIASES])}")
-        if key in resolved:
-            raise UserError(f"{where}: {given!r} sets {key!r} a second time")
-        resolved[key] = _checked(where, given, value, known[key])
-    for key, choices in _CHOICES.items():
-        if resolved.get(key) is not None and resolved[key] not in choices:
-            raise UserError(
-                f"{where}: {key} is {resolved[key]!r}{did_you_mean(str(resolved[key]), choices)}; "
-                f"known: {', '.join(choices)}"
-            )
-    for key in ("objective", "optimizer"):
-        if isinstance(resolved.get(key), str) and ":" in resolved[key]:
-            name, inline = parse_spec(resolved[key])
-            resolved[key] = name
-            resolved[f"{key}_args"] = inline | (resolved.get(f"{key}_args") or {})
-    for key, catalog in _CATALOGS.items():
-        if resolved.get(key) and resolved[key] in catalog:
-            # An alias is the same setting: two runs that differ by it alone are one line everywhere.
-            resolved[key] = catalog.record(str(resolved[key])).name
-    _check_sense(where, resolved)
+    resolved = resolve(settings, where, field_types(), _CHOICES)
+    _check_transformers(where, resolved)
     try:
         return UnlearnConfig(**resolved)
     except UserError as error:
@@ -336,12 +239,8 @@ def make_config(settings: Mapping[str, Any], *, where: str = "config") -> Unlear
 
 def read_config(path: Path | None, assignments: Sequence[str] = (), **flags: Any) -> UnlearnConfig:
     """The config that a file, flags and `--set` make, the later over the earlier. Flags of None are not given."""
-    settings = load_settings(path) if path is not None else {}
-    for alias, key in ALIASES.items():
-        if alias in settings and key not in settings:
-            settings[key] = settings.pop(alias)
-    settings.update({key: value for key, value in flags.items() if value is not None})
-    return make_config(merge_overrides(settings, assignments), where=str(path) if path else "command line")
+    settings, where = gathered(path, assignments, flags)
+    return make_config(settings, where=where)
 
 
 def resolved_settings(config: UnlearnConfig) -> dict[str, Any]:
@@ -392,7 +291,7 @@ _FIRST = (
 def field_types() -> dict[str, Any]:
     """Every key of a run's YAML and its type."""
     hints = typing.get_type_hints(UnlearnConfig)
-    return {f.name: hints[f.name] for f in dataclasses.fields(UnlearnConfig) if f.init and f.name not in _HIDDEN}
+    return {f.name: hints[f.name] for f in dataclasses.fields(UnlearnConfig) if f.init and f.name not in HIDDEN}
 
 
 @functools.cache
@@ -400,7 +299,7 @@ def _bare_config() -> UnlearnConfig:
     return UnlearnConfig()
 
 
-def _check_sense(where: str, settings: Mapping[str, Any]) -> None:
+def _check_transformers(where: str, settings: Mapping[str, Any]) -> None:
     trackers = settings.get("report_to") or []
     for name in [trackers] if isinstance(trackers, str) else trackers:
         if name not in (known := ("none", "all", *INTEGRATION_TO_CALLBACK)):
@@ -416,61 +315,6 @@ def _check_sense(where: str, settings: Mapping[str, Any]) -> None:
     for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if isinstance(settings.get(key), str):
             raise UserError(f"{where}: {key} is {shown(settings[key])}, which is not a mapping")
-    for key in ("trainable", "lora_targets"):
-        try:
-            re.compile(settings.get(key) or "")
-        except re.error as error:
-            problem = f"{settings[key]!r} is not a regular expression ({error})"
-            raise UserError(f"{where}: {key}: {problem}") from error
-    own = next((key for key in OWN_ROWS if settings.get(key)), None)
-    if settings.get("benchmark") and own is not None:
-        raise UserError(f"{where}: give either 'benchmark' (which brings its data) or {own!r}, not both")
-    if settings.get("lora_rank") is None:
-        for key in ("lora_alpha", "lora_dropout", "lora_targets", "base_quantization", "save_merged"):
-            if settings.get(key):
-                raise UserError(
-                    f"{where}: {key} is for LoRA adapters, which lora_rank turns on; give lora_rank: 8, say"
-                )
-
-
-def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
-    parts = typing.get_args(kind) or (kind,)
-    if problem := flaw(value):
-        raise UserError(f"{where}: {key} is {shown(value)} ({problem})")
-    if value is None and type(None) not in parts and kind is not Any:
-        raise UserError(f"{where}: {key} has no value; leave it out, or give {_kind_name(kind)}")
-    enums = [part for part in parts if isinstance(part, type) and issubclass(part, enum.Enum)]
-    options = [each.value for part in enums for each in part]
-    if value is None or (kind in (str, str | None) and isinstance(value, Path)):
-        return None if value is None else str(value)
-    listed = isinstance(value, list) and any(typing.get_origin(part) is list for part in parts)
-    if options and not listed and value not in options and not isinstance(value, enum.Enum):
-        near = did_you_mean(value if isinstance(value, str) else "", options)
-        raise UserError(f"{where}: {key} is {shown(value)}{near}; known: {', '.join(map(str, options))}")
-    try:
-        if isinstance(value, bool) and bool not in parts and {int, float} & set(parts):
-            raise ValueError("pydantic takes true for 1")
-        adapter = _adapter(kind)
-        if adapter is None and wanted(value, kind) is not None:
-            raise ValueError("of no kind that is known here")
-        return value if adapter is None else adapter.validate_python(value)
-    except ValueError as error:
-        raise UserError(f"{where}: {key} is {shown(value)}, which is not {_kind_name(kind)}") from error
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any] | None:
-    """A validator for the plain types; others (enums, plugins) are left to TrainingArguments."""
-    parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    origins = {typing.get_origin(part) or part for part in parts}
-    return TypeAdapter(kind) if origins <= {int, float, str, bool, dict, list, type(None)} else None
-
-
-def _kind_name(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping"}
-    parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    lists = {list[str]: "a list of texts"}
-    known = names | lists
-    return " or ".join(known.get(p, known.get(typing.get_origin(p), str(p))) for p in parts if p is not type(None))
 
 
 def _plain(value: Any) -> Any:

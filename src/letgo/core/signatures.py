@@ -1,0 +1,98 @@
+"""What a class or a function of a source file takes, read from its text: nothing is imported, so that a mistake in a
+name or a value is told before torch is loaded."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import importlib.util
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from letgo.core import values
+
+Kinds = Mapping[str, Any]
+"""Name -> the type that the annotation names; Any where it can't be told."""
+
+
+@functools.cache
+def keywords(target: str) -> Kinds | None:
+    """The keyword arguments of "package.module:attribute", a function or a class of letgo's own; None where the text
+    does not tell them (another library's, an inherited constructor). Packages above the module are imported."""
+    module, _, attribute = target.partition(":")
+    if not module.startswith("letgo."):
+        return None
+    found = importlib.util.find_spec(module)
+    tree = None if found is None or found.origin is None else _tree(Path(found.origin))
+    node = None if tree is None else _definition(tree, attribute)
+    if tree is None or node is None:
+        return None
+    if isinstance(node, ast.ClassDef):
+        if any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+            return _fields(node, tree)
+        node = _definition(node, "__init__")
+        if node is None:
+            return None
+    assert isinstance(node, ast.FunctionDef)
+    arguments = [*node.args.args, *node.args.kwonlyargs]
+    # The settings of another callable, handed on.
+    return None if node.args.kwarg else {each.arg: _kind(each.annotation, tree) for each in arguments}
+
+
+@functools.cache
+def dataclass_fields(path: Path, name: str) -> Kinds | None:
+    """The fields of a dataclass in a file that its constructor takes, without those that it inherits; None where the
+    file has no such class."""
+    tree = _tree(path) if path.is_file() else None
+    node = None if tree is None else _definition(tree, name)
+    return _fields(node, tree) if tree is not None and isinstance(node, ast.ClassDef) else None
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module | None:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _definition(inside: ast.Module | ast.ClassDef, name: str) -> ast.FunctionDef | ast.ClassDef | None:
+    found = (each for each in inside.body if isinstance(each, ast.FunctionDef | ast.ClassDef) and each.name == name)
+    return next(found, None)
+
+
+def _fields(node: ast.ClassDef, tree: ast.Module) -> Kinds:
+    fields = {}
+    for each in node.body:
+        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and not _left_out(each.value):
+            fields[each.target.id] = _kind(each.annotation, tree)
+    return fields
+
+
+def _left_out(value: ast.expr | None) -> bool:
+    """Whether a field is not the constructor's: `field(init=False)`."""
+    words = value.keywords if isinstance(value, ast.Call) else []
+    return any(word.arg == "init" and isinstance(word.value, ast.Constant) and not word.value.value for word in words)
+
+
+def _kind(annotation: ast.expr | None, tree: ast.Module) -> Any:
+    """The type that an annotation names, by builtins, typing, `letgo.core.values` and what its own module defines in
+    these words."""
+    if annotation is None:
+        return Any
+    known: dict[str, Any] = {**vars(builtins), **vars(typing), **vars(values), "Mapping": Mapping, "Sequence": Sequence}
+    own = {
+        each.targets[0].id: each.value
+        for each in tree.body
+        if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name)
+    }
+    names = {each.id for each in ast.walk(annotation) if isinstance(each, ast.Name)}
+    try:
+        for name in names - set(known):
+            known[name] = eval(ast.unparse(own[name]), known)
+        return eval(ast.unparse(annotation), known)
+    except Exception:
+        return Any
