@@ -53,6 +53,10 @@ SETTINGS = {
 RUN = ("unlearn", "{folder}/run.yaml", "--quiet")
 ATTACKS = ("--attack", "quantize:bits=4", "--attack", "relearn:steps=2,learning_rate=1e-3")
 ATTACK = ("attack", "{folder}/out/run", *ATTACKS, "--quiet")
+BARE = (
+    *("attack", "biographies-retrained", "--original", "biographies", "--benchmark", "biographies", "--limit", "2"),
+    *("--attack", "quantize:bits=4", "--attack", "quantize:bits=3", "-o", "{folder}/out/attacked", "--quiet"),
+)
 EVALUATE = ("eval", "biographies", "--benchmark", "biographies", "--limit", "2", "-o", "{folder}/out/eval", "--quiet")
 SWEEP = ("sweep", "{folder}/grid.yaml", "--quiet")
 ANALYZE = ("analyze", "certificate", "{folder}/out/run", "--draws", "8", "--limit", "2", "--quiet")
@@ -62,6 +66,7 @@ JOBS = {
     for job in (
         Job("unlearn", RUN, (*RUN, "--resume")),
         Job("attack", ATTACK, ATTACK, before=[RUN]),
+        Job("attack on a model", BARE, BARE),
         Job("eval", EVALUATE, (*EVALUATE, "--resume")),
         Job("sweep", SWEEP, (*SWEEP, "--resume")),
         Job("analyze", ANALYZE, ANALYZE, before=[RUN]),

@@ -283,6 +283,7 @@ def test_our_own_failures_are_not_taken_for_the_machines(error):
         ("sweep 'my grid.yaml'", "letgo sweep 'my grid.yaml' --resume"),
         ("eval m --benchmark b -o out", "letgo eval m --benchmark b -o out --resume"),
         ("attack run --attack a", "letgo attack run --attack a"),
+        ("attack m --attack a --output out", "letgo attack m --attack a --output out"),
         ("eval m --benchmark b", None),
         ("list", None),
     ],

@@ -93,8 +93,13 @@ def test_an_attack_with_its_own_output_leaves_the_run_alone(job, tmp_path):
     result = letgo.attack(run.directory, ["quantize:bits=4"], output=tmp_path / "attacked")
     assert read_result(run.directory).attacks == []
     assert read_result(tmp_path / "attacked") == result
-    with pytest.raises(UserError, match="not empty"):
-        letgo.attack(run.directory, ["quantize:bits=4"], output=tmp_path / "attacked")
+    more = letgo.attack(run.directory, ["quantize:bits=3"], output=tmp_path / "attacked")
+    assert [attack.label for attack in more.attacks] == ["quantize:bits=4", "quantize:bits=3"]
+    assert read_result(tmp_path / "attacked") == more
+    other = letgo.unlearn(**job | {"output_dir": str(tmp_path / "other"), "seed": 9})
+    with pytest.raises(UserError, match="holds the attacks on another model"):
+        letgo.attack(other.directory, ["quantize:bits=4"], output=tmp_path / "attacked")
+    assert read_result(tmp_path / "attacked") == more
 
 
 def test_a_model_that_has_not_unlearned_keeps_nothing(job):

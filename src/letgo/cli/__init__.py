@@ -79,9 +79,8 @@ def _interrupted(words: list[str]) -> int:
 def _going_on(words: list[str]) -> str:
     """The last line of a message: the command that goes on with what was finished, where there is one."""
     command = next((word for word in words if not word.startswith("-")), "")
-    own_output = bool({"-o", "--output"} & set(words))
-    resumes = command in ("unlearn", "sweep") or (command == "eval" and own_output)
-    if not resumes and command != "analyze" and (command != "attack" or own_output):
+    resumes = command in ("unlearn", "sweep") or (command == "eval" and bool({"-o", "--output"} & set(words)))
+    if not resumes and command not in ("attack", "analyze"):
         return ""
     again = [*words, "--resume"] if resumes and "--resume" not in words else words
     return f"\n  go on with: {shlex.join(['letgo', *again])}"

@@ -38,7 +38,16 @@ from letgo.core.values import Count, Share
 from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
 from letgo.models.files import remote_code
 from letgo.models.load import arithmetic_of, weights_fingerprint
-from letgo.runs.results import AttackResult, Result, SampleRow, check_unused, is_run, validated
+from letgo.runs.results import (
+    AttackResult,
+    Result,
+    SampleRow,
+    check_unused,
+    is_run,
+    read_result,
+    read_samples,
+    validated,
+)
 from letgo.scoring.resume_log import content_key
 
 __all__ = ["THRESHOLD", "AttackSpec", "attack", "plan_attack", "run_attack"]
@@ -96,7 +105,8 @@ def attack(
     check_arguments(attack, limit=limit, seeds=seeds, threshold=threshold)
     plans = plan_attacks(attacks, seeds=seeds, threshold=threshold)
     processes.start()
-    processes.first_does(lambda: check_unused(output))
+    if output is not None and not is_run(output):
+        processes.first_does(lambda: check_unused(output))
     reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
     settings: dict[str, Any] = {"benchmark": benchmark, "original": original, "limit": limit, "dtype": dtype}
     folder = output or (Path(directory) if is_run(Path(directory)) else None)
@@ -105,7 +115,7 @@ def attack(
         target = open_target(directory, **settings, reporter=reporter)
         target.check_original()
         check_attacks(plans, target.benchmark, template=target.template, limit=target.limit)
-        target = measured(target)
+        target = _with_earlier(measured(target), output)
         for plan in plans:
             outcome, rows = run_attack(target, plan, None if shared_scores is None else Path(shared_scores))
             merged = target.result.with_attacks([outcome])
@@ -119,6 +129,16 @@ def attack(
                 # Written after every attack, so that what is finished is kept if the next one fails.
                 processes.first_does(partial(target.write, folder))
         return target.result
+
+
+def _with_earlier(target: Target, output: Path | None) -> Target:
+    """The target with the attacks on it that an earlier call, which may have been killed, has written to the output."""
+    if output is None or not is_run(output):
+        return target
+    earlier, ours = read_result(output), target.result
+    if (earlier.config, earlier.after) != (ours.config, ours.after):
+        raise UserError(f"output directory {output} holds the attacks on another model; name another one")
+    return replace(target, result=earlier, rows=read_samples(output))
 
 
 def run_attack(
