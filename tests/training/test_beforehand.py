@@ -118,7 +118,7 @@ def test_a_disk_without_room_is_told_before_the_model_is_loaded(job, monkeypatch
     ):
         letgo.unlearn(**job)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, needed))
-    check_room(config, len(tiny.FORGET))
+    check_room(config, needed_bytes(config, len(tiny.FORGET)))
 
 
 def test_what_the_folder_holds_is_written_over(job, tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_what_the_folder_holds_is_written_over(job, tmp_path, monkeypatch):
     (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
     (tmp_path / "run" / "checkpoint-2" / "model.safetensors").write_bytes(b"0" * 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, needed - 1000))
-    check_room(config, len(tiny.FORGET))
+    check_room(config, needed_bytes(config, len(tiny.FORGET)))
 
 
 def test_of_a_model_on_the_hub_nothing_is_known(job):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,14 +34,15 @@ def check_beforehand(args: UnlearnConfig, benchmark: Benchmark) -> None:
     """Raise a `UserError` where a run could not be finished, or an attack on it not be made."""
     plans = plan_attacks(args.attacks or [])
     check_attacks(plans, benchmark, template=args.template, limit=args.eval_limit)  # type: ignore[arg-type]
-    processes.first_does(lambda: check_room(args, len(benchmark.forget)))
+    # By all processes: some optimizers' step is one that they take together.
+    needed = needed_bytes(args, len(benchmark.forget))
+    processes.first_does(lambda: check_room(args, needed))
 
 
-def check_room(args: UnlearnConfig, rows: int) -> None:
-    """Raise a `UserError` unless the output's file system has room for what a run on so many forget rows writes there.
-    What the folder holds already counts as free: a run that goes on writes over it."""
+def check_room(args: UnlearnConfig, needed: Mapping[str, int]) -> None:
+    """Raise a `UserError` unless the output's file system has room for what a run writes there (`needed_bytes`). What
+    the folder holds already counts as free: a run that goes on writes over it."""
     folder = Path(str(args.output_dir)).resolve()
-    needed = needed_bytes(args, rows)
     exists = next(path for path in (folder, *folder.parents) if path.is_dir())
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if exists == folder else 0
     free, total = shutil.disk_usage(exists).free + held, sum(needed.values())

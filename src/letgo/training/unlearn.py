@@ -342,7 +342,7 @@ def train(prepared: Prepared) -> Any:
         return work.model
     reporter, log = opened.reporter, opened.log
     take_references_once(prepared, work)
-    checkpoint = whole_checkpoint(opened.directory, reporter.say) if opened.resume else None
+    checkpoint = checkpoint_to_go_on_from(opened) if opened.resume else None
     if opened.resume and checkpoint is None:
         reporter.say("  no whole checkpoint to resume from: starting anew")
     if checkpoint is not None and (note := work.training_ranks.fit_window(facts_of(checkpoint)["forget_rows_a_step"])):
@@ -357,6 +357,13 @@ def train(prepared: Prepared) -> Any:
     give_back_memory()
     log.notes += work.notes
     return work.model
+
+
+def checkpoint_to_go_on_from(opened: Opened) -> Path | None:
+    """The newest whole checkpoint, if any; the first process looks, and tells the others."""
+    found = processes.first_does(lambda: whole_checkpoint(opened.directory, opened.reporter.say))
+    name = processes.agreed(None if found is None else found.name)
+    return None if name is None else opened.directory / name
 
 
 def take_references_once(prepared: Prepared, trainer: UnlearnTrainer) -> None:
