@@ -8,6 +8,7 @@ import functools
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 import tempfile
@@ -46,6 +47,10 @@ def start(words: list[str], *, cwd: Any = ROOT, said: Any = os.devnull, wrong: A
 def _become(words: list[str], cwd: str, said: str, wrong: str, environment: dict[str, str]) -> None:
     for number, name in ((1, said), (2, wrong)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    # What these were before could be sought in, or not.
+    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+    # Ignored where the tests themselves were begun in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

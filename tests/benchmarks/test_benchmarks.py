@@ -154,7 +154,7 @@ def test_nothing_to_score_is_an_error(model, tokenizer):
     [
         ("biograhpies", "did you mean 'biographies'"),
         ("biographies:seeds=1", "did you mean 'seed'"),
-        ("rows", "missing"),
+        ("rows", "needs a value for forget"),
         ("rows:forget=nowhere.jsonl", "no such file"),
     ],
 )

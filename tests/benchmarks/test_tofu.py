@@ -125,7 +125,7 @@ def test_limits_and_short_tables_are_said(data):
         ({"train_limit": 0}, "at least 1"),
         ({"gradnorm": True}, "compares forget01 with holdout01, which this data does not have"),
         ({"holdout": True}, "no table 'holdout01'"),
-        ({"learn": "all"}, "learn is 'all'; known: full, retain"),
+        ({"learn": "all"}, "learn must be one of full, retain, not 'all'"),
         ({"retain": "nowhere"}, "no such directory; make it with `letgo eval"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_second_demo_never_overwrites_the_first(tmp_path):
 
 
 def test_a_demo_that_can_not_begin_says_so_and_leaves_its_place_free(tmp_path):
-    for model, message in (("nowhere/at/all", "no such model"), ("biographies", "must not be negative")):
+    for model, message in (("nowhere/at/all", "no such model"), ("biographies", "must be a number of at least 0")):
         with pytest.raises(UserError, match=message):
             demo(model=model, output=tmp_path, learning_rate=-1.0)
     assert not list(tmp_path.glob("*/*"))

@@ -186,7 +186,7 @@ def test_disk_is_what_a_run_writes(job, tmp_path, monkeypatch):
     def removed(path, **_):
         kept[path.name] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
-    monkeypatch.setattr("letgo.training.unlearn.shutil.rmtree", removed)
+    monkeypatch.setattr("letgo.training.checkpoints.shutil.rmtree", removed)
     letgo.unlearn(**job | settings, eval_limit=1)
     assert kept["checkpoint-2"] == pytest.approx(found.disk["checkpoints, while running"], rel=0.2)
     assert (tmp_path / "run" / "model.safetensors").stat().st_size == pytest.approx(found.disk["model"], rel=0.05)

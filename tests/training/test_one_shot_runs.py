@@ -59,7 +59,7 @@ def test_a_run_from_its_settings(job, name):
         ({"objective": "task_vector", "objective_args": {"alhpa": 1}}, "did you mean 'alpha'"),
         ({"objective": "influence", "retain": None}, "needs a retain set"),
         ({"objective": "ft", "retain": None}, "there is no retain set"),
-        ({"objective": "whp", "objective_args": {"targets": "warm"}}, "must be hard or soft"),
+        ({"objective": "whp", "objective_args": {"targets": "warm"}}, "targets must be one of hard, soft"),
     ],
 )
 def test_mistakes(job, changes, message):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from letgo.core.errors import UserError
+from letgo.core.errors import not_writable
 from letgo.core.files import write_text
 from letgo.runs.results import Metrics, Strict, read_document
 
@@ -237,7 +237,7 @@ def write_analysis(directory: Path, entry: Any) -> Path:
     try:
         write_text(path, json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+        raise not_writable(path, error) from error
     return path
 
 

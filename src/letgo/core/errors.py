@@ -48,6 +48,16 @@ _WRITERS = ("PytorchStreamWriter", "inline_container", "iostream error", "Error 
 """In the messages of libraries that write past Python, and raise what is no `OSError`."""
 
 
+def not_writable(what: object, error: OSError, way: str = "name another folder") -> LetgoError:
+    """The error of a place that can't be written to: the user's, who named it, unless the machine failed there.
+
+    Args:
+        way: what the user can do.
+    """
+    kind = WorldError if error.errno in {*_FULL, errno.EIO} else UserError
+    return kind(f"{what} can't be written to ({error.strerror or error}): {way}")
+
+
 def as_world_error(error: BaseException) -> WorldError | None:
     """An error as a failure of the machine, where it is one."""
     if isinstance(error, WorldError):

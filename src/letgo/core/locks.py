@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from letgo.core import processes
-from letgo.core.errors import LetgoError, UserError
+from letgo.core.errors import LetgoError, UserError, not_writable
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
@@ -72,7 +72,7 @@ def only_writer(directory: Path | None, *, make: bool = False) -> Iterator[None]
                     stack.callback(_remove_empty, _make(resolved))
                 stack.enter_context(_held(resolved / LOCK_FILE))
             except OSError as error:
-                raise UserError(f"directory {directory} can't be written to ({error.strerror})") from error
+                raise not_writable(f"directory {directory}", error) from error
             identity.append(_identity(resolved))
 
         processes.first_does(hold)

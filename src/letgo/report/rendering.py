@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from letgo.core.errors import UserError
+from letgo.core.errors import not_writable
 from letgo.core.files import written_whole
 from letgo.core.fingerprints import source_hash
 from letgo.core.sizes import size
@@ -59,7 +59,7 @@ def write_page(path: Path, text: str) -> None:
         with written_whole(path) as temporary:
             temporary.write_text(visible(text), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+        raise not_writable(path, error) from error
 
 
 def policy(style: str, script: str) -> str:

@@ -24,7 +24,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from letgo.core.errors import LetgoError, UserError
+from letgo.core.errors import LetgoError, UserError, not_writable
 from letgo.core.files import cache_directory, written_whole
 from letgo.core.fingerprints import Fingerprint, text_fingerprint
 from letgo.models.load import in_shards, whole
@@ -113,10 +113,8 @@ class ReferenceStore:
                 writer.finish()
             writer.written = _open(path, key)
         except OSError as error:
-            raise UserError(
-                f"the reference store {self.directory} can't be written to ({error.strerror or error}); "
-                f"set {DIRECTORY_VARIABLE} to a folder that has the room"
-            ) from error
+            way = f"set {DIRECTORY_VARIABLE} to a folder that has the room"
+            raise not_writable(f"the reference store {self.directory}", error, way) from error
         self._keep_limit(path)
 
     def _keep_limit(self, newest: Path) -> None:
