@@ -300,6 +300,10 @@ def test_requests_one_after_another(directories, data, tmp_path, command):
     assert list(done) == places
     assert (places[1] / "result.json").read_bytes() == kept
     assert done[places[3]].after == results[3].after
+    # What is asked for after the records, and is missing there, is made.
+    done = letgo.unlearn_sequence(**settings, attacks=["quantize:bits=8"], resume=True)
+    assert [[attack.label for attack in result.attacks] for result in done.values()] == [["quantize:bits=8"]] * 4
+    assert done[places[3]].after == results[3].after
     with pytest.raises(UserError, match="stands for 4 requests"):
         letgo.unlearn(**settings | {"output_dir": str(tmp_path / "one")})
     with pytest.raises(UserError, match="is no sequence of requests"):

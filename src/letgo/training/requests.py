@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.core import processes
 from letgo.core.catalog import parse_spec
 from letgo.core.errors import UserError
 from letgo.core.progress import Quiet, Reporter
-from letgo.runs.results import Result, is_run, read_result
-from letgo.training.config import UnlearnConfig, dump_config, make_config
+from letgo.runs.results import Result
+from letgo.training.config import UnlearnConfig, make_config, resolved_settings
+from letgo.training.run_directory import finished_result, left_to_do
 from letgo.training.unlearn import unlearn
 
 
@@ -63,15 +62,15 @@ def unlearn_sequence(
     if processes.is_first() and not resume and output.is_dir() and any(output.iterdir()):
         raise UserError(f"output directory {output} is not empty; name another one, or resume it with --resume")
     done: dict[Path, Result] = {}
-    settled, model = yaml.safe_load(dump_config(args)), args.model
+    settled, model = resolved_settings(args), args.model
     for number, spec in enumerate(benchmark.sequence, start=1):
         directory = output / f"{number}-{_request(spec)}"
         reporter.say(f"request {number} of {len(benchmark.sequence)}: {spec}")
-        there = processes.agreed(is_run(directory) and read_result(directory).status != "failed")
-        if there:
-            done[directory] = read_result(directory)
+        step = make_config({**settled, "benchmark": spec, "model": model, "output_dir": str(directory)}, where=spec)
+        finished = finished_result(directory)
+        if finished is not None and processes.agreed(not left_to_do(directory, step, finished)):
+            done[directory] = finished
         else:
-            step = make_config({**settled, "benchmark": spec, "model": model, "output_dir": str(directory)}, where=spec)
             going_on = processes.agreed(resume and directory.is_dir() and any(directory.iterdir()))
             done[directory] = unlearn(step, resume=going_on, reporter=reporter).result
         if benchmark.chained:

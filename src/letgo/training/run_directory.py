@@ -63,7 +63,7 @@ def check_directory(directory: Path, config: UnlearnConfig, *, resume: bool = Fa
         what = "holds another run" if is_run(directory) or (directory / CONFIG_FILE).exists() else "is not empty"
         raise UserError(f"output directory {directory} {what}; name another one, remove it, or resume it with --resume")
     notes = _check_settings(directory, config)
-    if (result := finished_result(directory)) is not None and not _left_to_do(directory, config, result):
+    if (result := finished_result(directory)) is not None and not left_to_do(directory, config, result):
         raise UserError(f"output directory {directory} holds a finished run; there is nothing to resume")
     return notes
 
@@ -89,7 +89,7 @@ def check_complete(directory: Path) -> None:
         raise LetgoError(f"{directory / CONFIG_FILE} was removed while the run was at work: run the command again")
 
 
-def _left_to_do(directory: Path, config: UnlearnConfig, result: Result) -> bool:
+def left_to_do(directory: Path, config: UnlearnConfig, result: Result) -> bool:
     """Whether a finished run's attacks, card or push are missing, or its remains were not removed."""
     if config.push_to_hub or missing_attacks(config.attacks or (), result) or last_checkpoint(directory):
         return True
