@@ -163,6 +163,14 @@ def test_what_may_change_on_the_way_is_noted(job, monkeypatch):
     assert "resumed with save_steps 3; begun with 2" in run.result.notes
 
 
+def test_without_its_settings_a_run_is_not_gone_on_with(job, monkeypatch):
+    with killed_at(monkeypatch, (page, "save")):
+        letgo.unlearn(**job)
+    (page.Path(job["output_dir"]) / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"has no config\.yaml, which says with which settings"):
+        letgo.unlearn(**job, resume=True)
+
+
 # -- one writer -------------------------------------------------------------------------------------------------------
 
 

@@ -101,9 +101,13 @@ def left_to_do(directory: Path, config: UnlearnConfig, result: Result) -> bool:
 
 def _check_settings(directory: Path, config: UnlearnConfig) -> list[str]:
     """Refuse to go on with other settings than those that a run was begun with; what may change is noted."""
-    begun_anew = last_checkpoint(directory) is None and finished_result(directory) is None
-    if not (directory / CONFIG_FILE).is_file() or begun_anew:
+    if last_checkpoint(directory) is None and finished_result(directory) is None:
         return []
+    if not (directory / CONFIG_FILE).is_file():
+        raise UserError(
+            f"output directory {directory} has no {CONFIG_FILE}, which says with which settings its run was begun: put "
+            "it back, or name another directory"
+        )
     begun, now = resolved_settings(read_config(directory / CONFIG_FILE)), resolved_settings(config)
     changed = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
     if refused := [key for key in changed if key not in MAY_CHANGE]:
