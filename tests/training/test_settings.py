@@ -15,6 +15,7 @@ from letgo.core.catalog import settings_of
 from letgo.core.errors import UserError
 from letgo.core.signatures import dataclass_fields, keywords
 from letgo.core.values import annotations_of
+from letgo.objectives import METHODS, RETAIN_TERMS
 from letgo.optim import OPTIMIZERS
 from letgo.training.config import field_types, read_config
 from letgo.training.settings import _fields, check_attacks_early, check_early, check_grid_early
@@ -31,6 +32,9 @@ WRONG = {
     "optimizer=fozo:zolr=1": "did you mean 'zo_lr'",
     "optimizer=fozo:fo_steps=1.5": "fo_steps must be a whole number",
     "objective=nop": "did you mean 'npo'",
+    "objective=npo:beta=abc": "beta must be a number above 0",
+    "objective=npo_gdr:bta=1": "did you mean 'beta'",
+    "objective=whp:targets=warm": "targets must be one of hard, soft",
     "benchmark=tofuu": "did you mean 'tofu'",
     "benchmark=tofu:nosuch=1": "has no setting 'nosuch'",
     "attacks=[quantise]": "did you mean 'quantize'",
@@ -78,7 +82,7 @@ def test_the_texts_tell_the_fields_that_the_class_has():
     assert sum(kind is Any for kind in told.values()) < 10
 
 
-@pytest.mark.parametrize("catalog", [OPTIMIZERS, ATTACKS, BENCHMARKS])
+@pytest.mark.parametrize("catalog", [OPTIMIZERS, ATTACKS, BENCHMARKS, METHODS, RETAIN_TERMS])
 def test_the_texts_tell_the_settings_that_the_targets_have(catalog):
     told = 0
     for record in catalog:

@@ -78,6 +78,13 @@ def _left_out(value: ast.expr | None) -> bool:
     return any(word.arg == "init" and isinstance(word.value, ast.Constant) and not word.value.value for word in words)
 
 
+def _imported(tree: ast.Module) -> set[str]:
+    """What a module imports from elsewhere, perhaps under a name that means something else here."""
+    ours = (values.__name__, "typing", "collections.abc")
+    froms = [each for each in ast.walk(tree) if isinstance(each, ast.ImportFrom) and each.module not in ours]
+    return {alias.asname or alias.name for each in froms for alias in each.names}
+
+
 def _kind(annotation: ast.expr | None, tree: ast.Module) -> Any:
     """The type that an annotation names, by builtins, typing, `letgo.core.values` and what its own module defines in
     these words."""
@@ -90,6 +97,8 @@ def _kind(annotation: ast.expr | None, tree: ast.Module) -> Any:
         if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name)
     }
     names = {each.id for each in ast.walk(annotation) if isinstance(each, ast.Name)}
+    for name in names & _imported(tree):
+        known.pop(name, None)
     try:
         for name in names - set(known):
             known[name] = eval(ast.unparse(own[name]), known)

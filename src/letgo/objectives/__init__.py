@@ -21,7 +21,8 @@ from letgo.objectives.schedules import parse_schedule
 if TYPE_CHECKING:
     from letgo.objectives.objective import Objective as Objective
 
-_NOT_SETTINGS = ("model", "forget", "retain", "alternative", "reference_head")
+NOT_SETTINGS = ("model", "forget", "retain", "alternative", "reference_head")
+"""Arguments of the terms that a run gives, not its user."""
 
 _TOFU = "TOFU (arXiv 2401.06121), section 3"
 _NPO = "NPO (arXiv 2404.05868), equation 3"
@@ -325,8 +326,8 @@ def create_objective(
     term = OBJECTIVES.load(name)
     retain_record = RETAIN_TERMS.record(retain_loss or record.retain)
     retain_term = RETAIN_TERMS.load(retain_record.name)
-    check_settings(f"objective {record.name!r}", [term, retain_term], settings, skip=_NOT_SETTINGS)
-    known, of_retain = (settings_of(t, skip=_NOT_SETTINGS) for t in (term, retain_term))
+    check_settings(f"objective {record.name!r}", [term, retain_term], settings, skip=NOT_SETTINGS)
+    known, of_retain = (settings_of(t, skip=NOT_SETTINGS) for t in (term, retain_term))
     # The record's weight is meant for its own retain term, not for any other.
     usual = record.retain_weight if retain_record.name == record.retain else 1.0
     from letgo.objectives.objective import Objective, Term

@@ -23,7 +23,8 @@ from letgo.core.errors import UserError
 from letgo.core.files import load_settings, parse_settings
 from letgo.core.signatures import Kinds, dataclass_fields
 from letgo.core.values import Within, flaw, shown, wanted
-from letgo.objectives import METHODS, OBJECTIVES
+from letgo.objectives import METHODS, NOT_SETTINGS, OBJECTIVES, RETAIN_TERMS
+from letgo.objectives.records import ObjectiveRecord
 from letgo.optim import OPTIMIZERS
 
 ALIASES = {"output": "output_dir", "epochs": "num_train_epochs", "steps": "max_steps"}
@@ -193,9 +194,12 @@ def _check_early(settings: Mapping[str, Any], where: str) -> None:
     for key, value in given.items():
         if value is not None and (problem := out_of_range(key, value, known[key])) and not _as_by_default(key, value):
             raise UserError(f"{where}: {key} must be {problem}, but is {shown(value)}")
-    name = given.get("objective")
-    if name:
-        METHODS.record(name)
+    if given.get("objective"):
+        method = METHODS.record(given["objective"])
+        more = ""
+        if isinstance(method, ObjectiveRecord):
+            more = RETAIN_TERMS.record(given.get("retain_loss") or method.retain).target
+        METHODS.check_early(method.name, given.get("objective_args") or {}, also=more, skip=(*NOT_SETTINGS, "data"))
     if given.get("optimizer"):
         OPTIMIZERS.check_early(given["optimizer"], {"lr": 1.0, **(given.get("optimizer_args") or {})})
     if given.get("benchmark"):
