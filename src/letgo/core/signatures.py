@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
-import importlib.util
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +20,12 @@ Kinds = Mapping[str, Any]
 @functools.cache
 def keywords(target: str) -> Kinds | None:
     """The keyword arguments of "package.module:attribute", a function or a class of letgo's own; None where the text
-    does not tell them (another library's, an inherited constructor). Packages above the module are imported."""
+    does not tell them (another library's, an inherited constructor)."""
     module, _, attribute = target.partition(":")
-    if not module.startswith("letgo."):
+    root, *parts = module.split(".")
+    if root != "letgo":
         return None
-    found = importlib.util.find_spec(module)
-    tree = None if found is None or found.origin is None else _tree(Path(found.origin))
+    tree = _tree(Path(__file__).parents[1].joinpath(*parts).with_suffix(".py"))
     node = None if tree is None else _definition(tree, attribute)
     if tree is None or node is None:
         return None
@@ -78,11 +77,19 @@ def _left_out(value: ast.expr | None) -> bool:
     return any(word.arg == "init" and isinstance(word.value, ast.Constant) and not word.value.value for word in words)
 
 
-def _imported(tree: ast.Module) -> set[str]:
+@functools.cache
+def _imported(tree: ast.Module) -> frozenset[str]:
     """What a module imports from elsewhere, perhaps under a name that means something else here."""
     ours = (values.__name__, "typing", "collections.abc")
     froms = [each for each in ast.walk(tree) if isinstance(each, ast.ImportFrom) and each.module not in ours]
-    return {alias.asname or alias.name for each in froms for alias in each.names}
+    return frozenset(alias.asname or alias.name for each in froms for alias in each.names)
+
+
+@functools.cache
+def _assigned(tree: ast.Module) -> Mapping[str, ast.expr]:
+    """The names that a module gives to types of its own."""
+    assigns = [each for each in tree.body if isinstance(each, ast.Assign)]
+    return {each.targets[0].id: each.value for each in assigns if isinstance(each.targets[0], ast.Name)}
 
 
 def _kind(annotation: ast.expr | None, tree: ast.Module) -> Any:
@@ -91,11 +98,7 @@ def _kind(annotation: ast.expr | None, tree: ast.Module) -> Any:
     if annotation is None:
         return Any
     known: dict[str, Any] = {**vars(builtins), **vars(typing), **vars(values), "Mapping": Mapping, "Sequence": Sequence}
-    own = {
-        each.targets[0].id: each.value
-        for each in tree.body
-        if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name)
-    }
+    own = _assigned(tree)
     names = {each.id for each in ast.walk(annotation) if isinstance(each, ast.Name)}
     for name in names & _imported(tree):
         known.pop(name, None)
