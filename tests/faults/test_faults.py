@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.jobs import JOBS, Bench, spread
 
-COUNTS = {"unlearn": 9, "attack": 3, "attack on a model": 2, "eval": 2, "sweep": 4, "analyze": 2, "report": 1}
+COUNTS = {"unlearn": 8, "attack": 2, "attack on a model": 1, "eval": 2, "sweep": 3, "analyze": 1, "report": 1}
 
 
 @pytest.mark.slow
