@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import inspect
 import io
 import json
 import math
@@ -108,7 +109,8 @@ def specs(draw: st.DrawFn) -> Input:
     known = settings_of(catalog.load(name), skip=skip)
     options = ["seeds", "threshold", "search", "bound", "reference"] if kind == "attack" else ["retain_weight"]
     key = draw(st.sampled_from([*known, *options, "nosuch"]))
-    default = st.just(known.get(key))
+    # What must be given has none.
+    default = st.just(None if known.get(key) is inspect.Parameter.empty else known.get(key))
     if draw(st.booleans()):
         return Input(f"{kind} text", f"{name}:{key}={draw(st.one_of(numbers, texts, texts, default))}", field=key)
     return Input(f"{kind} settings", (name, {key: draw(st.one_of(values, values, default))}), field=key)

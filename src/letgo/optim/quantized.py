@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from letgo.core.catalog import settings_of
+from letgo.core.errors import located
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, adapt, check_number, state_like
 from letgo.optim.engine.shards import gathered, is_distributed, local, piece_of
 from letgo.optim.registry import OPTIMIZERS, refuse_shards
@@ -73,7 +74,8 @@ class Compressed(ClosureOptimizer):
         self.bits = int(bits)
         self.block = int(block)
         self.error_feedback = error_feedback
-        self.base = self._make_base(base, dict(base_options or {}))
+        with located("base"):
+            self.base = self._make_base(base, dict(base_options or {}))
 
     def children(self) -> list[torch.optim.Optimizer]:
         return [self.base]

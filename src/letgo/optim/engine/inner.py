@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from letgo.core.catalog import settings_of
+from letgo.core.errors import located
 from letgo.optim.base import ClosureOptimizer, ParamsT, check_number
 from letgo.optim.registry import OPTIMIZERS, refuse_shards
 
@@ -65,9 +66,9 @@ class Wrapper(ClosureOptimizer):
         check_number("lr", lr)
         check_number("weight_decay", weight_decay)
         super().__init__(params, {"lr": lr})
-        self.base = inner_optimizer(
-            base, self.param_groups, {"weight_decay": weight_decay, **(base_options or {}), "lr": lr}
-        )
+        options = {"weight_decay": weight_decay, **(base_options or {}), "lr": lr}
+        with located("base"):
+            self.base = inner_optimizer(base, self.param_groups, options)
 
     def children(self) -> list[torch.optim.Optimizer]:
         return [self.base]
