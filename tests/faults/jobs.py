@@ -194,8 +194,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     files = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        # Caches, the index, and who held which lock.
-        other = name.startswith(".references") or ".sqlite" in name or name.endswith(".lock") or ".claims" in name
+        # Caches, the index, who held which lock, and what a killed writer left, which a later one removes.
+        other = name.startswith(".references") or name.endswith((".lock", ".letgo-part"))
+        other = other or ".sqlite" in name or ".claims" in name
         if path.is_file() and not other:
             files[name] = _content(path)
     return files

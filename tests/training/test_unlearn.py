@@ -96,6 +96,12 @@ def test_an_attack_with_its_own_output_leaves_the_run_alone(job, tmp_path):
     more = letgo.attack(run.directory, ["quantize:bits=3"], output=tmp_path / "attacked")
     assert [attack.label for attack in more.attacks] == ["quantize:bits=4", "quantize:bits=3"]
     assert read_result(tmp_path / "attacked") == more
+    # Cut off between its samples and its record.
+    (tmp_path / "attacked" / "result.json").unlink()
+    (tmp_path / "attacked" / "README.md").unlink()
+    again = letgo.attack(run.directory, ["quantize:bits=4", "quantize:bits=3"], output=tmp_path / "attacked")
+    assert [attack.metrics for attack in again.attacks] == [attack.metrics for attack in more.attacks]
+    more = again
     other = letgo.unlearn(**job | {"output_dir": str(tmp_path / "other"), "seed": 9})
     with pytest.raises(UserError, match="holds the attacks on another model"):
         letgo.attack(other.directory, ["quantize:bits=4"], output=tmp_path / "attacked")

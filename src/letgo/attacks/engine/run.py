@@ -32,13 +32,14 @@ from letgo.core import processes
 from letgo.core.catalog import check_arguments
 from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_json
-from letgo.core.locks import only_writer
+from letgo.core.locks import LOCK_FILE, only_writer
 from letgo.core.progress import Quiet, Reporter
 from letgo.core.values import Count, Share
 from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
 from letgo.models.files import remote_code
 from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.runs.results import (
+    SAMPLES_FILE,
     AttackResult,
     Result,
     SampleRow,
@@ -105,8 +106,7 @@ def attack(
     check_arguments(attack, limit=limit, seeds=seeds, threshold=threshold)
     plans = plan_attacks(attacks, seeds=seeds, threshold=threshold)
     processes.start()
-    if output is not None and not is_run(output):
-        processes.first_does(lambda: check_unused(output))
+    processes.first_does(lambda: _check_output(output))
     reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
     settings: dict[str, Any] = {"benchmark": benchmark, "original": original, "limit": limit, "dtype": dtype}
     folder = output or (Path(directory) if is_run(Path(directory)) else None)
@@ -129,6 +129,16 @@ def attack(
                 # Written after every attack, so that what is finished is kept if the next one fails.
                 processes.first_does(partial(target.write, folder))
         return target.result
+
+
+def _check_output(output: Path | None) -> None:
+    """Raise a `UserError` unless an output is still unused, or holds what an earlier call has written."""
+    names = {path.name for path in output.iterdir()} if output is not None and output.is_dir() else set()
+    if output is not None and names - {LOCK_FILE} == {SAMPLES_FILE}:
+        # Cut off before its first record: these are its samples, or no samples of ours.
+        read_samples(output)
+    elif output is not None and not is_run(output):
+        check_unused(output)
 
 
 def _with_earlier(target: Target, output: Path | None) -> Target:
