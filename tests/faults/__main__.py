@@ -14,7 +14,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests import warm
+from tests import tiny, warm
 from tests.faults.injector import KINDS
 from tests.faults.jobs import JOBS, Bench
 
@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="at every K-th moment alone")
     options = parser.parse_args()
     workers = os.cpu_count() or 1
+    tiny.make_model()  # transformers' lazy imports are not for two threads at once
     total: Counter[str] = Counter()
     wrong: list[str] = []
     with ThreadPoolExecutor(workers) as pool:

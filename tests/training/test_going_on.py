@@ -156,6 +156,18 @@ def test_an_older_checkpoint_goes_when_the_new_one_is_known_to_be_whole(job, mon
     assert last_checkpoint(page.Path(job["output_dir"])).name == "checkpoint-2"
 
 
+def test_a_failure_of_the_machine_is_not_recorded_as_the_runs(job, monkeypatch):
+    def fails(*_, **__):
+        raise WorldError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(page, "measure", fails)
+        with pytest.raises(WorldError):
+            letgo.unlearn(**job)
+    assert not is_run(page.Path(job["output_dir"]))
+    assert letgo.unlearn(**job, resume=True).result.status == "finished"
+
+
 def test_what_may_change_on_the_way_is_noted(job, monkeypatch):
     with killed_at(monkeypatch, (page, "save")):
         letgo.unlearn(**job)

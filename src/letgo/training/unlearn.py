@@ -15,7 +15,7 @@ from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core import processes
 from letgo.core.environment import circumstances, give_back_memory
-from letgo.core.errors import LetgoError, UserError
+from letgo.core.errors import LetgoError, UserError, WorldError
 from letgo.core.files import write_json_lines, write_text
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
@@ -229,11 +229,12 @@ def open_run(
 
 @contextmanager
 def failure_recorded(opened: Opened) -> Iterator[None]:
-    """Within: an error that is not the user's mistake is recorded in the directory before it goes on."""
+    """Within: an error that is neither the user's mistake nor the machine's failure is recorded in the directory before
+    it goes on."""
     try:
         yield
     except LetgoError as error:
-        if not isinstance(error, UserError) and processes.is_first():
+        if not isinstance(error, UserError | WorldError) and processes.is_first():
             write_result(opened.directory, result_of(opened, "failed", reasons=[str(error)]))
             record_run(opened.directory, opened.reporter.say)
         raise
