@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from letgo.core.signatures import dataclass_fields, keywords
 from letgo.core.values import annotations_of
 from letgo.objectives import METHODS, RETAIN_TERMS
 from letgo.optim import OPTIMIZERS
-from letgo.training.config import field_types, read_config
+from letgo.training.config import UnlearnConfig, field_types, read_config
 from letgo.training.settings import _fields, check_attacks_early, check_early, check_grid_early
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +72,9 @@ def test_no_right_setting_is_refused():
             read_config(path)
     check_attacks_early(record.name for record in ATTACKS)
     check_attacks_early(["relearn:seeds=3,search,bound=0.1", "quantize:bits=4,search=6,threshold=0.8,reference=false"])
-    check_early(None, ["max_steps=-1"])
+    for field in dataclasses.fields(UnlearnConfig):
+        if field.name in field_types() and isinstance(field.default, int | float):
+            check_early(None, [f"{field.name}={field.default}"])
 
 
 def test_the_texts_tell_the_fields_that_the_class_has():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import functools
 import typing
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,21 @@ def dataclass_fields(path: Path, name: str) -> Kinds | None:
     tree = _tree(path) if path.is_file() else None
     node = None if tree is None else _definition(tree, name)
     return _fields(node, tree) if tree is not None and isinstance(node, ast.ClassDef) else None
+
+
+@functools.cache
+def dataclass_defaults(path: Path, name: str) -> Mapping[str, Any]:
+    """The plain values that a dataclass in a file gives its fields where none is given."""
+    tree = _tree(path) if path.is_file() else None
+    node = None if tree is None else _definition(tree, name)
+    defaults = {}
+    for each in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
+            words = each.value.keywords if isinstance(each.value, ast.Call) else []
+            value = next((word.value for word in words if word.arg == "default"), each.value)
+            with contextlib.suppress(TypeError, ValueError):
+                defaults[each.target.id] = ast.literal_eval(value)  # type: ignore[arg-type]
+    return defaults
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from letgo.benchmarks import BENCHMARKS, OWN_ROWS
 from letgo.core.catalog import Catalog, did_you_mean, parse_spec, parse_value
 from letgo.core.errors import UserError
 from letgo.core.files import load_settings, parse_settings
-from letgo.core.signatures import Kinds, dataclass_fields
+from letgo.core.signatures import Kinds, dataclass_defaults, dataclass_fields
 from letgo.core.values import Within, flaw, shown, wanted
 from letgo.objectives import METHODS, NOT_SETTINGS, OBJECTIVES, RETAIN_TERMS
 from letgo.objectives.records import ObjectiveRecord
@@ -191,8 +191,10 @@ def _check_early(settings: Mapping[str, Any], where: str) -> None:
     if known is None:
         return
     given = resolve(settings, where, known)
+    defaults = {name: value for path, kind in _classes() for name, value in dataclass_defaults(path, kind).items()}
     for key, value in given.items():
-        if value is not None and (problem := out_of_range(key, value, known[key])) and not _as_by_default(key, value):
+        # As in the config, a default may lie outside: it stands for "not set".
+        if value not in (None, defaults.get(key)) and (problem := out_of_range(key, value, known[key])):
             raise UserError(f"{where}: {key} must be {problem}, but is {shown(value)}")
     if given.get("objective"):
         method = METHODS.record(given["objective"])
@@ -216,21 +218,21 @@ def check_attacks_early(specs: Iterable[str]) -> None:
         ATTACKS.check_early(name, given, also="letgo.attacks.engine.spec:_Options", skip=("victim",))
 
 
-def _as_by_default(key: str, value: Any) -> bool:
-    """Whether a value stands for "not set", outside its range as it is."""
-    return key == "max_steps" and value == -1
-
-
 def _fields() -> Kinds | None:
     """Every key of a run's YAML and its type, from the texts of the two classes; None where transformers' text is not
     as expected."""
-    own = dataclass_fields(Path(__file__).with_name("config.py"), "UnlearnConfig")
-    found = importlib.util.find_spec("transformers")
-    folder = (found.submodule_search_locations or [""])[0] if found else ""
-    theirs = dataclass_fields(Path(folder) / "training_args.py", "TrainingArguments")
+    theirs, own = (dataclass_fields(path, name) for path, name in _classes())
     if not own or not theirs:
         return None
     return {name: kind for name, kind in {**theirs, **own}.items() if name not in HIDDEN}
+
+
+def _classes() -> list[tuple[Path, str]]:
+    """The files and the names of the two classes, the base first."""
+    found = importlib.util.find_spec("transformers")
+    folder = (found.submodule_search_locations or [""])[0] if found else ""
+    ours = Path(__file__).with_name("config.py")
+    return [(Path(folder) / "training_args.py", "TrainingArguments"), (ours, "UnlearnConfig")]
 
 
 def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
