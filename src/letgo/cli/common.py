@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 if TYPE_CHECKING:
     from letgo.core.progress import Reporter
@@ -24,20 +24,6 @@ app = typer.Typer(
 
 JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on stdout, and nothing else.")]
 QuietFlag = Annotated[bool, Option("--quiet", "-q", help="No progress.")]
-
-
-def yaml_argument(text: str) -> Any:
-    """An argument that names a YAML file. A missing or broken one is refused at once: the libraries that check its keys
-    take seconds to load."""
-
-    def readable(path: Path | None) -> Path | None:
-        from letgo.core.files import load_settings
-
-        if path is not None:
-            load_settings(path)
-        return path
-
-    return Argument(help=text, callback=readable)
 
 
 def passed_on(given: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
-from letgo.cli.common import JsonFlag, app, print_json, yaml_argument
+from letgo.cli.common import JsonFlag, app, print_json
 
 
 @app.command()
 def plan(
-    config: Annotated[Path, yaml_argument("A run's YAML.")],
+    config: Annotated[Path, Argument(help="A run's YAML.")],
     assignments: Annotated[list[str] | None, Option("--set", help="key=value; repeat.")] = None,
     flops: Annotated[float | None, Option("--flops", help="FLOP/s of a device to take times with.")] = None,
     measure: Annotated[

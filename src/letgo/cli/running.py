@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, print_run, reporter, yaml_argument
+from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, print_run, reporter
 
 TrustFlag = Annotated[bool, Option("--trust-remote-code", help="Let the model's own Python code run.")]
 
@@ -34,7 +34,7 @@ def demo(
 
 @app.command()
 def unlearn(
-    config: Annotated[Path | None, yaml_argument("A run's YAML; flags go over it.")] = None,
+    config: Annotated[Path | None, Argument(help="A run's YAML; flags go over it.")] = None,
     model: Annotated[str | None, Option("--model", help="Directory, .gguf file, hub id, or built-in name.")] = None,
     benchmark: Annotated[str | None, Option("--benchmark", help="NAME[:k=v,…]: sets data and scores.")] = None,
     forget: Annotated[str | None, Option("--forget", help="Forget set: file or hub:OWNER/NAME:CONFIG:SPLIT.")] = None,

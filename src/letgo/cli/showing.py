@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from letgo.cli.common import JsonFlag, app, print_json, reporter, warn, yaml_argument
+from letgo.cli.common import JsonFlag, app, print_json, reporter, warn
 
 if TYPE_CHECKING:
     from letgo.core.catalog import Catalog
@@ -71,7 +71,7 @@ def list_(
 
 @app.command()
 def show_config(
-    config: Annotated[Path, yaml_argument("A run's YAML.")],
+    config: Annotated[Path, Argument(help="A run's YAML.")],
     assignments: Annotated[list[str] | None, Option("--set", help="key=value; repeat.")] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
-from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, reporter, yaml_argument
+from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, reporter
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def sweep(
-    grid: Annotated[Path, yaml_argument("The grid's YAML.")],
+    grid: Annotated[Path, Argument(help="The grid's YAML.")],
     output: Annotated[Path | None, Option("--output", "-o", help="In place of its output_dir.")] = None,
     workers: Annotated[int | None, Option("--workers", help="Processes, in place of its own number.")] = None,
     backend: Annotated[str | None, Option("--backend", help="local or ray, in place of its own.")] = None,
