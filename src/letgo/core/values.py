@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import sys
 import types
 import typing
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+from letgo.core.errors import UserError
 
 DEEPEST, _MOST = 50, 200_000
 """How deep the values of a file may be nested, and how many there may be, aliases followed."""
@@ -96,6 +99,14 @@ def _number_wanted(value: Any, kind: type, within: Within | None) -> str | None:
         return None
     words = "a whole number" if kind is int else "a number"
     return f"{words} {'of ' * (str(within).startswith('at'))}{within}" if within else f"{words} that is finite"
+
+
+def compiled(field: str, pattern: str) -> re.Pattern[str]:
+    """A setting's regular expression; one that is none is a `UserError`."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{field}: {pattern!r} is not a regular expression ({error})") from error
 
 
 def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:

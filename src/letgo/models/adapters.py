@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.core.fingerprints import Fingerprint
+from letgo.core.values import compiled
 from letgo.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, loading, tensors_of
 
 BASE_FILE = "base.json"
@@ -45,14 +45,6 @@ def is_adapter(directory: str | Path) -> bool:
 def has_adapters(model: Any) -> bool:
     """Whether a model carries peft's adapters."""
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
-
-
-def compiled(field: str, pattern: str) -> re.Pattern[str]:
-    """A setting's regular expression; one that is none is a `UserError`."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{field}: {pattern!r} is not a regular expression ({error})") from error
 
 
 def linear_targets(model: torch.nn.Module, pattern: str | None = None, trainable: str | None = None) -> list[str]:

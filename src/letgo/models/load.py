@@ -11,10 +11,10 @@ import torch
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import Fingerprint
+from letgo.core.values import compiled
 from letgo.models.adapters import (
     BASE_FILE,
     check_base,
-    compiled,
     is_adapter,
     merge_adapter,
     quantization_config,

@@ -16,7 +16,8 @@ from letgo.attacks.engine.spec import check_attacks, plan_attacks
 from letgo.core import processes
 from letgo.core.errors import UserError
 from letgo.core.sizes import size
-from letgo.models.adapters import compiled, is_adapter, read_base
+from letgo.core.values import compiled
+from letgo.models.adapters import is_adapter, read_base
 from letgo.models.files import tensors_of, weight_files
 from letgo.models.load import DTYPES, resolve_model
 from letgo.optim import create_optimizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,21 @@ def facts_of(checkpoint: Path) -> dict[str, Any]:
     return facts
 
 
+def checkpoints(directory: Path) -> list[Path]:
+    """All checkpoints in a run directory, whole or not, the newest first."""
+    found = (path for path in directory.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal())
+    return sorted(found, key=_step, reverse=True)
+
+
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint in a run directory that was written to its end; its files are not looked at."""
-    return next((path for path in _newest_first(directory) if (path / COMPLETE).is_file()), None)
+    return next((path for path in checkpoints(directory) if (path / COMPLETE).is_file()), None)
 
 
 def whole_checkpoint(directory: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint in a run directory whose files are all as they were written. Newer ones are named and
     removed."""
-    for path in _newest_first(directory):
+    for path in checkpoints(directory):
         if not (damage := _damage(path)):
             return path
         say(f"  {path} is not gone on from: {damage}")
@@ -49,12 +55,7 @@ def whole_checkpoint(directory: Path, say: Callable[[str], None]) -> Path | None
 
 def remove_older(directory: Path, newest: Path, keep: int) -> None:
     """Leave so many checkpoints: `newest` and those before it."""
-    for path in [path for path in _newest_first(directory) if _step(path) <= _step(newest)][max(1, keep) :]:
-        remove_checkpoint(path)
-
-
-def remove_checkpoints(directory: Path) -> None:
-    for path in _newest_first(directory):
+    for path in [path for path in checkpoints(directory) if _step(path) <= _step(newest)][max(1, keep) :]:
         remove_checkpoint(path)
 
 
@@ -85,14 +86,6 @@ def _damage(checkpoint: Path) -> str:
 def _files(checkpoint: Path) -> list[str]:
     names = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
     return sorted(name for name in names if name != COMPLETE)
-
-
-def _newest_first(directory: Path) -> list[Path]:
-    return sorted(_checkpoints(directory), key=_step, reverse=True)
-
-
-def _checkpoints(directory: Path) -> Iterator[Path]:
-    return (path for path in directory.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal())
 
 
 def _step(checkpoint: Path) -> int:

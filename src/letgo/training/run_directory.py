@@ -10,8 +10,7 @@ from letgo.core.files import remove_abandoned
 from letgo.core.locks import LOCK_FILE
 from letgo.report.card import CARD_FILE, card
 from letgo.runs.results import CONFIG_FILE, Result, is_run, read_result
-from letgo.scoring.resume_log import ResumeLog
-from letgo.training.checkpoints import last_checkpoint, remove_checkpoints
+from letgo.training.checkpoints import checkpoints, last_checkpoint, remove_checkpoint
 from letgo.training.config import UnlearnConfig, read_config, resolved_settings
 from letgo.training.looks import BEST
 
@@ -76,11 +75,14 @@ def finished_result(directory: Path) -> Result | None:
 
 def remove_remains(directory: Path) -> None:
     """Remove what only an unfinished run needs."""
-    remove_checkpoints(directory)
-    for path in directory.glob(PARTIAL.format("*")):
-        ResumeLog.remove(path)
-    for path in directory.glob(BEST.format("*")):
-        path.unlink()
+    for path in _remains(directory):
+        remove_checkpoint(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _remains(directory: Path) -> list[Path]:
+    # Several processes have a log of scores each: its name and their number.
+    patterns = (PARTIAL.format("*") + "*", BEST.format("*"))
+    return [*checkpoints(directory), *(path for pattern in patterns for path in directory.glob(pattern))]
 
 
 def check_complete(directory: Path) -> None:
@@ -91,9 +93,7 @@ def check_complete(directory: Path) -> None:
 
 def left_to_do(directory: Path, config: UnlearnConfig, result: Result) -> bool:
     """Whether a finished run's attacks, card or push are missing, or its remains were not removed."""
-    if config.push_to_hub or missing_attacks(config.attacks or (), result) or last_checkpoint(directory):
-        return True
-    if any(directory.glob(PARTIAL.format("*"))) or any(directory.glob(BEST.format("*"))):
+    if config.push_to_hub or missing_attacks(config.attacks or (), result) or _remains(directory):
         return True
     path = directory / CARD_FILE
     return not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != card(result)

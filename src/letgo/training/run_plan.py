@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from letgo.attacks.engine.spec import plan_attack
 from letgo.benchmarks import BENCHMARKS
 from letgo.core import processes
 from letgo.core.catalog import parse_spec, settings_of
@@ -48,7 +47,7 @@ def plan_run(args: UnlearnConfig) -> RunPlan:
 
 
 def check_parts(args: UnlearnConfig) -> None:
-    """Check what the config names, and the settings of each: objective, optimizer, schedule, benchmark, attacks.
+    """Check what the config names, and the settings of each: objective, optimizer, schedule, benchmark.
     Nothing is loaded.
 
     Raises:
@@ -65,8 +64,6 @@ def check_parts(args: UnlearnConfig) -> None:
     if args.benchmark:
         name, settings = parse_spec(args.benchmark)
         BENCHMARKS.check_settings(name, settings)
-    for spec in args.attacks or ():
-        plan_attack(spec)
 
 
 def objective_of(args: UnlearnConfig) -> Objective | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import importlib.util
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +18,10 @@ from pydantic import TypeAdapter
 from letgo.attacks import ATTACKS
 from letgo.benchmarks import BENCHMARKS, OWN_ROWS
 from letgo.core.catalog import Catalog, did_you_mean, parse_spec, parse_value
-from letgo.core.errors import UserError
+from letgo.core.errors import UserError, located
 from letgo.core.files import load_settings, parse_settings
 from letgo.core.signatures import Kinds, dataclass_defaults, dataclass_fields
-from letgo.core.values import Within, flaw, shown, wanted
+from letgo.core.values import Within, compiled, flaw, shown, wanted
 from letgo.objectives import METHODS, NOT_SETTINGS, OBJECTIVES, RETAIN_TERMS
 from letgo.objectives.records import ObjectiveRecord
 from letgo.optim import OPTIMIZERS
@@ -145,11 +144,8 @@ def resolve(
             # An alias is the same setting: two runs that differ by it alone are one line everywhere.
             resolved[key] = catalog.record(str(resolved[key])).name
     for key in ("trainable", "lora_targets"):
-        try:
-            re.compile(settings.get(key) or "")
-        except re.error as error:
-            problem = f"{settings[key]!r} is not a regular expression ({error})"
-            raise UserError(f"{where}: {key}: {problem}") from error
+        with located(where):
+            compiled(key, settings.get(key) or "")
     own = next((key for key in OWN_ROWS if settings.get(key)), None)
     if settings.get("benchmark") and own is not None:
         raise UserError(f"{where}: give either 'benchmark' (which brings its data) or {own!r}, not both")

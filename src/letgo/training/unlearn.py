@@ -123,6 +123,7 @@ def recorded_run(opened: Opened) -> Run | None:
     if result is None:
         return None
     opened.reporter.say("  unlearned and measured already: its attacks and its card go on")
+    processes.first_does(lambda: settle(opened))
     model = load_model(opened.directory, dtype=opened.config.dtype)
     return Run(opened.directory, result, model, load_tokenizer(opened.directory))
 
@@ -464,8 +465,13 @@ def record(prepared: Prepared, result: Result, stages: Mapping[str, Sequence[Sam
     write_json_lines(directory / HISTORY_FILE, prepared.work.history)
     write_samples(directory, stages, result.seed)
     write_result(directory, result)
-    record_run(directory, prepared.opened.reporter.say)
-    remove_remains(directory)
+    settle(prepared.opened)
+
+
+def settle(opened: Opened) -> None:
+    """What follows the record of a run; also of one whose process was killed before it came to this."""
+    record_run(opened.directory, opened.reporter.say)
+    remove_remains(opened.directory)
 
 
 def attack(opened: Opened, result: Result) -> Result:
@@ -484,9 +490,6 @@ def publish(opened: Opened, result: Result) -> None:
     from letgo.report.card import write_model_card
 
     config, say = opened.config, opened.reporter.say
-    # A process that was killed before this one may have recorded the run, and left the rest undone.
-    remove_remains(opened.directory)
-    record_run(opened.directory, say)
     write_model_card(opened.directory, result)
     if not config.push_to_hub:
         return
