@@ -26,10 +26,10 @@ PROCESSORS = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "plain": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
 }
-WHOLE = [("native", 1), ("native", 2), ("avx2", 1), ("avx2", 2), ("plain", 1), ("plain", 2)]
-
 # `make test` has run the processor's own kernels with one thread; these two add the most to that.
 PART = [("avx2", 2), ("plain", 1)]
+# Each limit and each number of threads, and the processor's own kernels with both.
+WHOLE = [("native", 1), ("native", 2), *PART]
 PART_TESTS = [
     "tests/optim/test_compressed.py",
     "tests/optim/test_second_order.py",
