@@ -44,7 +44,6 @@ SHARED = {
     },
     "attacks": {
         "displacement",  # how far quantizing, pruning and noise move the weights
-        "rounding",  # grids and code books of the quantizations
     },
     "benchmarks": set(),
 }

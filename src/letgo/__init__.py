@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from letgo.training.attack import attack as attack
     from letgo.training.config import UnlearnConfig as UnlearnConfig
     from letgo.training.config import read_config as read_config
+    from letgo.training.export import export as export
     from letgo.training.requests import unlearn_sequence as unlearn_sequence
     from letgo.training.trainer import UnlearnTrainer as UnlearnTrainer
     from letgo.training.unlearn import Run as Run
@@ -67,6 +68,7 @@ _PUBLIC = {
     "create_objective": "letgo.objectives",
     "create_optimizer": "letgo.optim",
     "evaluate": "letgo.benchmarks.engine.evaluate",
+    "export": "letgo.training.export",
     "landscape": "letgo.analysis.landscape",
     "number": "letgo.report.numbers",
     "optimizer_cost": "letgo.planning.optimizers",

@@ -17,9 +17,9 @@ from letgo.attacks.quantize_with_libraries import (
     unpack_4bit,
 )
 from letgo.attacks.relearn import relearn
-from letgo.attacks.rounding import Codebook
 from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
+from letgo.models.rounding import Codebook
 from tests import tiny
 from tests.attacks.conftest import round_to_nearest
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from letgo.attacks.displacement import layer_row, summary
 from letgo.attacks.engine.base import Victim, linear_layers
-from letgo.attacks.rounding import make_grid
 from letgo.attacks.weights import interpolate, noise, prune
 from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
+from letgo.models.displacement import layer_row, summary
+from letgo.models.rounding import make_grid
 from tests import tiny
 
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from torch import Tensor
 
-from letgo.attacks.displacement import apply_quantizer
+from letgo.attacks.displacement import Rounded, apply_quantizer
 from letgo.attacks.engine.base import Attacked, Victim
-from letgo.attacks.rounding import EvenLevels, Granularity, make_grid
 from letgo.core.values import Seed, Within
+from letgo.models.rounding import Granularity, make_grid
 
 Bits = Annotated[int, Within(2, 8)]
 GroupSize = Annotated[int, Within(2)]
@@ -35,8 +35,8 @@ def quantize(
         symmetric: a scale alone, s = max|w|/(2^(b−1)−1); or a scale and a zero point over [min w, max w].
     """
 
-    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, EvenLevels]:
+    def quantizer(name: str, weight: Tensor) -> Rounded:
         grid = make_grid(weight, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric)
-        return grid.values(grid.index(weight)), grid
+        return Rounded(grid.values(grid.index(weight)), grid)
 
     return apply_quantizer(victim, quantizer, f"quantizing to {bits} bits")

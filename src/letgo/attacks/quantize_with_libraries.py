@@ -13,14 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from letgo.attacks.displacement import apply_quantizer, weight_change
+from letgo.attacks.displacement import Rounded, apply_quantizer, weight_change
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_first
 from letgo.attacks.quantize import Bits, GroupSize
-from letgo.attacks.rounding import Codebook, EvenLevels
 from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.core.values import Count, Natural, Seed
+from letgo.models.gguf import is_gguf
 from letgo.models.load import context_length
+from letgo.models.rounding import Codebook, EvenLevels
 
 _BLOCK = 64
 """bitsandbytes' default block of weights that share an absmax."""
@@ -52,12 +53,13 @@ def quantize_bnb(
         raise UserError("quantize_bnb: double quantization is of the 4-bit formats; int8 has none")
     bnb = need("bitsandbytes", "bitsandbytes", what="attack 'quantize_bnb'")
 
-    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, EvenLevels | Codebook]:
+    def quantizer(name: str, weight: Tensor) -> Rounded:
         plain = weight.float().contiguous()
         if format == "int8":
             whole, absmax, _ = bnb.functional.int8_vectorwise_quant(plain.half())
             scale = absmax.float()[:, None] / 127
-            return whole.float() * scale, EvenLevels(scale, torch.zeros_like(scale), -127, 127, plain.shape[1])
+            grid = EvenLevels(scale, torch.zeros_like(scale), -127, 127, plain.shape[1])
+            return Rounded(whole.float() * scale, grid)
         coded, state = bnb.functional.quantize_4bit(
             plain, blocksize=_BLOCK, quant_type=format, compress_statistics=double
         )
@@ -67,7 +69,7 @@ def quantize_bnb(
                 f"quantize_bnb: layer {name} has {plain.shape[1]} inputs, and on this device bitsandbytes does "
                 "not read such layers as it wrote them; leave packed out"
             )
-        return values, Codebook(state.code.float().unique(), absmax, _BLOCK)
+        return Rounded(values, Codebook(state.code.float().unique(), absmax, _BLOCK))
 
     attacked = apply_quantizer(victim, quantizer, f"quantizing to {format}")
     if not packed:
@@ -132,7 +134,7 @@ def quantize_torchao(
     granularity = ao.PerGroup(group_size) if group_size else ao.PerAxis(0)
     config = ao.IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=granularity)
 
-    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, EvenLevels]:
+    def quantizer(name: str, weight: Tensor) -> Rounded:
         rows, columns = weight.shape
         if group_size and columns % group_size:
             raise UserError(
@@ -144,7 +146,7 @@ def quantize_torchao(
         quantized: Any = shell[0].weight
         scale, zero = quantized.scale.reshape(-1, 1).float(), quantized.zero_point.reshape(-1, 1).float()
         grid = EvenLevels(scale, zero, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, group_size or columns)
-        return quantized.dequantize(), grid
+        return Rounded(quantized.dequantize(), grid)
 
     return apply_quantizer(victim, quantizer, f"quantizing to {bits} bits by torchao")
 
@@ -195,8 +197,8 @@ def quantize_autoround(
         quantized, _ = rounder.quantize()
     layers = linear_layers(quantized)
 
-    def quantizer(name: str, weight: Tensor) -> tuple[Tensor, EvenLevels | None]:
-        return output_first(layers[name]), _levels(layers[name], bits)
+    def quantizer(name: str, weight: Tensor) -> Rounded:
+        return Rounded(output_first(layers[name]), _levels(layers[name], bits))
 
     attacked = apply_quantizer(victim, quantizer, "comparing the layers")
     numbers = {**attacked.did, "calibration_sequences": len(texts)}
@@ -243,15 +245,15 @@ def external(
 ) -> Attacked:
     """A model that somebody else made of the saved one (GPTQ or AWQ in an environment of their own), judged like an
     attack, with the run's tokenizer. The weights in its directory are plain, or in a format whose library is installed
-    here; `family` says under which score it counts.
+    here; or it is a .gguf file. `family` says under which score it counts.
 
     `original` and `retrained` are made likewise of the original and of the retrained model. Without them the two stand
     as they are, and what the attack does to any model counts as forgetting kept: `did` says so.
     """
     made = {"unlearned": path, "original": original, "retrained": retrained}
     for given in filter(None, made.values()):
-        if not Path(given).is_dir():
-            raise UserError(f"external: no such directory: {given}")
+        if not Path(given).is_dir() and not (is_gguf(Path(given)) and Path(given).is_file()):
+            raise UserError(f"external: no such directory or .gguf file: {given}")
     directory = made[victim.role]
     if directory is None:
         return Attacked(victim.load(), {"path": None})

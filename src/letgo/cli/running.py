@@ -1,4 +1,4 @@
-"""Commands that run a model: demo, unlearn, attack, eval."""
+"""Commands that run a model or write it: demo, unlearn, attack, eval, export."""
 
 from __future__ import annotations
 
@@ -145,3 +145,35 @@ def evaluate(
             typer.echo(f"  {name:<28} {number(metric.value):>9}  [{interval(metric)}]  n={metric.n}")
         for note in result.notes:
             typer.echo(f"  {note}")
+
+
+@app.command()
+def export(
+    run: Annotated[str, Argument(help="A run directory; or a model: directory, hub id, built-in name.")],
+    format: Annotated[str, Option("--format", "-f", help="q4_k_m, q8_0, own, …; see letgo list formats.")],
+    output: Annotated[Path, Option("--output", "-o", help="A new directory for the file and its manifest.")],
+    rounding: Annotated[str, Option("--rounding", help="nearest, stochastic or error_feedback.")] = "nearest",
+    seed: Annotated[int, Option("--seed", help="Of stochastic rounding.")] = 0,
+    original: Annotated[str | None, Option("--original", help="The model before unlearning; a run knows it.")] = None,
+    trust_remote_code: TrustFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Write a model in the format in which it will be served, and say how much of the forgetting the format keeps."""
+    options = passed_on(locals(), "run", "format", "output")
+    from letgo.report.numbers import number, percent
+    from letgo.training.export import export as run_export
+
+    manifest = run_export(run, format, output, reporter=reporter(quiet), **options)
+    if as_json:
+        print_json(manifest)
+        return
+    did = manifest["did"]
+    typer.echo(f"{output / manifest['file']}  ({manifest['bytes']:,} bytes)")
+    if "carried" in did:
+        typer.echo(
+            f"{percent(1 - did['undone'])} of the weights that unlearning changed are in another bin than before; "
+            f"{percent(did['carried'])} of the update is left. A bin is {number(did['bins_per_change'])} times as wide "
+            "as the average change."
+        )
+    typer.echo(f"record: {output / 'export.json'}")

@@ -99,6 +99,7 @@ def _catalog(kind: str) -> Catalog[Any]:
         "benchmarks": "letgo.benchmarks:BENCHMARKS",
         "metrics": "letgo.metrics:METRICS",
         "analyses": "letgo.analysis:ANALYSES",
+        "formats": "letgo.models.formats:FORMATS",
     }
     if kind not in catalogs:
         raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, catalogs)}; known: {', '.join(catalogs)}")

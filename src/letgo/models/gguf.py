@@ -8,10 +8,12 @@ it: it would split as GPT-2 does, and a number after two spaces or a blank line 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,23 +91,14 @@ def convert(source: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _read(source: Path) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-    from letgo.models.files import check_loaded
-
+@contextlib.contextmanager
+def _alone(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The folder and the settings by which transformers reads a GGUF file; what it can't read is a `UserError`."""
     try:
         # Alone in a folder: other files of its directory (a config, an adapter) must not be read.
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "model.gguf").symlink_to(source.resolve())
-            settings = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
-            _apply_pre_tokenizer(source, tokenizer)
-            read, keys = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, **settings, **_dequantized()
-            )
-            check_loaded(read, keys, str(source))
+            yield folder, {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
     except UserError:
         raise
     except Exception as error:  # its reader raises many kinds for a file that is cut off, or that it does not know
@@ -113,6 +106,31 @@ def _read(source: Path) -> tuple[Any, Any]:
             f"{source}: the GGUF file can't be read ({type(error).__name__}: {first_line(error)})\n"
             "  give the model's directory or hub id instead"
         ) from error
+
+
+def read_header(source: Path) -> tuple[Any, Any]:
+    """The config and the tokenizer of a GGUF file; its weights need not be there yet."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _alone(source) as (folder, settings):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+        _apply_pre_tokenizer(source, tokenizer)
+        return AutoConfig.from_pretrained(folder, **settings), tokenizer
+
+
+def _read(source: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    from letgo.models.files import check_loaded
+
+    with _alone(source) as (folder, settings):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+        _apply_pre_tokenizer(source, tokenizer)
+        read, keys = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **settings, **_dequantized()
+        )
+        check_loaded(read, keys, str(source))
     config = read.config
     config.name_or_path = ""
     for name, value in config.to_dict().items():
@@ -152,7 +170,6 @@ def _apply_pre_tokenizer(source: Path, tokenizer: Any) -> None:
         UserError: the file names a way that is not known: the tokens would silently be others than the model's.
     """
     from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
 
     fields = GGUFReader(source).fields
     kind, split = (
@@ -161,9 +178,7 @@ def _apply_pre_tokenizer(source: Path, tokenizer: Any) -> None:
     if kind != "gpt2":
         return  # other kinds of tokenizers don't split first
     if split in _DIGIT_BY_DIGIT:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+        tokenizer.backend_tokenizer.pre_tokenizer = _digit_by_digit()
     elif split not in (*_AS_GPT2, *_known_to_transformers()):
         raise UserError(
             f"{source}: how its tokenizer splits a text (tokenizer.ggml.pre: {split}) is not known, so the tokens "
@@ -171,12 +186,46 @@ def _apply_pre_tokenizer(source: Path, tokenizer: Any) -> None:
         )
 
 
-def _known_to_transformers() -> tuple[str, ...]:
+def _digit_by_digit() -> Any:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _known_to_transformers() -> dict[str, str]:
+    """The regular expressions by which transformers splits a text, by their names in GGUF files."""
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
     except ImportError:
-        return ()
-    return tuple(GGUF_PRE_TOKENIZER_SPLITS)
+        return {}
+    return dict(GGUF_PRE_TOKENIZER_SPLITS)
+
+
+def pre_tokenizer_name(tokenizer: Any) -> str | None:
+    """How GGUF files call the way in which a tokenizer splits a text before it merges byte pairs; None where no name is
+    known to stand for it."""
+    if not tokenizer.is_fast:
+        return None
+    steps = _steps(tokenizer.backend_tokenizer.pre_tokenizer)
+    if steps == _steps(_digit_by_digit()):
+        return _DIGIT_BY_DIGIT[0]
+    if [step["type"] for step in steps] == ["ByteLevel"] and steps[0]["use_regex"]:
+        return _AS_GPT2[0]
+    if [step["type"] for step in steps] == ["Split", "ByteLevel"] and not steps[1]["use_regex"]:
+        pattern = steps[0]["pattern"].get("Regex")
+        return next((name for name, known in _known_to_transformers().items() if known == pattern), None)
+    return None
+
+
+def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
+    """What a pre-tokenizer does, one step after another, without what has no effect on how a text is split."""
+    if pre_tokenizer is None:
+        return []
+    state = json.loads(pre_tokenizer.__getstate__())
+    steps = state["pretokenizers"] if state["type"] == "Sequence" else [state]
+    return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
 
 
 @functools.cache

