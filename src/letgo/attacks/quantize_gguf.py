@@ -10,9 +10,10 @@ from letgo.attacks.displacement import Rounded, apply_quantizer, matrices
 from letgo.attacks.engine.base import Attacked, Victim
 from letgo.core.errors import UserError
 from letgo.core.values import Seed
-from letgo.models.export import plan_format
+from letgo.models.export import own_file, plan_format
 from letgo.models.formats import FORMATS
 from letgo.models.gguf_file import names_of
+from letgo.models.gguf_types import library
 from letgo.models.rounding import Rounding
 
 
@@ -44,6 +45,9 @@ def requantize(victim: Victim, *, rounding: Rounding = "nearest", seed: Seed = 0
 
 
 def _quantized(victim: Victim, format: str, rounding: Rounding, seed: int) -> Attacked:
+    library()
+    if format == "own" and victim.original is not None:
+        own_file(victim.original)
     model = victim.load()
     shapes = {key: tuple(weight.shape) for key, weight in matrices(model).items()}
     plan = plan_format(format, names_of(model.config), shapes, victim.original)

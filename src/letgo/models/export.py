@@ -127,7 +127,7 @@ def plan_format(format: str, names: Names, shapes: Mapping[str, tuple[int, ...]]
         in_file = {table[key]: shapes[key] for key in table}
         types, notes = types_of(name.upper(), in_file, layers=names.layers, queries=names.queries)
         return FormatPlan(table, {key: types[table[key]] for key in table}, {}, notes)
-    path = _gguf_of(original)
+    path = own_file(original)
     gguf = need("gguf", "gguf", what=f"reading {path}")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     own, blocks = dict[str, str](), dict[str, np.ndarray]()
@@ -220,7 +220,7 @@ def export(
     return manifest
 
 
-def _gguf_of(original: str | None) -> Path:
+def own_file(original: str | None) -> Path:
     """The GGUF file as which an original came; a `UserError` where it did not."""
     if original == "smollm2":
         from letgo.models.smollm2 import find_gguf

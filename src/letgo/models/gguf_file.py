@@ -213,7 +213,8 @@ class GgufFile:
                 f"its rotary embedding is scaled (rope_type: {kind}), which readers of GGUF files take in different "
                 "ways\n  export it in another format, or convert the run's directory with llama.cpp's own script"
             )
-        writer.add_file_type(int(self._gguf.LlamaFileType[f"MOSTLY_{file_type}" if file_type else "GUESSED"]))
+        kinds = self._gguf.LlamaFileType.__members__
+        writer.add_file_type(int(kinds.get(f"MOSTLY_{file_type}", kinds["GUESSED"])))
         writer.add_quantization_version(self._gguf.GGML_QUANT_VERSION)
 
     def _add_tokenizer(self) -> None:

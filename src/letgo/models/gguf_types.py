@@ -52,14 +52,14 @@ TYPES = tuple(_PLANES)
 
 def block_of(name: str) -> tuple[int, int]:
     """How many weights a block of the type has, and how many bytes."""
-    gguf = _library()
+    gguf = library()
     weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
     return int(weights), int(size)
 
 
 def encode(weight: np.ndarray, name: str) -> np.ndarray:
     """The rows of weights (rows, columns), rounded to nearest as llama.cpp's quantizer does, as bytes (rows, …)."""
-    lib = _library()
+    lib = library()
     rows = np.ascontiguousarray(weight, dtype=np.float32)
     encoded: np.ndarray = lib.quantize_rows(rows, lib.GGMLQuantizationType[name])
     return encoded
@@ -67,7 +67,7 @@ def encode(weight: np.ndarray, name: str) -> np.ndarray:
 
 def decode(encoded: np.ndarray, name: str, columns: int) -> np.ndarray:
     """The weights (rows, columns), float32, that rows of bytes stand for."""
-    lib = _library()
+    lib = library()
     decoded: np.ndarray = lib.dequantize_rows(encoded, lib.GGMLQuantizationType[name], n_per_row=columns)
     return decoded
 
@@ -192,5 +192,6 @@ def round_to_blocks(
     return levels, rounded(levels, weight, rounding, seed=seed, name=tensor, first=first)
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The package that encodes; a `UserError` where it is not installed."""
     return need("libgguf", "gguf", what="writing GGUF's block types")

@@ -34,7 +34,13 @@ _SIDE = 128
 def check_beforehand(args: UnlearnConfig, benchmark: Benchmark) -> None:
     """Raise a `UserError` where a run could not be finished, or an attack on it not be made."""
     plans = plan_attacks(args.attacks or [])
-    check_attacks(plans, benchmark, template=args.template, limit=args.eval_limit)  # type: ignore[arg-type]
+    check_attacks(
+        plans,
+        benchmark,
+        template=args.template,  # type: ignore[arg-type]
+        limit=args.eval_limit,
+        original=args.model,
+    )
     # By all processes: some optimizers' step is one that they take together.
     needed = needed_bytes(args, len(benchmark.forget))
     processes.first_does(lambda: check_room(args, needed))

@@ -78,15 +78,16 @@ def check_attacks(
     *,
     template: Template = "auto",
     limit: int | None = None,
+    original: str | None = None,
 ) -> None:
     """Let each attack begin on a model that is not there, under each of its seeds: all that it checks before it needs
-    one is then checked, by its own rules (values, libraries, and, with a benchmark, its data).
+    one is then checked, by its own rules (values, libraries, and, with a benchmark, its data and its original).
 
     Raises:
         UserError: an attack can't be made so, or would have nothing to score.
     """
     data, recorded = cast(Benchmark, benchmark or _Unknown()), cast(Mapping[str, Any], _Unknown())
-    victim = _NoModel("", data, template=template, limit=limit, recorded=recorded)
+    victim = _NoModel("", data, template=template, limit=limit, original=original, recorded=recorded)
     for plan in plans:
         for seed in plan.seeds if benchmark else plan.seeds[:1]:
             try:
