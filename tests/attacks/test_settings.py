@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from letgo.attacks import ATTACKS
+from letgo.attacks.engine.base import Victim
 from letgo.attacks.engine.spec import AttackSpec, apply_attack, check_attacks, plan_attack, plan_attacks
 from letgo.attacks.jailbreak import in_context, instruct, prefill
 from letgo.attacks.quantize import quantize
@@ -89,7 +90,7 @@ def test_settings_out_of_range(victim, attack, settings, message):
 def test_they_are_refused_before_there_is_a_model(data, attack, settings, message):
     plan = AttackSpec(attack.__name__, settings, (0,), 0.5)
     with pytest.raises(UserError, match=message):
-        check_attacks([plan], data)
+        check_attacks([plan], Victim("", data))
 
 
 @pytest.mark.parametrize("name", [record.name for record in ATTACKS])
@@ -99,7 +100,7 @@ def test_every_attack_can_be_checked_without_a_model(data, tmp_path, name):
     plan = plan_attack(name + (f":path={tmp_path}" if name == "external" else ""))
     check_attacks([plan])
     if name != "membership":  # the rows have no holdout texts
-        check_attacks([plan], data)
+        check_attacks([plan], Victim("", data))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_every_attack_can_be_checked_without_a_model(data, tmp_path, name):
         (["relearn:optimizer=adamm"], "unknown optimizer 'adamm'; did you mean"),
         (["quantize", "quantize"], "named twice"),
         (["quantize:bits=4,granularity=group,symmetric=true,search=3"], "every setting that search goes over is given"),
-        (["external:path=nowhere"], "no such directory: nowhere"),
+        (["external:path=nowhere"], r"no such directory or \.gguf file: nowhere"),
         (["sample:k=x"], "sample"),
     ],
 )
@@ -150,4 +151,4 @@ def test_a_library_that_is_missing_is_named_before_there_is_a_model(monkeypatch)
 )
 def test_an_attack_without_anything_to_score_is_refused_before_there_is_a_model(data, spec, changes, limit, message):
     with pytest.raises(UserError, match=message):
-        check_attacks([plan_attack(spec)], replace(data, **changes), limit=limit)
+        check_attacks([plan_attack(spec)], Victim("", replace(data, **changes), limit=limit))

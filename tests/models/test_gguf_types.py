@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from letgo.models.gguf_mixes import MIXES, types_of
-from letgo.models.gguf_types import TYPES, BlockLevels, block_of, decode, encode, round_to_blocks
+from letgo.models.gguf_mixes import BLOCK, MIXES, types_of
+from letgo.models.gguf_types import TYPES, BlockLevels, block_bytes, decode, encode, round_to_blocks
 
 gguf = pytest.importorskip("gguf", reason="not installed: pip install 'letgo[gguf]'")
 pytest.importorskip("libgguf", reason="not installed: pip install 'letgo[gguf]'")
@@ -26,6 +26,11 @@ def by_gguf(encoded, name):
 
 
 @pytest.mark.parametrize("name", TYPES)
+def test_the_size_of_a_block(name):
+    assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == (BLOCK[name], block_bytes(name))
+
+
+@pytest.mark.parametrize("name", TYPES)
 def test_bytes_to_indices_and_back(name):
     levels = BlockLevels(name, encode(weights(), name), 512)
     again = levels.bytes_of(levels.stored())
@@ -39,7 +44,7 @@ def test_bytes_to_indices_and_back(name):
 @pytest.mark.parametrize("name", TYPES)
 def test_each_index_is_one_weight_and_its_own(name):
     """One index changed by one changes one weight, to the next level: at every place of a block."""
-    columns = block_of(name)[0]
+    columns = BLOCK[name]
     row = weights(2)[1:, :columns]  # the first row begins with zeros
     levels = BlockLevels(name, encode(row, name), columns)
     index = levels.stored()

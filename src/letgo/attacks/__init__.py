@@ -80,6 +80,16 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             family="quantization",
         ),
         _attack(
+            "quantize_gguf:exported",
+            summary="the file that the run's export: wrote, as it will be served",
+            source="letgo; docs/formats.md",
+            faithfulness="ours",
+            extra="gguf",
+            means="weights",
+            family="quantization",
+            random=False,
+        ),
+        _attack(
             "quantize_with_libraries:quantize_bnb",
             aliases=("bitsandbytes", "bnb"),
             summary="NF4, FP4 or int8 by bitsandbytes",

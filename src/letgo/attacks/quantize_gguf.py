@@ -6,15 +6,16 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from letgo.attacks.displacement import Rounded, apply_quantizer, matrices
+from letgo.attacks.displacement import Rounded, apply_quantizer, changed_model, matrices
 from letgo.attacks.engine.base import Attacked, Victim
 from letgo.core.errors import UserError
+from letgo.core.files import read_json
+from letgo.core.fingerprints import file_digest
 from letgo.core.values import Seed
 from letgo.models.export import own_file, plan_format
-from letgo.models.formats import FORMATS
+from letgo.models.formats import EXPORT, FORMATS, MANIFEST, Rounding
 from letgo.models.gguf_file import names_of
 from letgo.models.gguf_types import library
-from letgo.models.rounding import Rounding
 
 
 def quantize_gguf(victim: Victim, *, type: str = "q4_k_m", rounding: Rounding = "nearest", seed: Seed = 0) -> Attacked:
@@ -42,6 +43,30 @@ def requantize(victim: Victim, *, rounding: Rounding = "nearest", seed: Seed = 0
         rounding, seed: as in `quantize_gguf`.
     """
     return _quantized(victim, "own", rounding, seed)
+
+
+def exported(victim: Victim, *, seed: Seed = 0) -> Attacked:
+    """The file that a run's `export:` wrote, as it will be served. The original and the retrained model are rounded
+    likewise in memory."""
+    folder = victim.run_directory() / EXPORT
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"exported: {folder} has no {MANIFEST}: the run exported nothing; give export: in its YAML")
+    manifest = read_json(folder / MANIFEST)
+    format, rounding = manifest["format"], manifest["rounding"]
+    if victim.is_reference:
+        return _quantized(victim, format, rounding, manifest["seed"] or 0)
+    path = folder / manifest["file"]
+    if not path.is_file() or (digest := file_digest(path)) != manifest["sha256"]:
+        raise UserError(f"exported: {path} is not the file that was exported (sha256 {manifest['sha256'][:12]}…)")
+    attacked = changed_model(victim, replace(victim, directory=path).load(), **manifest["did"])
+    about = {
+        "file": path.name,
+        "sha256": digest,
+        "format": format,
+        "rounding": rounding,
+        "rounding_seed": manifest["seed"],
+    }
+    return replace(attacked, did={**attacked.did, **about})
 
 
 def _quantized(victim: Victim, format: str, rounding: Rounding, seed: int) -> Attacked:

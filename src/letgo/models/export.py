@@ -28,15 +28,14 @@ from letgo.core.sizes import size
 from letgo.models.adapters import is_adapter
 from letgo.models.displacement import layer_row, summary
 from letgo.models.files import tensors_of, weight_files
-from letgo.models.formats import FORMATS
+from letgo.models.formats import FORMATS, MANIFEST, Rounding
 from letgo.models.gguf import is_gguf
 from letgo.models.gguf_file import GgufFile, Names, names_of, stored_bytes
 from letgo.models.gguf_mixes import types_of
 from letgo.models.gguf_types import TYPES, BlockLevels, round_to_blocks
 from letgo.models.load import load_model, load_tokenizer, model_config, resolve_model
-from letgo.models.rounding import Rounding, rounded
+from letgo.models.rounding import rounded
 
-MANIFEST = "export.json"
 SCHEMA = 1
 FLOATS = ("F32", "F16")
 """Types of tensors that are not in blocks."""

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from letgo.core.catalog import Catalog, Record
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from letgo.core.catalog import Catalog, Record, check_settings
+from letgo.core.values import Seed
 from letgo.models.gguf_mixes import ALIASES, MIXES
+
+Rounding = Literal["nearest", "stochastic", "error_feedback"]
+EXPORT = "export"
+"""The folder of a run in which its exported model is."""
+MANIFEST = "export.json"
 
 FORMATS: Catalog[Record] = Catalog(
     "format",
@@ -33,3 +43,19 @@ FORMATS: Catalog[Record] = Catalog(
         ),
     ],
 )
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """A run's `export:`."""
+
+    format: str
+    rounding: Rounding = "nearest"
+    seed: Seed = 0
+
+
+def export_settings(given: Mapping[str, Any], where: str = "export") -> ExportSettings:
+    """A run's `export:`, checked; a `UserError` names what is wrong."""
+    check_settings(where, [ExportSettings], given)
+    FORMATS.record(given["format"])
+    return ExportSettings(**given)

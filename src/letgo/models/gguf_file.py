@@ -17,7 +17,8 @@ import numpy as np
 from letgo.core.errors import UserError
 from letgo.core.extras import need
 from letgo.models.gguf import pre_tokenizer_name, read_header
-from letgo.models.gguf_types import block_of
+from letgo.models.gguf_mixes import BLOCK
+from letgo.models.gguf_types import block_bytes
 
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Model types, and what GGUF calls them."""
@@ -259,8 +260,7 @@ def stored_bytes(shape: tuple[int, ...], kind: str) -> int:
     count = int(np.prod(shape))
     if kind in ("F32", "F16"):
         return count * (4 if kind == "F32" else 2)
-    weights, size = block_of(kind)
-    return count // weights * size
+    return count // BLOCK[kind] * block_bytes(kind)
 
 
 def _check_config(config: Any, read: Any) -> None:

@@ -95,6 +95,12 @@ MIXES: Mapping[str, Mix] = {
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 """As llama.cpp's own quantizer has them."""
 
+BLOCK = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"), 32),
+    "NVFP4": 64,
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), 256),
+}
+"""How many weights a block of each type has."""
 _INSTEAD = {
     "Q2_K": "IQ4_NL",
     "Q3_K": "IQ4_NL",
@@ -118,8 +124,6 @@ def types_of(
         layers: of the model.
         queries: query heads per key head.
     """
-    from letgo.models.gguf_types import block_of  # and with it torch, which the names alone can do without
-
     rules = MIXES[mix]
     types: dict[str, str] = {}
     fallen: dict[tuple[str, str, int], list[str]] = {}
@@ -133,7 +137,7 @@ def types_of(
             fallen.setdefault((wanted, types[name], shape[-1]), []).append(name)
     notes = [
         f"{len(names)} of {len(shapes)} tensors are {given} instead of {wanted}, whose blocks of "
-        f"{block_of(wanted)[0]} weights do not fit into rows of {columns}: {names[0]}" + (", …" if names[1:] else "")
+        f"{BLOCK[wanted]} weights do not fit into rows of {columns}: {names[0]}" + (", …" if names[1:] else "")
         for (wanted, given, columns), names in fallen.items()
     ]
     return types, notes
@@ -161,9 +165,7 @@ def _wanted(rules: Mix, name: str, has_output: bool, layers: int, queries: int) 
 
 def _fitting(wanted: str, columns: int) -> str:
     """The type, or what stands in for it, of whose blocks rows of so many weights are made up; F16 where none is."""
-    from letgo.models.gguf_types import block_of
-
-    while columns % block_of(wanted)[0]:
+    while columns % BLOCK[wanted]:
         if wanted not in _INSTEAD:
             return "F16"
         wanted = _INSTEAD[wanted]

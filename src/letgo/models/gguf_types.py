@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from letgo.core.extras import need
-from letgo.models.rounding import Rounding, rounded
+from letgo.models.formats import Rounding
+from letgo.models.gguf_mixes import BLOCK
+from letgo.models.rounding import rounded
 
 _PLANES: dict[str, tuple[tuple[int, int, int], ...]] = {
     # (first byte, bytes of a span, bits), lowest bits first. A span's bytes hold the bits of 8/bits × as many weights:
@@ -50,11 +52,10 @@ TYPES = tuple(_PLANES)
 """The block types that letgo writes."""
 
 
-def block_of(name: str) -> tuple[int, int]:
-    """How many weights a block of the type has, and how many bytes."""
-    gguf = library()
-    weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
-    return int(weights), int(size)
+def block_bytes(name: str) -> int:
+    """How many bytes a block of the type has."""
+    lib = library()
+    return int(lib.GGML_QUANT_SIZES[lib.GGMLQuantizationType[name]][1])
 
 
 def encode(weight: np.ndarray, name: str) -> np.ndarray:
@@ -144,9 +145,9 @@ class BlockLevels:
     def _blocks(self, encoded: np.ndarray) -> np.ndarray:
         return encoded.reshape(len(encoded), self.columns // self._block, -1)
 
-    @cached_property
+    @property
     def _block(self) -> int:
-        return block_of(self.type)[0]
+        return BLOCK[self.type]
 
     @cached_property
     def _places(self) -> list[tuple[np.ndarray, np.ndarray, int]]:

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from letgo.core.fingerprints import seed_of
+from letgo.models.formats import Rounding
 from letgo.optim.engine.counter import words
 
 Granularity = Literal["group", "channel", "tensor"]
-Rounding = Literal["nearest", "stochastic", "error_feedback"]
 
 
 class Levels(Protocol):

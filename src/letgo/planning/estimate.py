@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from letgo.attacks.engine.spec import check_attacks, plan_attacks
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.benchmarks.engine.requests import Work
@@ -24,7 +23,7 @@ from letgo.planning.machine import Speed, layers_speed, product_speed
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
 from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
-from letgo.training.beforehand import checkpoints_kept
+from letgo.training.beforehand import check_attacks_of, checkpoints_kept
 from letgo.training.config import UnlearnConfig, resolved_settings
 from letgo.training.looks import look_limit, most_looks
 from letgo.training.prepare import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
@@ -98,7 +97,7 @@ class Planned:
         self.device = device or (torch.device("cpu") if args.use_cpu else best_device())
         self.dtype = DTYPES[args.dtype]
         self.benchmark: Benchmark = benchmark_of(resolved_settings(args))
-        check_attacks(plan_attacks(args.attacks or []), self.benchmark, limit=args.eval_limit)
+        check_attacks_of(args, self.benchmark)
         self.tokenizer = load_tokenizer(args.model)
         self.config = model_config(args.model)
         self.objective = objective_of(args)
@@ -389,7 +388,7 @@ class Planned:
         """Of all evaluations; what they are is noted."""
         references = len(self.benchmark.references)
         # Every attack is made on the original and on the references too.
-        evaluations = 2 + references + len(self.args.attacks or []) * (2 + references)
+        evaluations = 2 + references + len(self.args.attacks_made) * (2 + references)
         self.notes.append(
             f"evaluations: {evaluations} (before, after, references, attacks), {self.scored.tokens:,} tokens each; "
             "what attacks do beside being measured is not in the time"

@@ -82,6 +82,7 @@ def card(result: Result, *, has_config: bool = True, published: bool = False, me
         method=method,
         results=_results(result),
         attacks=_attacks(result),
+        exported=next((attack.did for attack in result.attacks if attack.name == "exported"), None),
         has_config=has_config,
         published=published,
         result_file=RESULT_FILE,

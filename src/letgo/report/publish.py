@@ -9,6 +9,7 @@ from letgo.core.errors import LetgoError, UserError, first_line
 from letgo.core.progress import Quiet, Reporter
 from letgo.models.adapters import MERGED, read_base
 from letgo.models.files import ADAPTER_WEIGHTS
+from letgo.models.formats import EXPORT
 from letgo.report.card import CARD_FILE, HUB_ID, card
 from letgo.runs.results import read_result
 
@@ -41,7 +42,8 @@ def check_repository(name: str | None) -> str:
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The files of a run that make up its model; a `UserError` where there is none, or where one leads out of the run.
+    """The files of a run that make up its model, with the file that it exported; a `UserError` where there is none, or
+    where one leads out of the run.
 
     Of an adapter whose base is a directory of this machine, those of the merged model are given: the adapter would be
     of no use to others.
@@ -54,7 +56,7 @@ def model_files(directory: Path) -> list[Path]:
                 "the merged model is pushed"
             )
         directory = directory / MERGED
-    there = {path for pattern in MODEL_FILES for path in directory.glob(pattern)}
+    there = {path for pattern in MODEL_FILES for path in directory.glob(pattern)} | {*(run / EXPORT).glob("*.gguf")}
     for path in sorted(there):
         # What a link leads to may be any file of this machine.
         if path.is_symlink() or path.resolve() != run.resolve() / path.relative_to(run):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from letgo.attacks.engine.base import Victim
 from letgo.attacks.engine.spec import check_attacks, plan_attacks
 from letgo.benchmarks import OWN_ROWS, benchmark_of
 from letgo.core.errors import LetgoError, UserError
@@ -96,7 +97,8 @@ def _check_attacks(grid: Grid) -> None:
     keys = ("benchmark", *OWN_ROWS, "template", "eval_limit")
     data = {repr([cell.settings.get(key) for key in keys]): cell.settings for cell in grid.cells}
     for settings in data.values() if grid.attacks else ():
-        check_attacks(plan_attacks(grid.attacks), benchmark_of(settings), limit=settings.get("eval_limit"))
+        limit, original = settings.get("eval_limit"), settings.get("model")
+        check_attacks(plan_attacks(grid.attacks), Victim("", benchmark_of(settings), limit=limit, original=original))
 
 
 def _workers(grid: Grid, reporter: Reporter) -> Workers:

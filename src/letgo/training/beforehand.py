@@ -7,11 +7,12 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from letgo.attacks.engine.base import Victim
 from letgo.attacks.engine.spec import check_attacks, plan_attacks
 from letgo.core import processes
 from letgo.core.errors import UserError
@@ -33,17 +34,17 @@ _SIDE = 128
 
 def check_beforehand(args: UnlearnConfig, benchmark: Benchmark) -> None:
     """Raise a `UserError` where a run could not be finished, or an attack on it not be made."""
-    plans = plan_attacks(args.attacks or [])
-    check_attacks(
-        plans,
-        benchmark,
-        template=args.template,  # type: ignore[arg-type]
-        limit=args.eval_limit,
-        original=args.model,
-    )
+    check_attacks_of(args, benchmark)
     # By all processes: some optimizers' step is one that they take together.
     needed = needed_bytes(args, len(benchmark.forget))
     processes.first_does(lambda: check_room(args, needed))
+
+
+def check_attacks_of(args: UnlearnConfig, benchmark: Benchmark) -> None:
+    """Raise a `UserError` where an attack of a run can't be made on its data and its model."""
+    template: Any = args.template
+    victim = Victim("", benchmark, template=template, limit=args.eval_limit, original=args.model)
+    check_attacks(plan_attacks(args.attacks_made), victim)
 
 
 def check_room(args: UnlearnConfig, needed: Mapping[str, int]) -> None:

@@ -28,6 +28,7 @@ from letgo.core.files import parse_json, read_text, settings_text
 from letgo.core.values import shown
 from letgo.metrics.judgement import TARGET
 from letgo.models.adapters import QUANTIZATIONS
+from letgo.models.formats import export_settings
 from letgo.objectives import ONE_SHOT
 from letgo.optim import OPTIMIZERS
 from letgo.training.settings import CHOICES, HIDDEN, KEEP, LOOKS, NOT_USED, TRAINERS, gathered, out_of_range, resolve
@@ -101,6 +102,10 @@ class UnlearnConfig(TrainingArguments):
         default=True, metadata={"help": "two evaluations must share their mask, or have none"}
     )
     attacks: list[str] | None = field(default=None, metadata={"help": "NAME:key=value,…: run on the saved result"})
+    export: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "write the result to be served, and attack that: {format: q4_k_m, rounding: stochastic}"},
+    )
     eval_limit: int | None = field(default=None, metadata={"help": "score at most so many items of each set"})
     target: float = field(
         default=TARGET,
@@ -158,6 +163,8 @@ class UnlearnConfig(TrainingArguments):
                 "--config_file recipes/launch/fsdp2.yaml"
             )
         self._check_ranges()
+        if self.export:
+            export_settings(self.export)
         self._refuse_trainers_evaluations()
         self._check_looks()
         self._check_float16()
@@ -171,6 +178,12 @@ class UnlearnConfig(TrainingArguments):
         super().__post_init__()
         # TrainingArguments would write to a folder of its own choosing where none is given.
         self.output_dir = given
+
+    @property
+    def attacks_made(self) -> list[str]:
+        """The attacks on the result: those named, and the exported file where one is written."""
+        named = self.attacks or []
+        return [*named, "exported"] if self.export and "exported" not in named else list(named)
 
     def _check_looks(self) -> None:
         for key, value in (("stop", "target"), ("keep", "best")):

@@ -12,8 +12,7 @@ from letgo.core.progress import Reporter
 from letgo.core.values import Seed
 from letgo.models.export import export as export_model
 from letgo.models.files import remote_code
-from letgo.models.formats import FORMATS
-from letgo.models.rounding import Rounding
+from letgo.models.formats import FORMATS, Rounding
 from letgo.runs.results import check_unused, is_run, read_result
 
 

@@ -93,7 +93,7 @@ def check_complete(directory: Path) -> None:
 
 def left_to_do(directory: Path, config: UnlearnConfig, result: Result) -> bool:
     """Whether a finished run's attacks, card or push are missing, or its remains were not removed."""
-    if config.push_to_hub or missing_attacks(config.attacks or (), result) or _remains(directory):
+    if config.push_to_hub or missing_attacks(config.attacks_made, result) or _remains(directory):
         return True
     path = directory / CARD_FILE
     return not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != card(result)

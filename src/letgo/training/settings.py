@@ -22,6 +22,7 @@ from letgo.core.errors import UserError, located
 from letgo.core.files import load_settings, parse_settings
 from letgo.core.signatures import Kinds, dataclass_defaults, dataclass_fields
 from letgo.core.values import Within, compiled, flaw, shown, wanted
+from letgo.models.formats import export_settings
 from letgo.objectives import METHODS, NOT_SETTINGS, OBJECTIVES, RETAIN_TERMS
 from letgo.objectives.records import ObjectiveRecord
 from letgo.optim import OPTIMIZERS
@@ -202,6 +203,8 @@ def _check_early(settings: Mapping[str, Any], where: str) -> None:
         OPTIMIZERS.check_early(given["optimizer"], {"lr": 1.0, **(given.get("optimizer_args") or {})})
     if given.get("benchmark"):
         BENCHMARKS.check_early(*parse_spec(given["benchmark"]))
+    if given.get("export"):
+        export_settings(given["export"], f"{where}: export")
     check_attacks_early(given.get("attacks") or ())
 
 

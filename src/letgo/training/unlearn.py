@@ -16,7 +16,7 @@ from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core import processes
 from letgo.core.environment import circumstances, give_back_memory
 from letgo.core.errors import LetgoError, UserError, WorldError
-from letgo.core.files import write_json_lines, write_text
+from letgo.core.files import remove_abandoned, write_json_lines, write_text
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
 from letgo.data import check_disjoint
@@ -24,6 +24,7 @@ from letgo.metrics.judgement import judge, levels, nothing_to_forget
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.adapters import MERGED, Base, quick_fingerprint
 from letgo.models.files import remote_code
+from letgo.models.formats import EXPORT, MANIFEST, export_settings
 from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
 from letgo.models.save import save_model
 from letgo.runs import record_run
@@ -112,6 +113,7 @@ def unlearn(
         notes = processes.first_does(lambda: check_directory(directory, config, resume=resume)) or []
         opened = open_run(config, resume, reporter, shared_scores, notes)
         run = recorded_run(opened) or unlearned(opened)
+        processes.first_does(lambda: export_saved(opened))
         result = attack(opened, run.result)
         processes.first_does(lambda: publish(opened, result))
         return replace(run, result=result)
@@ -474,11 +476,31 @@ def settle(opened: Opened) -> None:
     remove_remains(opened.directory)
 
 
+def export_saved(opened: Opened) -> None:
+    """Write what was saved in the format that the config asks for, where that has not been done yet."""
+    config, folder = opened.config, opened.directory / EXPORT
+    if not config.export or (folder / MANIFEST).is_file():
+        return
+    from letgo.models.export import export
+
+    asked = export_settings(config.export)
+    remove_abandoned(folder, older_than=0)
+    export(
+        opened.directory,
+        asked.format,
+        folder,
+        rounding=asked.rounding,
+        seed=asked.seed,
+        original=config.model,
+        reporter=opened.reporter,
+    )
+
+
 def attack(opened: Opened, result: Result) -> Result:
     """Run the config's attacks on what was saved; returns the result with theirs."""
     from letgo.attacks.engine.run import attack as attack_directory
 
-    missing = missing_attacks(opened.config.attacks or (), result)
+    missing = missing_attacks(opened.config.attacks_made, result)
     if not missing:
         return result
     return attack_directory(opened.directory, missing, reporter=opened.reporter, shared_scores=opened.shared_scores)

@@ -29,6 +29,7 @@ class Victim:
 
     Attributes:
         original: the model that the forgetting started from: a directory, a hub id or a built-in name.
+        run: the run directory of the model attacked, also of the two that it is compared with; None for a bare model.
         role: the saved model itself, or one of the two that it is compared with, which are attacked alike.
         limit: at most so many items of each set are scored.
         recorded: the samples of the run's stages ("before", "after"), scored without an attack.
@@ -39,6 +40,7 @@ class Victim:
     template: Template = "auto"
     dtype: str = "float32"
     original: str | None = None
+    run: Path | None = None
     role: Role = "unlearned"
     limit: int | None = None
     recorded: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
@@ -55,6 +57,12 @@ class Victim:
 
     def tokenizer(self) -> Any:
         return load_tokenizer(self.directory)
+
+    def run_directory(self) -> Path:
+        """The run's directory; a `UserError` where a bare model is attacked."""
+        if self.run is None:
+            raise UserError("this attack is of a run, which `letgo unlearn` made; here a bare model is attacked")
+        return self.run
 
     def load_original(self) -> Any:
         """The original model; a `UserError` where it can't be loaded."""

@@ -114,7 +114,7 @@ def attack(
     with only_writer(folder, make=True), remote_code(trust_remote_code):
         target = open_target(directory, **settings, reporter=reporter)
         target.check_original()
-        check_attacks(plans, target.benchmark, template=target.template, limit=target.limit, original=target.original)
+        check_attacks(plans, target.victim())
         target = _with_earlier(measured(target), output)
         for plan in plans:
             outcome, rows = run_attack(target, plan, None if shared_scores is None else Path(shared_scores))

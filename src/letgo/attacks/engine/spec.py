@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Victim
-from letgo.benchmarks.engine.base import Benchmark
 from letgo.core.catalog import check_settings, format_spec, parse_spec, settings_of
 from letgo.core.errors import EmptyScoreError, LetgoError, UserError
 from letgo.core.values import Count, Share, Weight, Within
-from letgo.data.encode import Template
 from letgo.runs.results import Result
 
 THRESHOLD = 0.5
@@ -72,26 +71,20 @@ def plan_attacks(specs: Sequence[str], *, seeds: int | None = None, threshold: f
     return plans
 
 
-def check_attacks(
-    plans: Sequence[AttackSpec],
-    benchmark: Benchmark | None = None,
-    *,
-    template: Template = "auto",
-    limit: int | None = None,
-    original: str | None = None,
-) -> None:
+def check_attacks(plans: Sequence[AttackSpec], victim: Victim | None = None) -> None:
     """Let each attack begin on a model that is not there, under each of its seeds: all that it checks before it needs
-    one is then checked, by its own rules (values, libraries, and, with a benchmark, its data and its original).
+    one is then checked, by its own rules (values, libraries, and of a `victim` its data, its original and its run).
 
     Raises:
         UserError: an attack can't be made so, or would have nothing to score.
     """
-    data, recorded = cast(Benchmark, benchmark or _Unknown()), cast(Mapping[str, Any], _Unknown())
-    victim = _NoModel("", data, template=template, limit=limit, original=original, recorded=recorded)
+    unknown = cast(Any, _Unknown())
+    known = {each.name: getattr(victim, each.name) for each in fields(Victim)} if victim else {}
+    without = _NoModel(**{"directory": "", "benchmark": unknown, **known, "recorded": unknown})
     for plan in plans:
-        for seed in plan.seeds if benchmark else plan.seeds[:1]:
+        for seed in plan.seeds if victim else plan.seeds[:1]:
             try:
-                apply_attack(victim, plan, plan.settings, seed)
+                apply_attack(without, plan, plan.settings, seed)
             except _ModelNeeded:
                 continue
             except EmptyScoreError as error:
@@ -128,6 +121,11 @@ class _NoModel(Victim):
         raise _ModelNeeded
 
     tokenizer = load_original = load
+
+    def run_directory(self) -> Path:
+        if self.run is None:
+            raise _ModelNeeded
+        return self.run
 
 
 def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRESHOLD) -> AttackSpec:

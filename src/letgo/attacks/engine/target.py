@@ -102,6 +102,7 @@ class Target:
             template=self.template,
             dtype=self.dtype,
             original=self.original,
+            run=self.directory,
             limit=self.limit,
             recorded=self.recorded.samples,
             probe=probe,
