@@ -27,6 +27,7 @@ SPECS = [
     "quantize:search=4,bound=100",
     "quantize_gguf:type=q4_0",
     "quantize_gguf:type=mxfp4,rounding=stochastic",
+    "quantize_packed:format=nf4,rounding=error_feedback",
     "quantize_bnb:format=nf4",
     "quantize_bnb:format=fp4,double",
     "quantize_bnb:format=int8",
@@ -50,7 +51,7 @@ SPECS = [
 ]
 FORMS = ("full", "sharded", "adapter")
 ELSEWHERE = {"requantize", "exported"}
-"""Attacks on models that came in a quantized format, or were exported to one: test_quantize_gguf.py."""
+"""Attacks on models that came in a quantized format, or were exported to one: test_quantize_served.py."""
 MODULES = {"gguf": "libgguf", "bitsandbytes": "bitsandbytes", "torchao": "torchao", "autoround": "auto_round"}
 
 

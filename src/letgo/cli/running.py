@@ -161,6 +161,7 @@ def export(
 ) -> None:
     """Write a model in the format in which it will be served, and say how much of the forgetting the format keeps."""
     options = passed_on(locals(), "run", "format", "output")
+    from letgo.core.sizes import size
     from letgo.report.numbers import number, percent
     from letgo.training.export import export as run_export
 
@@ -169,7 +170,7 @@ def export(
         print_json(manifest)
         return
     did = manifest["did"]
-    typer.echo(f"{output / manifest['file']}  ({manifest['bytes']:,} bytes)")
+    typer.echo(f"{output / manifest['file']}  ({size(manifest['bytes'])})")
     if "carried" in did:
         typer.echo(
             f"{percent(1 - did['undone'])} of the weights that unlearning changed are in another bin than before; "

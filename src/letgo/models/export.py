@@ -1,144 +1,64 @@
 """A saved model in the format in which it will be served, with a record of what rounding did to it.
 
-Weights are read, rounded and written piece by piece, so that a model of any size takes little memory.
+Weights are read, rounded and written one tensor after another, large ones of a GGUF file piece by piece: a model of any
+size takes the memory of a layer.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from letgo.core.environment import versions
-from letgo.core.errors import LetgoError, UserError, first_line
-from letgo.core.extras import need
+from letgo.core.errors import UserError, first_line
 from letgo.core.files import write_json, written_whole
 from letgo.core.fingerprints import file_digest
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Quiet, Reporter, Task
 from letgo.core.sizes import size
-from letgo.models.adapters import is_adapter
 from letgo.models.displacement import layer_row, summary
-from letgo.models.files import tensors_of, weight_files
+from letgo.models.files import INDEX, WEIGHTS, weight_files
+from letgo.models.format_plans import FLOATS, GgufPlan, plan_format
 from letgo.models.formats import FORMATS, MANIFEST, Rounding
-from letgo.models.gguf import is_gguf
-from letgo.models.gguf_file import GgufFile, Names, names_of, stored_bytes
-from letgo.models.gguf_mixes import types_of
-from letgo.models.gguf_types import TYPES, BlockLevels, round_to_blocks
-from letgo.models.load import load_model, load_tokenizer, model_config, resolve_model
-from letgo.models.rounding import rounded
+from letgo.models.gguf_file import GgufFile, names_of, stored_bytes
+from letgo.models.gguf_types import BlockLevels
+from letgo.models.load import load_tokenizer, model_config, resolve_model
+from letgo.models.packed import PackedPlan
+from letgo.models.weights import Weights
 
 SCHEMA = 1
-FLOATS = ("F32", "F16")
-"""Types of tensors that are not in blocks."""
 _PIECE = 1 << 24
-"""Weights that are rounded at a time."""
+"""Weights of a GGUF file that are rounded at a time."""
+_SHARD = 2 << 30
+"""Bytes of a safetensors file."""
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A model's tensors, read from its files one after another; of a model that is not in plain files of its own (an
-    adapter, the hub), from memory.
+@dataclass
+class _Export:
+    """An export under way."""
 
-    Attributes:
-        model: as in `resolve_model`.
-    """
+    weights: Weights
+    before: Weights | None
+    rounding: Rounding
+    seed: int
+    task: Task
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What rounding did, by tensor; a row for each piece."""
 
-    model: str
-    _stack: ExitStack = field(default_factory=ExitStack)
+    def compared(self, key: str, start: int = 0, stop: int | None = None) -> Tensor | None:
+        """The original's rows, where it has such a tensor."""
+        known = self.before is not None and self.before.shapes.get(key) == self.weights.shapes[key]
+        return self.before.rows(key, start, stop) if self.before is not None and known else None
 
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: shape for name, (_, shape) in self._places.items()}
-
-    def rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows of a tensor, float32."""
-        place = self._places[name][0]
-        part: Tensor = place[start:stop] if isinstance(place, Tensor) else place.get_slice(name)[start:stop]
-        return part.detach().float().cpu()
-
-    @cached_property
-    def _places(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
-        from safetensors import safe_open
-
-        directory = Path(resolve_model(self.model))
-        if not directory.is_dir() or is_adapter(directory) or not weight_files(directory):
-            state = load_model(self.model).state_dict()
-            return {name: (value, tuple(value.shape)) for name, value in state.items()}
-        places: dict[str, tuple[Any, tuple[int, ...]]] = {}
-        for path in weight_files(directory):
-            file = self._stack.enter_context(safe_open(path, "pt"))
-            places |= {name: (file, tuple(shape)) for name, (_, shape) in tensors_of(path).items()}
-        return places
-
-
-@dataclass(frozen=True)
-class FormatPlan:
-    """How a model is written in a format: by its tensors' names, in the file's order.
-
-    Attributes:
-        names: in the file.
-        types: "F32", "F16" or a block type.
-        blocks: of a tensor that is written to blocks that are there already, their bytes in the model's order.
-        notes: what the user should know of it.
-    """
-
-    names: Mapping[str, str]
-    types: Mapping[str, str]
-    blocks: Mapping[str, np.ndarray]
-    notes: list[str]
-
-    def rounded(
-        self, key: str, weight: Tensor, rounding: Rounding, *, seed: int, first: int = 0
-    ) -> tuple[BlockLevels, Tensor] | None:
-        """Of rows of a tensor, beginning with the row `first`: the levels, and the index to which each weight is
-        rounded. None for a tensor that is written as floats."""
-        kind = self.types[key]
-        if kind in FLOATS:
-            return None
-        if key not in self.blocks:
-            return round_to_blocks(weight, kind, rounding, seed=seed, tensor=key, first=first)
-        levels = BlockLevels(kind, self.blocks[key][first : first + len(weight)], weight.shape[1])
-        return levels, rounded(levels, weight, rounding, seed=seed, name=key, first=first)
-
-
-def plan_format(format: str, names: Names, shapes: Mapping[str, tuple[int, ...]], original: str | None) -> FormatPlan:
-    """Which type each tensor of a model gets in a format of `FORMATS`.
-
-    Args:
-        shapes: of the tensors, by their names in the model.
-        original: the model before unlearning, of which the format `own` takes types and blocks.
-
-    Raises:
-        UserError: a tensor has no name in such a file; or the original has no format of its own that letgo can write.
-    """
-    table = names.of(shapes)
-    name = FORMATS.record(format).name
-    if name != "own":
-        in_file = {table[key]: shapes[key] for key in table}
-        types, notes = types_of(name.upper(), in_file, layers=names.layers, queries=names.queries)
-        return FormatPlan(table, {key: types[table[key]] for key in table}, {}, notes)
-    path = own_file(original)
-    gguf = need("gguf", "gguf", what=f"reading {path}")
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    own, blocks = dict[str, str](), dict[str, np.ndarray]()
-    for key, of_file in table.items():
-        tensor = tensors.get(of_file)
-        if tensor is None or tensor.tensor_type.name not in (*FLOATS, *TYPES):
-            kind = "not in it" if tensor is None else f"of the type {tensor.tensor_type.name}, which letgo can't write"
-            raise UserError(f"format 'own': {path}: the tensor {of_file} is {kind}")
-        own[key] = tensor.tensor_type.name
-        if own[key] not in FLOATS:
-            blocks[key] = names.in_model(of_file, np.asarray(tensor.data))
-    return FormatPlan(table, own, blocks, [f"the blocks are those of {path.name}"])
+    def note(self, key: str, weight: Tensor, levels: Any, index: Tensor, compared: Tensor | None) -> None:
+        self.rows.setdefault(key, []).append(layer_row(key, weight, levels.values(index), compared, levels, index))
 
 
 def export(
@@ -169,48 +89,40 @@ def export(
     record, reporter = FORMATS.record(format), reporter or Quiet()
     name = resolve_model(model)
     config, tokenizer = model_config(name), load_tokenizer(name)
-    names = names_of(config)
     weights, before, why = Weights(name), None, "the original is not known; name it with --original"
     if original is not None:
         try:
             before = Weights(resolve_model(original))
         except UserError as error:
             before, why = None, first_line(error)
-    plan = plan_format(record.name, names, weights.shapes, original)
+    plan = plan_format(record.name, config, weights.shapes, original)
     for note in plan.notes:
         reporter.say(note)
-    path = output / f"model-{record.name.upper()}.gguf"
-    mix = None if record.name == "own" else record.name.upper()
-    tensors = {plan.names[key]: (weights.shapes[key], plan.types[key]) for key in plan.names}
-    _check_room(output, sum(stored_bytes(shape, kind) for shape, kind in tensors.values()))
-    rows: dict[str, list[dict[str, Any]]] = {}
-    everything = sum(math.prod(shape) for shape, _ in tensors.values())
-    with written_whole(path) as temporary, reporter.task(f"exporting to {record.name}", everything) as task:
-        file = GgufFile(temporary, config, tokenizer, names, tensors, file_type=mix)
-        file.begin()
-        for key in plan.names:
-            rows[key] = []
-            parts = list(_written(key, plan, weights, before, rounding, seed, rows[key]))
-            file.add(names.in_file(plan.names[key], np.concatenate(parts)))
-            task.advance(math.prod(weights.shapes[key]))
-        file.close()
-    pieces = [row for each in rows.values() for row in each]
+    everything = sum(map(math.prod, weights.shapes.values()))
+    with ExitStack() as undo, reporter.task(f"exporting to {record.name}", everything) as task:
+        work = _Export(weights, before, rounding, seed, task)
+        write = _write_gguf if isinstance(plan, GgufPlan) else _write_packed
+        # A directory that is not whole is none: what was written is removed where the next file fails.
+        files = write(work, plan, config, tokenizer, output, record.name, undo.callback)  # type: ignore[arg-type]
+        undo.pop_all()
+    unknown = "" if before else why
+    pieces = [row for each in work.rows.values() for row in each]
     manifest = {
         "schema": SCHEMA,
         "format": record.name,
         "rounding": rounding,
         "seed": seed if rounding == "stochastic" else None,
-        "file": path.name,
-        "bytes": path.stat().st_size,
-        "sha256": file_digest(path),
+        # What is given to a loader: the file, or the directory.
+        "file": files[0].name if isinstance(plan, GgufPlan) else ".",
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in files},
+        "bytes": sum(path.stat().st_size for path in files),
         "model": str(model),
         "model_sha256": _digests(name),
         "original": original,
-        "did": summary(pieces, "" if before else why),
+        "did": summary(pieces, unknown),
         "tensors": [
-            {"tensor": key, "name": plan.names[key], "type": plan.types[key]}
-            | (summary(rows[key], "" if before else why) if rows[key] else {})
-            for key in plan.names
+            {"tensor": key, "type": plan.kind(key)} | (summary(work.rows[key], unknown) if key in work.rows else {})
+            for key in weights.shapes
         ],
         "notes": plan.notes,
         "versions": versions() | _library_versions(),
@@ -219,53 +131,102 @@ def export(
     return manifest
 
 
-def own_file(original: str | None) -> Path:
-    """The GGUF file as which an original came; a `UserError` where it did not."""
-    if original == "smollm2":
-        from letgo.models.smollm2 import find_gguf
+def _write_gguf(
+    work: _Export,
+    plan: GgufPlan,
+    config: Any,
+    tokenizer: Any,
+    output: Path,
+    format: str,
+    undo: Callable[..., Any],
+) -> list[Path]:
+    """Write one GGUF file; returns its path."""
+    path, shapes = output / f"model-{format.upper()}.gguf", work.weights.shapes
+    names = names_of(config)
+    tensors = {plan.names[key]: (shapes[key], plan.types[key]) for key in plan.names}
+    _check_room(output, sum(stored_bytes(shape, kind) for shape, kind in tensors.values()))
+    with written_whole(path) as temporary:
+        file = GgufFile(temporary, config, tokenizer, names, tensors, mix=format.upper())
+        file.begin()
+        for key in plan.names:
+            file.add(names.in_file(plan.names[key], np.concatenate(list(_blocks(work, plan, key)))))
+            work.task.advance(math.prod(shapes[key]))
+        file.close()
+    return [path]
 
-        return find_gguf()
-    if original is not None and is_gguf(Path(original)) and Path(original).is_file():
-        return Path(original)
-    raise UserError(
-        f"format 'own': the original ({original}) did not come as a GGUF file, so that it has no blocks to write to\n"
-        "  name the file that it was made of with --original MODEL.gguf, or another format"
-    )
 
-
-def _written(
-    key: str,
-    plan: FormatPlan,
-    weights: Weights,
-    before: Weights | None,
-    rounding: Rounding,
-    seed: int,
-    rows: list[dict[str, Any]],
-) -> Iterator[np.ndarray]:
-    """A tensor's rows as they are written, piece by piece; of rounded ones, adds what rounding did to `rows`."""
-    shape, kind = weights.shapes[key], plan.types[key]
+def _blocks(work: _Export, plan: GgufPlan, key: str) -> Iterator[np.ndarray]:
+    """A tensor's rows as the file has them, piece by piece."""
+    shape, kind = work.weights.shapes[key], plan.types[key]
     if kind in FLOATS:
-        yield weights.rows(key).numpy().astype(np.float32 if kind == "F32" else np.float16)
+        yield work.weights.rows(key).numpy().astype(np.float32 if kind == "F32" else np.float16)
         return
     step = max(1, _PIECE // shape[1])
     for start in range(0, shape[0], step):
         stop = min(start + step, shape[0])
-        weight = weights.rows(key, start, stop)
-        if not torch.isfinite(weight).all():
-            raise LetgoError(f"tensor {key} has values that are not finite")
-        compared = None
-        if before is not None and before.shapes.get(key) == shape:
-            compared = before.rows(key, start, stop)
-        chosen = plan.rounded(key, weight, rounding, seed=seed, first=start)
+        weight, compared = work.weights.rows(key, start, stop), work.compared(key, start, stop)
+        chosen = plan.rounded(key, weight, work.rounding, seed=work.seed, first=start)
         assert chosen is not None
         levels, index = chosen
         if key in plan.blocks:
-            check_own(key, levels, compared)
-        rows.append(layer_row(key, weight, levels.values(index), compared, levels, index))
+            _check_own(key, levels, compared)
+        work.note(key, weight, levels, index, compared)
         yield levels.bytes_of(index)
 
 
-def check_own(key: str, levels: BlockLevels, original: Tensor | None) -> None:
+def _write_packed(
+    work: _Export,
+    plan: PackedPlan,
+    config: Any,
+    tokenizer: Any,
+    output: Path,
+    format: str,
+    undo: Callable[..., Any],
+) -> list[Path]:
+    """Write a model's directory; returns the files of its weights."""
+    from safetensors.torch import save_file
+
+    shapes = work.weights.shapes
+    # Of what stays in floats; what is packed comes in addition, and is smaller.
+    _check_room(output, sum(4 * math.prod(shape) for key, shape in shapes.items() if key not in plan.layers))
+    shards: list[tuple[Path, list[str], int]] = []
+    held: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        path = output / f"{Path(WEIGHTS).stem}-{len(shards) + 1:05}.safetensors"
+        undo(path.unlink, missing_ok=True)
+        with written_whole(path) as temporary:
+            save_file(held, temporary, {"format": "pt"})
+        shards.append((path, list(held), sum(t.numel() * t.element_size() for t in held.values())))
+        held.clear()
+
+    for key in shapes:
+        weight, dtype = work.weights.rows(key), work.weights.dtype(key)
+        chosen = plan.rounded(key, weight, work.rounding, seed=work.seed)
+        if chosen is None:
+            held[key] = weight.to(dtype)
+        else:
+            levels, index = chosen
+            work.note(key, weight, levels, index, work.compared(key))
+            held |= {name: part.contiguous() for name, part in plan.packed(key, levels, index, dtype).items()}
+        work.task.advance(math.prod(shapes[key]))
+        if sum(tensor.numel() * tensor.element_size() for tensor in held.values()) > _SHARD:
+            flush()
+    if held:
+        flush()
+    places = {name: path.name for path, names, _ in shards for name in names}
+    write_json(output / INDEX, {"metadata": {"total_size": sum(size for *_, size in shards)}, "weight_map": places})
+    undo((output / INDEX).unlink, missing_ok=True)
+    for path in tokenizer.save_pretrained(output):
+        undo(Path(path).unlink, missing_ok=True)
+    # Last, for without it the directory is no model.
+    settings = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
+    write_json(output / "config.json", settings | plan.settings())
+    undo((output / "config.json").unlink, missing_ok=True)
+    return [path for path, *_ in shards]
+
+
+def _check_own(key: str, levels: BlockLevels, original: Tensor | None) -> None:
     """Raise a `UserError` unless the original is on its own levels: written to its own format, nothing is lost."""
     if original is None:
         raise UserError(f"format 'own': the original has no tensor {key} of this shape")

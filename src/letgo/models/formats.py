@@ -21,10 +21,32 @@ FORMATS: Catalog[Record] = Catalog(
         Record(
             name="own",
             target="letgo.models.export:export",
-            summary="the format in which the original came: its block types and the scales of its blocks",
+            summary="the format in which the original came: its GGUF file's blocks, or its weights' grid",
             source="letgo; docs/formats.md",
             faithfulness="ours",
-            extra="gguf",
+        ),
+        Record(
+            name="nf4",
+            target="letgo.models.export:export",
+            summary="safetensors; linear layers in 4 bits, an absmax per 64 weights (bitsandbytes)",
+            source="QLoRA (arXiv 2305.14314)",
+            faithfulness="faithful",
+        ),
+        Record(
+            name="fp8",
+            target="letgo.models.export:export",
+            summary="safetensors; linear layers in E4M3, a scale per output channel (compressed-tensors)",
+            source="FP8 formats (arXiv 2209.05433)",
+            faithfulness="faithful",
+            aliases=("fp8_e4m3",),
+        ),
+        Record(
+            name="int4",
+            target="letgo.models.export:export",
+            summary="safetensors; linear layers in 4 bits, symmetric, a scale per group (compressed-tensors)",
+            source="letgo",
+            faithfulness="ours",
+            aliases=("w4a16",),
         ),
         *(
             Record(

@@ -137,12 +137,12 @@ class GgufFile:
         names: Names,
         tensors: Mapping[str, tuple[tuple[int, ...], str]],
         *,
-        file_type: str | None,
+        mix: str,
     ) -> None:
         """
         Args:
             tensors: by the names in the file, in its order: shape and type ("F32", "F16" or a block type).
-            file_type: the name of llama.cpp's mix, for the header.
+            mix: its name, for the header; of one that llama.cpp does not have, the header says nothing.
         """
         self._gguf = need("gguf", "gguf", what="writing a GGUF file")
         if config.model_type not in _ARCHITECTURES:
@@ -154,7 +154,7 @@ class GgufFile:
         self.tensors = dict(tensors)
         self._writer = self._gguf.GGUFWriter(path, names.architecture)
         self._writer.add_type("model")
-        self._add_config(file_type)
+        self._add_config(mix)
         self._add_tokenizer()
         for name, (shape, kind) in self.tensors.items():
             raw = self._gguf.GGMLQuantizationType[kind]
@@ -196,7 +196,7 @@ class GgufFile:
     def close(self) -> None:
         self._writer.close()
 
-    def _add_config(self, file_type: str | None) -> None:
+    def _add_config(self, mix: str) -> None:
         writer, config = self._writer, self.config
         for key, field in _FIELDS.items():
             value: Any = getattr(config, field, None)
@@ -215,7 +215,7 @@ class GgufFile:
                 "ways\n  export it in another format, or convert the run's directory with llama.cpp's own script"
             )
         kinds = self._gguf.LlamaFileType.__members__
-        writer.add_file_type(int(kinds.get(f"MOSTLY_{file_type}", kinds["GUESSED"])))
+        writer.add_file_type(int(kinds.get(f"MOSTLY_{mix}", kinds["GUESSED"])))
         writer.add_quantization_version(self._gguf.GGML_QUANT_VERSION)
 
     def _add_tokenizer(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
+from letgo.core.extras import need
 from letgo.core.fingerprints import Fingerprint
 from letgo.core.values import compiled
 from letgo.models.adapters import (
@@ -182,9 +184,25 @@ def _load_plain(name: str, dtype: str, device: torch.device, quantization: str |
 def _from_pretrained(name: str, dtype: str, **settings: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
+    settings = _unpacked(name) | settings
     model = from_files(AutoModelForCausalLM, name, dtype, **settings)
     check_task(model.config, name)
     return model
+
+
+def _unpacked(name: str) -> dict[str, Any]:
+    """The settings by which packed weights (FP8, INT4 by group) are read as floats; none where they are not packed."""
+    config = model_config(name)
+    packed = getattr(config, "quantization_config", None) or {}
+    if not isinstance(packed, dict) or packed.get("quant_method") != "compressed-tensors":
+        return {}
+    need("compressed_tensors", "packed", what=f"reading {name}, whose weights are packed,")
+    from transformers import CompressedTensorsConfig
+
+    # Newer versions of transformers call it otherwise.
+    dequantize = "dequantize" in inspect.signature(CompressedTensorsConfig).parameters
+    config.quantization_config = packed | ({"dequantize": True} if dequantize else {"run_compressed": False})
+    return {"config": config}
 
 
 def from_files(kind: Any, name: str, dtype: str = "float32", **settings: Any) -> Any:

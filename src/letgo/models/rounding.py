@@ -118,11 +118,11 @@ class EvenLevels:
     """Weights of a row that share a scale; 0 where one scale is the whole tensor's."""
 
     def index(self, weight: Tensor) -> Tensor:
-        nearest = (_blocks(weight, self.block) / self.scale).round() + self.zero
-        return _unblocked(nearest.clamp(self.low, self.high).to(torch.int16), weight, self.block)
+        nearest = (blocks_of(weight, self.block) / self.scale).round() + self.zero
+        return unblocked(nearest.clamp(self.low, self.high).to(torch.int16), weight, self.block)
 
     def values(self, index: Tensor) -> Tensor:
-        return _unblocked((_blocks(index, self.block) - self.zero) * self.scale, index, self.block)
+        return unblocked((blocks_of(index, self.block) - self.zero) * self.scale, index, self.block)
 
     def column(self, number: int, shape: torch.Size) -> EvenLevels:
         if self.block == 0:
@@ -178,7 +178,7 @@ def make_grid(
             a row may be shorter.
     """
     block = {"tensor": 0, "channel": weight.shape[1], "group": group_size}[granularity]
-    blocks = _blocks(weight, block)
+    blocks = blocks_of(weight, block)
     if symmetric:
         top = 2 ** (bits - 1) - 1
         scale = blocks.abs().amax(dim=1, keepdim=True) / top
@@ -192,7 +192,7 @@ def make_grid(
     return EvenLevels(scale, (-low / scale).round(), 0, top, block)
 
 
-def _blocks(weight: Tensor, block: int) -> Tensor:
+def blocks_of(weight: Tensor, block: int) -> Tensor:
     """(blocks, weights of a block), float32; a row's last block is filled up with zeros."""
     values = weight.detach().float()
     if block == 0:
@@ -200,7 +200,7 @@ def _blocks(weight: Tensor, block: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, -weight.shape[1] % block)).reshape(-1, block)
 
 
-def _unblocked(blocks: Tensor, like: Tensor, block: int) -> Tensor:
+def unblocked(blocks: Tensor, like: Tensor, block: int) -> Tensor:
     rows, columns = like.shape
     return blocks.reshape(like.shape) if block == 0 else blocks.reshape(rows, -1)[:, :columns]
 

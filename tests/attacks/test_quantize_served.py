@@ -14,7 +14,7 @@ import letgo
 from letgo.attacks.displacement import matrices
 from letgo.attacks.engine.base import Victim
 from letgo.attacks.engine.spec import check_attacks, plan_attack
-from letgo.attacks.quantize_gguf import quantize_gguf, requantize
+from letgo.attacks.quantize_served import quantize_gguf, quantize_packed, requantize
 from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
 from letgo.models.load import load_model, load_tokenizer
@@ -86,11 +86,17 @@ def test_the_original_in_its_own_format_is_itself(victim, released):
     assert same(requantize(role, rounding="stochastic").model, load_model(released[0]))
 
 
-@pytest.mark.parametrize(("type", "rounding"), [("q4_k_m", "nearest"), ("q3_k_m", "stochastic"), ("own", "stochastic")])
+@pytest.mark.parametrize(
+    ("type", "rounding"),
+    [("q4_k_m", "nearest"), ("q3_k_m", "stochastic"), ("own", "stochastic"), ("fp8", "stochastic")],
+)
 def test_the_attack_is_the_file(victim, released, tmp_path, type, rounding):
     manifest = letgo.export(released[1], type, tmp_path / "out", rounding=rounding, seed=5, original=str(released[0]))
     if type == "own":
         attacked = requantize(victim, rounding=rounding, seed=5)
+    elif type == "fp8":
+        pytest.importorskip("compressed_tensors", reason="not installed: pip install 'letgo[packed]'")
+        attacked = quantize_packed(victim, format=type, rounding=rounding, seed=5)
     else:
         attacked = quantize_gguf(victim, type=type, rounding=rounding, seed=5)
     assert same(attacked.model, load_model(tmp_path / "out" / manifest["file"]))
@@ -101,12 +107,12 @@ def test_the_attack_is_the_file(victim, released, tmp_path, type, rounding):
 def test_what_is_refused_before_there_is_a_model(released):
     benchmark = create_benchmark("rows", forget=tiny.FORGET, retain=tiny.RETAIN)
     from_directory = Victim("", benchmark, original="biographies")
-    with pytest.raises(UserError, match="did not come as a GGUF file"):
+    with pytest.raises(UserError, match="on no grid that letgo knows"):
         check_attacks([plan_attack("requantize")], from_directory)
     check_attacks([plan_attack("requantize")], replace(from_directory, original=str(released[0])))
     with pytest.raises(UserError, match="unknown format 'q9'"):
         check_attacks([plan_attack("quantize_gguf:type=q9")])
-    with pytest.raises(UserError, match="is the attack 'requantize'"):
+    with pytest.raises(UserError, match="is not GGUF"):
         check_attacks([plan_attack("quantize_gguf:type=own")])
     with pytest.raises(UserError, match="rounding must be one of"):
         plan_attack("quantize_gguf:rounding=up")
@@ -140,12 +146,12 @@ def test_a_run_exports_and_attacks_what_it_exported(run, released):
     by_name = {attack.name: attack for attack in result.attacks}
     assert list(by_name) == ["requantize", "exported"]
     did = by_name["exported"].did
-    assert did["sha256"] == manifest["sha256"]
+    assert did["files"] == manifest["files"]
     assert did["carried"] == manifest["did"]["carried"] == pytest.approx(1.0, abs=0.1)
     assert by_name["requantize"].did["carried"] < 0.5
     card = (run / "README.md").read_text()
     assert manifest["file"] in card
-    assert manifest["sha256"] in card
+    assert manifest["files"][manifest["file"]]["sha256"] in card
     with pytest.raises(UserError, match="there is nothing to resume"):
         letgo.unlearn(letgo.read_config(run / "config.yaml"), resume=True)
 

@@ -1,8 +1,9 @@
-"""Quantization to what people download: GGUF's block types, and the format in which the original came."""
+"""Quantization to the formats in which models are served: GGUF, packed safetensors, and the original's own."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from torch import Tensor
 
@@ -12,9 +13,9 @@ from letgo.core.errors import UserError
 from letgo.core.files import read_json
 from letgo.core.fingerprints import file_digest
 from letgo.core.values import Seed
-from letgo.models.export import own_file, plan_format
+from letgo.models.format_plans import check_own, plan_format
 from letgo.models.formats import EXPORT, FORMATS, MANIFEST, Rounding
-from letgo.models.gguf_file import names_of
+from letgo.models.gguf_mixes import MIXES
 from letgo.models.gguf_types import library
 
 
@@ -28,13 +29,27 @@ def quantize_gguf(victim: Victim, *, type: str = "q4_k_m", rounding: Rounding = 
         seed: of stochastic rounding.
     """
     name = FORMATS.record(type).name
-    if name == "own":
-        raise UserError("quantize_gguf: type: the model's own format is the attack 'requantize'")
+    if name.upper() not in MIXES:
+        raise UserError(f"quantize_gguf: type: {name} is not GGUF; see the attacks requantize and quantize_packed")
+    library()
     return _quantized(victim, name, rounding, seed)
 
 
+def quantize_packed(
+    victim: Victim, *, format: Literal["fp8", "int4", "nf4"] = "fp8", rounding: Rounding = "nearest", seed: Seed = 0
+) -> Attacked:
+    """Round the linear layers' weights as packed safetensors hold them, and dequantize them.
+
+    Args:
+        format: fp8 (E4M3, a scale per output channel), int4 (symmetric, groups of 128, 64 or 32), nf4 (blocks of 64).
+        rounding, seed: as in `quantize_gguf`.
+    """
+    return _quantized(victim, format, rounding, seed)
+
+
 def requantize(victim: Victim, *, rounding: Rounding = "nearest", seed: Seed = 0) -> Attacked:
-    """Write the weights back to the format in which the original came: its block types, with its blocks' own scales.
+    """Write the weights back to the format in which the original came: a GGUF file's block types with its blocks' own
+    scales, or the grid on which the original's weights are found to be.
 
     Who downloads a quantized model unlearns it in floating point and quantizes it again. On the levels that the model
     is on already, an update that is smaller than half a bin is undone whole.
@@ -42,11 +57,13 @@ def requantize(victim: Victim, *, rounding: Rounding = "nearest", seed: Seed = 0
     Args:
         rounding, seed: as in `quantize_gguf`.
     """
+    if victim.original is not None:
+        check_own(victim.original)
     return _quantized(victim, "own", rounding, seed)
 
 
 def exported(victim: Victim, *, seed: Seed = 0) -> Attacked:
-    """The file that a run's `export:` wrote, as it will be served. The original and the retrained model are rounded
+    """What a run's `export:` wrote, as it will be served. The original and the retrained model are rounded
     likewise in memory."""
     folder = victim.run_directory() / EXPORT
     if not (folder / MANIFEST).is_file():
@@ -55,32 +72,24 @@ def exported(victim: Victim, *, seed: Seed = 0) -> Attacked:
     format, rounding = manifest["format"], manifest["rounding"]
     if victim.is_reference:
         return _quantized(victim, format, rounding, manifest["seed"] or 0)
-    path = folder / manifest["file"]
-    if not path.is_file() or (digest := file_digest(path)) != manifest["sha256"]:
-        raise UserError(f"exported: {path} is not the file that was exported (sha256 {manifest['sha256'][:12]}…)")
-    attacked = changed_model(victim, replace(victim, directory=path).load(), **manifest["did"])
-    about = {
-        "file": path.name,
-        "sha256": digest,
-        "format": format,
-        "rounding": rounding,
-        "rounding_seed": manifest["seed"],
-    }
+    for name, known in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != known["sha256"]:
+            raise UserError(f"exported: {path} is not the file that was exported (sha256 {known['sha256'][:12]}…)")
+    attacked = changed_model(victim, replace(victim, directory=folder / manifest["file"]).load(), **manifest["did"])
+    about = {"format": format, "rounding": rounding, "rounding_seed": manifest["seed"], "files": manifest["files"]}
     return replace(attacked, did={**attacked.did, **about})
 
 
 def _quantized(victim: Victim, format: str, rounding: Rounding, seed: int) -> Attacked:
-    library()
-    if format == "own" and victim.original is not None:
-        own_file(victim.original)
     model = victim.load()
     shapes = {key: tuple(weight.shape) for key, weight in matrices(model).items()}
-    plan = plan_format(format, names_of(model.config), shapes, victim.original)
+    plan = plan_format(format, model.config, shapes, victim.original)
 
     def quantizer(key: str, weight: Tensor) -> Rounded:
-        chosen = plan.rounded(key, weight, rounding, seed=seed) if key in plan.types else None
+        chosen = plan.rounded(key, weight, rounding, seed=seed)
         if chosen is None:
-            return Rounded(weight.half().float() if plan.types.get(key) == "F16" else weight)
+            return Rounded(weight.half().float() if plan.kind(key) == "F16" else weight)
         levels, index = chosen
         return Rounded(levels.values(index), levels, index)
 
@@ -88,4 +97,5 @@ def _quantized(victim: Victim, format: str, rounding: Rounding, seed: int) -> At
     attacked = apply_quantizer(victim, quantizer, f"quantizing to {what}", weights_of=matrices, model=model)
     if not attacked.did:
         return attacked
-    return replace(attacked, did={**attacked.did, "types": sorted(set(plan.types.values())), "notes": plan.notes})
+    kinds = sorted({plan.kind(key) for key in shapes})
+    return replace(attacked, did={**attacked.did, "types": kinds, "notes": plan.notes})
