@@ -15,6 +15,7 @@ from letgo.attacks.displacement import matrices
 from letgo.attacks.engine.base import Victim
 from letgo.attacks.engine.spec import check_attacks, plan_attack
 from letgo.attacks.quantize_served import quantize_gguf, quantize_packed, requantize
+from letgo.attacks.relearn import relearn
 from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
 from letgo.models.load import load_model, load_tokenizer
@@ -162,6 +163,28 @@ def test_the_exported_file_is_pushed_with_the_model_and_its_record_is_not(run):
     assert pushed[file.name] == file.read_bytes()
     assert "model.safetensors" in pushed
     assert "export.json" not in pushed
+
+
+def test_what_was_exported_is_what_is_fine_tuned(run):
+    """QLoRA on the exported weights: at a rate of nothing the model is the exported one; the base is never trained."""
+    from letgo.attacks.engine.target import open_target
+    from letgo.core.progress import Quiet
+
+    settings = {"benchmark": None, "original": None, "limit": None, "dtype": None}
+    victim = open_target(run, **settings, reporter=Quiet()).victim()
+    [file] = (run / "export").glob("*.gguf")
+    idle = relearn(victim, base="exported", steps=1, learning_rate=1e-30, evaluations=0)
+    pairs = zip(idle.model.parameters(), load_model(file).parameters(), strict=True)
+    assert max(float((left - right).abs().max()) for left, right in pairs) < 1e-20
+    assert idle.did["lora_rank"] == 8
+    assert idle.did["base"] == "exported"
+    taught = relearn(victim, base="exported", lora=2, steps=3, learning_rate=1e-3, evaluations=0)
+    assert not same(taught.model, load_model(file))
+    embedding = "model.embed_tokens.weight"  # no adapter is on it
+    assert torch.equal(taught.model.state_dict()[embedding], load_model(file).state_dict()[embedding])
+    bare = Victim(run, victim.benchmark, original=victim.original)
+    with pytest.raises(UserError, match="this attack is of a run"):
+        relearn(bare, base="exported")
 
 
 def test_an_exported_file_that_was_changed_is_refused(run, tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from letgo.models.format_plans import check_own, plan_format
 from letgo.models.formats import EXPORT, FORMATS, MANIFEST, Rounding
 from letgo.models.gguf_mixes import MIXES
 from letgo.models.gguf_types import library
+from letgo.models.load import DTYPES
 
 
 def quantize_gguf(victim: Victim, *, type: str = "q4_k_m", rounding: Rounding = "nearest", seed: Seed = 0) -> Attacked:
@@ -63,22 +65,44 @@ def requantize(victim: Victim, *, rounding: Rounding = "nearest", seed: Seed = 0
 
 
 def exported(victim: Victim, *, seed: Seed = 0) -> Attacked:
-    """What a run's `export:` wrote, as it will be served. The original and the retrained model are rounded
-    likewise in memory."""
+    """What a run's `export:` wrote, as it will be served. The original and the retrained model are rounded likewise in
+    memory."""
+    model, did = served_model(victim)
+    if victim.is_reference:
+        return Attacked(model, {})
+    attacked = changed_model(victim, model, **did)
+    return replace(attacked, did={**attacked.did, **did})
+
+
+def check_exported(victim: Victim) -> tuple[Path, dict[str, Any]]:
+    """The folder of what a run exported, and its manifest; a `UserError` where there is none."""
     folder = victim.run_directory() / EXPORT
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"exported: {folder} has no {MANIFEST}: the run exported nothing; give export: in its YAML")
+        raise UserError(f"{folder} has no {MANIFEST}: the run exported nothing; give export: in its YAML")
     manifest = read_json(folder / MANIFEST)
+    return folder, manifest
+
+
+def served_model(victim: Victim) -> tuple[Any, dict[str, Any]]:
+    """The model that a run exported, in floats, and what its manifest says; of a model that it is compared with, that
+    one rounded likewise.
+
+    Raises:
+        UserError: the run exported nothing, or its files are others by now.
+    """
+    folder, manifest = check_exported(victim)
     format, rounding = manifest["format"], manifest["rounding"]
     if victim.is_reference:
-        return _quantized(victim, format, rounding, manifest["seed"] or 0)
+        return _quantized(victim, format, rounding, manifest["seed"] or 0).model, {}
     for name, known in manifest["files"].items():
         path = folder / name
         if not path.is_file() or file_digest(path) != known["sha256"]:
-            raise UserError(f"exported: {path} is not the file that was exported (sha256 {known['sha256'][:12]}…)")
-    attacked = changed_model(victim, replace(victim, directory=folder / manifest["file"]).load(), **manifest["did"])
+            raise UserError(f"{path} is not the file that was exported (sha256 {known['sha256'][:12]}…)")
+    model = replace(victim, directory=folder / manifest["file"]).load()
+    if getattr(model, "is_quantized", False):
+        model = model.dequantize(DTYPES[victim.dtype])
     about = {"format": format, "rounding": rounding, "rounding_seed": manifest["seed"], "files": manifest["files"]}
-    return replace(attacked, did={**attacked.did, **about})
+    return model, {**manifest["did"], **about}
 
 
 def _quantized(victim: Victim, format: str, rounding: Rounding, seed: int) -> Attacked:

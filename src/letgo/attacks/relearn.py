@@ -11,6 +11,7 @@ from torch import Tensor
 
 from letgo.attacks.displacement import weight_change
 from letgo.attacks.engine.base import Attacked, Victim
+from letgo.attacks.quantize_served import check_exported, served_model
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
 from letgo.core import processes
@@ -27,6 +28,8 @@ from letgo.objectives.retain import cross_entropy
 from letgo.optim import create_optimizer
 from letgo.optim.drive import Drive, sampled_labels_loss
 
+EXPORTED_RANK = 8
+"""The rank of adapters on an exported model where none is named."""
 RateSchedule = Literal["constant", "linear", "cosine"]
 
 
@@ -44,6 +47,7 @@ def relearn(
     schedule: RateSchedule = "constant",
     warmup: BelowOne = 0.0,
     lora: Natural = 0,
+    base: Literal["saved", "exported"] = "saved",
     max_grad_norm: Weight = 1.0,
     evaluations: Natural = 5,
     seed: Seed = 0,
@@ -68,6 +72,8 @@ def relearn(
         schedule, warmup: "constant", or to zero at the end "linear" or "cosine"; after a share of the steps in which
             the rate rises linearly.
         lora: rank of a LoRA adapter on all linear layers, merged at the end; 0 trains all parameters.
+        base: what is fine-tuned: the saved model, or, of a run with `export:`, the exported one, with adapters alone
+            (QLoRA), of rank 8 where `lora` says nothing. The models that it is compared with are rounded likewise.
         max_grad_norm: gradient clipping; 0 for none.
         evaluations: how many times the headline metrics are taken on the way, on a few items; 0 for never.
         seed: draws the groups, the rows and their order.
@@ -78,6 +84,8 @@ def relearn(
     """
     if holdout and data != "forget":
         raise UserError(f"relearn: holdout is of the forget set, but the attacker's data are {data!r}")
+    if base == "exported":
+        check_exported(victim)
     if steps is not None and epochs is not None:
         raise UserError("relearn: give either steps or epochs, not both")
     name, optimizer_settings = _optimizer_of(optimizer)
@@ -86,7 +94,11 @@ def relearn(
         holdout = 0.5 if data == "forget" else 0.0
     generator = torch.Generator().manual_seed(seed)
     rows, seen = _attackers_rows(victim, data, holdout, samples, generator)
-    tokenizer, model = victim.tokenizer(), victim.load()
+    if base == "exported":
+        lora = lora or EXPORTED_RANK
+        tokenizer, model = victim.tokenizer(), served_model(victim)[0]
+    else:
+        tokenizer, model = victim.tokenizer(), victim.load()
     stored = model.dtype
     if stored == torch.float16:
         # Small gradients and their squares are 0 in it; the attacker trains in float32 and rounds at the end.
@@ -142,6 +154,8 @@ def relearn(
     did |= {name: moved[name] for name in names if name in moved}
     if lora:
         did["lora_rank"] = lora
+    if base == "exported":
+        did["base"] = base
     # A row for every step's loss (that of its batch before the step), with what was probed after it.
     curve = [{"step": 0.0, **probed[0]}] if 0 in probed else []
     for step, loss in enumerate(losses, start=1):
