@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -21,7 +22,9 @@ def files(tmp_path):
     }
 
 
-@pytest.mark.parametrize("command", ["", "demo", "unlearn", "attack", "eval", "report", "list", "show-config"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "unlearn", "attack", "eval", "export", "report", "list", "show-config"]
+)
 def test_help_is_there_and_quick(command):
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "letgo", *command.split(), "--help"], capture_output=True, text=True)
@@ -70,7 +73,32 @@ def test_eval(letgo, tmp_path):
     assert "not empty" in err
 
 
-@pytest.mark.parametrize("kind", ["optimizers", "objectives", "attacks", "benchmarks", "metrics"])
+def test_export(letgo, tmp_path):
+    pytest.importorskip("libgguf", reason="not installed: pip install 'letgo[gguf]'")
+    words = (
+        "export",
+        "biographies",
+        "--format",
+        "q4_k_m",
+        "--original",
+        "biographies-retrained",
+        "--rounding",
+        "stochastic",
+    )
+    code, out, err = letgo(*words, "--output", tmp_path / "served")
+    assert code == 0
+    assert str(tmp_path / "served" / "model-Q4_K_M.gguf") in out
+    assert re.search(r"\d+ % of the update is left", out)
+    assert "Q5_0 instead of Q4_K" in err
+    code, out, _ = letgo(*words, "--output", tmp_path / "again", "--json", "--quiet")
+    manifest = json.loads(out)
+    assert manifest == json.loads((tmp_path / "again" / "export.json").read_text())
+    code, _, err = letgo(*words, "--output", tmp_path / "served")
+    assert code == 2
+    assert "is not empty" in err
+
+
+@pytest.mark.parametrize("kind", ["optimizers", "objectives", "attacks", "benchmarks", "metrics", "formats"])
 def test_list(letgo, kind):
     code, out, _ = letgo("list", kind)
     assert code == 0
@@ -113,6 +141,12 @@ def test_show_config(letgo, tmp_path):
         (["attack", ".", "--attack", "quantize"], "is not a run directory"),
         (["attack", "."], "(?i)missing option"),
         (["eval", "biographies", "--benchmark", "biographie"], "did you mean 'biographies'"),
+        (["export", "biographies", "-f", "q4_k_n", "-o", "out"], "did you mean 'q4_k_m'"),
+        (
+            ["export", "biographies", "-f", "fp8", "--rounding", "up", "-o", "out"],
+            "nearest, stochastic, error_feedback",
+        ),
+        (["export", "biographies", "-f", "fp8", "-o", __file__], "is a file; name a directory"),
         (["eval", "biographies", "--benchmark", "biographies:sead=1"], "did you mean 'seed'"),
         (["eval", "biographies", "--benchmark", "biographies", "--limit", "0"], "at least 1"),
         (["eval", "biographies", "--benchmark", "biographies", "--output", __file__], "is a file; name a directory"),

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import letgo
 from letgo.attacks.engine.run import attack
 from letgo.benchmarks.engine.evaluate import evaluate
-from letgo.cli import app
+from letgo.cli import _run, app
 from letgo.core import processes
 from letgo.core.errors import UserError
 from letgo.runs.results import read_result
@@ -126,6 +126,29 @@ def test_commands_that_do_not_share_their_work(tmp_path):
     done = launch(["-m", "letgo", "report", str(tmp_path)])
     assert done.returncode != 0
     assert done.stderr.count("`letgo report` runs in one process") == 1
+
+
+def test_a_mistake_is_told_also_where_the_first_process_is_the_slower_one(tmp_path):
+    program = tmp_path / "slow.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    time.sleep(3)\n"
+        "from letgo.cli import main\n"
+        "sys.argv = ['letgo', 'report', 'nowhere']\n"
+        "main()\n"
+    )
+    done = launch([str(program)])
+    assert done.returncode != 0
+    assert done.stderr.count("`letgo report` runs in one process") == 1
+
+
+def test_a_mistake_that_one_process_alone_meets_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("letgo.cli.FIRST_TELLS", 0.01)
+    monkeypatch.setattr(sys, "argv", ["letgo", "report", "nowhere"])
+    monkeypatch.setattr("letgo.core.processes.is_first", lambda: False)
+    assert _run(["report", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("strategy", ["replicas", "fsdp2"])

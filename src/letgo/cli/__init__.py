@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import typer
@@ -26,6 +27,9 @@ from letgo.cli import showing as showing
 from letgo.cli import sweeping as sweeping
 from letgo.cli.common import app as app
 
+FIRST_TELLS = 60.0
+"""Seconds that the other processes leave the first one to tell a mistake of the user's. What one of them alone has met
+is told after that."""
 TOGETHER = ("unlearn", "attack", "eval")
 """The commands that the processes of a launcher do together."""
 
@@ -63,10 +67,12 @@ def _run(words: list[str]) -> int:
         known = error if isinstance(error, LetgoError) else as_world_error(error)
         if known is None:
             raise
-        # All processes meet a mistake of the user's alike; a failure in one alone must be printed by that one.
-        if processes.is_first() or not isinstance(known, UserError):
-            mended = "" if isinstance(known, UserError) else _going_on(words)
-            typer.echo(f"letgo: {known}{mended}", err=True)
+        if isinstance(known, UserError) and not processes.is_first():
+            # All processes meet a mistake of the user's alike, and the first one tells it: as it ends, the launcher
+            # ends the others. One that ended sooner would have the first one stopped before it has told anything.
+            time.sleep(FIRST_TELLS)
+        mended = "" if isinstance(known, UserError) else _going_on(words)
+        typer.echo(f"letgo: {known}{mended}", err=True)
         return known.exit_code
     return 0
 

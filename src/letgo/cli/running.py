@@ -161,6 +161,9 @@ def export(
 ) -> None:
     """Write a model in the format in which it will be served, and say how much of the forgetting the format keeps."""
     options = passed_on(locals(), "run", "format", "output")
+    from letgo.models.formats import export_settings
+
+    export_settings({"format": format, "rounding": rounding, "seed": seed})
     from letgo.core.sizes import size
     from letgo.report.numbers import number, percent
     from letgo.training.export import export as run_export

@@ -86,7 +86,11 @@ def _displacement(did: Mapping[str, Any]) -> list[str]:
     if "same_bin" not in did:
         return [text]
     undone = f", {percent(did['undone'])} of those that unlearning changed" if "undone" in did else ""
-    return [text, f"{percent(did['same_bin'])} of the weights fall into the original's bin{undone}"]
+    sentences = [text, f"{percent(did['same_bin'])} of the weights fall into the original's bin{undone}"]
+    if "carried" in did:
+        times = f"a bin is {number(did['bins_per_change'])} times as wide as the average change"
+        sentences.append(f"{percent(did['carried'])} of the update is left; {times}")
+    return sentences
 
 
 def _data(did: Mapping[str, Any]) -> str:
