@@ -95,7 +95,7 @@ def test_export(letgo, tmp_path):
     assert manifest == json.loads((tmp_path / "again" / "export.json").read_text())
     code, _, err = letgo(*words, "--output", tmp_path / "served")
     assert code == 2
-    assert "is not empty" in err
+    assert "holds an export already" in err
 
 
 @pytest.mark.parametrize("kind", ["optimizers", "objectives", "attacks", "benchmarks", "metrics", "formats"])

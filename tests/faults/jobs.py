@@ -60,6 +60,8 @@ BARE = (
 EVALUATE = ("eval", "biographies", "--benchmark", "biographies", "--limit", "2", "-o", "{folder}/out/eval", "--quiet")
 SWEEP = ("sweep", "{folder}/grid.yaml", "--quiet")
 ANALYZE = ("analyze", "certificate", "{folder}/out/run", "--draws", "8", "--limit", "2", "--quiet")
+EXPORT = ("export", "biographies", "-f", "q8_0", "--rounding", "stochastic", "-o", "{folder}/out/gguf", "--quiet")
+PACKED = ("export", "biographies", "-f", "int4", "-o", "{folder}/out/packed", "--quiet")
 REPORT = ("report", "{folder}/out", "--output", "{folder}/out/report.html")
 JOBS = {
     job.name: job
@@ -71,6 +73,8 @@ JOBS = {
         Job("sweep", SWEEP, (*SWEEP, "--resume")),
         Job("analyze", ANALYZE, ANALYZE, before=[RUN]),
         Job("report", REPORT, REPORT, before=[RUN]),
+        Job("export", EXPORT, EXPORT),
+        Job("export packed", PACKED, PACKED),
     )
 }
 
@@ -157,12 +161,12 @@ class Bench:
         if problem := self._wrong_end(kind, ended):
             return f"{problem}\n{ended.wrong[-3000:]}"
         again = self.job.again
-        if ended.code == 0 and "--resume" in again:
+        if ended.code == 0 and ("--resume" in again or again[0] == "export"):
             # The fault did no harm: nothing is left to be done.
             again = ()
         if again:
             ended = self.run(again)
-            if ended.code == 2 and "nothing to resume" in ended.wrong:
+            if ended.code == 2 and re.search("nothing to resume|holds an export already", ended.wrong):
                 ended = Ended(0, "", "")
             if ended.code:
                 return f"going on ended with {ended.code}\n{ended.wrong[-3000:]}"
@@ -205,7 +209,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 def _content(path: Path) -> Any:
     if path.name.endswith(".json") and path.parent.name != "model":
         return _steady(json.loads(path.read_text(encoding="utf-8")))
-    if path.suffix == ".safetensors":
+    if path.suffix in (".safetensors", ".gguf"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     # A card and a page tell when it was made, how long it took, in how much memory.
     return re.sub(r"\d{4}-\d\d-\d\dT\S+|[\d.,]+ (s|min|h|MB|GB)\b", "N", path.read_text(encoding="utf-8"))

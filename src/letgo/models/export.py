@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,15 @@ from torch import Tensor
 
 from letgo.core.environment import versions
 from letgo.core.errors import UserError, first_line
-from letgo.core.files import write_json, written_whole
+from letgo.core.files import write_json, write_text, written_whole
 from letgo.core.fingerprints import file_digest
+from letgo.core.locks import LOCK_FILE
 from letgo.core.progress import Quiet, Reporter, Task
 from letgo.core.sizes import size
 from letgo.models.displacement import layer_row, summary
 from letgo.models.files import INDEX, WEIGHTS, weight_files
 from letgo.models.format_plans import FLOATS, GgufPlan, plan_format
-from letgo.models.formats import FORMATS, MANIFEST, Rounding
+from letgo.models.formats import FORMATS, MANIFEST, UNFINISHED, Rounding
 from letgo.models.gguf_file import GgufFile, names_of, stored_bytes
 from letgo.models.gguf_types import BlockLevels
 from letgo.models.load import load_tokenizer, model_config, resolve_model
@@ -99,12 +99,16 @@ def export(
     for note in plan.notes:
         reporter.say(note)
     everything = sum(map(math.prod, weights.shapes.values()))
-    with ExitStack() as undo, reporter.task(f"exporting to {record.name}", everything) as task:
-        work = _Export(weights, before, rounding, seed, task)
-        write = _write_gguf if isinstance(plan, GgufPlan) else _write_packed
-        # A directory that is not whole is none: what was written is removed where the next file fails.
-        files = write(work, plan, config, tokenizer, output, record.name, undo.callback)  # type: ignore[arg-type]
-        undo.pop_all()
+    write_text(output / UNFINISHED, "this export is not finished; run the same command again\n")
+    try:
+        with reporter.task(f"exporting to {record.name}", everything) as task:
+            work = _Export(weights, before, rounding, seed, task)
+            write = _write_gguf if isinstance(plan, GgufPlan) else _write_packed
+            files = write(work, plan, config, tokenizer, output, record.name)  # type: ignore[arg-type]
+    except BaseException:
+        # A directory that is not whole is none.
+        _clear(output)
+        raise
     unknown = "" if before else why
     pieces = [row for each in work.rows.values() for row in each]
     manifest = {
@@ -128,6 +132,7 @@ def export(
         "versions": versions() | _library_versions(),
     }
     write_json(output / MANIFEST, manifest)
+    (output / UNFINISHED).unlink()
     return manifest
 
 
@@ -138,7 +143,6 @@ def _write_gguf(
     tokenizer: Any,
     output: Path,
     format: str,
-    undo: Callable[..., Any],
 ) -> list[Path]:
     """Write one GGUF file; returns its path."""
     path, shapes = output / f"model-{format.upper()}.gguf", work.weights.shapes
@@ -181,7 +185,6 @@ def _write_packed(
     tokenizer: Any,
     output: Path,
     format: str,
-    undo: Callable[..., Any],
 ) -> list[Path]:
     """Write a model's directory; returns the files of its weights."""
     from safetensors.torch import save_file
@@ -194,7 +197,6 @@ def _write_packed(
 
     def flush() -> None:
         path = output / f"{Path(WEIGHTS).stem}-{len(shards) + 1:05}.safetensors"
-        undo(path.unlink, missing_ok=True)
         with written_whole(path) as temporary:
             save_file(held, temporary, {"format": "pt"})
         shards.append((path, list(held), sum(t.numel() * t.element_size() for t in held.values())))
@@ -216,14 +218,18 @@ def _write_packed(
         flush()
     places = {name: path.name for path, names, _ in shards for name in names}
     write_json(output / INDEX, {"metadata": {"total_size": sum(size for *_, size in shards)}, "weight_map": places})
-    undo((output / INDEX).unlink, missing_ok=True)
-    for path in tokenizer.save_pretrained(output):
-        undo(Path(path).unlink, missing_ok=True)
+    tokenizer.save_pretrained(output)
     # Last, for without it the directory is no model.
     settings = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
     write_json(output / "config.json", settings | plan.settings())
-    undo((output / "config.json").unlink, missing_ok=True)
     return [path for path, *_ in shards]
+
+
+def _clear(output: Path) -> None:
+    """Remove what an export that failed has written, the sign that it is not finished last."""
+    for path in sorted(output.iterdir(), key=lambda path: path.name == UNFINISHED):
+        if path.name != LOCK_FILE:
+            path.unlink(missing_ok=True)
 
 
 def _check_own(key: str, levels: BlockLevels, original: Tensor | None) -> None:

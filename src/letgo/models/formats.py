@@ -14,6 +14,8 @@ Rounding = Literal["nearest", "stochastic", "error_feedback"]
 EXPORT = "export"
 """The folder of a run in which its exported model is."""
 MANIFEST = "export.json"
+UNFINISHED = "export.unfinished"
+"""In the folder of an export that is under way: what other files are there may be written over."""
 
 FORMATS: Catalog[Record] = Catalog(
     "format",

@@ -7,12 +7,13 @@ from typing import Any
 
 from letgo.core.catalog import check_arguments
 from letgo.core.errors import UserError
+from letgo.core.files import remove_abandoned
 from letgo.core.locks import only_writer
 from letgo.core.progress import Reporter
 from letgo.core.values import Seed
 from letgo.models.export import export as export_model
 from letgo.models.files import remote_code
-from letgo.models.formats import FORMATS, Rounding
+from letgo.models.formats import FORMATS, MANIFEST, UNFINISHED, Rounding
 from letgo.runs.results import check_unused, is_run, read_result
 
 
@@ -32,7 +33,7 @@ def export(
     Args:
         run: a run directory; or any model: a directory, a hub id, a built-in name.
         format: see `letgo list formats`.
-        output: a directory that is still to be made, or empty.
+        output: a directory that is still to be made, or empty; or that of an export that was cut off.
         rounding: nearest, stochastic (unbiased: keeps small updates on average) or error_feedback.
         seed: of stochastic rounding.
         original: the model before unlearning; by default, of a run, the one that its record names. Without it the
@@ -54,6 +55,13 @@ def export(
         if result.status == "failed":
             raise UserError(f"{run}: the run failed ({'; '.join(result.reasons)}); there is nothing to export")
         original = original or result.config.get("model")
-    check_unused(output)
+    if output.exists() and not output.is_dir():
+        check_unused(output)
     with only_writer(output, make=True), remote_code(trust_remote_code):
+        # Whoever wrote here before has ended.
+        remove_abandoned(output, older_than=0)
+        if not (output / UNFINISHED).is_file():
+            if (output / MANIFEST).is_file():
+                raise UserError(f"output directory {output} holds an export already; name another one")
+            check_unused(output)
         return export_model(run, format, output, rounding=rounding, seed=seed, original=original, reporter=reporter)
