@@ -43,16 +43,19 @@ ZEROTH = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _sizes() -> Any:
-    """The sizes from which products are taken another way: those of the processes."""
-    before = perturbation.LARGE_ELEMENTS, perturbation.PIECE_ELEMENTS
+def _as_the_ranks() -> Any:
+    """What bits depend on, as it is in the ranks: one thread, and the sizes from which products are taken another
+    way."""
+    before, threads = (perturbation.LARGE_ELEMENTS, perturbation.PIECE_ELEMENTS), torch.get_num_threads()
     perturbation.LARGE_ELEMENTS, perturbation.PIECE_ELEMENTS = sharded.LARGE, sharded.PIECE
+    torch.set_num_threads(1)
     yield
+    torch.set_num_threads(threads)
     perturbation.LARGE_ELEMENTS, perturbation.PIECE_ELEMENTS = before
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, _sizes: None) -> list[dict[str, Any]]:
+def done(tmp_path_factory: pytest.TempPathFactory, _as_the_ranks: None) -> list[dict[str, Any]]:
     """What each of the two ranks wrote."""
     folder = tmp_path_factory.mktemp("shards")
     for case in STEPPING:

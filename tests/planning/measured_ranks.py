@@ -53,7 +53,8 @@ def run_ranks(name: str, folder: Path, count: int = 2) -> tuple[list[int], dict[
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
             )
         )
-    said = [process.communicate(timeout=150) for process in processes]
+    # By far longer than it takes, for a process that hangs.
+    said = [process.communicate(timeout=900) for process in processes]
     for process, (_, errors) in zip(processes, said, strict=True):
         if process.returncode:
             raise RuntimeError(errors)

@@ -280,7 +280,7 @@ def test_the_command_is_interrupted_and_goes_on_with_one_document_on_stdout(smal
         while not list(tmp_path.glob("out/runs/all-seed1/checkpoint-*")) and time.monotonic() < limit:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 130, err
         assert out == ""
         assert "Ray cluster of its own on this machine: 1 node" in err

@@ -136,7 +136,7 @@ def test_a_run_out_of_time_ends_is_queued_again_and_goes_on(small, tmp_path, slu
     while not list(tmp_path.glob("run/checkpoint-*")) and first.poll() is None and time.monotonic() < limit:
         time.sleep(0.02)
     os.kill(first.pid, 10)
-    said, _ = first.communicate(timeout=100)
+    said, _ = first.communicate(timeout=600)
     assert first.returncode == 143, said
     assert not (tmp_path / "run" / "result.json").exists()
     assert calls(slurm)[-1] == "scontrol requeue 4242"

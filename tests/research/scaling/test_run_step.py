@@ -81,7 +81,7 @@ def test_the_command(job, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     for part in ("a step on 4 devices, fsdp2", "gradients scattered", "data sheet", "efficiency", "     64 "):
