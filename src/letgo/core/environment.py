@@ -9,15 +9,18 @@ import gc
 import platform
 import resource
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
+_PACKAGES = ("letgo", "torch", "transformers", "accelerate", "numpy", "safetensors")
 
-def versions() -> dict[str, str]:
+
+def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """Versions of what a result depends on."""
     from importlib.metadata import PackageNotFoundError, version
 
     installed = {"python": platform.python_version()}
-    for package in ("letgo", "torch", "transformers", "accelerate", "numpy", "safetensors"):
+    for package in packages:
         try:
             installed[package] = version(package)
         except PackageNotFoundError:

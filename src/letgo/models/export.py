@@ -129,7 +129,7 @@ def export(
             for key in weights.shapes
         ],
         "notes": plan.notes,
-        "versions": versions() | _library_versions(),
+        "versions": versions() | versions(("gguf", "libgguf") if isinstance(plan, GgufPlan) else ()),
     }
     write_json(output / MANIFEST, manifest)
     (output / UNFINISHED).unlink()
@@ -258,9 +258,3 @@ def _digests(name: str) -> dict[str, str]:
     """The digests of the files of a model's weights; none of one that is not in files here."""
     directory = Path(name)
     return {path.name: file_digest(path) for path in weight_files(directory)} if directory.is_dir() else {}
-
-
-def _library_versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {package: version(package) for package in ("gguf", "libgguf")}
