@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -343,3 +344,24 @@ def test_query_and_key_rows_go_there_and_back():
     assert not np.array_equal(there, rows)
     assert np.array_equal(names.in_model("blk.0.attn_q.weight", there), rows)
     assert np.array_equal(names.in_file("blk.0.attn_v.weight", rows), rows)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_adapter_is_exported_merged(tmp_path, dtype):
+    pytest.importorskip("peft", reason="not installed: pip install 'letgo[lora]'")
+    tiny.write_jsonl(tmp_path / "f.jsonl", [{"text": "Where was she born? In a town by the sea."}] * 4)
+    settings = {"model": "biographies", "forget": str(tmp_path / "f.jsonl"), "objective": "ga", "dtype": dtype}
+    letgo.unlearn(**settings, lora_rank=2, learning_rate=1e-2, max_steps=3, output_dir=str(tmp_path / "run"))
+    manifest = letgo.export(tmp_path / "run", "q8_0", tmp_path / "out")
+    read = load_model(tmp_path / "out" / manifest["file"]).state_dict()
+    wanted = rounded_in_memory(tmp_path / "run", "q8_0")
+    assert all(torch.equal(read[key], value) for key, value in wanted.items())
+    assert manifest["original"] == "biographies"
+    assert manifest["did"]["unlearning_displacement"] > 0
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "libgguf", None)
+    with pytest.raises(UserError, match=r"needs libgguf: pip install 'letgo\[gguf\]'"):
+        letgo.export("biographies", "q8_0", tmp_path / "out")
+    assert letgo.export("biographies", "int4", tmp_path / "out")["format"] == "int4"
