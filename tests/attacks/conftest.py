@@ -15,8 +15,8 @@ from letgo.benchmarks import create_benchmark
 from letgo.data import encode_rows, pad_rows, read_rows
 from letgo.models.adapters import Base, add_lora, linear_targets, quick_fingerprint, save_adapter
 from letgo.models.load import load_model, load_tokenizer
-from letgo.models.rounding import make_grid
 from letgo.objectives.retain import cross_entropy
+from letgo.optim.engine.rounding import make_grid
 from tests import tiny
 from tests.once import made_once
 

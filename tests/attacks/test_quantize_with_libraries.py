@@ -19,7 +19,7 @@ from letgo.attacks.quantize_with_libraries import (
 from letgo.attacks.relearn import relearn
 from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
-from letgo.models.rounding import Codebook
+from letgo.optim.engine.rounding import Codebook
 from tests import tiny
 from tests.attacks.conftest import round_to_nearest
 

@@ -10,7 +10,7 @@ from letgo.attacks.weights import interpolate, noise, prune
 from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
 from letgo.models.displacement import layer_row, summary
-from letgo.models.rounding import make_grid
+from letgo.optim.engine.rounding import make_grid
 from tests import tiny
 
 

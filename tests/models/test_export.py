@@ -19,7 +19,7 @@ from letgo.core.fingerprints import file_digest
 from letgo.models.format_plans import plan_format
 from letgo.models.gguf_file import GgufFile, names_of
 from letgo.models.load import ASSETS, load_model, load_tokenizer
-from letgo.models.rounding import make_grid
+from letgo.optim.engine.rounding import make_grid
 from tests import tiny
 
 pytest.importorskip("gguf", reason="not installed: pip install 'letgo[gguf]'")

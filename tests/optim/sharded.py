@@ -58,6 +58,7 @@ CASES: dict[str, Case] = {
     "sophia gnb": ("sophia", {"lr": 3e-4, "hessian": "gnb", "hessian_every": 2, "batch_size": 24}),
     "sophia hutchinson": ("sophia", {"lr": 3e-4, "hessian": "hutchinson"}),
     "sam": ("sam", {"lr": 2e-4, "rho": 0.05}),
+    "straight_through": ("straight_through", {"lr": 2e-4, "alpha": 0.5, "on": "loss"}),
     "randomized_smoothing": ("randomized_smoothing", {"lr": 6e-4, "sigma": 0.01}),
     "weight_averaging": ("weight_averaging", {"lr": 6e-4, "start": 2, "every": 2}),
     "fozo": ("fozo", {"lr": 6e-4, "zo_lr": 6e-5, "fo_steps": 2, "zo_steps": 1, "num_directions": 2}),

@@ -9,8 +9,8 @@ import torch
 from problems import closure_of, make_problem, same_bits, snapshot
 from torch import Tensor, nn
 
-from letgo.optim import FOZO, SAM, RandomizedSmoothing, WeightAveraging
-from reference.optim_smoothing import sam_gradient, smoothed_gradient
+from letgo.optim import FOZO, SAM, RandomizedSmoothing, StraightThrough, WeightAveraging
+from reference.optim_smoothing import sam_gradient, smoothed_gradient, straight_through_gradient
 
 MATRIX = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -61,7 +61,44 @@ def test_sixty_steps_equal_the_reference(kind: str, on: str) -> None:
     assert calls[: count + 1] == ([None] * (count + 1) if on == "loss" else ["forget"] * count + ["retain"])
 
 
-@pytest.mark.parametrize("make", [lambda p: SAM(p, 0.0, rho=0.1), lambda p: RandomizedSmoothing(p, 0.0, sigma=0.1)])
+@pytest.mark.parametrize("on", ["loss", "forget"])
+def test_straight_through_equals_the_reference(on: str) -> None:
+    """A matrix, whose rows are rounded to 3 bits; two steps without it, then three in which its weight grows."""
+    x = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3).contiguous())
+    y = x.detach().clone()
+    optimizer = StraightThrough([x], 0.02, base="sgd", alpha=0.8, warmup=2, ramp=3, bits=3, on=on)
+    calls: list[str | None] = []
+
+    def flat(f):
+        return lambda x: f(x.flatten())
+
+    def closure(part: str | None = None) -> Tensor:
+        calls.append(part)
+        optimizer.zero_grad()
+        loss = {"forget": forget, "retain": retain, None: lambda x: forget(x) + retain(x)}[part](x.flatten())
+        loss.backward()
+        return loss
+
+    smooth, rest = (flat(forget), flat(retain)) if on == "forget" else (flat(lambda x: forget(x) + retain(x)), None)
+    for step, alpha in enumerate([0.0, 0.0, 0.8 / 3, 1.6 / 3, 0.8, 0.8, 0.8] * 3):
+        alpha = alpha if step < 7 else 0.8
+        g = straight_through_gradient(smooth, rest, y, alpha, 3)
+        loss = optimizer.step(closure)
+        assert float(loss) == pytest.approx(float(forget(y.flatten()) + retain(y.flatten())))
+        y = y - 0.02 * g
+        # The scale of a row is found in float32.
+        torch.testing.assert_close(x.detach(), y, rtol=1e-5, atol=1e-6)
+    assert calls[:3] == (["forget", "retain", "forget"] if on == "forget" else [None, None, None])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: StraightThrough(p, 0.0, on="loss"),
+        lambda p: SAM(p, 0.0, rho=0.1),
+        lambda p: RandomizedSmoothing(p, 0.0, sigma=0.1),
+    ],
+)
 def test_the_weights_come_back_bit_for_bit(make) -> None:
     model, loss_of = make_problem(torch.bfloat16)
     before = snapshot(model)

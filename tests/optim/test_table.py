@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sophia": {"lr": 0.03},
     "sam": {"lr": 0.02, "rho": 0.05},
     "randomized_smoothing": {"lr": 0.02, "sigma": 0.01},
+    "straight_through": {"lr": 0.02, "alpha": 0.5, "ramp": 3, "on": "loss"},
     "weight_averaging": {"lr": 0.02, "start": 3, "every": 2},
     "fozo": {"lr": 0.02, "zo_lr": 0.002, "fo_steps": 3, "zo_steps": 2, "num_directions": 4},
 }
@@ -176,7 +177,7 @@ def test_ours_obey_the_interface(name: str) -> None:
     assert isinstance(optimizer, ClosureOptimizer)
     assert optimizer.fit_total_steps(7) >= 7
     assert optimizer.phase == ("zeroth_order" if name in ZEROTH else "first_order")
-    assert optimizer.needs_closure == (name in ZEROTH or name in ("sam", "randomized_smoothing"))
+    assert optimizer.needs_closure == (name in ZEROTH or name in ("sam", "randomized_smoothing", "straight_through"))
     loss = optimizer.step(closure_of(optimizer, loss_of))
     assert float(loss.detach()) == pytest.approx(float(make_problem()[1]().detach()), rel=2e-2)
     assert optimizer.last_losses

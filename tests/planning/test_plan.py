@@ -94,6 +94,7 @@ def test_operations_of_a_model_are_its_products(shaped, attention):
         ("sam", {"base": "sgd"}, 0, 0, 2),
         ("sam", {"base": "adamw", "on": "forget"}, 2, 0, 3),
         ("randomized_smoothing", {"base": "adamw", "num_draws": 4}, 2, 0, 4),
+        ("straight_through", {"base": "sgd"}, 0, 0, 3),
         ("weight_averaging", {"base": "adamw"}, 3, 0, 1),
         ("compressed", {"base": "adamw", "error_feedback": True}, 3, 0, 1),
     ],
@@ -102,7 +103,7 @@ def test_what_optimizers_cost_is_found_by_trying(name, settings, state, forwards
     cost = optimizer_cost(name, {"lr": 1e-3, **settings}, torch.float32)
     assert cost.state == pytest.approx(state, abs=0.02)
     assert (cost.forwards, cost.backwards) == (forwards, backwards)
-    if name in ("sam", "randomized_smoothing"):
+    if name in ("sam", "randomized_smoothing", "straight_through"):
         assert cost.held >= 2, "copies of the weights, while the loss is evaluated elsewhere"
     if settings.get("engine") == "batched":
         assert cost.at_once == 4

@@ -12,7 +12,7 @@ from torch import Tensor
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_first
 from letgo.core.errors import UserError, first_line
 from letgo.models.displacement import layer_row, summary
-from letgo.models.rounding import Levels
+from letgo.optim.engine.rounding import Levels
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from letgo.attacks.displacement import Rounded, apply_quantizer
 from letgo.attacks.engine.base import Attacked, Victim
 from letgo.core.values import Seed, Within
-from letgo.models.rounding import Granularity, make_grid
+from letgo.optim.engine.rounding import Granularity, make_grid
 
 Bits = Annotated[int, Within(2, 8)]
 GroupSize = Annotated[int, Within(2)]

@@ -13,9 +13,9 @@ from letgo.attacks.engine.base import Attacked, Victim
 from letgo.core.errors import UserError
 from letgo.core.files import read_json
 from letgo.core.fingerprints import file_digest
-from letgo.core.values import Seed
+from letgo.core.values import Rounding, Seed
 from letgo.models.format_plans import check_own, plan_format
-from letgo.models.formats import EXPORT, FORMATS, MANIFEST, Rounding
+from letgo.models.formats import EXPORT, FORMATS, MANIFEST
 from letgo.models.gguf_mixes import MIXES
 from letgo.models.gguf_types import library
 from letgo.models.load import DTYPES

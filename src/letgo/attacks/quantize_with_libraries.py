@@ -21,7 +21,7 @@ from letgo.core.extras import need
 from letgo.core.values import Count, Natural, Seed
 from letgo.models.gguf import is_gguf
 from letgo.models.load import context_length
-from letgo.models.rounding import Codebook, EvenLevels
+from letgo.optim.engine.rounding import Codebook, EvenLevels
 
 _BLOCK = 64
 """bitsandbytes' default block of weights that share an absmax."""

@@ -55,6 +55,8 @@ class Within:
 Count = Annotated[int, Within(1)]
 Natural = Annotated[int, Within(0)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]
+Rounding = Literal["nearest", "stochastic", "error_feedback"]
+"""How a weight finds its level (`letgo.optim.engine.rounding`)."""
 Weight = Annotated[float, Within(0)]
 Positive = Annotated[float, Within(0, above=True)]
 Epochs = Annotated[float, Within(0, 10**6, above=True)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from letgo.models.rounding import Levels, bin_width
+from letgo.optim.engine.rounding import Levels, bin_width
 
 
 def layer_row(

@@ -23,10 +23,11 @@ from letgo.core.fingerprints import file_digest
 from letgo.core.locks import LOCK_FILE
 from letgo.core.progress import Quiet, Reporter, Task
 from letgo.core.sizes import size
+from letgo.core.values import Rounding
 from letgo.models.displacement import layer_row, summary
 from letgo.models.files import INDEX, WEIGHTS, weight_files
 from letgo.models.format_plans import FLOATS, GgufPlan, plan_format
-from letgo.models.formats import FORMATS, MANIFEST, UNFINISHED, Rounding
+from letgo.models.formats import FORMATS, MANIFEST, UNFINISHED
 from letgo.models.gguf_file import GgufFile, names_of, stored_bytes
 from letgo.models.gguf_types import BlockLevels
 from letgo.models.load import load_tokenizer, model_config, resolve_model
@@ -75,7 +76,7 @@ def export(
 
     Args:
         model: a directory, a hub id or a built-in name.
-        rounding: how each weight finds its level (`letgo.models.rounding`).
+        rounding: how each weight finds its level (`letgo.optim.engine.rounding`).
         seed: of stochastic rounding.
         original: the model before unlearning: the manifest then says how much of the update the format keeps. The
             format `own` is read off it.

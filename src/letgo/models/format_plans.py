@@ -12,13 +12,14 @@ from torch import Tensor
 
 from letgo.core.errors import UserError
 from letgo.core.extras import need
-from letgo.models.formats import FORMATS, Rounding
+from letgo.core.values import Rounding
+from letgo.models.formats import FORMATS
 from letgo.models.gguf import is_gguf
 from letgo.models.gguf_file import names_of
 from letgo.models.gguf_mixes import MIXES, types_of
 from letgo.models.gguf_types import TYPES, BlockLevels, library, round_to_blocks
 from letgo.models.packed import PackedPlan, check_grid, plan_packed
-from letgo.models.rounding import rounded
+from letgo.optim.engine.rounding import rounded
 
 FLOATS = ("F32", "F16")
 """Types of tensors that are not in blocks."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from letgo.core.catalog import Catalog, Record, check_settings
-from letgo.core.values import Seed
+from letgo.core.values import Rounding, Seed
 from letgo.models.gguf_mixes import ALIASES, MIXES
 
-Rounding = Literal["nearest", "stochastic", "error_feedback"]
 EXPORT = "export"
 """The folder of a run in which its exported model is."""
 MANIFEST = "export.json"

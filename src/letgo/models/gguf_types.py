@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from letgo.core.extras import need
-from letgo.models.formats import Rounding
+from letgo.core.values import Rounding
 from letgo.models.gguf_mixes import BLOCK
-from letgo.models.rounding import rounded
+from letgo.optim.engine.rounding import rounded
 
 _PLANES: dict[str, tuple[tuple[int, int, int], ...]] = {
     # (first byte, bytes of a span, bits), lowest bits first. A span's bytes hold the bits of 8/bits × as many weights:
@@ -186,7 +186,7 @@ def round_to_blocks(
     weight: Tensor, name: str, rounding: Rounding = "nearest", *, seed: int = 0, tensor: str = "", first: int = 0
 ) -> tuple[BlockLevels, Tensor]:
     """The levels that llama.cpp's quantizer chooses for weights (rows, columns), and the index of each weight among
-    them: to nearest as that quantizer rounds, or otherwise (`letgo.models.rounding.rounded`)."""
+    them: to nearest as that quantizer rounds, or otherwise (`letgo.optim.engine.rounding.rounded`)."""
     levels = BlockLevels(name, encode(weight.detach().float().cpu().numpy(), name), weight.shape[1])
     if rounding == "nearest":
         return levels, levels.stored().to(weight.device)

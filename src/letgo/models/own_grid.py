@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from letgo.models.rounding import Codebook, EvenLevels, Levels, blocks_of, unblocked
+from letgo.optim.engine.rounding import Codebook, EvenLevels, Levels, blocks_of, unblocked
 
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),

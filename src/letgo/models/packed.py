@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from letgo.core.errors import UserError
-from letgo.models.formats import Rounding
+from letgo.core.values import Rounding
 from letgo.models.own_grid import NF4, OwnLevels, e4m3, own_levels
-from letgo.models.rounding import Codebook, EvenLevels, Levels, make_grid, rounded
 from letgo.models.weights import Weights
+from letgo.optim.engine.rounding import Codebook, EvenLevels, Levels, make_grid, rounded
 
 _NF4_BLOCK = 64
 _GROUPS = (128, 64, 32)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from letgo.optim.second_order import gnb_loss as gnb_loss
     from letgo.optim.smoothing import SAM as SAM
     from letgo.optim.smoothing import RandomizedSmoothing as RandomizedSmoothing
+    from letgo.optim.straight_through import StraightThrough as StraightThrough
     from letgo.optim.zeroth_order import ZOSGD as ZOSGD
     from letgo.optim.zeroth_order_adaptive import AdaZO as AdaZO
     from letgo.optim.zeroth_order_adaptive import ZOAdam as ZOAdam
@@ -50,6 +51,7 @@ _PUBLIC = {
     "RandomizedSmoothing": "smoothing",
     "ReplayLog": "replay_log",
     "SAM": "smoothing",
+    "StraightThrough": "straight_through",
     "Phases": "hybrid",
     "SignAdam": "compressed",
     "SignSGD": "compressed",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from letgo.core.fingerprints import seed_of
-from letgo.models.formats import Rounding
+from letgo.core.values import Rounding
 from letgo.optim.engine.counter import words
 
 Granularity = Literal["group", "channel", "tensor"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from letgo.models.gguf_types import TYPES, BlockLevels, encode
-from letgo.models.rounding import Codebook, make_grid, rounded
+from letgo.optim.engine.rounding import Codebook, make_grid, rounded
 
 NF4 = torch.tensor([-1.0, -0.7, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.08, 0.16, 0.25, 0.34, 0.44, 0.56, 0.72, 1.0])
 DRAWS = 256
