@@ -6,6 +6,7 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -35,9 +36,9 @@ NAMES = {
 needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="needs the package gguf")
 
 
-def write_gguf(path: Path, split: str = "gpt-2", architecture: str = "llama") -> Path:
+def write_gguf(path: Path, split: str = "gpt-2", architecture: str = "llama", scaled: str = "") -> Path:
     """The biographies' model as a GGUF file with unpacked weights, laid out as llama.cpp's converter does."""
-    from gguf import GGUFWriter
+    from gguf import GGUFWriter, RopeScalingType
 
     config = json.loads((ORIGINAL / "config.json").read_text())
     tokenizer = json.loads((ORIGINAL / "tokenizer.json").read_text())
@@ -76,6 +77,11 @@ def write_gguf(path: Path, split: str = "gpt-2", architecture: str = "llama") ->
         else:
             outer = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
             writer.add_tensor(outer[name], values)
+    if scaled == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+    elif scaled == "factors":  # as of Llama 3.1 and later
+        writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, 16, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -111,6 +117,15 @@ def test_a_file_is_the_model_it_was_made_of(cache: Path, tmp_path: Path, monkeyp
     twin.parent.mkdir()
     twin.write_bytes(path.read_bytes())
     assert resolve_model(twin) == str(directory), "the content counts, not where the file lies"
+
+
+@needs_gguf
+@pytest.mark.parametrize("scaled", ["linear", "factors"])
+def test_a_scaled_rotary_embedding_is_not_dropped_in_silence(cache: Path, tmp_path: Path, scaled: str):
+    """transformers' reader leaves it out: the model would be another one, from some hundred tokens on."""
+    path = write_gguf(tmp_path / "people.gguf", scaled=scaled)
+    with pytest.raises(UserError, match="its rotary embedding is scaled"):
+        load_model(path)
 
 
 @needs_gguf

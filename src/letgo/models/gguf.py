@@ -115,7 +115,9 @@ def read_header(source: Path) -> tuple[Any, Any]:
     with _alone(source) as (folder, settings):
         tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
         _apply_pre_tokenizer(source, tokenizer)
-        return AutoConfig.from_pretrained(folder, **settings), tokenizer
+        config = AutoConfig.from_pretrained(folder, **settings)
+        _check_rotary(source, config)
+        return config, tokenizer
 
 
 def _read(source: Path) -> tuple[Any, Any]:
@@ -131,6 +133,7 @@ def _read(source: Path) -> tuple[Any, Any]:
             folder, dtype=torch.float32, output_loading_info=True, **settings, **_dequantized()
         )
         check_loaded(read, keys, str(source))
+        _check_rotary(source, read.config)
     config = read.config
     config.name_or_path = ""
     for name, value in config.to_dict().items():
@@ -144,6 +147,21 @@ def _read(source: Path) -> tuple[Any, Any]:
     model.generation_config = GenerationConfig(**tokens)
     tokenizer.model_max_length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 1 << 62))
     return model, tokenizer
+
+
+def _check_rotary(source: Path, config: Any) -> None:
+    """Raise a `UserError` where the file scales its rotary embedding and transformers has not read it."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(source)
+    kinds = [field.contents() for name, field in reader.fields.items() if name.endswith(".rope.scaling.type")]
+    scaled = any(kind != "none" for kind in kinds) or any(t.name.startswith("rope_freqs") for t in reader.tensors)
+    read = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if scaled and read == "default":
+        raise UserError(
+            f"{source}: its rotary embedding is scaled (Llama 3.1 and later), which transformers does not read from a "
+            "GGUF file: it would be another model\n  give the model's directory or hub id instead"
+        )
 
 
 def _dequantized() -> dict[str, Any]:
