@@ -12,6 +12,7 @@ import torch
 
 from letgo.attacks.engine.base import Victim
 from letgo.benchmarks import create_benchmark
+from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.data import encode_rows, pad_rows, read_rows
 from letgo.models.adapters import Base, add_lora, linear_targets, quick_fingerprint, save_adapter
 from letgo.models.load import load_model, load_tokenizer
@@ -20,8 +21,11 @@ from letgo.optim.engine.rounding import make_grid
 from tests import tiny
 from tests.once import made_once
 
-# What stands in for plain prose: to this tokenizer, words that it does not know and full stops.
-PLAIN = read_rows([{"text": "it was there . and so it went on for a while . then they came back ."}])
+# To this tokenizer prose is words that it does not know, full stops, and a word here and there.
+PLAIN = read_rows([{"text": text.text} for text in general_paragraphs(held_out=False)[:8]])
+PROSE = 1.2
+"""How surprising prose may be to both models, in nats a token. So whether a model is broken (its perplexity on other
+prose doubled) does not hang on how a processor rounds."""
 
 
 def round_to_nearest(weight, **how):
@@ -69,12 +73,12 @@ def _make_saved(folder):
     tiny.write_jsonl(folder / "r.jsonl", tiny.RETAIN)
     benchmark = create_benchmark(_saved_rows(folder))
     rows = {
-        name: pad_rows(encode_rows(tokenizer, part, max_length=64)[0], 0)
+        name: pad_rows(encode_rows(tokenizer, part, max_length=64, long_rows="cut")[0], 0)
         for name, part in (("forget", benchmark.forget), ("retain", benchmark.retain), ("plain", PLAIN))
     }
 
     def others(trained):
-        return cross_entropy(trained, rows["retain"]) + cross_entropy(trained, rows["plain"])
+        return cross_entropy(trained, rows["retain"]) + (cross_entropy(trained, rows["plain"]) - PROSE).relu()
 
     # Both train until they are there, so that a processor that rounds otherwise gives a model that is as sure.
     _train_until(model, 0.02, lambda: cross_entropy(model, rows["forget"]) + others(model))

@@ -141,7 +141,7 @@ def test_show_config(letgo, tmp_path):
         (["attack", ".", "--attack", "quantize"], "is not a run directory"),
         (["attack", "."], "(?i)missing option"),
         (["eval", "biographies", "--benchmark", "biographie"], "did you mean 'biographies'"),
-        (["export", "biographies", "-f", "q4_k_n", "-o", "out"], "did you mean 'q4_k_m'"),
+        (["export", "biographies", "-f", "iq4xs", "-o", "out"], "did you mean 'iq4_xs'"),
         (
             ["export", "biographies", "-f", "fp8", "--rounding", "up", "-o", "out"],
             "nearest, stochastic, error_feedback",
