@@ -187,6 +187,23 @@ def test_what_was_exported_is_what_is_fine_tuned(run):
         relearn(bare, base="exported")
 
 
+def test_another_export_is_not_held_against_what_the_first_left_of_the_original(run, tmp_path, monkeypatch):
+    """Two runs in one process, exported in two formats: the original is rounded anew for the second."""
+    import letgo.attacks.quantize_served as module
+
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    shutil.rmtree(other / "export")
+    letgo.export(other, "int4", other / "export")
+    formats, quantized = [], module._quantized
+    monkeypatch.setattr(
+        module, "_quantized", lambda victim, format, *how: formats.append(format) or quantized(victim, format, *how)
+    )
+    letgo.attack(run, ["exported"], output=tmp_path / "first")
+    letgo.attack(other, ["exported"], output=tmp_path / "second")
+    assert formats[-1] == "int4"
+
+
 def test_an_exported_file_that_was_changed_is_refused(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

@@ -161,11 +161,6 @@ class GgufFile:
             size = stored_bytes(shape, kind)
             self._writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw)
 
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(stored_bytes(shape, kind) for shape, kind in self.tensors.values())
-
     def begin(self) -> None:
         """Write the header, and read it back.
 

@@ -242,7 +242,7 @@ def _attacked_reference(
         return _answered(quiet, plan, apply_attack(victim, plan, settings, seed), benchmark)
 
     scored = (target.benchmark.name, target.benchmark.settings, target.template, target.dtype, target.limit)
-    circumstances = (role, plan.name, sorted(settings.items()), seed, scored)
+    circumstances = (role, plan.name, sorted(settings.items()), seed, scored, target.exported)
     return attacked_reference(victim, circumstances, make, shared_scores)
 
 

@@ -14,11 +14,12 @@ from letgo.benchmarks import benchmark_of, create_benchmark
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
-from letgo.core.files import write_json_lines
+from letgo.core.files import read_json, write_json_lines
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
 from letgo.metrics.judgement import judge
 from letgo.metrics.robustness import collapse_reasons
+from letgo.models.formats import EXPORT, MANIFEST
 from letgo.models.load import load_model, load_tokenizer, resolve_model
 from letgo.runs import record_run
 from letgo.runs.results import (
@@ -68,6 +69,15 @@ class Target:
     def directory(self) -> Path | None:
         """The run directory, where it is one."""
         return Path(self.model) if self.run else None
+
+    @property
+    def exported(self) -> tuple[Any, ...] | None:
+        """How the run was exported, where it was: what attacks on the exported model do to the others too."""
+        path = None if self.directory is None else self.directory / EXPORT / MANIFEST
+        if path is None or not path.is_file():
+            return None
+        manifest = read_json(path)
+        return manifest["format"], manifest["rounding"], manifest["seed"]
 
     @cached_property
     def recorded(self) -> Recorded:
