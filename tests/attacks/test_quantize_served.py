@@ -196,9 +196,12 @@ def test_another_export_is_not_held_against_what_the_first_left_of_the_original(
     shutil.rmtree(other / "export")
     letgo.export(other, "int4", other / "export")
     formats, quantized = [], module._quantized
-    monkeypatch.setattr(
-        module, "_quantized", lambda victim, format, *how: formats.append(format) or quantized(victim, format, *how)
-    )
+
+    def noted(victim, format, *how):
+        formats.append(format)
+        return quantized(victim, format, *how)
+
+    monkeypatch.setattr(module, "_quantized", noted)
     letgo.attack(run, ["exported"], output=tmp_path / "first")
     letgo.attack(other, ["exported"], output=tmp_path / "second")
     assert formats[-1] == "int4"

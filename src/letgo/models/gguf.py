@@ -110,30 +110,34 @@ def _alone(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def read_header(source: Path) -> tuple[Any, Any]:
     """The config and the tokenizer of a GGUF file; its weights need not be there yet."""
+    from gguf import GGUFReader
     from transformers import AutoConfig, AutoTokenizer
 
     with _alone(source) as (folder, settings):
+        reader = GGUFReader(source)
         tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
-        _apply_pre_tokenizer(source, tokenizer)
+        _apply_pre_tokenizer(source, reader, tokenizer)
         config = AutoConfig.from_pretrained(folder, **settings)
-        _check_rotary(source, config)
+        _check_rotary(source, reader, config)
         return config, tokenizer
 
 
 def _read(source: Path) -> tuple[Any, Any]:
     import torch
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     from letgo.models.files import check_loaded
 
     with _alone(source) as (folder, settings):
+        reader = GGUFReader(source)
         tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
-        _apply_pre_tokenizer(source, tokenizer)
+        _apply_pre_tokenizer(source, reader, tokenizer)
         read, keys = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, **settings, **_dequantized()
         )
         check_loaded(read, keys, str(source))
-        _check_rotary(source, read.config)
+        _check_rotary(source, reader, read.config)
     config = read.config
     config.name_or_path = ""
     for name, value in config.to_dict().items():
@@ -149,11 +153,8 @@ def _read(source: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _check_rotary(source: Path, config: Any) -> None:
+def _check_rotary(source: Path, reader: Any, config: Any) -> None:
     """Raise a `UserError` where the file scales its rotary embedding and transformers has not read it."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(source)
     kinds = [field.contents() for name, field in reader.fields.items() if name.endswith(".rope.scaling.type")]
     scaled = any(kind != "none" for kind in kinds) or any(t.name.startswith("rope_freqs") for t in reader.tensors)
     read = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
@@ -181,15 +182,13 @@ def _shortest(value: float) -> float:
     return float(str(narrow)) if float(narrow) == value else value
 
 
-def _apply_pre_tokenizer(source: Path, tokenizer: Any) -> None:
+def _apply_pre_tokenizer(source: Path, reader: Any, tokenizer: Any) -> None:
     """Set how the tokenizer splits a text before it merges byte pairs, where transformers has not done it.
 
     Raises:
         UserError: the file names a way that is not known: the tokens would silently be others than the model's.
     """
-    from gguf import GGUFReader
-
-    fields = GGUFReader(source).fields
+    fields = reader.fields
     kind, split = (
         fields[name].contents() if name in fields else None for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
     )

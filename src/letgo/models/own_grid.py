@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from letgo.optim.engine.rounding import Codebook, EvenLevels, Levels, blocks_of, unblocked
+from letgo.optim.engine.rounding import Codebook, EvenLevels, Levels, blocks_of, flat_blocks, unblocked
 
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
@@ -160,9 +160,7 @@ def _offset(weight: Tensor, *, steps: int, block: int) -> Levels:
 
 
 def _coded(weight: Tensor, *, code: Tensor, block: int) -> Levels:
-    flat = weight.flatten()
-    parts = torch.nn.functional.pad(flat, (0, -len(flat) % block)).reshape(-1, block)
-    absmax = parts.abs().amax(dim=1)
+    absmax = flat_blocks(weight, block).abs().amax(dim=1)
     if len(code) == len(FP4):
         # The scale is a power of two, and the largest weight may be rounded down to 4 or 6 of 6.
         absmax = torch.where(absmax == 0, 1.0, absmax)

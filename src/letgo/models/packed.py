@@ -15,7 +15,7 @@ from letgo.core.errors import UserError
 from letgo.core.values import Rounding
 from letgo.models.own_grid import NF4, OwnLevels, e4m3, own_levels
 from letgo.models.weights import Weights
-from letgo.optim.engine.rounding import Codebook, EvenLevels, Levels, make_grid, rounded
+from letgo.optim.engine.rounding import Codebook, EvenLevels, Levels, flat_blocks, make_grid, rounded
 
 _NF4_BLOCK = 64
 _GROUPS = (128, 64, 32)
@@ -66,9 +66,7 @@ class PackedPlan:
             code = e4m3()
             scale = values.abs().amax(dim=1) / code[-1]
             return Codebook(code, torch.where(scale == 0, 1.0, scale), values.shape[1])
-        flat = values.flatten()
-        blocks = torch.nn.functional.pad(flat, (0, -len(flat) % _NF4_BLOCK)).reshape(-1, _NF4_BLOCK)
-        return Codebook(torch.tensor(NF4), blocks.abs().amax(dim=1), _NF4_BLOCK)
+        return Codebook(torch.tensor(NF4), flat_blocks(values, _NF4_BLOCK).abs().amax(dim=1), _NF4_BLOCK)
 
     def packed(self, key: str, levels: Levels, index: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """A rounded tensor as the file has it, by names."""

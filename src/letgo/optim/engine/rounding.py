@@ -150,13 +150,13 @@ class Codebook:
         return len(self.code) - 1
 
     def index(self, weight: Tensor) -> Tensor:
-        flat = _flat_blocks(weight, self.block) / self.absmax[:, None].clamp(min=torch.finfo(torch.float32).tiny)
+        flat = flat_blocks(weight, self.block) / self.absmax[:, None].clamp(min=torch.finfo(torch.float32).tiny)
         middles = (self.code[1:] + self.code[:-1]) / 2
         index = torch.bucketize(flat, middles)
         return index.to(torch.int16).flatten()[: weight.numel()].reshape(weight.shape)
 
     def values(self, index: Tensor) -> Tensor:
-        flat = self.code[_flat_blocks(index, self.block).long()] * self.absmax[:, None]
+        flat = self.code[flat_blocks(index, self.block).long()] * self.absmax[:, None]
         return flat.flatten()[: index.numel()].reshape(index.shape)
 
     def column(self, number: int, shape: torch.Size) -> Codebook:
@@ -205,7 +205,7 @@ def unblocked(blocks: Tensor, like: Tensor, block: int) -> Tensor:
     return blocks.reshape(like.shape) if block == 0 else blocks.reshape(rows, -1)[:, :columns]
 
 
-def _flat_blocks(weight: Tensor, block: int) -> Tensor:
+def flat_blocks(weight: Tensor, block: int) -> Tensor:
     """(blocks, weights of a block) over the flattened tensor, as bitsandbytes cuts it; the last one filled up."""
     flat = weight.detach().float().flatten()
     return torch.nn.functional.pad(flat, (0, -len(flat) % block)).reshape(-1, block)
