@@ -95,6 +95,5 @@ def test_a_run_takes_what_the_plan_says(job, monkeypatch, benchmark):
     rows = [row for row in read_json_lines(run.directory / "history.jsonl") if "forgotten" in row]
     assert len(rows) == planned.looks["count"]
     share = sum(seen) / (planned.looks["count"] * planned.looks["tokens"])
-    # Shared prefixes and answers that end early take less. Padding takes more: with so few rows, questions of 13 tokens
-    # share a batch with texts of 70.
-    assert 0.4 < share < 1.5, share
+    # Shared prefixes and answers that end early take less.
+    assert 0.5 < share <= 1.0, share

@@ -44,13 +44,22 @@ def generation_budget(model: Any) -> int:
     of what is free on a CUDA GPU, else 2 GiB.
     """
     device = device_of(model)
-    most, room = (262144, torch.cuda.mem_get_info(device)[0] // 2) if device.type == "cuda" else (32768, 2 << 30)
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_attention_heads", None) or 1
-    width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 1024) // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
-    per_token = 2 * getattr(config, "num_hidden_layers", 32) * kept * width * model.dtype.itemsize
-    return int(min(most, max(room // per_token, 1024)))
+    room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 << 30
+    return min(most_generation_budget(device), max(room // key_value_bytes(model.config, model.dtype), 1024))
+
+
+def most_generation_budget(device: torch.device) -> int:
+    """The same where memory does not bound it."""
+    return 262144 if device.type == "cuda" else 32768
+
+
+def key_value_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes that a token's keys and values take in the cache of a model with this config."""
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_attention_heads", None) or 1
+    width = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 1024) // heads
+    kept = getattr(text, "num_key_value_heads", None) or heads
+    return int(2 * getattr(text, "num_hidden_layers", 32) * kept * width * dtype.itemsize)
 
 
 def learned_positions(model: Any) -> int | None:

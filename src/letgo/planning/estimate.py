@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import Benchmark
-from letgo.benchmarks.engine.requests import Work
+from letgo.benchmarks.engine.requests import Work, most_tokens
 from letgo.data import pad_rows
 from letgo.data.encode import Encoded
 from letgo.models.load import DTYPES, best_device, load_tokenizer, model_config
-from letgo.models.running import scoring_budget
+from letgo.models.running import key_value_bytes, most_generation_budget, scoring_budget
 from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
 from letgo.planning.machine import Speed, layers_speed, product_speed
@@ -362,23 +362,23 @@ class Planned:
         self.model.eval()
         score = functools.partial(self.model, input_ids=ids, use_cache=False, logits_to_keep=1)
         traced = self.trace_forward("scoring", lambda: score().logits)
-        return _Scoring(traced, self.cache(work), _tokens(work), traced.flops / ids.numel())
+        return _Scoring(traced, self.cache(work), self.tokens(work), traced.flops / ids.numel())
+
+    def tokens(self, work: Work) -> int:
+        """The most that a work runs through the model, padding too."""
+        return most_tokens(work, scoring_budget(self.device), most_generation_budget(self.device))
 
     @functools.cached_property
     def looked(self) -> _Scoring:
         """The same of a look during training."""
         work = self.asked_of(self.benchmark.few(self.args.eval_limit), look_limit(self.args))
-        return replace(self.scored, cache=self.cache(work), tokens=_tokens(work))
+        return replace(self.scored, cache=self.cache(work), tokens=self.tokens(work))
 
     def cache(self, work: Work) -> int:
         """Bytes of the keys and values of generated answers."""
-        text = self.config.get_text_config()
-        heads = getattr(text, "num_attention_heads", 1)
-        head = getattr(text, "head_dim", None) or text.hidden_size // heads
-        kept = getattr(text, "num_key_value_heads", None) or heads
-        per_token = 2 * text.num_hidden_layers * kept * head * self.dtype.itemsize
         most = 2 << 30 if self.device.type == "cpu" else 16 << 30
-        return min(_answer_tokens(work) * per_token, most)
+        answers = sum(len(ask.prompt) + ask.max_new_tokens * ask.samples for ask in work.asks)
+        return min(answers * key_value_bytes(self.config, self.dtype), most)
 
     def asked_of(self, benchmark: Benchmark, limit: int | None) -> Work:
         """What a benchmark will ask of the run's model."""
@@ -447,13 +447,3 @@ class _Scoring:
     tokens: int
     flops: float
     """Of one token's forward pass."""
-
-
-def _answer_tokens(work: Work) -> int:
-    """The most tokens of prompts and their answers."""
-    return sum(len(a.prompt) + a.max_new_tokens * a.samples for a in work.asks)
-
-
-def _tokens(work: Work) -> int:
-    """The most tokens that a benchmark's work runs through a model."""
-    return _answer_tokens(work) + sum(len(q.prefix) + sum(len(c) for c in q.continuations) for q in work.queries)

@@ -153,6 +153,14 @@ def _generate(
     return [answers[prompt.number] for prompt in prompts]
 
 
+def most_generated_tokens(prompts: Sequence[tuple[Sequence[int], int]], samples: int, token_budget: int) -> int:
+    """The most tokens, padding too, that answering prompts runs through a model, if no two begin alike. Beside each
+    prompt stand the most tokens of its answer."""
+    queue = [_Prompt(number, tuple(tokens), room, 0) for number, (tokens, room) in enumerate(prompts)]
+    batches = _batches(queue, Abilities(padding=True), max(1, token_budget // samples))
+    return sum(len(batch) * len(batch[-1]) + samples * sum(prompt.room for prompt in batch) for batch in batches)
+
+
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end an answer: those of the model's generation config, else the tokenizer's."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

@@ -255,16 +255,32 @@ def _stemmed(trees: list[Tree], able: Abilities) -> Iterator[tuple[int, list[Tre
 
 
 def _batches(trees: Sequence[Tree], stem: int, budget: int) -> Iterator[list[Tree]]:
-    """Like with like: chains apart from trees, and by length, so that little is padded."""
-    batch: list[Tree] = []
-    for tree in sorted(trees, key=lambda tree: (tree.chain, len(tree))):
-        size = len(tree) - stem
-        if batch and (batch[0].chain != tree.chain or (len(batch) + 1) * size > budget):
-            yield batch
-            batch = []
-        batch.append(tree)
-    if batch:
-        yield batch
+    """Like with like: trees apart from chains, and by length, so that little is padded."""
+    for alike in ([tree for tree in trees if tree.chain == chain] for chain in (False, True)):
+        ordered = sorted(alike, key=len)
+        for part in _cut([len(tree) - stem for tree in ordered], budget):
+            yield ordered[part]
+
+
+def _cut(sizes: Sequence[int], budget: int) -> Iterator[slice]:
+    """Rows of these sizes, ascending, in batches: all padded to the longest, a batch stays within the budget."""
+    first = 0
+    for number, size in enumerate(sizes):
+        if number > first and (number - first + 1) * size > budget:
+            yield slice(first, number)
+            first = number
+    if first < len(sizes):
+        yield slice(first, len(sizes))
+
+
+def most_scored_tokens(queries: Sequence[Query], token_budget: int) -> int:
+    """The most tokens, padding too, that scoring queries runs through a model that takes a query's continuations as one
+    tree, if nothing else is alike."""
+    chains = sorted(len(q.prefix) + len(q.continuations[0]) - 1 for q in queries if len(q.continuations) == 1)
+    trees = sorted(
+        len(q.prefix) + sum(len(c) - 1 for c in q.continuations) for q in queries if len(q.continuations) > 1
+    )
+    return sum(len(sizes[part]) * sizes[part][-1] for sizes in (chains, trees) for part in _cut(sizes, token_budget))
 
 
 def _score_batch(

@@ -6,12 +6,13 @@ Then everything is run together: batched by length, and each distinct query once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from letgo.benchmarks.engine.items import Sample
-from letgo.scoring.scoring import Generation, Query, ResumeLog, Sampling, Scores, generate, score
+from letgo.scoring.generation import most_generated_tokens
+from letgo.scoring.scoring import Generation, Query, ResumeLog, Sampling, Scores, generate, most_scored_tokens, score
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,7 @@ def run_works(
     )
     scored = dict(zip(queries, rows, strict=True))
     answers: dict[Hashable, list[Generation]] = {}
-    for manner in dict.fromkeys(ask.manner for ask in asks.values()):
-        alike = {key: ask for key, ask in asks.items() if ask.manner == manner}
+    for manner, alike in _by_manner(asks).items():
         stop, clean_up, sampling, samples = manner
         generated = generate(
             model,
@@ -137,6 +137,27 @@ def run_works(
         )
         for work in works
     ]
+
+
+def most_tokens(work: Work, scoring_budget: int, generation_budget: int) -> int:
+    """The most tokens, padding too, that a work runs through a model that takes a query's continuations as one tree.
+
+    Args:
+        scoring_budget, generation_budget: tokens of a batch (`letgo.models.running`).
+    """
+    queries = {_query_key(query): query for query in work.queries}
+    asked = _by_manner({_ask_key(ask): ask for ask in work.asks})
+    return most_scored_tokens(list(queries.values()), scoring_budget) + sum(
+        most_generated_tokens([(ask.prompt, ask.max_new_tokens) for ask in alike.values()], samples, generation_budget)
+        for (*_, samples), alike in asked.items()
+    )
+
+
+def _by_manner(asks: Mapping[Hashable, Ask]) -> dict[tuple[Any, ...], dict[Hashable, Ask]]:
+    groups: dict[tuple[Any, ...], dict[Hashable, Ask]] = {}
+    for key, ask in asks.items():
+        groups.setdefault(ask.manner, {})[key] = ask
+    return groups
 
 
 def _query_key(query: Query) -> Hashable:
