@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 import letgo
 from letgo.attacks.engine import run as attacking
+from letgo.models.load import resolve_model
 
 ATTACK = "relearn:steps=2,learning_rate=1e-3,batch_size=4,holdout=0.5,seeds=2,evaluations=0"
 HOW = {"benchmark": "biographies", "original": "biographies", "limit": 40}
@@ -61,3 +64,12 @@ def test_a_folder_carries_it_to_other_processes(attacked, tmp_path, monkeypatch)
     monkeypatch.setattr(attacking, "weights_fingerprint", lambda model: "others")
     letgo.attack("biographies-retrained", [ATTACK], **HOW, shared_scores=shared)
     assert len(attacked) == 26
+
+
+def test_the_retrained_model_is_attacked_anew_beside_another_original(attacked, tmp_path):
+    """It may be rounded to the original's own format."""
+    other = shutil.copytree(resolve_model("biographies"), tmp_path / "other")
+    attack = "noise:sigma=0.01,seeds=1"
+    letgo.attack("biographies-retrained", [attack], **HOW)
+    letgo.attack("biographies-retrained", [attack], **(HOW | {"original": str(other)}))
+    assert len(attacked) == 6

@@ -51,6 +51,7 @@ SETTINGS = {
     "seed": 3,
 }
 RUN = ("unlearn", "{folder}/run.yaml", "--quiet")
+EXPORTING = ("unlearn", "{folder}/exporting.yaml", "--quiet")
 ATTACKS = ("--attack", "quantize:bits=4", "--attack", "relearn:steps=2,learning_rate=1e-3")
 ATTACK = ("attack", "{folder}/out/run", *ATTACKS, "--quiet")
 BARE = (
@@ -73,6 +74,7 @@ JOBS = {
         Job("sweep", SWEEP, (*SWEEP, "--resume")),
         Job("analyze", ANALYZE, ANALYZE, before=[RUN]),
         Job("report", REPORT, REPORT, before=[RUN]),
+        Job("unlearn and export", EXPORTING, (*EXPORTING, "--resume")),
         Job("export", EXPORT, EXPORT),
         Job("export packed", PACKED, PACKED),
     )
@@ -85,6 +87,8 @@ def make_folder(folder: Path) -> None:
     settings = tiny.own_files(folder, model, **SETTINGS)
     attacks = {"attacks": ["quantize:bits=4"], "output_dir": str(folder / "out" / "run")}
     (folder / "run.yaml").write_text(yaml.safe_dump(settings | attacks), encoding="utf-8")
+    export = {"export": {"format": "fp8", "rounding": "stochastic"}, "output_dir": str(folder / "out" / "exporting")}
+    (folder / "exporting.yaml").write_text(yaml.safe_dump(settings | {"max_steps": 1} | export), encoding="utf-8")
     del settings["output_dir"]
     grid = {
         "output_dir": str(folder / "out" / "sweep"),

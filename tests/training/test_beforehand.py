@@ -17,7 +17,7 @@ from letgo.planning.estimate import Planned
 from letgo.sweep.execute import sweep
 from letgo.sweep.grid import read_grid
 from letgo.training import beforehand
-from letgo.training.beforehand import check_room, needed_bytes
+from letgo.training.beforehand import check_room, export_bytes, needed_bytes
 from letgo.training.config import UnlearnConfig, make_config
 from tests import tiny
 from tests.models.test_load import own_code
@@ -133,6 +133,32 @@ def test_what_the_folder_holds_is_written_over(job, tmp_path, monkeypatch):
 def test_of_a_model_on_the_hub_nothing_is_known(job):
     config = make_config(job | {"model": "nobody/nothing"})
     assert set(needed_bytes(config, 4).values()) == {0}
+
+
+# -- export ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("export", "message"),
+    {"q8_0": "tokenizer", "own": "on no grid that letgo knows"}.items(),
+)
+def test_an_export_that_cant_be_made_is_found_before_a_model_is_loaded(job, no_loading, export, message):
+    pytest.importorskip("gguf")
+    config = job | {"export": {"format": export}}
+    for refused in (lambda: letgo.unlearn(**config), lambda: letgo.plan(make_config(config))):
+        with pytest.raises(UserError, match=message):
+            refused()
+
+
+def test_an_export_takes_room(job, monkeypatch, no_loading):
+    config = make_config(job | {"export": {"format": "fp8"}})
+    [written] = export_bytes(config).values()
+    assert 0 < written < needed_bytes(config, 4)["model"]
+    assert letgo.plan(config).disk["export"] == written
+    free = sum(needed_bytes(config, len(tiny.FORGET)).values()) + written - 1000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, free))
+    with pytest.raises(UserError, match=r"the run needs .* export .* and .* are free"):
+        letgo.unlearn(**job, export={"format": "fp8"})
 
 
 # -- float16 ---------------------------------------------------------------------------------------------------------

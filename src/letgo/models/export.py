@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from letgo.core.sizes import size
 from letgo.core.values import Rounding
 from letgo.models.displacement import layer_row, summary
 from letgo.models.files import INDEX, WEIGHTS, weight_files
-from letgo.models.format_plans import FLOATS, GgufPlan, plan_format
+from letgo.models.format_plans import FLOATS, GgufPlan, check_own, own_file, plan_format
 from letgo.models.formats import FORMATS, MANIFEST, UNFINISHED
 from letgo.models.gguf_file import GgufFile, names_of, stored_bytes
 from letgo.models.gguf_types import BlockLevels
@@ -99,6 +100,7 @@ def export(
     plan = plan_format(record.name, config, weights.shapes, original)
     for note in plan.notes:
         reporter.say(note)
+    _check_room(output, _least_bytes(plan, weights.shapes))
     everything = sum(map(math.prod, weights.shapes.values()))
     write_text(output / UNFINISHED, "this export is not finished; run the same command again\n")
     try:
@@ -137,6 +139,45 @@ def export(
     return manifest
 
 
+def check_export(model: str, shapes: Mapping[str, tuple[int, ...]], format: str) -> int:
+    """Raise a `UserError` where what is trained from a model can't be written in a format afterwards, as far as the
+    model's config, tokenizer and grid tell.
+
+    Args:
+        shapes: of the tensors of the model's weights.
+
+    Returns:
+        The least bytes of the files.
+    """
+    name = FORMATS.record(format).name
+    if name == "own":
+        check_own(model)
+        if own_file(model) is None:
+            return 0
+    config = model_config(model)
+    plan = plan_format(name, config, shapes, model)
+    if isinstance(plan, GgufPlan):
+        with tempfile.TemporaryDirectory() as folder:
+            _begin_gguf(Path(folder) / "header.gguf", plan, shapes, config, load_tokenizer(model), name).close()
+    return _least_bytes(plan, shapes)
+
+
+def _least_bytes(plan: GgufPlan | PackedPlan, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """What a plan's files take; of packed weights, what stays in floats, for the rest is smaller."""
+    if isinstance(plan, GgufPlan):
+        return sum(stored_bytes(shapes[key], plan.types[key]) for key in plan.names)
+    return sum(4 * math.prod(shape) for key, shape in shapes.items() if key not in plan.layers)
+
+
+def _begin_gguf(
+    path: Path, plan: GgufPlan, shapes: Mapping[str, tuple[int, ...]], config: Any, tokenizer: Any, format: str
+) -> GgufFile:
+    tensors = {plan.names[key]: (shapes[key], plan.types[key]) for key in plan.names}
+    file = GgufFile(path, config, tokenizer, names_of(config), tensors, mix=format.upper())
+    file.begin()
+    return file
+
+
 def _write_gguf(
     work: _Export,
     plan: GgufPlan,
@@ -147,14 +188,10 @@ def _write_gguf(
 ) -> list[Path]:
     """Write one GGUF file; returns its path."""
     path, shapes = output / f"model-{format.upper()}.gguf", work.weights.shapes
-    names = names_of(config)
-    tensors = {plan.names[key]: (shapes[key], plan.types[key]) for key in plan.names}
-    _check_room(output, sum(stored_bytes(shape, kind) for shape, kind in tensors.values()))
     with written_whole(path) as temporary:
-        file = GgufFile(temporary, config, tokenizer, names, tensors, mix=format.upper())
-        file.begin()
+        file = _begin_gguf(temporary, plan, shapes, config, tokenizer, format)
         for key in plan.names:
-            file.add(names.in_file(plan.names[key], np.concatenate(list(_blocks(work, plan, key)))))
+            file.add(file.names.in_file(plan.names[key], np.concatenate(list(_blocks(work, plan, key)))))
             work.task.advance(math.prod(shapes[key]))
         file.close()
     return [path]
@@ -191,8 +228,6 @@ def _write_packed(
     from safetensors.torch import save_file
 
     shapes = work.weights.shapes
-    # Of what stays in floats; what is packed comes in addition, and is smaller.
-    _check_room(output, sum(4 * math.prod(shape) for key, shape in shapes.items() if key not in plan.layers))
     shards: list[tuple[Path, list[str], int]] = []
     held: dict[str, Tensor] = {}
 

@@ -23,7 +23,7 @@ from letgo.planning.machine import Speed, layers_speed, product_speed
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
 from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, empty_model, faked, faking, trace_forward, trace_training
-from letgo.training.beforehand import check_attacks_of, checkpoints_kept
+from letgo.training.beforehand import check_attacks_of, checkpoints_kept, export_bytes
 from letgo.training.config import UnlearnConfig, resolved_settings
 from letgo.training.looks import look_limit, most_looks
 from letgo.training.prepare import TOKENS_AT_ONCE, drawn_retain_rows, prepare_data, prepare_model
@@ -415,6 +415,7 @@ class Planned:
         sizes = {"adapter" if self.adapters else "model": self.adapters or self.weights}
         if self.args.save_merged:
             sizes["merged model"] = self.full
+        sizes |= export_bytes(self.args)
         sizes["checkpoints, while running"] = work.checkpoints
         if self.args.keep == "best":
             # One that is being written, the best so far, and the best at the last checkpoint.

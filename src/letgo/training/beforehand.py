@@ -20,6 +20,7 @@ from letgo.core.sizes import size
 from letgo.core.values import compiled
 from letgo.models.adapters import is_adapter, read_base
 from letgo.models.files import tensors_of, weight_files
+from letgo.models.formats import export_settings
 from letgo.models.load import DTYPES, resolve_model
 from letgo.optim import create_optimizer
 from letgo.optim.base import adapt, state_bytes
@@ -37,7 +38,7 @@ def check_beforehand(args: UnlearnConfig, benchmark: Benchmark) -> None:
     check_attacks_of(args, benchmark)
     # By all processes: some optimizers' step is one that they take together.
     needed = needed_bytes(args, len(benchmark.forget))
-    processes.first_does(lambda: check_room(args, needed))
+    processes.first_does(lambda: check_room(args, needed | export_bytes(args)))
 
 
 def check_attacks_of(args: UnlearnConfig, benchmark: Benchmark) -> None:
@@ -71,10 +72,7 @@ def needed_bytes(args: UnlearnConfig, rows: int) -> dict[str, int]:
     Args:
         rows: of the forget set.
     """
-    name = resolve_model(args.model)
-    while is_adapter(name):
-        name = resolve_model(read_base(name).model)
-    shapes = {key: shape for path in weight_files(Path(name)) for key, (_, shape) in tensors_of(path).items()}
+    _, shapes = _base(args)
     width, objective = DTYPES[args.dtype].itemsize, objective_of(args)
     model = width * sum(map(math.prod, shapes.values()))
     if args.lora_rank:
@@ -91,6 +89,30 @@ def needed_bytes(args: UnlearnConfig, rows: int) -> dict[str, int]:
         "model": model,
         "checkpoints": kept * (model + int(_state_share(args) * trained)) if kept else 0,
         "best weights": 3 * trained if args.keep == "best" else 0,
+    }
+
+
+def export_bytes(args: UnlearnConfig) -> dict[str, int]:
+    """The same of what the run's `export:` writes.
+
+    Raises:
+        UserError: the format can't hold the model.
+    """
+    if not args.export:
+        return {}
+    from letgo.models.export import check_export
+
+    name, shapes = _base(args)
+    return {"export": check_export(name, shapes, export_settings(args.export).format) if shapes else 0}
+
+
+def _base(args: UnlearnConfig) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """The run's model, or that below its adapters, and the shapes of its tensors; none where no file is here."""
+    name = resolve_model(args.model)
+    while is_adapter(name):
+        name = resolve_model(read_base(name).model)
+    return name, {
+        key: tuple(shape) for path in weight_files(Path(name)) for key, (_, shape) in tensors_of(path).items()
     }
 
 

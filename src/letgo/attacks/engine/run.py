@@ -242,7 +242,9 @@ def _attacked_reference(
         return _answered(quiet, plan, apply_attack(victim, plan, settings, seed), benchmark)
 
     scored = (target.benchmark.name, target.benchmark.settings, target.template, target.dtype, target.limit)
-    circumstances = (role, plan.name, sorted(settings.items()), seed, scored, target.exported)
+    # The original's own format is that to which the retrained model is rounded too.
+    format = (target.exported, target.original if role == "retrained" else None)
+    circumstances = (role, plan.name, sorted(settings.items()), seed, scored, format)
     return attacked_reference(victim, circumstances, make, shared_scores)
 
 
