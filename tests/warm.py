@@ -18,6 +18,8 @@ from subprocess import CompletedProcess, TimeoutExpired
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+HANGS = 1200.0
+"""Seconds after which a process hangs, however loaded the machine is."""
 
 
 @functools.cache
@@ -64,7 +66,7 @@ def _become(words: list[str], cwd: str, said: str, wrong: str, environment: dict
         runpy.run_path(words[0], run_name="__main__")
 
 
-def run(words: list[str], *, ranks: int = 1, timeout: float = 400, **more: Any) -> CompletedProcess[str]:
+def run(words: list[str], *, ranks: int = 1, timeout: float = HANGS, **more: Any) -> CompletedProcess[str]:
     """`python WORDS`, or several of it as a launcher begins them; what they printed together, and the first exit status
     that is not 0."""
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ from letgo.training.config import UnlearnConfig
 from tests import tiny
 from tests.distributed.conftest import ENVIRONMENT, LAUNCH, answers, distance, launch, together
 from tests.once import made_once
-from tests.warm import ROOT
+from tests.warm import HANGS, ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +102,7 @@ def test_every_request_of_a_sequence_is_shared_out_as_the_launcher_asks(tmp_path
 
 def test_accelerate_that_starts_one_process_is_told(run_file):
     command = [sys.executable, *ACCELERATE, "--cpu", "-m", "letgo", "unlearn", str(run_file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode != 0
     assert "was asked for 2 processes and started 1" in done.stderr
     assert "torchrun --nproc_per_node 2 -m letgo" in done.stderr
@@ -168,7 +168,7 @@ def test_a_killed_process_ends_the_run_within_a_minute(tmp_path, tiny_directory,
             stderr=said,
         )
         try:
-            deadline = time.monotonic() + 240
+            deadline = time.monotonic() + HANGS
             while not list((tmp_path / "run").glob("checkpoint-*/letgo_complete")):
                 assert running.poll() is None, (tmp_path / "said").read_text()[-3000:]
                 assert time.monotonic() < deadline

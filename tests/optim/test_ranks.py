@@ -30,7 +30,7 @@ def started(folder: Path, *what: str) -> list[Any]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two ranks wrote."""
     folder = tmp_path_factory.mktemp("ranks")
-    ended = warm.run([ranked.__file__, str(folder)], ranks=2, timeout=600)
+    ended = warm.run([ranked.__file__, str(folder)], ranks=2)
     assert ended.returncode == 0, ended.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) | {"folder": folder} for rank in range(2)]
 

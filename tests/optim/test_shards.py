@@ -60,7 +60,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, _as_the_ranks: None) -> list[
     folder = tmp_path_factory.mktemp("shards")
     for case in STEPPING:
         torch.save(sharded.saved(case, sharded.make_model()), folder / f"{case}.pt")
-    ended = warm.run([sharded.__file__, str(folder)], ranks=2, timeout=300)
+    ended = warm.run([sharded.__file__, str(folder)], ranks=2)
     assert ended.returncode == 0, ended.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) | {"folder": folder} for rank in range(2)]
 

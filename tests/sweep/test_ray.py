@@ -23,6 +23,7 @@ from letgo.sweep.execute import sweep
 from letgo.sweep.grid import parse_part
 from letgo.sweep.worker import compare, look
 from tests.sweep.conftest import Killer, products
+from tests.warm import HANGS
 
 RAY = {"read": {"backend": "ray"}}
 
@@ -280,7 +281,7 @@ def test_the_command_is_interrupted_and_goes_on_with_one_document_on_stdout(smal
         while not list(tmp_path.glob("out/runs/all-seed1/checkpoint-*")) and time.monotonic() < limit:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=HANGS)
         assert process.returncode == 130, err
         assert out == ""
         assert "Ray cluster of its own on this machine: 1 node" in err

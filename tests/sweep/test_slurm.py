@@ -14,6 +14,7 @@ import yaml
 from letgo.runs import Index
 from letgo.sweep.execute import sweep
 from tests.sweep.conftest import products
+from tests.warm import HANGS
 
 LAUNCH = Path(__file__).resolve().parents[2] / "recipes" / "launch"
 
@@ -136,7 +137,7 @@ def test_a_run_out_of_time_ends_is_queued_again_and_goes_on(small, tmp_path, slu
     while not list(tmp_path.glob("run/checkpoint-*")) and first.poll() is None and time.monotonic() < limit:
         time.sleep(0.02)
     os.kill(first.pid, 10)
-    said, _ = first.communicate(timeout=600)
+    said, _ = first.communicate(timeout=HANGS)
     assert first.returncode == 143, said
     assert not (tmp_path / "run" / "result.json").exists()
     assert calls(slurm)[-1] == "scontrol requeue 4242"

@@ -18,6 +18,7 @@ from letgo.sweep.cell import SCORES
 from letgo.sweep.execute import sweep
 from letgo.sweep.grid import read_grid
 from letgo.sweep.table import TABLE_FILE, lines
+from tests.warm import HANGS
 
 TUNED = {
     "grid": {"optimizer": ["adamw", "zo_sgd"], "seed": [0, 1]},
@@ -124,7 +125,7 @@ def test_killed_again_and_again_it_ends_with_the_table_of_an_unbroken_sweep(tmp_
                 break
             time.sleep(0.05)
         if kills == 2 or process.poll() is not None:
-            out, err = process.communicate(timeout=300)
+            out, err = process.communicate(timeout=HANGS)
             break
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()

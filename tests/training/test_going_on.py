@@ -343,7 +343,7 @@ def test_ctrl_c_in_a_destructor_stops_the_command_all_the_same(tmp_path):
         "sys.argv = ['letgo', 'unlearn', 'run.yaml']\n"
         "cli.main()\n"
     )
-    done = warm.run([str(program)], timeout=600)
+    done = warm.run([str(program)])
     assert done.returncode == 130
     assert "went on" not in done.stdout
     assert "go on with: letgo unlearn run.yaml --resume" in done.stderr

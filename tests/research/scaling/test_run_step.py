@@ -18,6 +18,7 @@ from tests.planning.conftest import job as job
 from tests.planning.conftest import shaped as shaped
 from tests.planning.measured import ROOT
 from tests.planning.test_ranks_measured import without_values
+from tests.warm import HANGS
 
 CPU, RATE = MACHINES["cpu"], 1e9
 
@@ -81,7 +82,7 @@ def test_the_command(job, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr
     for part in ("a step on 4 devices, fsdp2", "gradients scattered", "data sheet", "efficiency", "     64 "):
