@@ -30,6 +30,12 @@ def _own_reference_store(tmp_path_factory):
     os.environ["LETGO_REFERENCES"] = str(tmp_path_factory.mktemp("references"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_data_key(tmp_path_factory):
+    """No test makes a key in the home folder of whoever runs it."""
+    os.environ["LETGO_DATA_KEY"] = str(tmp_path_factory.mktemp("key") / "data.key")
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return tiny.make_tokenizer()

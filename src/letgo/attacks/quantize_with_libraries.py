@@ -18,7 +18,9 @@ from letgo.attacks.engine.base import Attacked, Victim, linear_layers, output_fi
 from letgo.attacks.quantize import Bits, GroupSize
 from letgo.core.errors import UserError
 from letgo.core.extras import need
+from letgo.core.fingerprints import file_digest
 from letgo.core.values import Count, Natural, Seed
+from letgo.models.files import weight_files
 from letgo.models.gguf import is_gguf
 from letgo.models.load import context_length
 from letgo.optim.engine.rounding import Codebook, EvenLevels
@@ -261,7 +263,10 @@ def external(
     rows, total = weight_change(victim, model)
     if original is None:
         total["compared_with"] = "the original as it is; give original=DIRECTORY, made of it likewise"
-    return Attacked(model, total | {"path": directory}, layers=rows)
+    made_of = weight_files(Path(directory)) if Path(directory).is_dir() else [Path(directory)]
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": file_digest(file)} for file in made_of}
+    about = {"path": directory, "files": files}
+    return Attacked(model, total | about, layers=rows)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import platform
 import resource
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("letgo", "torch", "transformers", "accelerate", "numpy", "safetensors")
@@ -35,6 +36,19 @@ def processor() -> str:
     threads = torch.get_num_threads()
     kernels = torch.backends.cpu.get_cpu_capability()
     return f"{platform.machine()} {kernels}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def device() -> str:
+    """What computes: the GPU's name where there is one, else the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name()}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return f"cpu: {' '.join(line.partition(':')[2].split())}"
+    return f"cpu: {platform.processor() or platform.machine()}"
 
 
 def git_revision() -> str | None:
@@ -89,7 +103,7 @@ def circumstances() -> dict[str, Any]:
     installed = versions()
     return {
         "letgo": installed["letgo"],
-        "versions": installed | {"processor": processor()},
+        "versions": installed | {"processor": processor(), "device": device()},
         "git": git_revision(),
         "peak_memory_bytes": peak_memory(),
     }

@@ -173,13 +173,17 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file in the same directory to write to; renamed to `path` when the block ends well, else removed."""
+def written_whole(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """A temporary file in the same directory to write to; renamed to `path` when the block ends well, else removed.
+
+    Args:
+        private: for its owner alone to read and write, whatever the umask: a key, or what names people.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     # Not `tempfile`'s: its files are for their owner alone, while here the umask decides.
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666)
     try:
         take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the sign that its writer is alive
         yield temporary
@@ -206,8 +210,8 @@ def remove_abandoned(folder: Path, older_than: float = 3600.0) -> None:
                         path.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    with written_whole(path, private=private) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -232,8 +236,8 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, private: bool = False) -> None:
+    with written_whole(path, private=private) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -24,6 +24,24 @@ from letgo.models.running import is_sharded
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MODEL_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    INDEX,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+)
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "chat_template*",
+)
+"""Names of the files of a directory that a model, and its tokenizer, are loaded from."""
 _SETTINGS = ("config.json", ADAPTER_CONFIG, "generation_config.json", "tokenizer_config.json")
 _POINTER = b"version https://git-lfs"
 _AGAIN = "  the download may be incomplete: get it again"

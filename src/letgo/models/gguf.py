@@ -9,7 +9,6 @@ it: it would split as GPT-2 does, and a number after two spaces or a blank line 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 from letgo.core.errors import UserError, first_line
 from letgo.core.extras import need
 from letgo.core.files import cache_directory
-from letgo.core.fingerprints import file_digest
+from letgo.core.fingerprints import remembered_digest
 
 # Part of the cached directories' names: raise it whenever the conversion writes something else than before.
 LAYOUT = 1
@@ -47,9 +46,9 @@ def gguf_directory(path: Path) -> Path:
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise UserError(f"{path} is not a GGUF file: it does not begin with {_MAGIC.decode()}")
-    status = path.stat()
-    digest = _digest(path.resolve(), status.st_size, status.st_mtime_ns)
-    return cached_directory(f"gguf-{path.stem}-{digest[:16]}-{LAYOUT}", lambda target: convert(path, target))
+    return cached_directory(
+        f"gguf-{path.stem}-{remembered_digest(path)[:16]}-{LAYOUT}", lambda target: convert(path, target)
+    )
 
 
 def cached_directory(name: str, write: Callable[[Path], None]) -> Path:
@@ -243,12 +242,6 @@ def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
     state = json.loads(pre_tokenizer.__getstate__())
     steps = state["pretokenizers"] if state["type"] == "Sequence" else [state]
     return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
-
-
-@functools.cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    """The file's digest; its size and time of change are there so that a changed file is read again."""
-    return file_digest(path)
 
 
 def _cache_error(cache: Path, error: OSError) -> UserError:

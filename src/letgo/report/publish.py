@@ -8,26 +8,12 @@ from typing import Any
 from letgo.core.errors import LetgoError, UserError, first_line
 from letgo.core.progress import Quiet, Reporter
 from letgo.models.adapters import MERGED, read_base
-from letgo.models.files import ADAPTER_WEIGHTS
+from letgo.models.files import ADAPTER_WEIGHTS, MODEL_PATTERNS, TOKENIZER_PATTERNS
 from letgo.models.formats import EXPORT
 from letgo.report.card import CARD_FILE, HUB_ID, card
 from letgo.runs.results import read_result
 
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_config.json",
-    ADAPTER_WEIGHTS,
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
-    "chat_template*",
-)
+MODEL_FILES = (*MODEL_PATTERNS, *TOKENIZER_PATTERNS)
 """What a model is, and all that leaves this machine beside the card: the samples of a run are questions about what was
 to be forgotten, and its settings name files."""
 

@@ -228,6 +228,30 @@ class AttackResult(Strict):
         return "survived" if self.survived else "not survived"
 
 
+class DataDigest(Strict):
+    """A keyed digest of rows, in their order (`letgo.data.binding`)."""
+
+    rows: int
+    hmac_sha256: str
+
+
+class Digests(Strict):
+    """What a record speaks of: the SHA-256 of each file, by its name in its directory.
+
+    A model's are those of its weights and its config; weights that are cut into other files have other digests. Empty
+    where the files were not at hand (a served model, or none of this record's making).
+    """
+
+    base: dict[str, str] = {}
+    """The model before unlearning; of a GGUF file that file."""
+    model: dict[str, str] = {}
+    tokenizer: dict[str, str] = {}
+    data: dict[str, DataDigest] = {}
+    """By set: forget, retain, control, and scored (what was asked)."""
+    data_key: str | None = None
+    """Which key the digests of the data are made with, but not the key."""
+
+
 class Result(Strict):
     """One run, schema 2. `before` and `after` are the model's metrics before and after unlearning; `references` holds
     other models measured the same way (the model retrained without the forget set, where it is known)."""
@@ -257,6 +281,8 @@ class Result(Strict):
     notes: list[str] = []
     seconds: dict[str, float] = {}
     peak_memory_bytes: dict[str, int] = {}
+    digests: Digests | None = None
+    """None in records of older versions."""
     processes: dict[str, Any] = {}
     """Where several trained together: how many, what each held, and the bytes that they exchanged."""
 

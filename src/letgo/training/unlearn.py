@@ -28,10 +28,12 @@ from letgo.models.formats import EXPORT, MANIFEST, export_settings
 from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
 from letgo.models.save import save_model
 from letgo.runs import record_run
+from letgo.runs.digests import digests_of, with_model
 from letgo.runs.results import (
     CONFIG_FILE,
     HISTORY_FILE,
     SAMPLES_FILE,
+    Digests,
     Metrics,
     Result,
     Status,
@@ -144,6 +146,7 @@ def unlearned(opened: Opened) -> Run:
             model = train(prepared)
         with opened.log.clock("save"):
             model = save(prepared, model)
+            processes.first_does(lambda: bind_saved(opened))
         with opened.log.clock("evaluate"):
             after = measure(prepared, model, "measuring after")
         result = judge_run(prepared, before, after, references)
@@ -162,6 +165,8 @@ class Log:
     """What the scores are of, and by which rules (`Benchmark.identity`)."""
     headlines: dict[str, float] = field(default_factory=dict)
     before: Metrics = field(default_factory=dict)
+    digests: Digests = field(default_factory=Digests)
+    """Of what the run begins with, and then of the model that it has saved."""
     processes: dict[str, Any] = field(default_factory=dict)
     """How several processes trained together."""
 
@@ -263,6 +268,8 @@ def prepare(opened: Opened) -> Prepared:
         tokenizer = load_tokenizer(config.model)
         model = load_model(config.model, dtype=config.dtype, quantization=config.base_quantization, shards=plan.shards)
     log.notes += [*benchmark.notes_for(tokenizer), *benchmark.limit_notes(config.eval_limit)]
+    begun_with = processes.first_does(lambda: digests_of(config.model, benchmark.contents, opened.reporter))
+    log.digests = begun_with or log.digests
     log.scored = benchmark.identity(tokenizer, config.template)
     log.headlines = benchmark.headline_floors
     base = adapter_base(config, model) if config.lora_rank else None
@@ -405,6 +412,11 @@ def save(prepared: Prepared, model: Any) -> Any:
     return model
 
 
+def bind_saved(opened: Opened) -> None:
+    """Bind the record to the files that were saved."""
+    opened.log.digests = with_model(opened.log.digests, opened.directory, opened.reporter)
+
+
 def prepare_to_judge(prepared: Prepared, before: Sequence[Sample], references: Mapping[str, Sequence[Sample]]) -> None:
     """Say before anything is trained where the model does not know what it is to forget; and tell the looks during
     training the level of a model that never knew."""
@@ -452,6 +464,7 @@ def result_of(opened: Opened, status: Status, **values: Any) -> Result:
         status=status,
         before=log.before,
         headlines=log.headlines,
+        digests=log.digests,
         notes=log.notes,
         seconds={name: round(seconds, 3) for name, seconds in log.seconds.items()},
         processes=log.processes,

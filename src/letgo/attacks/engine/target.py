@@ -12,6 +12,7 @@ from letgo.attacks.engine.base import Probe, Victim
 from letgo.attacks.engine.judge import Recorded
 from letgo.benchmarks import benchmark_of, create_benchmark
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
+from letgo.core import processes
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_json_lines
@@ -22,8 +23,10 @@ from letgo.metrics.robustness import collapse_reasons
 from letgo.models.formats import EXPORT, MANIFEST
 from letgo.models.load import load_model, load_tokenizer, resolve_model
 from letgo.runs import record_run
+from letgo.runs.digests import digests_of, with_model
 from letgo.runs.results import (
     SAMPLES_FILE,
+    Digests,
     Metrics,
     Result,
     is_run,
@@ -283,6 +286,7 @@ def measured(target: Target) -> Target:
         "status": "collapsed" if reasons else "finished",
         "reasons": reasons,
         "headlines": target.benchmark.headline_floors,
+        "digests": processes.first_does(lambda: _digests(target)),
         "judgement": judge(
             target.benchmark.headlines,
             *(samples[stage] for stage in ("before", "after")),
@@ -291,3 +295,9 @@ def measured(target: Target) -> Target:
         ),
     }
     return replace(target, result=target.result.model_copy(update=update))
+
+
+def _digests(target: Target) -> Digests:
+    """What the record of a bare model speaks of."""
+    known = digests_of(target.original, target.benchmark.contents, target.reporter)
+    return with_model(known, target.model, target.reporter)

@@ -31,6 +31,7 @@ from letgo.benchmarks.engine.requests import Work, joined, run_works
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
+from letgo.data.binding import row_value
 from letgo.data.encode import Encoded, EncodedRows, EncodeOptions, Template, encode_rows, resolve_template
 from letgo.data.rows import Row
 from letgo.metrics.records import Headline
@@ -91,6 +92,19 @@ class Benchmark:
     def headline_floors(self) -> dict[str, float]:
         """The headlines as a result records them: metric -> what a model that knows nothing scores."""
         return {headline.metric: headline.floor for headline in self.headlines}
+
+    @property
+    def contents(self) -> dict[str, list[Any]]:
+        """The rows, and what is asked, as JSON values, for a record to be bound to (`letgo.runs.digests`)."""
+        rows = {"forget": self.forget, "retain": self.retain, "control": self.control}
+        asked = [
+            [item.set, item.id, item.task, row_value(item.row), item.wrong, item.paraphrase, item.wrong_paraphrases]
+            for item in self.items
+        ]
+        texts = [[text.set, text.id, text.task, text.text] for text in self.texts]
+        return {name: [row_value(row) for row in members] for name, members in rows.items()} | {
+            "scored": [*asked, *texts]
+        }
 
     def groups(self) -> list[str]:
         """The groups of the forget rows, in order: what an attack may hold out."""

@@ -24,7 +24,8 @@ from letgo.data.encode import Template
 from letgo.models.files import remote_code
 from letgo.models.load import load_model, load_tokenizer, weights_fingerprint
 from letgo.runs import record_run
-from letgo.runs.results import EVALUATION, SAMPLES_FILE, Result, check_unused, new_run_id, now, write_result
+from letgo.runs.digests import digests_of, with_model
+from letgo.runs.results import EVALUATION, SAMPLES_FILE, Digests, Result, check_unused, new_run_id, now, write_result
 from letgo.scoring.scoring import ResumeLog
 
 PARTIAL_FILE = "scores.partial.jsonl"
@@ -88,6 +89,9 @@ def evaluate(
     with resumed as log, reporter.task(name, sum(work.size for work in works)) as task:
         scored = run_works(loaded, tokenizer, works, advance=task.advance, log=log)
     seconds = round(time.perf_counter() - start, 3)
+    digests: dict[str, Digests] = {}
+    if output is not None:
+        digests = processes.first_does(lambda: _digests(model, built, reporter)) or {}
     folders = _folders(output, built)
     results: dict[str, Result] = {}
     for (spec, benchmark), samples in zip(built.items(), scored, strict=True):
@@ -104,6 +108,7 @@ def evaluate(
             after=benchmark.summarise(samples),
             references=benchmark.reference_metrics(),
             headlines=benchmark.headline_floors,
+            digests=digests.get(spec),
             notes=notes,
             seconds={"evaluate": seconds},
             **circumstances(),
@@ -113,6 +118,14 @@ def evaluate(
     if output is not None:
         processes.first_does(lambda: ResumeLog.remove(output / PARTIAL_FILE))
     return results
+
+
+def _digests(model: str | Path, built: Mapping[str, Benchmark], reporter: Reporter) -> dict[str, Digests]:
+    """What the record of each benchmark speaks of."""
+    scored = with_model(Digests(), model, reporter)
+    data = {spec: digests_of(None, benchmark.contents, reporter) for spec, benchmark in built.items()}
+    both = {"model": scored.model, "tokenizer": scored.tokenizer}
+    return {spec: digests.model_copy(update=both) for spec, digests in data.items()}
 
 
 def _built(benchmarks: Sequence[str | Benchmark]) -> dict[str, Benchmark]:
