@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from letgo.planning import plan as plan
     from letgo.planning.optimizers import optimizer_cost as optimizer_cost
     from letgo.report import write_report as write_report
+    from letgo.report.attestation import attest as attest
     from letgo.report.numbers import number as number
     from letgo.report.publish import push_to_hub as push_to_hub
+    from letgo.report.verification import verify as verify
     from letgo.runs.results import Result as Result
     from letgo.runs.results import read_result as read_result
     from letgo.runs.sweeps import read_sweep as read_sweep
@@ -62,6 +64,7 @@ _PUBLIC = {
     "UnlearnTrainer": "letgo.training.trainer",
     "UserError": "letgo.core.errors",
     "attack": "letgo.training.attack",
+    "attest": "letgo.report.attestation",
     "certificate": "letgo.analysis.certificate",
     "connectivity": "letgo.analysis.connectivity",
     "create_benchmark": "letgo.benchmarks",
@@ -84,6 +87,7 @@ _PUBLIC = {
     "robustness": "letgo.attacks.engine.outcome",
     "unlearn": "letgo.training.unlearn",
     "unlearn_sequence": "letgo.training.requests",
+    "verify": "letgo.report.verification",
     "write_report": "letgo.report",
 }
 

@@ -20,6 +20,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from letgo.cli import analyzing as analyzing
+from letgo.cli import attesting as attesting
 from letgo.cli import planning as planning
 from letgo.cli import records as records
 from letgo.cli import running as running

@@ -80,10 +80,14 @@ def _packed(text: str) -> str:
     return base64.b64encode(gzip.compress(visible(text).encode("utf-8", "replace"), mtime=0)).decode()
 
 
+def without_folders(text: str) -> str:
+    """Text in which a file's path is its name: what is handed on says nothing of this machine's folders."""
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/\"',|]+/)+([^\s/\"',|]+)", r"…/\1", text)
+
+
 def markdown(text: object) -> str:
     """Text that Markdown shows as it is, on one line: no markup, no HTML, no path of this machine."""
-    shown = " ".join(visible(str(text)).split())
-    shown = re.sub(r"(?<![\w.:/])/(?:[^\s/\"',|]+/)+([^\s/\"',|]+)", r"…/\1", shown)
+    shown = without_folders(" ".join(visible(str(text)).split()))
     shown = shown.replace("&", "&amp;").replace("<", "&lt;")
     shown = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", shown)
     # GitHub makes links of bare addresses; a line that begins so would be a list, a quotation or an underline.

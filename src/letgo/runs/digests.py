@@ -56,17 +56,17 @@ def place_of(model: str | Path) -> Path | None:
     return None
 
 
-def base_digests(model: str | Path, reporter: Reporter) -> dict[str, str]:
+def base_digests(model: str | Path, reporter: Reporter, *, remember: bool = True) -> dict[str, str]:
     """The digests of the files of a model before unlearning. Of an adapter its own files, and below "base/" those of
-    the model that it is on. None where the files are not on this machine."""
+    the model that it is on. None where the files are not on this machine. `remember` as in `file_digests`: several runs
+    of a process begin with the same model."""
     paths, prefix, place = dict[str, Path](), "", place_of(model)
     while place is not None:
         paths |= {prefix + name: path for name, path in _files_at(place).items()}
         if not place.is_dir() or not is_adapter(place):
             break
         prefix, place = f"{prefix}base/", place_of(read_base(place).model)
-    # Several runs of a process begin with the same model.
-    return file_digests(paths, reporter=reporter, remember=True)
+    return file_digests(paths, reporter=reporter, remember=remember)
 
 
 def _files_at(place: Path) -> dict[str, Path]:
