@@ -23,6 +23,7 @@ from letgo.cli import analyzing as analyzing
 from letgo.cli import attesting as attesting
 from letgo.cli import planning as planning
 from letgo.cli import records as records
+from letgo.cli import requests as requests
 from letgo.cli import running as running
 from letgo.cli import showing as showing
 from letgo.cli import sweeping as sweeping
@@ -86,7 +87,11 @@ def _interrupted(words: list[str]) -> int:
 def _going_on(words: list[str]) -> str:
     """The last line of a message: the command that goes on with what was finished, where there is one."""
     command = next((word for word in words if not word.startswith("-")), "")
-    resumes = command in ("unlearn", "sweep") or (command == "eval" and bool({"-o", "--output"} & set(words)))
+    resumes = (
+        command in ("unlearn", "sweep")
+        or words[:2] == ["requests", "run"]
+        or (command == "eval" and bool({"-o", "--output"} & set(words)))
+    )
     if not resumes and command not in ("attack", "analyze"):
         return ""
     again = [*words, "--resume"] if resumes and "--resume" not in words else words
