@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from letgo.training.attack import attack as attack
     from letgo.training.config import UnlearnConfig as UnlearnConfig
     from letgo.training.config import read_config as read_config
+    from letgo.training.erasure import run_requests as run_requests
     from letgo.training.export import export as export
     from letgo.training.requests import unlearn_sequence as unlearn_sequence
     from letgo.training.trainer import UnlearnTrainer as UnlearnTrainer
@@ -85,6 +86,7 @@ _PUBLIC = {
     "sharpness": "letgo.analysis.sharpness",
     "read_sweep": "letgo.runs.sweeps",
     "robustness": "letgo.attacks.engine.outcome",
+    "run_requests": "letgo.training.erasure",
     "unlearn": "letgo.training.unlearn",
     "unlearn_sequence": "letgo.training.requests",
     "verify": "letgo.report.verification",

@@ -146,7 +146,8 @@ def run_requests(
         typer.echo(f"{request.id}: {request.state}")
         for subject, outcome in request.outcomes[-1].subjects.items():
             told = "not asked" if outcome.revealed is None else "revealed" if outcome.revealed else "not revealed"
-            typer.echo(f"  {subject}: {told}{f' ({"; ".join(outcome.by)})' if outcome.by else ''}")
+            by = f" ({'; '.join(outcome.by)})" if outcome.by else ""
+            typer.echo(f"  {subject}: {told}{by}")
     for model_left in erased.to_do:
         typer.echo(f"still to do on {model_left}")
 
