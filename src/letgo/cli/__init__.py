@@ -1,7 +1,8 @@
 """The command. Every subcommand is a thin mirror of one function of the library.
 
-Exit codes: 0 success, 1 a failure of letgo's own, 2 a user's mistake, 3 a check that is not passed, 130 Ctrl-C. `--json`
-prints one JSON document on stdout and nothing else; progress and messages go to stderr. Importing a file of subcommands here adds them.
+Exit codes: 0 success, 1 a failure of letgo's own, 2 a user's mistake, 3 a check that is not passed, 130 Ctrl-C.
+`--json` prints one JSON document on stdout and nothing else; progress and messages go to stderr. Importing a file of
+subcommands here adds them.
 """
 
 from __future__ import annotations
