@@ -23,7 +23,21 @@ def files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "unlearn", "attack", "eval", "export", "report", "list", "show-config"]
+    "command",
+    [
+        "",
+        "demo",
+        "unlearn",
+        "attack",
+        "eval",
+        "export",
+        "attest",
+        "verify",
+        "requests run",
+        "report",
+        "list",
+        "show-config",
+    ],
 )
 def test_help_is_there_and_quick(command):
     start = time.perf_counter()

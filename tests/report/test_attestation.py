@@ -20,6 +20,7 @@ from letgo.report.attestation import PREDICATE, SIGNATURE_FILE, STATEMENT, STATE
 from letgo.report.verification import verify
 from letgo.runs.results import RESULT_FILE, SAMPLES_FILE, read_result, write_result
 from tests import tiny
+from tests.records.damage import BYTES, PLACES, TOKENS, VALUES, Damage
 from tests.report import runs as made
 
 pytest.importorskip("model_signing", reason="not installed: pip install 'letgo[sign]'")
@@ -294,6 +295,33 @@ def test_a_statement_leads_nowhere_else(run, name):
     [problem] = verify(run).problems
     assert problem.part == "statement"
     assert "out of the directory" in problem.what
+
+
+@pytest.mark.parametrize("file", [STATEMENT_FILE, SIGNATURE_FILE])
+@pytest.mark.parametrize("kind", [*BYTES, *VALUES, *PLACES])
+def test_whatever_befalls_a_statement_or_a_signature_is_named(run, keys, file, kind):
+    original, noticed = (run / file).read_bytes(), []
+    for where in (0.05, 0.8):
+        Damage(file, kind, where, TOKENS[0]).do(run)
+        if (run / file).is_file() and (run / file).read_bytes() == original:
+            continue
+        blamed = {problem.name for problem in verify(run, key=keys["ours"][1]).problems}
+        assert blamed <= {file}
+        noticed.append(bool(blamed))
+        shutil.rmtree(run / file) if (run / file).is_dir() else (run / file).unlink()
+        (run / file).write_bytes(original)
+    # All of a statement is signed; a signature's file has fields that say nothing.
+    assert noticed
+    assert all(noticed) or (file == SIGNATURE_FILE and kind in VALUES)
+
+
+def test_a_run_whose_model_was_changed_is_not_attacked(letgo, run):
+    change(run / "model.safetensors")
+    record = (run / RESULT_FILE).read_bytes()
+    code, _, err = letgo("attack", run, "--attack", "quantize:bits=2", "-q")
+    assert code == 2
+    assert "model.safetensors (weights): not as when the record was made" in err
+    assert (run / RESULT_FILE).read_bytes() == record
 
 
 def test_a_record_without_a_statement_is_bound_to_the_models_files(run):

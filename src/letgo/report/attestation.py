@@ -22,7 +22,7 @@ from letgo.report.limits import limits, not_tried
 from letgo.report.rendering import without_folders
 from letgo.report.settings import settings
 from letgo.report.signature import check_private_key, sign
-from letgo.runs.digests import model_files, place_of, tokenizer_files
+from letgo.runs.digests import attacked_files, differing, model_files, place_of, tokenizer_files
 from letgo.runs.results import (
     CONFIG_FILE,
     HISTORY_FILE,
@@ -152,13 +152,8 @@ def _attack(attack: AttackResult) -> dict[str, Any]:
         **attack.model_dump(mode="json", include=set(kept)),
         "outcome": attack.outcome,
         "subjectsRevealed": len(attack.revealed),
-        "files": {name: file["sha256"] for name, file in _attacked_files(attack).items()},
+        "files": {name: file["sha256"] for name, file in attacked_files(attack).items()},
     }
-
-
-def _attacked_files(attack: AttackResult) -> dict[str, dict[str, Any]]:
-    files = attack.did.get("files")
-    return {name: file for name, file in files.items() if "sha256" in file} if isinstance(files, dict) else {}
 
 
 def model_place(directory: Path, result: Result) -> Path | None:
@@ -190,17 +185,6 @@ def parts_of(directory: Path, result: Result) -> dict[str, tuple[str, Path]]:
         if path.is_symlink() and place == directory:
             raise UserError(f"{directory / name} is a link: put the file itself there, and the record holds for it")
     return parts
-
-
-def differing(result: Result, digests: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The files that are not those that a record is bound to, or are not there: part and name of each."""
-    bound = result.digests
-    known = [] if bound is None else [("weights", bound.model), ("tokenizer", bound.tokenizer)]
-    for attack in result.attacks:
-        if attack.name == "exported":
-            files = _attacked_files(attack)
-            known.append(("exported file", {f"{EXPORT}/{name}": file["sha256"] for name, file in files.items()}))
-    return [(part, name) for part, files in known for name, digest in files.items() if digests.get(name) != digest]
 
 
 def read_statement(directory: Path) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from letgo.report.attestation import (
     RECORDS,
     SIGNATURE_FILE,
     STATEMENT_FILE,
-    differing,
     facts_of,
     model_place,
     parts_of,
@@ -26,7 +25,7 @@ from letgo.report.attestation import (
 )
 from letgo.report.rescoring import rescore as score_anew
 from letgo.report.signature import signature_problem
-from letgo.runs.digests import base_digests, data_digests
+from letgo.runs.digests import base_digests, data_digests, differing
 from letgo.runs.results import RESULT_FILE, Result, read_result
 
 
@@ -126,6 +125,8 @@ def _statement(directory: Path, found: Verification) -> dict[str, Any] | None:
 def _signature(directory: Path, key: str | Path | None, found: Verification) -> None:
     statement, signature = directory / STATEMENT_FILE, directory / SIGNATURE_FILE
     there = os.path.lexists(signature)
+    if key is None and not os.path.lexists(statement):
+        return
     if key is None:
         how = (
             "the signature: give the signer's public key (--key)"
@@ -137,6 +138,10 @@ def _signature(directory: Path, key: str | Path | None, found: Verification) -> 
         found.problems.append(Problem("statement", STATEMENT_FILE, "is missing"))
     elif not there:
         found.problems.append(Problem("signature", SIGNATURE_FILE, "is missing: the statement is not signed"))
+    elif strange := [path for path in (statement, signature) if not path.is_file()]:
+        # A pipe in its place would be waited for.
+        parts = {statement: "statement", signature: "signature"}
+        found.problems += [Problem(parts[path], path.name, "is no regular file") for path in strange]
     elif problem := signature_problem(statement, signature, Path(key)):
         part, what = problem
         found.problems.append(Problem(part, SIGNATURE_FILE if part == "signature" else STATEMENT_FILE, what))

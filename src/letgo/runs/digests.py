@@ -12,9 +12,10 @@ from letgo.core.progress import Reporter
 from letgo.data.binding import data_key, key_id
 from letgo.models.adapters import BASE_FILE, is_adapter, read_base
 from letgo.models.files import MODEL_PATTERNS, TOKENIZER_PATTERNS
+from letgo.models.formats import EXPORT
 from letgo.models.gguf import is_gguf
 from letgo.models.load import resolve_model
-from letgo.runs.results import DataDigest, Digests
+from letgo.runs.results import AttackResult, DataDigest, Digests, Result
 
 _CODE = "*.py"
 """Code of a model's own decides what it is, too."""
@@ -109,3 +110,34 @@ def digests_of(base: str | Path | None, contents: Mapping[str, Sequence[Any]], r
         data=data_digests(contents, key),
         data_key=None if key is None else key_id(key),
     )
+
+
+def attacked_files(attack: AttackResult) -> dict[str, dict[str, Any]]:
+    """The files that an attack was made on, with their digests, where it was on files."""
+    files = attack.did.get("files")
+    return {name: file for name, file in files.items() if "sha256" in file} if isinstance(files, dict) else {}
+
+
+def differing(result: Result, digests: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The files that are not those that a record is bound to, or are not there: part and name of each."""
+    bound = result.digests
+    known = [] if bound is None else [("weights", bound.model), ("tokenizer", bound.tokenizer)]
+    for attack in result.attacks:
+        if attack.name == "exported":
+            files = attacked_files(attack)
+            known.append(("exported file", {f"{EXPORT}/{name}": file["sha256"] for name, file in files.items()}))
+    return [(part, name) for part, files in known for name, digest in files.items() if digests.get(name) != digest]
+
+
+def check_bound(directory: Path, result: Result, reporter: Reporter) -> None:
+    """Raise a `UserError` where the model in a run's directory is not the one that its record is bound to."""
+    paths = model_files(directory) | tokenizer_files(directory)
+    if result.digests is None or not result.digests.model or not paths:
+        return
+    bound = result.model_copy(update={"attacks": []})
+    if wrong := differing(bound, file_digests(paths, reporter=reporter)):
+        raise UserError(
+            f"{directory}: {', '.join(f'{name} ({part})' for part, name in wrong)}: not as when the record was made, "
+            "so what is measured now would be of another model\n  put the file back; or attack what is there as a bare "
+            "model, with --benchmark and --original, from a directory without the record"
+        )

@@ -114,6 +114,7 @@ def attack(
     with only_writer(folder, make=True), remote_code(trust_remote_code):
         target = open_target(directory, **settings, reporter=reporter)
         target.check_original()
+        processes.first_does(target.check_bound)
         check_attacks(plans, target.victim())
         target = _with_earlier(measured(target), output)
         for plan in plans:

@@ -23,7 +23,7 @@ from letgo.metrics.robustness import collapse_reasons
 from letgo.models.formats import EXPORT, MANIFEST
 from letgo.models.load import load_model, load_tokenizer, resolve_model
 from letgo.runs import record_run
-from letgo.runs.digests import digests_of, with_model
+from letgo.runs.digests import check_bound, digests_of, with_model
 from letgo.runs.results import (
     SAMPLES_FILE,
     Digests,
@@ -106,6 +106,12 @@ class Target:
         if not self.original:
             raise UserError(f"{self.model}: the original model is not known; name it with --original MODEL")
         resolve_model(self.original)
+
+    def check_bound(self) -> None:
+        """Raise a `UserError` where a run's files are not those that its record is bound to: what an attack then does
+        would be recorded of another model."""
+        if self.directory is not None:
+            check_bound(self.directory, self.result, self.reporter)
 
     def victim(self, probe: Probe | None = None, directory: str | None = None) -> Victim:
         """What an attack is given; of another `directory`, a reference to be attacked likewise."""
