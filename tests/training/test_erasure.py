@@ -235,11 +235,11 @@ def test_a_run_that_was_cut_off_goes_on_with_the_requests_it_began_with(
         raise KeyboardInterrupt
 
     how = {"register": asked, "data": data, "output": tmp_path / "out", "config": settings(model_directory)}
-    for name in ("unlearn", "change_requests"):
+    for name in ("write_json", "unlearn", "change_requests"):
         with monkeypatch.context() as patch:
             patch.setattr(erasure, name, killed)
             with pytest.raises(KeyboardInterrupt):
-                run_requests(**how, resume=name != "unlearn")
+                run_requests(**how, resume=name != "write_json")
         assert all(request.state == "open" for request in read_register(asked))
         if name == "unlearn":
             add_request(asked, new_request("R-3", [BORDURIA]))

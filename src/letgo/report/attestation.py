@@ -16,7 +16,7 @@ from letgo.core.files import read_json, write_json
 from letgo.core.fingerprints import file_digests
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
-from letgo.models.adapters import MERGED
+from letgo.models.adapters import BASE_FILE, MERGED
 from letgo.models.formats import EXPORT
 from letgo.report.limits import limits, not_tried
 from letgo.report.rendering import without_folders
@@ -179,7 +179,7 @@ def parts_of(directory: Path, result: Result) -> dict[str, tuple[str, Path]]:
     for folder, part in ((MERGED, "merged model"), (EXPORT, "exported file")):
         inner = sorted(path for path in (directory / folder).glob("*") if path.is_file() and path.name[0] != ".")
         parts |= {f"{folder}/{path.name}": (part, path) for path in inner}
-    records = {name: (part, directory / name) for name, part in RECORDS.items()}
+    records = {name: (part, directory / name) for name, part in {**RECORDS, BASE_FILE: "weights"}.items()}
     parts |= {name: there for name, there in records.items() if there[1].is_file()}
     for name, (_, path) in parts.items():
         if path.is_symlink() and place == directory:

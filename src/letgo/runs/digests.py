@@ -10,7 +10,7 @@ from letgo.core.errors import UserError
 from letgo.core.fingerprints import file_digests, keyed_digest
 from letgo.core.progress import Reporter
 from letgo.data.binding import data_key, key_id
-from letgo.models.adapters import BASE_FILE, is_adapter, read_base
+from letgo.models.adapters import is_adapter, read_base
 from letgo.models.files import MODEL_PATTERNS, TOKENIZER_PATTERNS
 from letgo.models.formats import EXPORT
 from letgo.models.gguf import is_gguf
@@ -22,8 +22,9 @@ _CODE = "*.py"
 
 
 def model_files(directory: Path) -> dict[str, Path]:
-    """The files of a directory that a model is loaded from, by name."""
-    return _matching(directory, (*MODEL_PATTERNS, BASE_FILE, _CODE))
+    """The files of a directory that a model is loaded from, by name. Not an adapter's `base.json`: where its base is
+    may change, and `check_base` knows whether it is the one."""
+    return _matching(directory, (*MODEL_PATTERNS, _CODE))
 
 
 def tokenizer_files(directory: Path) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from typing import Any
 from letgo.benchmarks.engine.base import RETRAINED, Sample
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
-from letgo.core.files import read_json, write_json, write_json_lines
+from letgo.core.files import read_json, remove_abandoned, write_json, write_json_lines
 from letgo.core.locks import LOCK_FILE, only_writer
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.rows import Row, read_rows
@@ -81,11 +81,15 @@ def run_requests(
     register, output, reporter = Path(register), Path(output), reporter or Quiet()
     _check_settings(config)
     with only_writer(output, make=True):
+        # Whoever wrote here before has ended.
+        remove_abandoned(output, older_than=0)
         if resume and (output / REQUESTS_FILE).is_file():
             chosen = _begun_with(output, read_register(register))
         else:
             known = read_register(register)
-            if any(path.name != LOCK_FILE for path in output.iterdir()):
+            # Cut off before it was said which requests they are of, the sets are made again.
+            again = {FORGET_FILE, RETAIN_FILE} if resume else set()
+            if any(path.name not in {LOCK_FILE, *again} for path in output.iterdir()):
                 raise UserError(f"output directory {output} is not empty; name another one, or go on with --resume")
             chosen = _chosen(known, requests, config.model, everyone)
             _write_sets(output, known, chosen, data, retain, reporter)
