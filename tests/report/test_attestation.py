@@ -16,9 +16,16 @@ from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.core.errors import UserError
 from letgo.data.binding import key_path
 from letgo.report import rescoring
-from letgo.report.attestation import PREDICATE, SIGNATURE_FILE, STATEMENT, STATEMENT_FILE, attest
+from letgo.report.attestation import PREDICATE, STATEMENT, attest
 from letgo.report.verification import verify
-from letgo.runs.results import RESULT_FILE, SAMPLES_FILE, read_result, write_result
+from letgo.runs.results import (
+    RESULT_FILE,
+    SAMPLES_FILE,
+    SIGNATURE_FILE,
+    STATEMENT_FILE,
+    read_result,
+    write_result,
+)
 from tests import tiny
 from tests.records.damage import BYTES, PLACES, TOKENS, VALUES, Damage
 from tests.report import runs as made
@@ -453,7 +460,7 @@ def test_mistakes_are_told(letgo, run, keys, tmp_path):
         (("attest", tmp_path), "not a run directory"),
         (("attest", run, "--sign", run / "config.yaml"), "can't be used"),
         (("attest", run, "--sign", tmp_path / "none.pem"), "no such file"),
-        (("verify", tmp_path / "none"), "no such directory"),
+        (("verify", tmp_path / "none"), "not a run directory"),
         (("verify", tmp_path), "not a run directory"),
         (("verify", run, "--key", keys["ours"][0]), "can't be used"),
     ):

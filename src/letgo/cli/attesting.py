@@ -22,8 +22,16 @@ def attest(
     quiet: QuietFlag = False,
 ) -> None:
     """Write an in-toto statement of what a run's record says, and of what was not tried."""
-    from letgo.report.attestation import SIGNATURE_FILE, read_statement
+    from letgo.runs.results import SIGNATURE_FILE, read_result
+
+    # A mistake is told before torch is loaded.
+    read_result(directory)
+    if sign is not None:
+        from letgo.report.signature import check_private_key
+
+        check_private_key(sign)
     from letgo.report.attestation import attest as run_attest
+    from letgo.report.attestation import read_statement
 
     path = run_attest(directory, sign_with=sign, reporter=reporter(quiet))
     statement = read_statement(directory)
@@ -51,6 +59,11 @@ def verify(
     quiet: QuietFlag = False,
 ) -> None:
     """Check a run's files against its record, its statement and its signature; exit code 3 names what was changed."""
+    from letgo.runs.results import STATEMENT_FILE, is_run, read_result
+
+    if not is_run(directory) and not (directory / STATEMENT_FILE).exists():
+        # A mistake is told before torch is loaded.
+        read_result(directory)
     from letgo.report.verification import verify as run_verify
 
     found = run_verify(directory, key=key, data=data, base=base, rescore=rescore, reporter=reporter(quiet))

@@ -116,8 +116,10 @@ def run_requests(
     quiet: QuietFlag = False,
 ) -> None:
     """Make one forget set of all open requests, unlearn it, and write what became of each subject into the register."""
+    from letgo.runs.register import check_requests
     from letgo.training.settings import check_early
 
+    check_requests(register, ids or ())
     check_early(config, assignments or (), model=model, attacks=attacks)
     from letgo.training.config import read_config
     from letgo.training.erasure import run_requests as run

@@ -28,6 +28,8 @@ from letgo.runs.results import (
     HISTORY_FILE,
     RESULT_FILE,
     SAMPLES_FILE,
+    SIGNATURE_FILE,
+    STATEMENT_FILE,
     AttackResult,
     Judgement,
     Metrics,
@@ -38,8 +40,6 @@ from letgo.runs.results import (
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:letgo:predicate:unlearning:v1"
-STATEMENT_FILE = "attestation.json"
-SIGNATURE_FILE = "attestation.sig"
 RECORDS = {
     RESULT_FILE: "record",
     SAMPLES_FILE: "samples",

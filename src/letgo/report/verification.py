@@ -16,8 +16,6 @@ from letgo.data.binding import data_key, key_id, key_path
 from letgo.models.formats import EXPORT
 from letgo.report.attestation import (
     RECORDS,
-    SIGNATURE_FILE,
-    STATEMENT_FILE,
     facts_of,
     model_place,
     parts_of,
@@ -26,7 +24,7 @@ from letgo.report.attestation import (
 from letgo.report.rescoring import rescore as score_anew
 from letgo.report.signature import signature_problem
 from letgo.runs.digests import base_digests, data_digests, differing
-from letgo.runs.results import RESULT_FILE, Result, read_result
+from letgo.runs.results import RESULT_FILE, SIGNATURE_FILE, STATEMENT_FILE, Result, read_result
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,15 @@ def find_request(requests: Sequence[Request], id: str) -> Request:
     return requests[ids.index(id)]
 
 
+def check_requests(path: Path, ids: Sequence[str]) -> None:
+    """Raise a `UserError` unless a register can be read, and has requests, these among them."""
+    known = read_register(path)
+    if not known:
+        raise UserError(f"no request is open: there is none in {path}; `letgo requests add` writes one")
+    for id in ids:
+        find_request(known, id)
+
+
 def add_request(path: Path, request: Request) -> None:
     """Add a request to a register, which is made where there is none.
 

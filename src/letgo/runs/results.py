@@ -24,6 +24,8 @@ RESULT_FILE = "result.json"
 SAMPLES_FILE = "samples.jsonl"
 HISTORY_FILE = "history.jsonl"
 CONFIG_FILE = "config.yaml"
+STATEMENT_FILE = "attestation.json"
+SIGNATURE_FILE = "attestation.sig"
 
 EVALUATION = "eval-"
 """What the ids of evaluations begin with."""

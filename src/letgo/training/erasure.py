@@ -23,6 +23,7 @@ from letgo.runs.register import (
     Request,
     SubjectOutcome,
     change_requests,
+    check_requests,
     find_request,
     read_register,
 )
@@ -80,6 +81,7 @@ def run_requests(
     """
     register, output, reporter = Path(register), Path(output), reporter or Quiet()
     _check_settings(config)
+    check_requests(register, requests)
     with only_writer(output, make=True):
         # Whoever wrote here before has ended.
         remove_abandoned(output, older_than=0)
@@ -117,8 +119,7 @@ def _chosen(known: Sequence[Request], ids: Sequence[str], model: str, everyone: 
     line, _ = line_of(model)
     chosen = [request for request in known if everyone or not _clean_in(request, line)]
     if not chosen:
-        why = "all are done on this model; --all takes them again" if known else "the register has none"
-        raise UserError(f"no request is open: {why}")
+        raise UserError("no request is open: all are done on this model; --all takes them again")
     return chosen
 
 
