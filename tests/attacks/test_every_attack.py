@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from letgo.attacks.engine.target import measured, open_target
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.items import Text, few_of
 from letgo.core.files import read_json_lines
+from letgo.core.fingerprints import file_digest
 from letgo.core.progress import Quiet
 from letgo.models.load import load_model, load_tokenizer
 from letgo.runs.results import read_result
@@ -157,6 +159,8 @@ def test_what_attacks_say_of_their_own(attacked):
 def test_going_all_the_way_back_brings_everything_back(attacked):
     back, _ = attacked("full", "external:path=ORIGINAL")
     assert back.kept < 0.05
+    weights = Path(back.did["path"]) / "model.safetensors"
+    assert back.did["files"] == {weights.name: {"bytes": weights.stat().st_size, "sha256": file_digest(weights)}}
     assert not back.survived
     relearned, _ = attacked("full", "relearn:steps=4,learning_rate=2e-3,seeds=2")
     found = robustness([back, attacked("full", "quantize:bits=4")[0], relearned])

@@ -12,3 +12,9 @@ def test_a_record_names_the_processors_kernels_and_the_threads():
     words = circumstances()["versions"]["processor"]
     assert f" {torch.backends.cpu.get_cpu_capability()}, {threads} thread" in words
     assert words.endswith("s") == (threads > 1)
+
+
+def test_a_record_names_what_computes():
+    words = circumstances()["versions"]["device"]
+    assert words.startswith("cuda: " if torch.cuda.is_available() else "cpu: ")
+    assert len(words) > len("cpu: ")

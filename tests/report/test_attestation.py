@@ -254,8 +254,9 @@ def test_the_part_that_was_changed_is_named(letgo, run, keys, part):
     found = json.loads(out)
     assert not found["passed"]
     assert named in [(problem["part"], problem["name"]) for problem in found["problems"]]
-    # No other file of the run is blamed.
+    # No other file of the run is blamed, and no part is said to be as it was and not so.
     assert {problem["name"] for problem in found["problems"]} == {named[1]}
+    assert not {problem["part"] for problem in found["problems"]} & found["checked"].keys()
 
 
 def test_another_key_is_not_the_signers(run, keys):

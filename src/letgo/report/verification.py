@@ -58,8 +58,9 @@ class Verification:
     def note(self, part: str, problems: list[Problem], found: str) -> None:
         """Add what came of a part."""
         self.problems += problems
-        if not problems:
-            self.checked[part] = found
+        self.checked[part] = found
+        for problem in self.problems:
+            self.checked.pop(problem.part, None)
 
 
 def verify(
@@ -162,41 +163,45 @@ def _against_statement(
     directory: Path, statement: Mapping[str, Any], result: Result | None, found: Verification, reporter: Reporter
 ) -> None:
     """Hold each file against the statement, and the statement against the record."""
-    known = {subject["name"]: subject for subject in statement["subject"]}
+    stated = {subject["name"]: subject["digest"]["sha256"] for subject in statement["subject"]}
+    parts = {subject["name"]: _part(subject) for subject in statement["subject"]}
     place = None if result is None else model_place(directory, result)
-    paths = {name: _path(directory, place, name) for name in known}
-    there = {name: path for name, path in paths.items() if path is not None}
-    digests = file_digests(there, reporter=reporter)
-    parts: dict[str, list[str]] = {}
-    recorded = (
-        result if digests.get(RESULT_FILE) == known.get(RESULT_FILE, {}).get("digest", {}).get("sha256") else None
-    )
-    bound = {} if recorded is None or recorded.digests is None else recorded.digests.model | recorded.digests.tokenizer
-    for name, subject in known.items():
-        part = _part(name, subject)
-        if name not in there:
-            found.problems.append(Problem(part, name, "is missing"))
-        elif digests[name] != subject["digest"]["sha256"] and digests[name] == bound.get(name):
-            what = f"has another digest of {name} than {RESULT_FILE}, which the file has too"
-            found.problems.append(Problem("statement", STATEMENT_FILE, what))
-        elif digests[name] != subject["digest"]["sha256"]:
-            found.problems.append(Problem(part, name, "is not the file that was attested"))
-        else:
-            parts.setdefault(part, []).append(name)
-    wrong = {problem.part for problem in found.problems}
-    found.checked |= {part: ", ".join(names) for part, names in parts.items() if part not in wrong}
+    paths = {name: path for name in stated if (path := _path(directory, place, name)) is not None}
+    digests = file_digests(paths, reporter=reporter)
+    # A record that was changed says nothing of the other files, nor of the statement.
+    intact = result is not None and digests.get(RESULT_FILE) == stated.get(RESULT_FILE, "")
+    bound = result.digests if intact and result is not None else None
+    recorded = {} if bound is None else bound.model | bound.tokenizer
+    problems = [
+        _differs(name, parts[name], digests.get(name), recorded.get(name))
+        for name, digest in stated.items()
+        if digests.get(name) != digest
+    ]
+    for part in dict.fromkeys(parts.values()):
+        names = [name for name in stated if parts[name] == part]
+        found.note(part, [problem for problem in problems if problem.part == part], ", ".join(names))
+    found.problems += [problem for problem in problems if problem.part not in parts.values()]
     if result is None:
         return
     for name, (part, _) in parts_of(directory, result).items():
-        if name not in known:
-            found.problems.append(Problem(part, name, "was added after the run was attested"))
-    # A record that was changed is named already; the statement is then not to blame.
-    if recorded is None:
-        return
-    stated, facts = statement["predicate"], facts_of(result)
-    others = [name for name, fact in facts.items() if stated.get(name) != fact]
-    problems = [Problem("statement", STATEMENT_FILE, f"says other {name} than {RESULT_FILE}") for name in others]
-    found.note("statement", problems, "says what the record says")
+        if name not in stated:
+            found.note(part, [Problem(part, name, "was added after the run was attested")], "")
+    if intact:
+        facts = facts_of(result)
+        others = [name for name, fact in facts.items() if statement["predicate"].get(name) != fact]
+        wrong = [Problem("statement", STATEMENT_FILE, f"says other {name} than {RESULT_FILE}") for name in others]
+        found.note("statement", wrong, "says what the record says")
+
+
+def _differs(name: str, part: str, digest: str | None, recorded: str | None) -> Problem:
+    """What is wrong where a file's digest is not the one stated: the file; or the statement, where the record has the
+    file's digest."""
+    if digest is None:
+        return Problem(part, name, "is missing")
+    if digest == recorded:
+        what = f"has another digest of {name} than {RESULT_FILE}, which the file has too"
+        return Problem("statement", STATEMENT_FILE, what)
+    return Problem(part, name, "is not the file that was attested")
 
 
 def _path(directory: Path, place: Path | None, name: str) -> Path | None:
@@ -207,13 +212,14 @@ def _path(directory: Path, place: Path | None, name: str) -> Path | None:
     )
 
 
-def _part(name: str, subject: Mapping[str, Any]) -> str:
+def _part(subject: Mapping[str, Any]) -> str:
     """Which part a file is: of the run's own files by their names, whatever a statement calls them."""
+    name = subject["name"]
     if name in RECORDS:
         return RECORDS[name]
     if name.startswith(f"{EXPORT}/"):
         return "exported file"
-    return str((subject.get("annotations") or {}).get("part") or "file")
+    return str(subject.get("annotations", {}).get("part") or "file")
 
 
 def _against_record(directory: Path, result: Result, found: Verification, reporter: Reporter) -> None:
