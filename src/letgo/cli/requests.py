@@ -152,6 +152,8 @@ def run_requests(
             typer.echo(f"  {subject}: {told}{by}")
     for model_left in erased.to_do:
         typer.echo(f"still to do on {model_left}")
+    if not erased.to_do:
+        typer.echo(f"no other model of the same base in the index of runs ({erased.root or 'there is none'})")
 
 
 @requests.command("letter")

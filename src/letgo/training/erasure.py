@@ -39,12 +39,13 @@ FORGET_FILE, RETAIN_FILE, REQUESTS_FILE, RUN = "forget.jsonl", "retain.jsonl", "
 @dataclass(frozen=True)
 class Erased:
     """What came of a run on requests: where it lies, its record, the requests with their outcomes, and the models of
-    the same base on which they are still to be carried out."""
+    the same base on which they are still to be carried out, by the index of runs in `root`."""
 
     directory: Path
     result: Result
     requests: list[Request]
     to_do: list[str]
+    root: Path | None
 
 
 def run_requests(
@@ -99,7 +100,8 @@ def run_requests(
         outcomes = {one.id: outcome_of(one, output / RUN, result, config.model, register) for one in chosen}
         change_requests(register, lambda one: one.with_outcome(outcomes[one.id]) if one.id in outcomes else one)
     done = [request for request in read_register(register) if request.id in outcomes]
-    return Erased(output / RUN, result, done, still_to_do(done, config.model, root or root_of(output)))
+    indexed = Path(root) if root is not None else root_of(output)
+    return Erased(output / RUN, result, done, still_to_do(done, config.model, indexed), indexed)
 
 
 def _check_settings(config: UnlearnConfig) -> None:
@@ -184,6 +186,7 @@ def _write_sets(
         f"  {len(chosen)} requests, {len(subjects)} subjects: {len(forget)} rows to forget, {len(keep)} to keep"
     )
     write_json_lines(output / FORGET_FILE, (row.fields for row in forget), private=True)
+    (output / RETAIN_FILE).unlink(missing_ok=True)
     if keep:
         write_json_lines(output / RETAIN_FILE, (row.fields for row in keep), private=True)
     write_json(output / REQUESTS_FILE, {"requests": [request.id for request in chosen]})
@@ -251,12 +254,12 @@ def _asked(rows: Iterable[Mapping[str, Any]]) -> set[str]:
     }
 
 
-def still_to_do(requests: Sequence[Request], model: str, root: str | Path | None) -> list[str]:
+def still_to_do(requests: Sequence[Request], model: str, root: Path | None) -> list[str]:
     """The models of the same base, by the index of runs, in whose line no run has carried these requests out; each with
     the requests. Those that a run went on from are not counted: its model has taken their place."""
     if root is None:
         return []
-    index = Index(Path(root))
+    index = Index(root)
     _, base = line_of(model)
     lines = {}
     for record in index.all():
