@@ -17,12 +17,14 @@ from letgo.core.errors import UserError
 from letgo.data.binding import key_path
 from letgo.report import rescoring
 from letgo.report.attestation import PREDICATE, STATEMENT, attest
+from letgo.report.limits import limits
 from letgo.report.verification import verify
 from letgo.runs.results import (
     RESULT_FILE,
     SAMPLES_FILE,
     SIGNATURE_FILE,
     STATEMENT_FILE,
+    Digests,
     read_result,
     write_result,
 )
@@ -145,6 +147,29 @@ def test_the_statement_names_no_subject_no_row_and_no_folder(run, model_director
         assert row["answer"] not in text
     assert str(model_directory.parent) not in text
     assert "compliant" not in text.lower()
+
+
+def test_a_statement_says_what_each_kind_of_record_leaves_open(tmp_path):
+    path = {"path": "/home/ann/secret/model"}
+    attack = made.quantize(name="external", settings=path, kept=None, revealed=["Ann", "Bo"])
+    attacked = made.result(attacks=[attack])
+    text = " ".join(limits(attacked))
+    assert "Nothing can be told from these attacks" in text
+    assert "2 of 20 subjects are revealed; by a one-sided 95 % bound up to 28 %" in text
+    assert "external:path=…/model" in text
+    assert "its level is taken from chance" in text
+    plain = made.result(config=made.result().config | {"eval_limit": 7}, attacks=[])
+    text = " ".join(limits(plain))
+    assert "No attack was made" in text
+    assert "At most 7 items of each set were asked." in text
+    scored = made.result(run_id="eval-1", attacks=[], judgement=None, digests=Digests())
+    text = " ".join(limits(scored))
+    assert "only scored" in text
+    assert "not bound to the model's files, the tokenizer, the data" in text
+    made.write_run(tmp_path / "run", attacked)
+    attest(tmp_path / "run")
+    assert "/home/ann" not in (tmp_path / "run" / STATEMENT_FILE).read_text()
+    assert "Ann" not in (tmp_path / "run" / STATEMENT_FILE).read_text()
 
 
 def test_what_a_failed_run_says_is_not_attested(tmp_path):

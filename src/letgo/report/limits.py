@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from letgo.attacks import ATTACKS
 from letgo.report.numbers import percent
+from letgo.report.rendering import without_folders
 from letgo.report.wording import wording_caution
 from letgo.runs.results import Result
 
@@ -15,7 +16,8 @@ def not_tried(result: Result) -> list[str]:
 
 def limits(result: Result) -> list[str]:
     """The limits of what a record shows, a sentence each."""
-    return [sentence for sentence in (*_attacks(result), *_questions(result), *_bound(result), _ALWAYS) if sentence]
+    sentences = (*_attacks(result), *_questions(result), *_bound(result), _ALWAYS)
+    return [without_folders(sentence) for sentence in sentences if sentence]
 
 
 _ALWAYS = "What was not tried may bring back what was tried did not: this is no proof of erasure."
