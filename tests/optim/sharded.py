@@ -45,6 +45,8 @@ CASES: dict[str, Case] = {
     "zo_adam": ("zo_adam", {"lr": 0.01, "num_directions": 2}),
     "zo_sign_sgd": ("zo_sign_sgd", {"lr": 0.005}),
     "zo_muon": ("zo_muon", {"lr": 0.05, "rank": 2, "period": 3}),
+    "fzoo": ("fzoo", {"lr": 3e-9, "num_directions": 3}),
+    "random_walk": ("random_walk", {"lr": 1e-6, "base": "ada_zo"}),
     "sign_sgd": ("sign_sgd", {"lr": 3e-4, "weight_decay": 0.1}),
     "sign_adam": ("sign_adam", {"lr": 3e-4}),
     "compressed": ("compressed", {"lr": 6e-4, "bits": 4, "error_feedback": True}),
@@ -53,6 +55,8 @@ CASES: dict[str, Case] = {
     "adamw_8bit": ("adamw_8bit", {"lr": 6e-4}),
     "sgd": ("sgd", {"lr": 5e-4, "momentum": 0.9}),
     "adamw": ("adamw", {"lr": 6e-4}),
+    "dual_optim": ("dual_optim", {"lr": 6e-4, "retain_steps": 2}),
+    "dual_optim_plus": ("dual_optim_plus", {"lr": 3e-4, "retain_steps": 2}),
     "muon": ("muon", {"lr": 0.02}),
     "sophia": ("sophia", {"lr": 3e-3}),
     "sophia gnb": ("sophia", {"lr": 3e-4, "hessian": "gnb", "hessian_every": 2, "batch_size": 24}),
@@ -61,6 +65,9 @@ CASES: dict[str, Case] = {
     "straight_through": ("straight_through", {"lr": 2e-4, "alpha": 0.5, "on": "loss"}),
     "randomized_smoothing": ("randomized_smoothing", {"lr": 6e-4, "sigma": 0.01}),
     "weight_averaging": ("weight_averaging", {"lr": 6e-4, "start": 2, "every": 2}),
+    "sift": ("sift", {"lr": 0.02, "rank": 3}),
+    "sure": ("sure", {"lr": 6e-4, "keep": 0.5}),
+    "bin_floor": ("bin_floor", {"lr": 6e-4, "keep": 0.2, "group_size": 4}),
     "fozo": ("fozo", {"lr": 6e-4, "zo_lr": 6e-5, "fo_steps": 2, "zo_steps": 1, "num_directions": 2}),
     "batched": ("zo_sgd", {"lr": 3e-4, "rank": 1, "engine": "batched"}),
 }
@@ -118,8 +125,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 def make_optimizer(case: str, model: nn.Module) -> torch.optim.Optimizer:
     name, settings = CASES[case]
-    parameters = [p for p in model.parameters() if p.dim() == 2] if name == "muon" else list(model.parameters())
-    optimizer = create_optimizer(name, parameters, **settings)
+    optimizer = create_optimizer(name, model.parameters(), **settings)
     if settings.get("hessian") == "gnb":
         inputs, targets = data()
 
@@ -134,7 +140,7 @@ def make_optimizer(case: str, model: nn.Module) -> torch.optim.Optimizer:
 def closure_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
     inputs, targets = data()
 
-    def closure() -> Tensor:
+    def closure(part: str | None = None) -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten())
         if loss.requires_grad:

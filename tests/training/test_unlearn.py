@@ -69,6 +69,12 @@ def test_a_run_leaves_everything_the_contract_names(job, tmp_path):
     assert [row["step"] for row in read_json_lines(run.directory / "history.jsonl")] == list(range(1, 7))
 
 
+@pytest.mark.parametrize("optimizer", ["dual_optim", "sam:on=forget"])
+def test_an_optimizer_that_takes_the_terms_apart_needs_two(job, optimizer):
+    with pytest.raises(UserError, match="has no retain term here: name a retain_loss"):
+        letgo.unlearn(**job | {"objective": "ga", "optimizer": optimizer})
+
+
 def test_the_saved_config_runs_again_to_the_same_bits(job, tmp_path):
     first = letgo.unlearn(**job)
     settings = yaml.safe_load((first.directory / "config.yaml").read_text()) | {"output_dir": str(tmp_path / "again")}
@@ -198,7 +204,7 @@ def test_what_is_saved_is_checked_against_what_was_trained(tmp_path, tokenizer, 
         ({"retain": None}, "there is no retain set"),
         ({"max_length": 5}, "rows are longer than max_length 5"),
         ({"objective": "nop"}, "did you mean 'npo'"),
-        ({"optimizer": "fozoo"}, "did you mean 'fozo'"),
+        ({"optimizer": "fozoh"}, "did you mean 'fozo'"),
         ({"optimizer": "fozo:zolr=1"}, "did you mean 'zo_lr'"),
         ({"attacks": ["quantise"]}, "did you mean 'quantize'"),
         ({"attacks": ["quantize:bit=4"]}, "did you mean 'bits'"),
@@ -206,6 +212,8 @@ def test_what_is_saved_is_checked_against_what_was_trained(tmp_path, tokenizer, 
         ({"output_dir": "/proc/letgo"}, "can't be written to"),
         ({"template": "chat"}, "no chat template"),
         ({"trainable": "mlpp"}, "is found in no parameter's name"),
+        ({"optimizer": "bin_floor:grid=own"}, "lies on no grid that is known; take grid: even"),
+        ({"objective": "task_vector", "moved_every": 2}, "moved_every measures steps, and task_vector takes none"),
         ({"trainable": "("}, "not a regular expression"),
     ],
 )

@@ -25,18 +25,26 @@ from letgo.optim.registry import OPTIMIZERS, OptimizerRecord, create_optimizer, 
 if TYPE_CHECKING:
     from letgo.optim.averaging import WeightAveraging as WeightAveraging
     from letgo.optim.base import ClosureOptimizer as ClosureOptimizer
+    from letgo.optim.bin_floor import BinFloor as BinFloor
     from letgo.optim.compressed import SignAdam as SignAdam
     from letgo.optim.compressed import SignSGD as SignSGD
+    from letgo.optim.dual import DualOptim as DualOptim
+    from letgo.optim.dual import DualOptimPlus as DualOptimPlus
+    from letgo.optim.fzoo import FZOO as FZOO
     from letgo.optim.hybrid import FOZO as FOZO
     from letgo.optim.hybrid import Phases as Phases
+    from letgo.optim.muon import Muon as Muon
     from letgo.optim.quantized import Compressed as Compressed
+    from letgo.optim.random_walk import RandomWalk as RandomWalk
     from letgo.optim.replay_log import ReplayLog as ReplayLog
     from letgo.optim.replay_log import replay as replay
     from letgo.optim.second_order import Sophia as Sophia
     from letgo.optim.second_order import gnb_loss as gnb_loss
+    from letgo.optim.sift import Sift as Sift
     from letgo.optim.smoothing import SAM as SAM
     from letgo.optim.smoothing import RandomizedSmoothing as RandomizedSmoothing
     from letgo.optim.straight_through import StraightThrough as StraightThrough
+    from letgo.optim.sure import Sure as Sure
     from letgo.optim.zeroth_order import ZOSGD as ZOSGD
     from letgo.optim.zeroth_order_adaptive import AdaZO as AdaZO
     from letgo.optim.zeroth_order_adaptive import ZOAdam as ZOAdam
@@ -45,17 +53,25 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "AdaZO": "zeroth_order_adaptive",
+    "BinFloor": "bin_floor",
     "ClosureOptimizer": "base",
     "Compressed": "quantized",
+    "DualOptim": "dual",
+    "DualOptimPlus": "dual",
     "FOZO": "hybrid",
+    "FZOO": "fzoo",
+    "Muon": "muon",
+    "RandomWalk": "random_walk",
     "RandomizedSmoothing": "smoothing",
     "ReplayLog": "replay_log",
     "SAM": "smoothing",
     "StraightThrough": "straight_through",
     "Phases": "hybrid",
+    "Sift": "sift",
     "SignAdam": "compressed",
     "SignSGD": "compressed",
     "Sophia": "second_order",
+    "Sure": "sure",
     "WeightAveraging": "averaging",
     "ZOAdam": "zeroth_order_adaptive",
     "ZOMuon": "zeroth_order_subspace",

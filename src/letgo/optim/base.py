@@ -13,6 +13,7 @@ steps without a closure, from `.grad`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -34,6 +35,7 @@ class OptimizerProtocol:
     `phase`           "first_order" or "zeroth_order": how the next step runs it.
     `at_work`         the optimizer that runs the closure of the next step: this one, or one inside it.
     `combines`        whether a step makes its gradient from the gradients of several closures.
+    `asks_for_terms`  whether it calls closures for the terms of the loss: `closure(part="forget")`, `"retain"`.
     `children`        the optimizers that it hands its steps to.
     `last_losses`     the losses that the last step evaluated, in order.
     `costly_every`    every so many steps one costs more than the others.
@@ -64,6 +66,10 @@ class OptimizerProtocol:
         return self
 
     @property
+    def asks_for_terms(self) -> bool:
+        return any(adapt(inner).asks_for_terms for inner in self.children())
+
+    @property
     def costly_every(self) -> int:
         return 1
 
@@ -75,7 +81,9 @@ class OptimizerProtocol:
         return n
 
     def attach(self, model: Any) -> None:
-        """Take the model whose parameters are stepped; the optimizers here need the parameters alone."""
+        """Take the model whose parameters are stepped, where more than the parameters matters, here or inside."""
+        for inner in self.children():
+            adapt(inner).attach(model)
 
     def use_labels(self, hessian_closure: HessianClosure) -> None:
         """Take a function of a generator that returns the mean cross-entropy of labels drawn from the model, and their
@@ -128,12 +136,13 @@ class ClosureOptimizer(OptimizerProtocol, torch.optim.Optimizer):
         kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_") and k != "step"}
         return {**kept, **super().__getstate__()}
 
-    def _loss_with_grad(self, closure: Closure | None) -> Any:
-        """Run a closure with gradients enabled and note its loss; None without a closure."""
+    def _loss_with_grad(self, closure: Closure | None, part: str | None = None) -> Any:
+        """Run a closure with gradients enabled, for the whole loss or a term of it, and note the loss; None without a
+        closure."""
         if closure is None:
             return None
         with torch.enable_grad():
-            loss = closure()
+            loss = closure() if part is None else closure(part=part)  # type: ignore[call-arg]
         self.last_losses = [] if loss is None else [as_float(loss)]
         return loss
 
@@ -192,6 +201,11 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters that are not frozen, in the order of the groups."""
+    return [p for p in parameters_of(optimizer) if p.requires_grad]
+
+
 def state_like(state: dict[str, Any], key: str, parameter: Tensor) -> Tensor:
     """The state of a name, made of zeros like the parameter when first asked for."""
     if key not in state:
@@ -207,6 +221,19 @@ def check_number(name: str, value: float, *, low: float = 0.0, high: float = mat
     if not (low < value < high if open_low else low <= value < high):
         sign, rest = (">" if open_low else ">="), (f" and < {high}" if high < math.inf else " and finite")
         raise ValueError(f"{name} must be {sign} {low}{rest}, not {value}")
+
+
+def check_betas(name: str, betas: Iterable[float]) -> None:
+    """Raise a ValueError unless every beta is >= 0 and < 1."""
+    for i, beta in enumerate(betas):
+        check_number(f"{name}[{i}]", beta, high=1.0)
+
+
+def check_takes_part(closure: Closure, who: str) -> None:
+    """Raise a ValueError unless a closure can be asked for a term of the loss."""
+    parameters = inspect.signature(closure).parameters.values()
+    if not any(p.name == "part" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        raise ValueError(f"{who} needs a closure that can be called with part='forget' and part='retain'")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

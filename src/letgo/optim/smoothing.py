@@ -14,7 +14,6 @@ that the closure takes an argument:
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,16 @@ import torch
 from torch import Tensor
 
 from letgo.core.values import Seed
-from letgo.optim.base import Closure, ParamsT, adapt, as_float, check_choice, check_number, parameters_of
+from letgo.optim.base import (
+    Closure,
+    ParamsT,
+    adapt,
+    as_float,
+    check_choice,
+    check_number,
+    check_takes_part,
+    trained_parameters,
+)
 from letgo.optim.engine.inner import Wrapper
 from letgo.optim.engine.noise import Direction, noise_dtype
 from letgo.optim.engine.shards import gathering_anew, local, piece_of, summed
@@ -56,6 +64,10 @@ class GradientSmoothing(Wrapper):
     def needs_closure(self) -> bool:
         return True
 
+    @property
+    def asks_for_terms(self) -> bool:
+        return self.on == "forget"
+
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:
         """Take one step; returns the loss (the sum of its terms) where the weights are or, if it is never evaluated
@@ -66,9 +78,9 @@ class GradientSmoothing(Wrapper):
         """
         if closure is None:
             raise ValueError(f"{type(self).__name__} evaluates the loss more than once: step(closure) needs a closure")
-        if self.on == "forget" and not _takes_part(closure):
-            raise ValueError("on='forget' needs a closure that can be called with part='forget' and part='retain'")
-        parameters = [p for p in parameters_of(self) if p.requires_grad]
+        if self.on == "forget":
+            check_takes_part(closure, "on='forget'")
+        parameters = trained_parameters(self)
         self.last_losses = []
         loss, gradients = self.smoothed(closure, parameters)
         if self.on == "forget":
@@ -266,8 +278,3 @@ def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return second if first is None else first
     return first + second
-
-
-def _takes_part(closure: Any) -> bool:
-    parameters = inspect.signature(closure).parameters.values()
-    return any(p.name == "part" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -43,6 +43,8 @@ def plan_run(args: UnlearnConfig) -> RunPlan:
     plan = RunPlan(strategy_of(args))
     if plan.strategy == "fsdp2":
         check_shards(args)
+    if args.moved_every and processes.count() > 1:
+        raise UserError("moved_every compares a step with the gradient that one process has: leave it out, or run one")
     return plan
 
 
@@ -53,8 +55,12 @@ def check_parts(args: UnlearnConfig) -> None:
     Raises:
         UserError: an unknown name, or a setting that it has not or that is out of range.
     """
-    objective_of(args)
-    optimizer = trial_optimizer(args)
+    objective, optimizer = objective_of(args), trial_optimizer(args)
+    if objective is not None and not objective.needs_retain and adapt(optimizer).asks_for_terms:
+        raise UserError(
+            f"optimizer {args.optimizer} takes the forget and the retain term apart, and objective {args.objective} "
+            "has no retain term here: name a retain_loss (letgo list retain-losses), or an objective that has one"
+        )
     kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
     try:
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(kwargs))
@@ -75,6 +81,8 @@ def objective_of(args: UnlearnConfig) -> Objective | None:
     settings = args.objective_args or {}
     if METHODS.record(args.objective).name in ONE_SHOT:
         ONE_SHOT.check_settings(args.objective, settings, skip=("model", "data"))
+        if args.moved_every:
+            raise UserError(f"moved_every measures steps, and {args.objective} takes none: leave it out")
         if args.evaluate_every:
             raise UserError(
                 f"evaluate_every looks at a model between steps, and {args.objective} changes the weights in one shot: "
