@@ -121,7 +121,9 @@ def diff_runs(
 @runs.command("convert")
 def convert_run(
     run: Annotated[str, Argument(help="Path, directory name, or the beginning of an id.")],
-    tool: Annotated[str, Option("--to", help="open-unlearning: TOFU_EVAL.json or MUSE_EVAL.json.")],
+    tool: Annotated[
+        str, Option("--to", help="open-unlearning (TOFU_EVAL.json, MUSE_EVAL.json), or lm-eval (results_*.json).")
+    ],
     output: Annotated[Path, Option("--output", "-o", help="The folder that the file goes into.")] = Path(),
     stage: Annotated[str, Option("--stage", help="Whose scores: after, before, or a reference's.")] = "after",
     root: RootOption = None,

@@ -1,14 +1,17 @@
-"""A record's scores in other tools' files: open-unlearning's TOFU_EVAL.json and MUSE_EVAL.json.
+"""A record's scores in other tools' files: open-unlearning's TOFU_EVAL.json and MUSE_EVAL.json, lm-eval's results.
 
 Aggregates are the record's own metrics, rows its samples: nothing is scored again, and what the record does not have is
-left out. `letgo.benchmarks.engine.open_unlearning` reads these files back.
+left out. `letgo.benchmarks.engine.open_unlearning` reads the former two back.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ def write_scores(run: str | Path, tool: str, folder: str | Path, *, stage: str =
 
     Args:
         run: the directory of a run or of an evaluation.
-        tool: `open-unlearning`.
+        tool: `open-unlearning` or `lm-eval`.
         folder: where the file goes, under the name that the tool gives it; made if it is not there.
         stage: whose scores: after, before, or one of the record's references (retrained).
 
@@ -79,28 +82,22 @@ def _tofu(metrics: Metrics, rows: Sequence[Row]) -> Entries:
     entries: Entries = {}
     for name, prefix in _TOFU_SETS.items():
         asked = [row for row in rows if row["set"] == name and "probability" in row["scores"]]
-        if not asked:
-            continue
-        raw = "answer_probability" if "answer_probability" in asked[0]["scores"] else "probability"
-        probabilities = [row["scores"][raw] for row in asked]
-        mean = math.fsum(probabilities) / len(probabilities)
-        entries[f"{prefix}_Q_A_Prob"] = {"agg_value": mean, "value_by_index": _by_index(asked, _probability(raw))}
-        if raw != "probability":
-            _add(
-                entries,
-                f"{prefix}_Q_A_Prob_normalised",
-                metrics,
-                f"{name}_probability",
-                asked,
-                _score("probability", "prob"),
-            )
-        _add(entries, f"{prefix}_Q_A_ROUGE", metrics, f"{name}_rouge", asked, _written("rouge", "rougeL_recall"))
+        plain = [row for row in asked if "answer_probability" in row["scores"]]
+        raw, of = ("answer_probability", plain) if plain else ("probability", asked)
+        if of:
+            mean = math.fsum(row["scores"][raw] for row in of) / len(of)
+            entries[f"{prefix}_Q_A_Prob"] = {"agg_value": mean, "value_by_index": _by_index(of, _probability(raw))}
+        if plain:
+            normalised = _score("probability", "prob")
+            _add(entries, f"{prefix}_Q_A_Prob_normalised", metrics, f"{name}_probability", of, normalised)
+        rouge = _having(asked, "rouge")
+        _add(entries, f"{prefix}_Q_A_ROUGE", metrics, f"{name}_rouge", rouge, _written("rouge", "rougeL_recall"))
         ratio = "forget_truth_ratio" if name == "forget" else f"{prefix}_Truth_Ratio"
-        rated = [row for row in asked if "truth_ratio" in row["scores"]]
+        rated = _having(asked, "truth_ratio")
         _add(entries, ratio, metrics, f"{name}_truth_ratio", rated, _score("truth_ratio"), form=FORM)
     forget = [row for row in rows if row["set"] == "forget"]
     for score in ("extraction_strength", "exact_memorization"):
-        _add(entries, score, metrics, f"forget_{score}", [r for r in forget if score in r["scores"]], _score(score))
+        _add(entries, score, metrics, f"forget_{score}", _having(forget, score), _score(score))
     for name in _MEMBERSHIP:
         _add_membership(entries, f"mia_{name}", metrics, f"forget_mia_{name}_auc", rows, f"mia_{name}")
     if "forget_mia_reference_auc" in metrics:
@@ -114,7 +111,7 @@ def _tofu(metrics: Metrics, rows: Sequence[Row]) -> Entries:
 def _muse(metrics: Metrics, rows: Sequence[Row]) -> Entries:
     entries: Entries = {}
     for name, score in (("forget", "verbmem"), ("forget", "knowmem"), ("retain", "knowmem")):
-        asked = [row for row in rows if row["set"] == name and score in row["scores"]]
+        asked = _having([row for row in rows if row["set"] == name], score)
         key = f"{name}_{score}_ROUGE"
         _add(entries, key, metrics, f"{name}_{score}", asked, _written(score, "rougeL_f1", 0.01), scale=0.01)
     _add_membership(entries, "mia_min_k", metrics, "forget_membership_auc", rows, "min_k")
@@ -148,10 +145,16 @@ def _add_membership(
         return
     entries[name] = {"agg_value": metrics[metric].value, "auc": metrics[metric].value}
     for part in ("forget", "holdout"):
-        members = [row for row in rows if row["set"] == part and score in row["scores"]]
+        members = _having([row for row in rows if row["set"] == part], score)
+        if not members:
+            continue
         mean = -math.fsum(row["scores"][score] for row in members) / len(members)
         by_index = _by_index(members, lambda row: {"score": -row["scores"][score]})
         entries[name][part] = {"agg_value": mean, "value_by_index": by_index}
+
+
+def _having(rows: Sequence[Row], score: str) -> list[Row]:
+    return [row for row in rows if score in row["scores"]]
 
 
 def _by_index(rows: Sequence[Row], shown: Callable[[Row], Any]) -> dict[str, Any]:
@@ -182,7 +185,45 @@ def _written(score: str, name: str, scale: float = 1.0) -> Callable[[Row], Any]:
     return shown
 
 
+def _lm_eval(result: Result, metrics: Metrics, rows: Sequence[Row], where: str) -> tuple[str, Mapping[str, Any]]:
+    """What lm-eval writes as `results_DATE.json`, as far as a record knows it."""
+    scored = result.config.get("scored") or {}
+    if scored.get("benchmark") != "lm_eval":
+        raise UserError(f"{where} was scored on {scored.get('benchmark') or 'rows of its own'}, not on lm_eval's tasks")
+    by_task: dict[str, list[Row]] = {}
+    for row in rows:
+        by_task.setdefault(row["set"], []).append(row)
+    filters, versions, fewshot = (scored.get(key) for key in ("filters", "lm_eval", "fewshot"))
+    if not all(isinstance(said, dict) and by_task.keys() <= said.keys() for said in (filters, versions)):
+        raise UserError(f"{where} does not say by which filter of lm-eval it was scored: score the model again")
+    model = str(result.config.get("model") or "")
+    return f"results_{result.created.replace(':', '-')}.json", {
+        "results": {task: _task(task, asked, metrics, filters[task]) for task, asked in by_task.items()},
+        "versions": {task: versions[task] for task in by_task},
+        "n-shot": {} if fewshot is None else dict.fromkeys(by_task, fewshot),
+        "n-samples": {task: {"effective": len(asked)} for task, asked in by_task.items()},
+        "config": {"model": "hf", "model_args": f"pretrained={model}"},
+        "date": datetime.fromisoformat(result.created).timestamp(),
+        "model_name": model,
+        "model_name_sanitized": re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model),
+        "letgo_version": result.letgo,
+    }
+
+
+def _task(task: str, rows: Sequence[Row], metrics: Metrics, kind: str) -> dict[str, Any]:
+    """A task's metrics with their standard errors over its documents."""
+    found: dict[str, Any] = {"alias": task, "sample_len": len(rows)}
+    for key in dict.fromkeys(key.removesuffix("/total") for key in rows[0]["scores"]):
+        metric = metrics.get(f"retain_{task}_{key}")
+        if metric is None or key == "cut":
+            continue
+        values = [row["scores"][key] for row in rows if key in row["scores"]]
+        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else "N/A"
+        found |= {f"{key},{kind}": metric.value, f"{key}_stderr,{kind}": error}
+    return found
+
+
 Writer = Callable[[Result, Metrics, Sequence[Row], str], tuple[str, Mapping[str, Any]]]
-WRITERS: Mapping[str, Writer] = {"open-unlearning": _open_unlearning}
+WRITERS: Mapping[str, Writer] = {"open-unlearning": _open_unlearning, "lm-eval": _lm_eval}
 """The tools whose files can be written: each takes a record's result, the stage's metrics and samples, and the record's
 place for messages, and gives the file's name and its content."""
