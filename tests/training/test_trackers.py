@@ -9,8 +9,10 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from letgo import unlearn
+from letgo.core.errors import UserError
 from letgo.core.files import read_json_lines
 from letgo.runs.results import HISTORY_FILE, SAMPLES_FILE
+from letgo.training import trackers
 from letgo.training.config import make_config
 from letgo.training.trackers import TRACKERS, Trackers, figures_of
 from tests.report import runs as made
@@ -54,6 +56,7 @@ EVENTS: list = []
 def stub(monkeypatch):
     EVENTS.clear()
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Stub)
+    monkeypatch.setattr(trackers, "get_available_reporting_integrations", lambda: ["tensorboard"])
     return EVENTS
 
 
@@ -83,9 +86,9 @@ def test_the_last_figures_follow_the_attacks_in_the_record_of_training(stub, tmp
 
 def test_a_run_that_was_not_trained_here_has_its_record_opened_first(stub, tmp_path):
     config = make_config({**JOB, "report_to": ["tensorboard"], "output_dir": str(tmp_path)})
-    trackers = Trackers(config, print)
-    trackers.tell(made.result())
-    trackers.close()
+    told = Trackers(config, print)
+    told.tell(made.result())
+    told.close()
     assert [kind for kind, _ in stub] == ["made", "begin", "log", "log", "end"]
     stub.clear()
     nobody = Trackers(make_config({**JOB, "output_dir": str(tmp_path)}), print)
@@ -97,11 +100,18 @@ def test_a_run_that_was_not_trained_here_has_its_record_opened_first(stub, tmp_p
 def test_a_tracker_that_is_away_fails_no_run(stub, monkeypatch, tmp_path):
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Broken)
     said: list[str] = []
-    trackers = Trackers(make_config({**JOB, "report_to": ["tensorboard"], "output_dir": str(tmp_path)}), said.append)
-    trackers.tell(made.result())
-    trackers.close()
+    told = Trackers(make_config({**JOB, "report_to": ["tensorboard"], "output_dir": str(tmp_path)}), said.append)
+    told.tell(made.result())
+    told.close()
     assert said == ["  tensorboard did not take the last figures: the server is away"]
     assert stub[-1][0] == "end"
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_begins(stub, tmp_path):
+    with pytest.raises(UserError, match="report_to: wandb, but its package is not installed: pip install wandb"):
+        unlearn(**JOB, output_dir=str(tmp_path / "run"), report_to=["tensorboard", "wandb"])
+    assert not stub
+    assert not (tmp_path / "run").exists()
 
 
 def test_names_are_those_that_trackers_allow():

@@ -127,6 +127,7 @@ def convert_run(
     output: Annotated[Path, Option("--output", "-o", help="The folder that the file goes into.")] = Path(),
     stage: Annotated[str, Option("--stage", help="Whose scores: after, before, or a reference's.")] = "after",
     root: RootOption = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Write a run's or an evaluation's scores as another tool's file."""
     from letgo.report.score_files import write_scores
@@ -136,7 +137,8 @@ def convert_run(
     if not is_run(directory):
         index = _index(root)
         directory = index.root / index.find(run).path
-    typer.echo(write_scores(directory, tool, output, stage=stage))
+    path = write_scores(directory, tool, output, stage=stage)
+    print_json({"file": str(path)}) if as_json else typer.echo(path)
 
 
 @runs.command("rebuild")

@@ -193,8 +193,9 @@ def _lm_eval(result: Result, metrics: Metrics, rows: Sequence[Row], where: str) 
     by_task: dict[str, list[Row]] = {}
     for row in rows:
         by_task.setdefault(row["set"], []).append(row)
-    filters, versions, fewshot = (scored.get(key) for key in ("filters", "lm_eval", "fewshot"))
-    if not all(isinstance(said, dict) and by_task.keys() <= said.keys() for said in (filters, versions)):
+    fewshot = scored.get("fewshot")
+    filters, versions = (said if isinstance(said := scored.get(key), dict) else {} for key in ("filters", "lm_eval"))
+    if not (by_task.keys() <= filters.keys() and by_task.keys() <= versions.keys()):
         raise UserError(f"{where} does not say by which filter of lm-eval it was scored: score the model again")
     model = str(result.config.get("model") or "")
     return f"results_{result.created.replace(':', '-')}.json", {

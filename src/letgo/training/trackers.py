@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import Trainer, TrainerControl, TrainerState
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from letgo.core.errors import first_line
+from letgo.core.errors import UserError, first_line
 from letgo.report.card import card
 from letgo.runs.results import Metrics, Result
 from letgo.training.config import UnlearnConfig
@@ -58,9 +58,16 @@ class _Held:
 
 
 class Trackers:
-    """A run's trackers, from training to its end."""
+    """A run's trackers, from training to its end.
+
+    Raises:
+        UserError: the package of one is not installed.
+    """
 
     def __init__(self, config: UnlearnConfig, say: Callable[[str], None]) -> None:
+        names = list(config.report_to or ())
+        if missing := [name for name in names if name not in get_available_reporting_integrations()]:
+            raise UserError(f"report_to: {missing[0]}, but its package is not installed: pip install {missing[0]}")
         self.config, self.say = config, say
         self.held: list[_Held] = []
 
