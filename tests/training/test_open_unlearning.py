@@ -299,6 +299,7 @@ def test_muse_wmdp_and_a_reference_that_is_at_hand(tmp_path):
 def test_what_letgo_does_not_do_is_listed_with_its_reason(tmp_path):
     config = composed("GradDiff", {"alpha": 1.0, "nosuch": 3}, optim="lion_32bit", eval_on_start=True, fp16=False)
     config["trainer"]["args"] |= {"num_train_epochs": "${epochs}", "warmup_epochs": 4, "deepspeed": "ds.json"}
+    config["model"]["use_lora"] = True
     config |= {"retain_split": "retain95", "retain_logs_path": "nowhere.json", "cl": {"method": "easy"}}
     made = translate(write(tmp_path, config), ["~data.anchor", "trainer.args.num_train_epochs=2"])
     reasons = {left.key: left.reason for left in made.left_out}
@@ -310,6 +311,7 @@ def test_what_letgo_does_not_do_is_listed_with_its_reason(tmp_path):
         "retain_split": "retain90 with forget10",
         "retain_logs_path": "add retain=FILE",
         "cl": "letgo has no such setting",
+        "model.use_lora": "letgo has no such setting",
         "~data.anchor": "not of the form key=value",
     }.items():
         assert reason in reasons[key], key

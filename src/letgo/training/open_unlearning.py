@@ -233,9 +233,14 @@ def _model(config: Config, groups: Mapping[str, str], where: str, left: list[Lef
     tokenizer = _get(config, "model.tokenizer_args.pretrained_model_name_or_path")
     if _known(tokenizer) and tokenizer != name:
         left.append(LeftOut("model.tokenizer_args", tokenizer, "letgo takes the tokenizer that lies with the model"))
-    prompt = _get(config, "model.template_args.system_prompt")
-    if _known(prompt) and _get(config, "model.template_args.apply_chat_template"):
-        left.append(LeftOut("model.template_args.system_prompt", prompt, "letgo's chat template has no system prompt"))
+    template = _mapping(_get(config, "model.template_args"))
+    for key in ("system_prompt", "date_string"):
+        if template.get("apply_chat_template") and template.get(key):
+            why = "letgo's chat template is the tokenizer's own, with nothing added"
+            left.append(LeftOut(f"model.template_args.{key}", template[key], why))
+    for key, value in _mapping(config.get("model")).items():
+        if value and key not in ("model_args", "tokenizer_args", "template_args"):
+            left.append(LeftOut(f"model.{key}", value, "letgo has no such setting"))
     return name
 
 
