@@ -406,7 +406,7 @@ def test_the_one_that_fits_is_found_in_a_folder_of_several(directories, data, re
     specs[2] = f"rows:forget={rows}"
     letgo.evaluate(directories[1], [specs[0], specs[2]], output=tmp_path / "both")
     benchmark = create_benchmark(f"{specs[0]},retain={tmp_path / 'both'}")
-    assert benchmark.reference.directory == tmp_path / "both" / "tofu"
+    assert benchmark.reference.path == tmp_path / "both" / "tofu"
     letgo.evaluate(directories[1], specs[:2], output=tmp_path / "two")
     assert {path.parent.name for path in (tmp_path / "two").glob("*/result.json")} == {"tofu", "tofu-template=llama2"}
     with pytest.raises(UserError, match="holds 2 results that fit"):

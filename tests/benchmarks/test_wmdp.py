@@ -287,6 +287,38 @@ def test_lm_evals_tasks_as_a_benchmark(model, tokenizer, tasks):
         len(benchmark.forget)
 
 
+def test_a_record_goes_out_as_lm_evals_results(model, tokenizer, tasks, tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
+    from letgo.report.score_files import write_scores
+
+    directory = tiny.save(tmp_path / "model", model, tokenizer)
+    letgo.evaluate(directory, [f"lm_eval:tasks=valley+prose,limit=7,folder={tasks}"], output=tmp_path / "eval")
+    path = write_scores(tmp_path / "eval", "lm-eval", tmp_path / "out")
+    assert path.name.startswith("results_2")
+    ours = json.loads(path.read_text())
+    theirs = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, max_length=128),
+        tasks=list(load_tasks(["valley", "prose"], folder=tasks).values()),
+        limit=7,
+        bootstrap_iters=100,
+        task_manager=TaskManager(include_defaults=False),
+    )
+    for key in ("acc,none", "acc_stderr,none", "acc_norm,none", "acc_norm_stderr,none"):
+        assert ours["results"]["valley"][key] == pytest.approx(theirs["results"]["valley"][key], rel=1e-6), key
+    assert ours["results"]["prose"]["word_perplexity,none"] == pytest.approx(
+        theirs["results"]["prose"]["word_perplexity,none"], rel=1e-5
+    )
+    assert {task: str(version) for task, version in theirs["versions"].items()} == ours["versions"]
+    assert ours["n-samples"]["valley"]["effective"] == theirs["n-samples"]["valley"]["effective"] == 7
+    assert "acc_norm" in make_table(ours), "lm-eval's own table reads it"
+    with pytest.raises(UserError, match="was scored on lm_eval; open-unlearning has files"):
+        write_scores(tmp_path / "eval", "open-unlearning", tmp_path / "other")
+
+
 def test_the_mean_of_the_zero_shot_tasks_is_over_all_of_them(tasks):
     from letgo.benchmarks.engine.items import Sample
     from letgo.benchmarks.lm_eval import ZERO_SHOT

@@ -103,6 +103,16 @@ def test_the_model_and_its_card_are_pushed_and_nothing_else(whole):
     assert "result.json" not in card
 
 
+def test_figures_on_a_data_set_of_the_hub_are_pushed_as_entries(whole, tmp_path):
+    assert ".eval_results/letgo.yaml" not in push(whole).files, "the biographies are of no data set there"
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    result = read_result(run)
+    scored = {"benchmark": "tofu", "data": "locuslab/TOFU", "revision": "0" * 40}
+    write_result(run, result.model_copy(update={"config": {**result.config, "scored": scored}}))
+    entries = push(run).files[".eval_results/letgo.yaml"].decode()
+    assert entries.count("id: locuslab/TOFU") == len(result.after)
+
+
 def test_a_pushed_model_can_be_read(whole, tmp_path):
     from letgo.models.load import load_model, load_tokenizer
 

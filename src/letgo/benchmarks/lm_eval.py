@@ -56,7 +56,11 @@ def lm_eval(
         name="lm_eval",
         settings=settings,
         forget=nothing_to_unlearn("lm_eval"),
-        provenance={"lm_eval": {name: str(task.VERSION) for name, task in loaded.items()}, "fewshot": fewshot},
+        provenance={
+            "lm_eval": {name: str(task.VERSION) for name, task in loaded.items()},
+            "filters": {name: _first_filter(task) for name, task in loaded.items()},
+            "fewshot": fewshot,
+        },
         tasks=loaded,
         fewshot=fewshot,
         batch_size=batch_size,
@@ -106,6 +110,12 @@ class LMEval(Benchmark):
         if all(f"retain_{task}_acc" in metrics for task in ZERO_SHOT):
             metrics["retain_zero_shot_acc"] = _mean([metrics[f"retain_{task}_acc"] for task in ZERO_SHOT])
         return metrics
+
+
+def _first_filter(task: Any) -> str:
+    """The way of reading an answer that the scores are of: lm-eval's name of it, "none" where the task has no other."""
+    filters = task.config.filter_list
+    return str(filters[0]["name"]) if filters else "none"
 
 
 def _sample(document: Answered) -> Sample:

@@ -118,6 +118,29 @@ def diff_runs(
         typer.echo(f"{name:<{width}}  {_shown(a)}  |  {_shown(b)}")
 
 
+@runs.command("convert")
+def convert_run(
+    run: Annotated[str, Argument(help="Path, directory name, or the beginning of an id.")],
+    tool: Annotated[
+        str, Option("--to", help="open-unlearning (TOFU_EVAL.json, MUSE_EVAL.json), or lm-eval (results_*.json).")
+    ],
+    output: Annotated[Path, Option("--output", "-o", help="The folder that the file goes into.")] = Path(),
+    stage: Annotated[str, Option("--stage", help="Whose scores: after, before, or a reference's.")] = "after",
+    root: RootOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a run's or an evaluation's scores as another tool's file."""
+    from letgo.report.score_files import write_scores
+    from letgo.runs.results import is_run
+
+    directory = Path(run)
+    if not is_run(directory):
+        index = _index(root)
+        directory = index.root / index.find(run).path
+    path = write_scores(directory, tool, output, stage=stage)
+    print_json({"file": str(path)}) if as_json else typer.echo(path)
+
+
 @runs.command("rebuild")
 def rebuild(root: Annotated[Path | None, Argument(help="Folder of runs.")] = None, as_json: JsonFlag = False) -> None:
     """Make the index again from the run directories alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,11 +72,21 @@ def list_(
 
 @app.command()
 def show_config(
-    config: Annotated[Path, Argument(help="A run's YAML.")],
+    config: Annotated[Path | None, Argument(help="A run's YAML.")] = None,
     assignments: Annotated[list[str] | None, Option("--set", help="key=value; repeat.")] = None,
+    of: Annotated[
+        str | None, Option("--from", help="open-unlearning: translate its composed config, or its overrides (--set).")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print what a run's YAML comes to, checked and resolved."""
+    """Print what a run's YAML comes to, checked and resolved; or another tool's experiment as such a YAML."""
+    from letgo.core.errors import UserError
+
+    if of is not None:
+        _show_translated(of, config, assignments or (), as_json)
+        return
+    if config is None:
+        raise UserError("give a run's YAML: letgo show-config run.yaml")
     from letgo.training.settings import check_early
 
     check_early(config, assignments or ())
@@ -83,6 +94,19 @@ def show_config(
 
     settings = read_config(config, assignments or ())
     print_json(resolved_settings(settings)) if as_json else typer.echo(dump_config(settings), nl=False)
+
+
+def _show_translated(tool: str, path: Path | None, overrides: Sequence[str], as_json: bool) -> None:
+    from letgo.core.errors import UserError
+    from letgo.training.open_unlearning import translate
+
+    if tool != "open-unlearning":
+        raise UserError(f"--from {tool!r}: letgo translates experiments of open-unlearning alone")
+    made = translate(path, overrides)
+    if as_json:
+        print_json({"settings": made.settings, "left_out": [vars(left) for left in made.left_out]})
+        return
+    typer.echo(made.text(), nl=False)
 
 
 def _catalog(kind: str) -> Catalog[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import yaml
 
 from letgo.benchmarks import OWN_ROWS
 from letgo.core.files import write_text
+from letgo.report.hub_results import HUB_ID, model_index
 from letgo.report.numbers import MISSING, measured, percent
 from letgo.report.rendering import template
 from letgo.report.settings import settings
@@ -19,7 +19,6 @@ from letgo.report.wording import wording_caution
 from letgo.runs.results import CONFIG_FILE, RESULT_FILE, Metric, Result
 
 CARD_FILE = "README.md"
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 METHOD = (
     "objective",
     "retain_loss",
@@ -68,6 +67,8 @@ def card(result: Result, *, has_config: bool = True, published: bool = False, me
     front["tags"] = ["letgo", "machine-unlearning", "unlearning"]
     if result.status != "finished":
         front["tags"].append(f"letgo-{result.status}")
+    if index := model_index(result, model_name):
+        front["model-index"] = index
     known = {name: text for name, text in settings(result.config) if text != MISSING}
     method = [(name, known[name]) for name in METHOD if name in known]
     method += [(name, text) for name, text in known.items() if name.startswith(("objective_", "optimizer_"))]

@@ -10,7 +10,8 @@ from letgo.core.progress import Quiet, Reporter
 from letgo.models.adapters import MERGED, read_base
 from letgo.models.files import ADAPTER_WEIGHTS, MODEL_PATTERNS, TOKENIZER_PATTERNS
 from letgo.models.formats import EXPORT
-from letgo.report.card import CARD_FILE, HUB_ID, card
+from letgo.report.card import CARD_FILE, card
+from letgo.report.hub_results import EVAL_RESULTS_FILE, HUB_ID, eval_results
 from letgo.runs.results import read_result
 
 MODEL_FILES = (*MODEL_PATTERNS, *TOKENIZER_PATTERNS)
@@ -64,6 +65,9 @@ def push_to_hub(
 ) -> str:
     """Put a finished run's model, tokenizer and card in a repository on the hub, in one commit; returns its address.
 
+    The card's head has the run's figures as `model-index`. Where they are of a data set on the hub,
+    `.eval_results/letgo.yaml` has them too.
+
     Args:
         repository: "OWNER/NAME"; made, private or not, if it is not there.
         token: of the hub; by default the one that its own login keeps. It is written nowhere.
@@ -85,6 +89,8 @@ def push_to_hub(
     operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path)) for path in files]
     text = card(result, published=True, merged=files[0].parent.name == MERGED)
     operations.append(CommitOperationAdd(path_in_repo=CARD_FILE, path_or_fileobj=text.encode()))
+    if scores := eval_results(result):
+        operations.append(CommitOperationAdd(path_in_repo=EVAL_RESULTS_FILE, path_or_fileobj=scores.encode()))
     size = sum(path.stat().st_size for path in files)
     reporter.say(f"  pushing {len(files)} files ({size / 1e6:,.1f} MB) and the card to {repository}")
     hub = api or HfApi(token=token)

@@ -59,6 +59,7 @@ from letgo.training.run_directory import (
     remove_remains,
 )
 from letgo.training.run_plan import RunPlan, objective_of, plan_run, planned_steps
+from letgo.training.trackers import Trackers
 from letgo.training.trainer import UnlearnTrainer
 
 
@@ -114,11 +115,12 @@ def unlearn(
     with only_writer(directory, make=True), remote_code(config.trust_remote_code):
         notes = processes.first_does(lambda: check_directory(directory, config, resume=resume)) or []
         opened = open_run(config, resume, reporter, shared_scores, notes)
-        run = recorded_run(opened) or unlearned(opened)
-        processes.first_does(lambda: export_saved(opened))
-        result = attack(opened, run.result)
-        processes.first_does(lambda: publish(opened, result))
-        return replace(run, result=result)
+        with contextlib.closing(opened.trackers):
+            run = recorded_run(opened) or unlearned(opened)
+            processes.first_does(lambda: export_saved(opened))
+            result = attack(opened, run.result)
+            processes.first_does(lambda: publish(opened, result))
+            return replace(run, result=result)
 
 
 def recorded_run(opened: Opened) -> Run | None:
@@ -194,6 +196,7 @@ class Opened:
     shared_scores: Path | None
     reporter: Reporter
     log: Log
+    trackers: Trackers
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,7 @@ def open_run(
 ) -> Opened:
     """Give the run its name and its time, in all processes: a failure is recorded by the first one alone."""
     created = processes.agreed(now())
+    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
     return Opened(
         config=config,
         # Before a Trainer exists: making the default config to compare with resets accelerate's state.
@@ -230,8 +234,9 @@ def open_run(
         run_id=processes.agreed(new_run_id(created)),
         resume=resume,
         shared_scores=None if shared_scores is None else Path(shared_scores),
-        reporter=(reporter or Quiet()) if processes.is_first() else Quiet(),
+        reporter=reporter,
         log=Log(notes=list(notes)),
+        trackers=Trackers(config, reporter.say),
     )
 
 
@@ -302,6 +307,7 @@ def make_work(opened: Opened, benchmark: Benchmark, tokenizer: Any, model: Any) 
     trainer = UnlearnTrainer(model, config, dataset, objective=objective, looks=looks, **common)
     # A setting that the optimizer has not is refused before anything is measured.
     trainer.create_optimizer()
+    opened.trackers.hold(trainer)
     return trainer
 
 
@@ -526,6 +532,7 @@ def publish(opened: Opened, result: Result) -> None:
 
     config, say = opened.config, opened.reporter.say
     write_model_card(opened.directory, result)
+    opened.trackers.tell(result)
     if not config.push_to_hub:
         return
     if result.status != "finished":

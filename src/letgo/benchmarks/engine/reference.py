@@ -1,10 +1,9 @@
-"""Results of other models as inputs: what `letgo eval` wrote for the retain (retrained) model, given by its path."""
+"""Results of other models as inputs: the scores of the retain (retrained) model, given by their path."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,16 @@ from letgo.runs.results import RESULT_FILE, SAMPLES_FILE, Metrics, Result, read_
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """A model's scores on the same benchmark. `setting` is the setting that names it, for messages."""
+    """A model's scores on the same benchmark: its metrics, and its samples by their ids.
+
+    `setting` is the setting that names it, and `path` what that says, for messages. A sample without a digest was held
+    against the row when it was read (`letgo.benchmarks.engine.open_unlearning`).
+    """
 
     setting: str
-    directory: Path
-    result: Result
-
-    @property
-    def metrics(self) -> Metrics:
-        return dict(self.result.after)
-
-    @property
-    def scored(self) -> Mapping[str, Any]:
-        return self.result.config.get("scored") or {}
-
-    @cached_property
-    def samples(self) -> dict[str, Sample]:
-        """The samples by their ids."""
-        path = self.directory / SAMPLES_FILE
-        if not path.is_file():
-            raise UserError(f"{self.setting}={self.directory}: it has no {SAMPLES_FILE}, which holds its scores")
-        samples = (Sample.from_row(row) for row in read_samples(self.directory) if row.get("stage") == "after")
-        return {sample.id: sample for sample in samples}
+    path: Path
+    metrics: Metrics
+    samples: Mapping[str, Sample]
 
     def has(self, score: str) -> bool:
         return any(score in sample.scores for sample in self.samples.values())
@@ -52,14 +39,14 @@ class ReferenceResult:
         missing = [name for name, _ in wanted if name not in self.samples or score not in self.samples[name].scores]
         if missing:
             raise UserError(
-                f"{self.setting}={self.directory} was scored on other rows: {len(missing)} of the {len(wanted)} rows "
+                f"{self.setting}={self.path} was scored on other rows: {len(missing)} of the {len(wanted)} rows "
                 f"to be scored are not in it, the first {missing[0]!r}\n"
                 "  score the reference model with the same benchmark, split and limit"
             )
         for name, digest in wanted:
-            if self.samples[name].digest != digest:
+            if self.samples[name].digest not in ("", digest):
                 raise UserError(
-                    f"{self.setting}={self.directory}: its row {name!r} is another one than that which is scored here "
+                    f"{self.setting}={self.path}: its row {name!r} is another one than that which is scored here "
                     "(question, answers or template differ)\n  score the reference model on the same data and template"
                 )
 
@@ -88,31 +75,40 @@ def read_reference(setting: str, path: str | Path, wanted: Mapping[str, Any]) ->
         directories = [directory]
     if not directories:
         raise UserError(f"{setting}={path} holds no {RESULT_FILE}; make it with `letgo eval MODEL … --output DIR`")
-    references = [ReferenceResult(setting, directory, read_result(directory)) for directory in directories]
-    differences = [_differences(reference, wanted) for reference in references]
+    results = [read_result(directory) for directory in directories]
+    differences = [_differences(result, wanted) for result in results]
     if differences.count([]) == 1:
-        return references[differences.index([])]
+        fits = differences.index([])
+        return ReferenceResult(setting, directories[fits], results[fits].after, _samples(setting, directories[fits]))
     if [] in differences:
         raise UserError(
             f"{setting}={path} holds {differences.count([])} results that fit; name one of their directories"
         )
-    reasons = "\n".join(f"  {r.directory}: {'; '.join(d)}" for r, d in zip(references, differences, strict=True))
+    reasons = "\n".join(f"  {d}: {'; '.join(why)}" for d, why in zip(directories, differences, strict=True))
     raise UserError(
         f"{setting}={path} can't be compared with:\n{reasons}\n"
         "  score the reference model with `letgo eval` of this version and the same benchmark settings"
     )
 
 
-def _differences(reference: ReferenceResult, wanted: Mapping[str, Any]) -> list[str]:
-    """Why a reference can't serve; empty where it can."""
-    if reference.result.before or reference.result.status == "failed":
+def _samples(setting: str, directory: Path) -> dict[str, Sample]:
+    if not (directory / SAMPLES_FILE).is_file():
+        raise UserError(f"{setting}={directory}: it has no {SAMPLES_FILE}, which holds its scores")
+    samples = (Sample.from_row(row) for row in read_samples(directory) if row.get("stage") == "after")
+    return {sample.id: sample for sample in samples}
+
+
+def _differences(result: Result, wanted: Mapping[str, Any]) -> list[str]:
+    """Why a result can't serve; empty where it can."""
+    scored = result.config.get("scored") or {}
+    if result.before or result.status == "failed":
         return ["it is the record of an unlearning run; evaluate the reference model with `letgo eval`"]
-    if not reference.scored:
+    if not scored:
         return ["it does not say what it was scored on: score the reference model again with this version of letgo"]
-    if reference.scored.get("benchmark") != wanted["benchmark"]:
-        return [f"it is of benchmark {reference.scored.get('benchmark')!r}, here it is {wanted['benchmark']!r}"]
+    if scored.get("benchmark") != wanted["benchmark"]:
+        return [f"it is of benchmark {scored.get('benchmark')!r}, here it is {wanted['benchmark']!r}"]
     return [
-        f"its {_WORDS.get(key, key)} is {reference.scored.get(key)!r}, here it is {value!r}"
+        f"its {_WORDS.get(key, key)} is {scored.get(key)!r}, here it is {value!r}"
         for key, value in wanted.items()
-        if reference.scored.get(key) != value
+        if scored.get(key) != value
     ]

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any, Unpack
 
 from letgo.benchmarks.engine.base import Benchmark, Item, Sample, Text, check_choice, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
+from letgo.benchmarks.engine.open_unlearning import MUSE_FILE, eval_file, read_membership_auc
 from letgo.benchmarks.engine.questions import texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
 from letgo.benchmarks.engine.requests import Work, joined
@@ -66,7 +68,8 @@ def muse(
         corpus: news or books.
         request: of news only: scal_1 … scal_4 (forget sets of growing size) or sust_1 … sust_4 (one after another) in
             place of the whole forget set; `scal` and `sust` stand for all four (`letgo unlearn` runs them).
-        retrain: what `letgo eval` wrote for the retrained model on this corpus; its AUC replaces the published one.
+        retrain: what `letgo eval` wrote for the retrained model on this corpus, or open-unlearning's MUSE_EVAL.json of
+            it; its AUC replaces the published one.
         retain: the raw texts to keep: retain1, with which the benchmark trains, or retain2, with which it scores.
         general: also measure perplexity on letgo's own paragraphs, to tell a broken model from a forgetful one.
         limit: score at most so many rows of each set; the benchmark has 100.
@@ -100,6 +103,7 @@ def muse(
     items = reader.items("verbmem", "forget", ("prompt", "gt"), scored)
     for name in ("forget", "retain"):
         items += reader.items("knowmem", f"{name}_qa", ("question", "answer"), scored)
+    foreign = None if retrain is None else eval_file(retrain, MUSE_FILE)
     return Muse(
         name="muse",
         settings=settings,
@@ -113,8 +117,8 @@ def muse(
         sequence=tuple(format_spec("muse", settings | {"request": name}) for name in sequence),
         chained=request == "sust",
         examples={name: reader.examples(name) for name in ("forget", "retain")},
-        retrained_auc=CORPORA[corpus],
-        reference=_retrained_result(retrain, corpus, notes),
+        retrained_auc=CORPORA[corpus] if foreign is None else _foreign_auc(foreign, texts, items, notes),
+        reference=None if foreign else _retrained_result(retrain, corpus, notes),
         notes=tuple(notes),
     )
 
@@ -122,7 +126,7 @@ def muse(
 @dataclass(frozen=True)
 class Muse(Benchmark):
     """`examples` are, for each set, the ten worked questions and answers before a question. `retrained_auc` is the
-    published one; `reference` is the retrained model's result, where it is given."""
+    published one, or that of a file of open-unlearning; `reference` is the retrained model's result, where given."""
 
     examples: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     retrained_auc: float = 0.5
@@ -205,6 +209,18 @@ def _retrained_result(retrain: str | None, corpus: str, notes: list[str]) -> Ref
         "give its own (retrain=RESULT)"
     )
     return None
+
+
+def _foreign_auc(file: Path, texts: Sequence[Text], items: Sequence[Item], notes: list[str]) -> float:
+    """The retrained model's AUC of a file of open-unlearning; MUSE counts it from the other end."""
+    counts = {name: sum(text.set == name for text in texts) for name in ("forget", "holdout")}
+    questions = [str(item.row.context) for item in items if (item.task, item.set) == ("knowmem", "forget")]
+    auc = 1.0 - read_membership_auc("retrain", file, counts, questions)
+    notes.append(
+        f"muse: PrivLeak is against the AUC {auc:.4f} of {file.name}, which letgo did not make; its interval takes "
+        "that as known"
+    )
+    return auc
 
 
 @dataclass(frozen=True)

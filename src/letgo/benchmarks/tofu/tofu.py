@@ -13,6 +13,7 @@ from typing import Any, Literal, Unpack, get_args
 from letgo.benchmarks.engine.base import Benchmark, check_choice, check_whole, checked_limit, spec_settings
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, limited
+from letgo.benchmarks.engine.open_unlearning import TOFU_FILE, eval_file, read_truth_ratios
 from letgo.benchmarks.engine.questions import texts_part
 from letgo.benchmarks.engine.reference import ReferenceResult, read_reference
 from letgo.benchmarks.engine.requests import Work, joined
@@ -78,7 +79,8 @@ def tofu(
 
     Args:
         split: forget01, forget05 or forget10: 2, 10 or 20 of 200 authors.
-        retain: what `letgo eval` wrote for the retain model on this split: gives forget quality.
+        retain: what `letgo eval` wrote for the retain model on this split, open-unlearning's TOFU_EVAL.json of it, or
+            the older TOFU code's aggregated log: gives forget quality.
         retrained: the retain model itself: also scored, and relearned in the same way: R is measured against it.
         template: `llama2` ("[INST] {q} [/INST]{a}"), `plain` ("Question: {q}\\nAnswer: {a}"), or `chat` (the
             tokenizer's own); `auto` is llama2 where the tokenizer is Llama-2's, else plain.
@@ -131,12 +133,21 @@ def tofu(
 def _retain_result(
     retain: str | None, split: str, length: int, items: Sequence[Item], notes: list[str]
 ) -> ReferenceResult | None:
-    """What `letgo eval` wrote for the retain model, where it is given; a note on metrics that are missing."""
+    """The retain model's scores, where they are given; a note on metrics that are missing."""
     if retain is None:
         notes.append("tofu: no forget quality, for no retain model's result was given (retain=RESULT)")
         return None
-    wanted = {"benchmark": "tofu", "version": VERSION, "split": split, "length": length}
-    reference = read_reference("retain", retain, wanted)
+    if file := eval_file(retain, TOFU_FILE):
+        forget = [item for item in items if item.set == "forget" and not item.task]
+        rows = ROWS[f"{split}_perturbed"]
+        reference = read_truth_ratios("retain", file, forget, split, (rows, min(rows, SCORED_ROWS)))
+        notes.append(
+            f"tofu: forget quality is against {file.name}, which letgo did not make: rows are matched by number and "
+            "question; that template, length and tokenizer are the same can't be checked"
+        )
+    else:
+        wanted = {"benchmark": "tofu", "version": VERSION, "split": split, "length": length}
+        reference = read_reference("retain", retain, wanted)
     if any(item.task for item in items) and not reference.has("mia_loss"):
         notes.append(
             "tofu: no membership attack against a reference model, for the retain model was not scored on "
