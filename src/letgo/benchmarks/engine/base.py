@@ -36,6 +36,7 @@ from letgo.data.rows import Row
 from letgo.metrics.records import Headline
 from letgo.runs.results import Metrics
 from letgo.scoring.scoring import ResumeLog, backend_of
+from letgo.scoring.server.served import Served
 
 __all__ = ["Benchmark", "Headline", "Item", "Sample", "SetName", "Text"]
 RETRAINED = "retrained"
@@ -60,7 +61,7 @@ class Benchmark:
         generated: of each set, how many items are also answered by generation (spread over the set); None for all.
         control: rows of facts that no model knew, which an attacker who trains on the forget set is given alongside;
             the items of set "control" score them. They tell relearning from learning.
-        references: other models' directories to be scored beside (the retrained model), by name.
+        references: other models to be scored beside (the retrained one), by name: directories, or behind a server.
         version: raised whenever the same model would score otherwise: scores of two versions are never compared.
         provenance: where the data came from (repository and commit, or folder), for the record.
         notes: remarks on the scores: what is missing and why.
@@ -77,7 +78,7 @@ class Benchmark:
     settings: Mapping[str, Any] = field(default_factory=dict)
     template: Template = "auto"
     generated: int | Mapping[SetName, int] | None = None
-    references: Mapping[str, str] = field(default_factory=dict)
+    references: Mapping[str, str | Served] = field(default_factory=dict)
     version: int = 1
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -120,7 +120,7 @@ def evaluate(
             status="finished",
             after=after,
             references=benchmark.reference_metrics(),
-            headlines=headlines_of(benchmark, after),
+            headlines=headlines_of(benchmark, after) if engine else benchmark.headline_floors,
             notes=notes,
             seconds={"evaluate": seconds},
             **circumstances(),

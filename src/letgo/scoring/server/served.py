@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class Served:
         self.tokenizer: Any = self.words or tokenizer
         self.context_length = found.context or 2048 if self.gives_logps else 1 << 30
         self._client = found.endpoints.client
+        self._log: ResumeLog | None = None
 
     def __str__(self) -> str:
         return f"{self._client.url}#{self.found.endpoints.model}"
@@ -106,6 +108,16 @@ class Served:
         program = " ".join(filter(None, (self.found.endpoints.kind, self.found.version)))
         lines = [f"{self}: {program}, level {self.level}: {LEVELS[self.level]}"]
         return "\n  not more, because ".join([*lines, "; ".join(self.found.why)] if self.level > 1 else lines)
+
+    @contextmanager
+    def keeping(self, log: ResumeLog) -> Iterator[None]:
+        """Within: what is asked without a log of its own is kept in this one."""
+        with log:
+            self._log = log
+            try:
+                yield
+            finally:
+                self._log = None
 
     def answers(self, prompt: Sequence[int]) -> bool:
         if self.words is None:
@@ -185,6 +197,8 @@ class Served:
         messages = self._messages(prompt)
         if messages is None:
             return list(tokenizer(self.words.decode(prompt))["input_ids"])
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(f"{self} was asked in its chat template, and the tokenizer of the weights at hand has none")
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -228,6 +242,7 @@ class Served:
     ) -> list[Any]:
         """Ask about all things that the log does not have; each answer is logged as it comes."""
         values: dict[int, Any] = {}
+        log = self._log if log is None else log
         if log is not None:
             values = {number: unpack(log.get(key)) for number, key in enumerate(keys) if key in log}
         if values:
