@@ -221,7 +221,8 @@ def _text(choice: Mapping[str, Any], key: str) -> str:
     text = choice.get(key)
     if not isinstance(text, str):
         raise MalformedError(f"an answer whose {key!r} is no text")
-    return text
+    # JSON may hold half a character, which no file can.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _ids(tokens: Any) -> tuple[int, ...] | None:

@@ -219,16 +219,17 @@ class Served:
     def _generation(self, written: Written, room: int, manner: _Manner) -> Generation:
         """An answer as torch's backend gives it: cut before the first stop string, white space kept."""
         text, ended = written.text, written.ended
-        if self.words is None and written.tokens is not None:
-            how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": manner.clean_up}
-            text = self.tokenizer.decode(list(written.tokens), **how)
-        tokens = written.tokens or tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokens = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if self.words is not None and len(tokens) > room:
             tokens, ended = tokens[:room], False
             text = self.words.decode(tokens)
+        elif self.words is None and written.tokens is not None:
+            tokens = written.tokens
+            how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": manner.clean_up}
+            text = self.tokenizer.decode(list(tokens), **how)
         cut = min((place for each in manner.stop if (place := text.find(each)) >= 0), default=len(text))
         stopped = cut < len(text)
-        return Generation(text[:cut], tuple(tokens), "stop" if stopped else "end" if ended else "length")
+        return Generation(text[:cut], tokens, "stop" if stopped else "end" if ended else "length")
 
     def _each(
         self,
@@ -303,8 +304,8 @@ def identity_of(model: Any, dtype: str) -> dict[str, Any]:
 def same_engine(models: Sequence[Any]) -> None:
     """Raise a `UserError` unless models that are to be compared are asked by one engine: log-probabilities and answers
     of two differ by more than many models do."""
-    engines = {str(model): model.engine if isinstance(model, Served) else {"server": None} for model in models}
-    (first, engine), *others = engines.items()
+    engines = [(str(model), model.engine if isinstance(model, Served) else {"server": None}) for model in models]
+    (first, engine), *others = engines
     for name, other in others:
         differing = [key for key in {**engine, **other} if engine.get(key) != other.get(key)]
         if differing:

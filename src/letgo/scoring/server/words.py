@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class Words:
         self._turns = re.compile(rf"<{self._mark}\|(.*?)>", re.DOTALL)
         self._words: list[str] = [""]
         self._ids: dict[str, int] = {"": 0}
+        self._lock = threading.Lock()
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [self._id(word) for word in _PIECES.findall(text)]}
@@ -59,7 +61,8 @@ class Words:
         return not self._turns.search(text)
 
     def _id(self, word: str) -> int:
-        if word not in self._ids:
-            self._ids[word] = len(self._words)
-            self._words.append(word)
-        return self._ids[word]
+        with self._lock:
+            if word not in self._ids:
+                self._words.append(word)
+                self._ids[word] = len(self._words) - 1
+            return self._ids[word]
