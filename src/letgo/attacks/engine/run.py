@@ -53,7 +53,7 @@ from letgo.runs.results import (
     validated,
 )
 from letgo.scoring.resume_log import content_key
-from letgo.scoring.server.served import Served
+from letgo.scoring.server.served import Served, same_engine
 
 __all__ = ["THRESHOLD", "AttackSpec", "attack", "plan_attack", "run_attack"]
 
@@ -125,6 +125,7 @@ def attack(
             target = open_served(directory, **settings, retrained=retrained, reporter=reporter)
             kept.enter_context(answers_kept(target, output))
         else:
+            same_engine([directory, *([original] if isinstance(original, Served) else [])])
             target = open_target(directory, **settings, dtype=dtype, reporter=reporter)
             target.check_original()
         check_attacks(plans, target.victim())

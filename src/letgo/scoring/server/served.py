@@ -95,6 +95,7 @@ class Served:
             "server": self.found.endpoints.kind,
             "version": self.found.version,
             "level": self.level,
+            "chats": self.found.chats,
             "scores_by": scorer.name if scorer else None,
         }
 

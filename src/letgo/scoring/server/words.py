@@ -13,6 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 _PIECES = re.compile(r"\s*\S+|\s+")
+_MARK = secrets.token_hex(8)
+_TURNS = re.compile(rf"<{_MARK}\|(.*?)>", re.DOTALL)
+_WORDS: list[str] = [""]
+_IDS: dict[str, int] = {"": 0}
+_LOCK = threading.Lock()
+"""All served models of a process have one vocabulary, as models that are compared have."""
 
 
 class Words:
@@ -31,26 +37,21 @@ class Words:
 
     def __init__(self, *, chat: bool) -> None:
         self.chat_template = "the server's own" if chat else None
-        self._mark = secrets.token_hex(8)
-        self._turns = re.compile(rf"<{self._mark}\|(.*?)>", re.DOTALL)
-        self._words: list[str] = [""]
-        self._ids: dict[str, int] = {"": 0}
-        self._lock = threading.Lock()
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [self._id(word) for word in _PIECES.findall(text)]}
+        return {"input_ids": [_id(word) for word in _PIECES.findall(text)]}
 
     def decode(self, tokens: Sequence[int], **_: Any) -> str:
-        return "".join(self._words[token] for token in tokens)
+        return "".join(_WORDS[token] for token in tokens)
 
     def apply_chat_template(self, messages: Sequence[dict[str, str]], **settings: Any) -> str:
-        text = "".join(f"<{self._mark}|{message['role']}>{message['content']}" for message in messages)
-        return f"{text}<{self._mark}|assistant>" if settings.get("add_generation_prompt") else text
+        text = "".join(f"<{_MARK}|{message['role']}>{message['content']}" for message in messages)
+        return f"{text}<{_MARK}|assistant>" if settings.get("add_generation_prompt") else text
 
     def messages(self, text: str) -> list[dict[str, str]] | None:
         """The conversation that a text was made of, without the answer's place; None of a text that is none, or in
         which the answer is begun already."""
-        before, *parts = self._turns.split(text)
+        before, *parts = _TURNS.split(text)
         turns = [{"role": role, "content": content} for role, content in zip(parts[::2], parts[1::2], strict=True)]
         if before or len(turns) < 2 or turns[-1] != {"role": "assistant", "content": ""}:
             return None
@@ -58,11 +59,12 @@ class Words:
 
     def is_plain(self, text: str) -> bool:
         """Whether no conversation is in it."""
-        return not self._turns.search(text)
+        return not _TURNS.search(text)
 
-    def _id(self, word: str) -> int:
-        with self._lock:
-            if word not in self._ids:
-                self._words.append(word)
-                self._ids[word] = len(self._words) - 1
-            return self._ids[word]
+
+def _id(word: str) -> int:
+    with _LOCK:
+        if word not in _IDS:
+            _WORDS.append(word)
+            _IDS[word] = len(_WORDS) - 1
+        return _IDS[word]
