@@ -106,6 +106,21 @@ def test_benchmarks_of_log_probabilities_are_refused_at_once(server, data, tmp_p
     assert server.asked["/v1/completions"] == before
 
 
+def test_a_reference_of_another_engine_is_refused(server, model_directory, tmp_path):
+    tofu = f"tofu:split=forget01,length=60,general=false,limit=1,data={shaped.write_tofu(tmp_path / 'tofu')}"
+    served = connect(server.url, tokenizer=str(model_directory))
+    [result] = evaluate(served, [tofu], output=tmp_path / "retain").values()
+    assert not any("mia" in name for name in result.after), "Min-K++ is left out"
+    [compared] = evaluate(served, [f"{tofu},retain={tmp_path / 'retain'}"]).values()
+    assert compared.references["retain"] == result.after
+    for model, message in (
+        (str(model_directory), r"another engine \(vllm\) than what is scored now \(torch\)"),
+        (connect(server.url), "compared by log-probabilities"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(model, [f"{tofu},retain={tmp_path / 'retain'}"])
+
+
 def test_a_broken_off_evaluation_goes_on(server, model_directory, data, tmp_path):
     tokenizer = load_tokenizer(model_directory)
 

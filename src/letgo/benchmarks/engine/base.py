@@ -27,6 +27,7 @@ from letgo.benchmarks.engine.questions import (
     of_set,
     texts_part,
 )
+from letgo.benchmarks.engine.reference import ReferenceResult
 from letgo.benchmarks.engine.requests import Work, asked_of, joined, run_works
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import EmptyScoreError, UserError
@@ -160,6 +161,8 @@ class Benchmark:
             EmptyScoreError: there is nothing to score.
             UserError: nothing of it can be measured by this backend.
         """
+        if (reference := self.compared_with()) is not None:
+            reference.check_engine(model)
         work = self.work(model, tokenizer, limit=limit, template=template)
         if not work.size:
             raise EmptyScoreError(f"benchmark {self.name!r} has nothing to score")
@@ -201,6 +204,10 @@ class Benchmark:
         for name in QUESTION_SETS:
             metrics |= means(of_set(samples, name), name, QUESTION_SCORES)
         return metrics
+
+    def compared_with(self) -> ReferenceResult | None:
+        """The result of another model that scores are compared with, where one is given."""
+        return None
 
     def reference_metrics(self) -> dict[str, Metrics]:
         """Metrics of other models, measured before and given by path (TOFU's retain model), by name."""

@@ -11,6 +11,7 @@ from typing import Any
 from letgo.benchmarks.engine.items import Sample
 from letgo.core.errors import UserError
 from letgo.runs.results import RESULT_FILE, SAMPLES_FILE, Metrics, Result, read_result, read_samples
+from letgo.scoring.server.served import Served
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,21 @@ class ReferenceResult:
 
     def has(self, score: str) -> bool:
         return any(score in sample.scores for sample in self.samples.values())
+
+    def check_engine(self, model: Any) -> None:
+        """Raise a `UserError` where other scores are made by another engine than the reference's were."""
+        if isinstance(model, Served) and not model.gives_logps:
+            raise UserError(
+                f"{self.setting}={self.directory} is compared by log-probabilities, which {model} does not give; leave "
+                f"{self.setting}= out"
+            )
+        ours, theirs = (model.engine if isinstance(model, Served) else None), self.result.config.get("engine")
+        if ours != theirs:
+            names = ["torch" if each is None else str(each.get("server")) for each in (theirs, ours)]
+            raise UserError(
+                f"{self.setting}={self.directory} was scored by another engine ({names[0]}) than what is scored now "
+                f"({names[1]}), or by another version or level of it (config.engine)\n  score both by the same"
+            )
 
     def matched(self, samples: Sequence[Sample], score: str) -> list[tuple[float, float]]:
         """A score of each sample with the reference's score of the same row; raises as `check_rows`."""

@@ -103,7 +103,7 @@ def within(work: Work, backend: Backend) -> Work | None:
     """
     if work.parts:
         parts = [able for part in work.parts if (able := within(part, backend)) is not None]
-        return joined(parts) if parts else None
+        return joined(parts) if sum(part.size for part in parts) else None
     scored = not work.queries or backend.gives_logps
     answered = [backend.answers(ask.prompt) for ask in work.asks]
     if not backend.has_weights and (work.weights or work.statistics):

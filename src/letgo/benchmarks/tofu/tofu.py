@@ -194,6 +194,9 @@ class Tofu(Benchmark):
         AUCs where there is a holdout split."""
         return tofu_metrics(samples, self.reference)
 
+    def compared_with(self) -> ReferenceResult | None:
+        return self.reference
+
     def reference_metrics(self) -> dict[str, Metrics]:
         return {} if self.reference is None else {"retain": self.reference.metrics}
 
