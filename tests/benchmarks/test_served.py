@@ -94,7 +94,7 @@ def test_texts_alone_and_messages_alone(letgo, server, data):
 
 def test_benchmarks_of_log_probabilities_are_refused_at_once(server, data, tmp_path):
     folder = shaped.write_tofu(tmp_path / "tofu")
-    tofu = f"tofu:split=forget01,length=60,general=false,limit=2,data={folder}"
+    tofu = f"tofu:split=forget01,length=30,general=false,limit=1,data={folder}"
     served = connect(server.url)
     [result] = evaluate(served, [tofu]).values()
     assert set(result.after) >= {"forget_rouge", "retain_rouge"}

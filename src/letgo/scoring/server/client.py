@@ -90,9 +90,9 @@ class Client:
         self._lock = threading.Lock()
         self._quiet_until = 0.0
 
-    def get(self, path: str) -> Any:
+    def get(self, path: str, *, tries: int | None = None) -> Any:
         """As `post`, without a body."""
-        return self._asked(path, None, self.tries)
+        return self._asked(path, None, tries or self.tries)
 
     def post(self, path: str, body: dict[str, Any], *, tries: int | None = None) -> Any:
         """The JSON that the server answers.
@@ -156,7 +156,7 @@ class Client:
                 )
         raise WorldError(
             f"{self.url}{path}: no answer in {number + 1} {'tries' if number else 'try'} ({why})\n"
-            "  what was finished is kept; once the server answers, go on with --resume"
+            "  what was finished is kept; once the server answers, go on by the same command (letgo eval: --resume)"
         )
 
     def _hold(self) -> None:
@@ -189,7 +189,7 @@ class Client:
             with error:
                 raise self._failure(path, error) from None
         except (OSError, http.client.HTTPException) as error:
-            raise _Again(self.clean(first_line(error))) from None
+            raise _Again(self.clean(str(getattr(error, "reason", error)) or type(error).__name__)) from None
         try:
             return json.loads(raw)
         except (ValueError, RecursionError):

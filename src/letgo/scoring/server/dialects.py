@@ -114,7 +114,7 @@ class PromptLogprobs:
 
     def score(self, prefix: Sequence[int], continuation: Sequence[int], *, matches: bool) -> Scored:
         tokens = [*prefix, *continuation]
-        body = {"prompt": tokens, "prompt_logprobs": int(matches), "max_tokens": 1, "temperature": 0}
+        body = {"prompt": tokens, "prompt_logprobs": 1, "max_tokens": 1, "temperature": 0}
         choice = first_choice(self.at.client.post("/v1/completions", {"model": self.at.model, **body}))
         rows = choice.get("prompt_logprobs")
         if not isinstance(rows, list) or len(rows) != len(tokens):

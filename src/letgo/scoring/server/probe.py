@@ -73,7 +73,8 @@ def probe(client: Client, model: str | None, tokenizer: Any | None) -> Found:
 def _entry(client: Client, model: str | None) -> Mapping[str, Any]:
     """The server's own entry of the model."""
     try:
-        said = client.get("/v1/models")
+        # Once more at most: whoever mistyped an address does not want to wait.
+        said = client.get("/v1/models", tries=min(2, client.tries))
     except Refused as error:
         if model is None:
             raise UserError(f"{error}\n  it does not say which models it has: name one") from error
