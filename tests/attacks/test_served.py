@@ -114,6 +114,9 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(saved, connected, se
     for spec in ("quantize:bits=4", "relearn", "suffix", "membership"):
         with pytest.raises(UserError, match=r"needs the model's weights\n  attacks that can: in_context"):
             letgo.attack(unlearned, [spec], **asked)
+    for given in ({"dtype": "float32"}, {"shared_scores": "folder"}):
+        with pytest.raises(UserError, match="is for models in memory"):
+            letgo.attack(unlearned, ["paraphrase"], **asked, **given)
     with pytest.raises(UserError, match="give --original"):
         letgo.attack(unlearned, ["paraphrase"], benchmark=saved.benchmark)
     with pytest.raises(UserError, match="give --benchmark"):

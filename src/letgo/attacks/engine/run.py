@@ -111,7 +111,7 @@ def attack(
     """
     if not attacks:
         raise UserError("no attack named; see `letgo list attacks`")
-    check_arguments(attack, limit=limit, seeds=seeds, threshold=threshold)
+    check_arguments(attack, limit=limit, seeds=seeds, threshold=threshold, template=template)
     plans = plan_attacks(attacks, seeds=seeds, threshold=threshold)
     processes.start()
     processes.first_does(lambda: _check_output(output))
@@ -121,11 +121,11 @@ def attack(
     # Two that read the record, add to it and write it would lose what the other one added.
     with only_writer(folder, make=True), remote_code(trust_remote_code), ExitStack() as kept:
         if isinstance(directory, Served):
-            check_served(plans, directory)
+            check_served(plans, directory, dtype=dtype, shared_scores=shared_scores)
             target = open_served(directory, **settings, retrained=retrained, reporter=reporter)
             kept.enter_context(answers_kept(target, output))
         else:
-            same_engine([directory, *([original] if isinstance(original, Served) else [])])
+            same_engine([directory, *(each for each in (original, retrained) if isinstance(each, Served))])
             target = open_target(directory, **settings, dtype=dtype, reporter=reporter)
             target.check_original()
         check_attacks(plans, target.victim())

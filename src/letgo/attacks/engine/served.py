@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.spec import AttackSpec
@@ -24,8 +25,11 @@ PARTIAL = ".answers.partial.jsonl"
 """The end of the name of a file that holds what a server has answered so far."""
 
 
-def check_served(plans: Sequence[AttackSpec], model: Served) -> None:
-    """Raise a `UserError` for an attack that can't be made through this server."""
+def check_served(plans: Sequence[AttackSpec], model: Served, **of_weights: Any) -> None:
+    """Raise a `UserError` for an attack that can't be made through this server, and for a setting that is of models in
+    memory (`of_weights`) and is given."""
+    if given := [name for name, value in of_weights.items() if value is not None]:
+        raise UserError(f"{model} is behind a server: {given[0]} is for models in memory; leave it out")
     for plan in plans:
         last = ATTACKS.record(plan.name).served
         if last >= model.level:
