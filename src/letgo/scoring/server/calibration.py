@@ -13,7 +13,8 @@ from letgo.scoring.server.served import Served
 
 ITEMS = 32
 LARGEST, MEAN = 0.3, 0.05
-"""Differences in nats a token that two sound engines have: vLLM's bfloat16 against transformers' (vllm#18352)."""
+"""Differences in nats a token of two sound engines that compute in floats: vLLM's bfloat16 against transformers'
+(vllm#18352)."""
 
 
 def calibrate(
@@ -64,15 +65,11 @@ def in_words(calibration: dict[str, Any]) -> str:
         return head + said + ("" if calibration["equal"] >= 0.5 else "; does the server serve these weights?")
     largest, mean = calibration["largest"], calibration["mean"]
     said = f"a token's log-probability differs by {largest:.2g} nats at most, {mean:.2g} on average"
-    sound = largest <= LARGEST and mean <= MEAN
+    if largest <= LARGEST and mean <= MEAN:
+        return head + said
     return (
-        head
-        + said
-        + (
-            ""
-            if sound
-            else f"; sound engines differ by {LARGEST} and {MEAN}: is it another model, format or tokenizer?"
-        )
+        f"{head}{said}; engines that compute in floats differ by at most {LARGEST} and {MEAN}: does the server compute in "
+        "fewer bits, or is it another model, format or tokenizer?"
     )
 
 
