@@ -68,8 +68,8 @@ def in_words(calibration: dict[str, Any]) -> str:
     if largest <= LARGEST and mean <= MEAN:
         return head + said
     return (
-        f"{head}{said}; engines that compute in floats differ by at most {LARGEST} and {MEAN}: does the server compute in "
-        "fewer bits, or is it another model, format or tokenizer?"
+        f"{head}{said}; engines that compute in floats differ by at most {LARGEST} and {MEAN}: does the server compute "
+        "in fewer bits, or is it another model, format or tokenizer?"
     )
 
 
