@@ -43,6 +43,18 @@ class Server:
     at_once: int = 0
     most_at_once: int = 0
     lock: Any = field(default_factory=threading.Lock)
+    counting: Any = field(default_factory=threading.Lock)
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        with self.counting:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            yield
+        finally:
+            with self.counting:
+                self.at_once -= 1
 
     def has(self, interface: str) -> bool:
         return interface in INTERFACES[self.kind] - self.lacks
@@ -164,12 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.state.bodies.append(body)
         fault = self.state.faults.pop(0) if self.state.faults else ""
-        self.state.at_once += 1
-        self.state.most_at_once = max(self.state.most_at_once, self.state.at_once)
-        try:
-            self._serve(body, fault)
-        finally:
-            self.state.at_once -= 1
+        self._serve(body, fault)
 
     def _serve(self, body: dict[str, Any] | None, fault: str = "") -> None:
         state = self.state
@@ -187,7 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
             said = {"error": {"message": f"\x1b[31mtrouble\x1b[0m {self.headers.get('Authorization')}"}}
             return self._send(int(code), said, {"Retry-After": after} if after else {})
         try:
-            said = state.answer(self.path, body)
+            # Until it is sent: a client that has the answer may ask again before this thread goes on.
+            with state.under_way():
+                said = state.answer(self.path, body)
         except ValueError as error:
             return self._send(500, {"error": {"message": str(error)}})
         if said is None:
