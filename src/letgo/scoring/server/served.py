@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,6 +84,7 @@ class Served:
         self.context_length = found.context or 2048 if self.gives_logps else 1 << 30
         self._client = found.endpoints.client
         self._log: ResumeLog | None = None
+        self._lock = threading.Lock()
 
     def __str__(self) -> str:
         return f"{self._client.url}#{self.found.endpoints.model}"
@@ -215,7 +217,9 @@ class Served:
             written = at.chat(ask.messages, room, **how)
         else:
             written = at.complete(ask.prompt, room, **how)
-        return self._generation(written, ask.room, manner)
+        # A tokenizer of the library tokenizers is not for several threads at once.
+        with self._lock:
+            return self._generation(written, ask.room, manner)
 
     def _generation(self, written: Written, room: int, manner: _Manner) -> Generation:
         """An answer as torch's backend gives it: cut before the first stop string, white space kept."""
