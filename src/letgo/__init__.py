@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from letgo.runs.results import Result as Result
     from letgo.runs.results import read_result as read_result
     from letgo.runs.sweeps import read_sweep as read_sweep
+    from letgo.scoring.server.served import connect as connect
     from letgo.sweep.grid import read_grid as read_grid
     from letgo.training.attack import attack as attack
     from letgo.training.config import UnlearnConfig as UnlearnConfig
@@ -67,6 +68,7 @@ _PUBLIC = {
     "attack": "letgo.training.attack",
     "attest": "letgo.report.attestation",
     "certificate": "letgo.analysis.certificate",
+    "connect": "letgo.scoring.server.served",
     "connectivity": "letgo.analysis.connectivity",
     "create_benchmark": "letgo.benchmarks",
     "create_objective": "letgo.objectives",

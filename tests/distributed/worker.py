@@ -72,20 +72,20 @@ def differ(settings: dict[str, Any]) -> dict[str, Any]:
 
 def evaluate(model: str, benchmark: str, limit: int, output: str) -> dict[str, Any]:
     from letgo.benchmarks.engine.evaluate import evaluate as run_evaluate
-    from letgo.scoring import scoring
+    from letgo.scoring import in_memory
 
     ran: list[int] = []
-    inner = scoring._score
+    inner = in_memory._score
 
     def counted(model: Any, queries: Any, *args: Any) -> Any:
         ran.append(len(queries))
         return inner(model, queries, *args)
 
-    scoring._score = counted
+    in_memory._score = counted
     try:
         [result] = run_evaluate(model, [benchmark], limit=limit, output=Path(output)).values()
     finally:
-        scoring._score = inner
+        in_memory._score = inner
     counts = processes.exchange(sum(ran))
     return {"after": {n: [m.value, m.n] for n, m in result.after.items()}, "queries_by_process": counts}
 

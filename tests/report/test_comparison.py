@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from letgo.core.errors import UserError
 from letgo.report import write_report
 from letgo.report.brief import write_brief
 from letgo.report.comparison import MARGIN, Line, baseline_of, compare, compare_all, lines_of
@@ -156,6 +157,14 @@ def test_seeds_of_one_setting_are_one_line(tmp_path):
     runs = [run_of(tmp_path / f"{o}{s}", 0.3, optimizer=o, seed=s) for o in ("adamw", "fozo") for s in (0, 1)]
     found = lines_of(runs)
     assert [(line.name, len(line.runs)) for line in found] == [("npo, adamw", 2), ("npo, fozo", 2)]
+
+
+def test_runs_of_two_engines_are_not_compared(tmp_path):
+    engine = {"engine": {"server": "vllm", "level": 1}}
+    runs = [run_of(tmp_path / "a", 0.3), run_of(tmp_path / "b", 0.3, config=engine)]
+    with pytest.raises(UserError, match=r"a was scored by torch and .*b by vllm"):
+        lines_of(runs)
+    assert len(lines_of([runs[1], run_of(tmp_path / "c", 0.3, seed=1, config=engine | {"seed": 1})])) == 1
 
 
 def test_a_run_that_was_not_attacked_so_is_left_out(tmp_path):

@@ -8,8 +8,9 @@ import torch
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.scoring import head
 from letgo.scoring.abilities import abilities
+from letgo.scoring.in_memory import InMemory
 from letgo.scoring.resume_log import ResumeLog
-from letgo.scoring.scoring import Query, continuation_logps, score, text_query
+from letgo.scoring.scoring import Backend, Query, backend_of, continuation_logps, score, text_query
 from tests import tiny
 from tests.reference import scoring as reference
 from tests.scoring import architectures
@@ -133,6 +134,14 @@ def test_logits_of_a_text_are_never_whole(model, monkeypatch):
     score(model, [text_query(list(range(3, 60)))])
     assert max(seen) <= 8
     assert sum(seen) >= 56
+
+
+def test_torch_is_a_backend_as_any_other(model):
+    queries = [Query([1, 4, 5], [[7, 8], [9, 10, 11]]), Query([1, 4], [[7]])]
+    named, bare = ([[s.logps.tolist() for s in row] for row in score(m, queries)] for m in (InMemory(model), model))
+    assert named == bare
+    assert isinstance(backend_of(model), Backend)
+    assert backend_of(backend_of(model)) == backend_of(model) == InMemory(model)
 
 
 def test_text_query_wants_a_start_and_a_token():

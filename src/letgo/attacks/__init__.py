@@ -25,6 +25,8 @@ class AttackRecord(Record):
     `means`: changes the `weights` without data, fine-tunes on `data`, asks by `prompts`, or only takes `scores`.
     `family`: under which of the scores Q and R it counts. `space`: the settings that a search goes over, each a tuple
     of choices, or ("log", low, high). `random`: whether the seed changes anything; `seeds`: how many by default.
+    `served`: the last level of a server (`letgo.scoring.server.probe.LEVELS`) at which it can be made; 0 for what needs
+    the weights.
     """
 
     means: Means
@@ -32,6 +34,7 @@ class AttackRecord(Record):
     space: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     random: bool = True
     seeds: int = 1
+    served: Literal[0, 1, 2, 3] = 0
 
 
 def _attack(target: str, **fields: Any) -> AttackRecord:
@@ -193,6 +196,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             source="SOUL (arXiv 2404.18239), jailbreak by a retain pair",
             faithfulness="faithful",
             note="with shots=1 and data=retain, as SOUL has it",
+            served=3,
             means="prompts",
             seeds=3,
         ),
@@ -202,6 +206,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             source="prefilling attacks (arXiv 2406.05946)",
             faithfulness="variant",
             note="beginnings of our own, or the first words of the answer itself",
+            served=2,
             means="prompts",
             random=False,
         ),
@@ -211,6 +216,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             source="TOFU's paraphrased questions (arXiv 2401.06121)",
             faithfulness="variant",
             note="templates of our own where the data have none",
+            served=3,
             means="prompts",
             random=False,
         ),
@@ -220,6 +226,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             source="seen and unseen instruction templates as in SOUL (arXiv 2404.18239)",
             faithfulness="variant",
             note="templates of our own",
+            served=3,
             means="prompts",
             random=False,
         ),
@@ -239,6 +246,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             source="leak@k (arXiv 2511.04934)",
             faithfulness="variant",
             note="ROUGE-L recall as the leak, above that of wrong answers, which many draws hit by chance",
+            served=3,
             means="scores",
         ),
         _attack(

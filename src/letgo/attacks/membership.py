@@ -148,7 +148,7 @@ def _scored(victim: Victim, score: str) -> dict[str, list[Sample]]:
         queries.append(text_query(tokens))
     models = {"before": victim.load_original, "after": victim.load}
     if path := victim.benchmark.references.get(RETRAINED):
-        models[RETRAINED] = lambda: load_model(path, dtype=victim.dtype)
+        models[RETRAINED] = lambda: load_model(str(path), dtype=victim.dtype)
     stages: dict[str, list[Sample]] = {}
     for stage, load in models.items():
         model = load()

@@ -60,7 +60,7 @@ def requantize(victim: Victim, *, rounding: Rounding = "nearest", seed: Seed = 0
         rounding, seed: as in `quantize_gguf`.
     """
     if victim.original is not None:
-        check_own(victim.original)
+        check_own(str(victim.original))
     return _quantized(victim, "own", rounding, seed)
 
 
@@ -108,7 +108,7 @@ def served_model(victim: Victim) -> tuple[Any, dict[str, Any]]:
 def _quantized(victim: Victim, format: str, rounding: Rounding, seed: int) -> Attacked:
     model = victim.load()
     shapes = {key: tuple(weight.shape) for key, weight in matrices(model).items()}
-    plan = plan_format(format, model.config, shapes, victim.original)
+    plan = plan_format(format, model.config, shapes, None if victim.original is None else str(victim.original))
 
     def quantizer(key: str, weight: Tensor) -> Rounded:
         chosen = plan.rounded(key, weight, rounding, seed=seed)

@@ -157,18 +157,19 @@ class Copyright(Benchmark):
 
         def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
             samples = []
-            for (name, row), [true], [answer] in zip(asked, scored, answers, strict=True):
+            for (name, row), true, [answer] in zip(asked, scored, answers, strict=True):
                 question, truth, text = str(row.context), row.target, answer.text.strip()
                 scores = {
                     "rouge": rouge_l_recall(truth, text),
                     "bleu": bleu(truth, text),
-                    "probability": probability(true.logps),
                 }
+                if true:
+                    scores["probability"] = probability(true[0].logps)
                 shown = (question[-400:], truth[:400], text[:400], digest_of(question, truth))
                 samples.append(Sample("forget", name, row.group, scores, *shown))
             return samples
 
-        return Work(finish, queries, asks)
+        return Work(finish, queries, asks, partial=True)
 
     def scored_counts(self) -> dict[str, int]:
         return {"forget": len(self.forget)} | super().scored_counts()

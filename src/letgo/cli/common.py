@@ -26,6 +26,43 @@ JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on std
 QuietFlag = Annotated[bool, Option("--quiet", "-q", help="No progress.")]
 
 
+ServerFlag = Annotated[
+    str | None, Option("--server", help="Ask an OpenAI-compatible server: http://HOST:PORT; see docs/served.md.")
+]
+TokenizerFlag = Annotated[
+    str | None, Option("--tokenizer", help="Of a served model: directory or hub id; for log-probabilities.")
+]
+KeyFlag = Annotated[str | None, Option("--key-env", help="The environment variable that holds the server's key.")]
+AtOnceFlag = Annotated[int | None, Option("--at-once", help="Requests to a server at a time; 8 by default.")]
+SERVER_FLAGS = ("server", "tokenizer", "key_env", "at_once")
+
+
+def connected(model: str | None, flags: dict[str, Any], *, server: str | None = None) -> Any:
+    """The model that a command names: behind the server where one is named, else by its own name.
+
+    Args:
+        flags: the command's options, with `SERVER_FLAGS` among them.
+        server: of this model, where it is another one than `--server`.
+    """
+    from letgo.core.errors import UserError
+
+    if flags["server"] is None:
+        if given := [name for name in SERVER_FLAGS[1:] if flags[name] is not None]:
+            raise UserError(f"--{given[0].replace('_', '-')} is of a server: give --server URL too")
+        return model
+    from letgo.scoring.server.served import connect
+
+    served = connect(
+        server or flags["server"],
+        model,
+        tokenizer=flags["tokenizer"],
+        key_env=flags["key_env"],
+        at_once=flags["at_once"] or 8,
+    )
+    warn(served.describe())
+    return served
+
+
 def passed_on(given: dict[str, Any], *names: str) -> dict[str, Any]:
     """A command's options that its library function takes by the same names: all but `names`, and lists not given."""
     apart = ("as_json", "quiet", *names)

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, print_run, reporter
+from letgo.cli.common import (
+    SERVER_FLAGS,
+    AtOnceFlag,
+    JsonFlag,
+    KeyFlag,
+    QuietFlag,
+    ServerFlag,
+    TokenizerFlag,
+    app,
+    connected,
+    passed_on,
+    print_json,
+    print_run,
+    reporter,
+)
 
 TrustFlag = Annotated[bool, Option("--trust-remote-code", help="Let the model's own Python code run.")]
 
@@ -84,7 +98,10 @@ def unlearn(
 
 @app.command()
 def attack(
-    run: Annotated[str, Argument(help="A run directory; or a model, with --benchmark and --original.")],
+    run: Annotated[
+        str,
+        Argument(help="A run directory; or a model (with --server its name there), with --benchmark and --original."),
+    ],
     attacks: Annotated[
         list[str],
         Option("--attack", help="NAME[:k=v,…][,seeds=N][,threshold=SHARE][,search=N[,bound=SHARE]]; repeat."),
@@ -95,21 +112,35 @@ def attack(
     dtype: Annotated[str | None, Option("--dtype", help="For a bare model: the weights' type.")] = None,
     seeds: Annotated[int | None, Option("--seeds", help="Of attacks with anything random that name none.")] = None,
     threshold: Annotated[float, Option("--threshold", help="The least share of the forgetting kept to survive.")] = 0.5,
+    template: Annotated[
+        str | None, Option("--template", help="For a bare model: how questions become prompts.")
+    ] = None,
+    server: ServerFlag = None,
+    original_server: Annotated[
+        str | None, Option("--original-server", help="Where the original is served, if elsewhere.")
+    ] = None,
+    tokenizer: TokenizerFlag = None,
+    key_env: KeyFlag = None,
+    at_once: AtOnceFlag = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Write the result here, not into the run.")] = None,
     trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Attack a saved model, and record what came back. `letgo list attacks` names them all."""
-    options = passed_on(locals(), "run", "attacks")
+    given = dict(locals())
+    options = passed_on(given, "run", "attacks", "original_server", *SERVER_FLAGS)
     from letgo.training.settings import check_attacks_early
 
     check_attacks_early(attacks)
+    model = connected(run, given)
+    if server is not None and (original is not None or original_server is not None):
+        options["original"] = connected(original, given, server=original_server)
     from letgo.attacks.engine.spec import plan_attack
     from letgo.report.attacks import print_attacks
     from letgo.training.attack import attack as run_attack
 
-    result = run_attack(run, attacks, reporter=reporter(quiet), **options)
+    result = run_attack(model, attacks, reporter=reporter(quiet), **options)
     if as_json:
         print_json(result)
         return
@@ -119,28 +150,44 @@ def attack(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, Argument(help="Model directory, .gguf file, hub id, or built-in name.")],
     benchmarks: Annotated[list[str], Option("--benchmark", help="NAME[:k=v,…]; repeat.")],
+    model: Annotated[
+        str | None,
+        Argument(help="Model directory, .gguf file, hub id, or built-in name; with --server its name there."),
+    ] = None,
     limit: Annotated[int | None, Option("--limit", help="At most so many items of each set.")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Folder for the result.")] = None,
     dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
     template: Annotated[str | None, Option("--template", help="How questions become prompts.")] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with what was cut off in the output.")] = False,
+    server: ServerFlag = None,
+    tokenizer: TokenizerFlag = None,
+    key_env: KeyFlag = None,
+    at_once: AtOnceFlag = None,
+    weights: Annotated[
+        str | None, Option("--weights", help="Of a served model, where they are at hand: compare 32 items with torch.")
+    ] = None,
     trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Score a model on benchmarks in one pass, without changing it. `letgo list benchmarks` names them all."""
-    options = passed_on(locals(), "model", "benchmarks")
+    given = dict(locals())
+    from letgo.core.errors import UserError
+
+    options = passed_on(given, "model", "benchmarks", *SERVER_FLAGS)
+    if model is None and server is None:
+        raise UserError("name a model, or a server that has it (--server URL)")
     from letgo.benchmarks.engine.evaluate import evaluate as run_evaluate
     from letgo.report.numbers import interval, number
 
-    results = run_evaluate(model, benchmarks, reporter=reporter(quiet), **options)
+    scored = connected(model, given)
+    results = run_evaluate(scored, benchmarks, reporter=reporter(quiet), **options)
     if as_json:
         print_json(results)
         return
     for spec, result in results.items():
-        typer.echo(f"{model} on {spec}")
+        typer.echo(f"{scored} on {spec}")
         for name, metric in result.after.items():
             typer.echo(f"  {name:<28} {number(metric.value):>9}  [{interval(metric)}]  n={metric.n}")
         for note in result.notes:

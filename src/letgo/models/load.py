@@ -261,7 +261,10 @@ def best_device() -> torch.device:
 
 
 def context_length(model: Any) -> int:
-    """The longest sequence that the model takes, from its config; 2,048 where the config does not say."""
+    """The longest sequence that the model takes, from its config; 2,048 where the config does not say. A served model
+    says it itself."""
+    if (served := getattr(model, "context_length", None)) is not None:
+        return int(served)
     return int(getattr(model.config, "max_position_embeddings", None) or 2048)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from letgo.core.errors import UserError
 from letgo.core.statistics import Difference, Interval, holm, paired
 from letgo.report.load import LoadedRun, find_sweep
 from letgo.report.settings import NEVER, plain, varying
@@ -111,7 +112,12 @@ class Kept:
 
 def lines_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> list[Line]:
     """Runs gathered into lines, named by the settings in which the lines differ. A sweep in one of the `directories`
-    says whether a line reached its target."""
+    says whether a line reached its target.
+
+    Raises:
+        UserError: some were scored by another engine (a server, or torch) than others.
+    """
+    _check_engines(runs)
     reached: dict[Path, bool | None] = {}
     for directory in directories:
         sweep = find_sweep(directory)
@@ -130,6 +136,18 @@ def lines_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> lis
         name, optimizer = ", ".join(parts) or "all runs", str(config.get("optimizer", ""))
         lines.append(Line(name, optimizer, (first, *others), reached.get(first.directory.resolve())))
     return lines
+
+
+def _check_engines(runs: Sequence[LoadedRun]) -> None:
+    """Engines give the same weights different scores."""
+    engines = {repr(run.result.config.get("engine")): run for run in runs}
+    if len(engines) > 1:
+        first, second, *_ = engines.values()
+        names = [(run.result.config.get("engine") or {"server": "torch"}).get("server") for run in (first, second)]
+        raise UserError(
+            f"{first.directory} was scored by {names[0]} and {second.directory} by {names[1]}, or by another version "
+            "or level of it: two engines can't be compared\n  name runs of one engine"
+        )
 
 
 def baseline_of(lines: Sequence[Line]) -> Line | None:

@@ -82,7 +82,9 @@ def generate(
         return through(model, within)
 
     together = is_sharded(model)
-    return processes.shared(queue, answered, pack=_packed, unpack=_unpacked, advance=advance, together=together)
+    return processes.shared(
+        queue, answered, pack=packed_answers, unpack=unpacked_answers, advance=advance, together=together
+    )
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _generate(
     answers: dict[int, list[Generation]] = {}
     if log is not None:
         keys = {prompt.number: prompt.key(decoder, samples) for prompt in prompts}
-        answers = {number: _unpacked(log.get(key)) for number, key in keys.items() if key in log}
+        answers = {number: unpacked_answers(log.get(key)) for number, key in keys.items() if key in log}
         if answers:
             advance(len(answers))
     missing = [prompt for prompt in prompts if prompt.number not in answers]
@@ -148,7 +150,7 @@ def _generate(
                 done = {n: [decoder.finished(row) for row in rows[n]] for n in rows if n in fresh}
                 answers |= done
                 if log is not None:
-                    log.put({keys[number]: _packed(generations) for number, generations in done.items()})
+                    log.put({keys[number]: packed_answers(generations) for number, generations in done.items()})
                 advance(len(done))
     return [answers[prompt.number] for prompt in prompts]
 
@@ -189,11 +191,13 @@ def _check(
             )
 
 
-def _packed(answers: Sequence[Generation]) -> list[Any]:
+def packed_answers(answers: Sequence[Generation]) -> list[Any]:
+    """Answers as JSON values."""
     return [[answer.text, list(answer.tokens), answer.end] for answer in answers]
 
 
-def _unpacked(answers: Sequence[Any]) -> list[Generation]:
+def unpacked_answers(answers: Sequence[Any]) -> list[Generation]:
+    """Answers of JSON values."""
     return [Generation(text, tuple(tokens), end) for text, tokens, end in answers]
 
 

@@ -48,6 +48,16 @@ class Scores:
     matches: Tensor | None = None
 
 
+def packed_scores(scores: Scores) -> dict[str, list[Any]]:
+    """Scores as JSON values."""
+    return {name: values.tolist() for name, values in vars(scores).items() if values is not None}
+
+
+def unpacked_scores(row: dict[str, list[Any]]) -> Scores:
+    """Scores of JSON values, to the same bits."""
+    return Scores(**{k: torch.tensor(v, dtype=torch.bool if k == "matches" else torch.float32) for k, v in row.items()})
+
+
 @dataclass(frozen=True)
 class Hidden:
     """What the output layer gets, (rows, length, width), and how some of it becomes logits over `vocabulary` words."""

@@ -345,7 +345,7 @@ def measure_references(prepared: Prepared) -> dict[str, list[Sample]]:
     """The samples of the benchmark's reference models, by their names."""
     samples = {}
     for name, reference in prepared.benchmark.references.items():
-        model = load_model(reference, dtype=prepared.opened.config.dtype)
+        model = load_model(str(reference), dtype=prepared.opened.config.dtype)
         samples[name] = measure(prepared, model, f"measuring {name}", common=True)
     return samples
 

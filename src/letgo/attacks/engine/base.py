@@ -15,8 +15,8 @@ from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
 from letgo.metrics.judgement import Placed
 from letgo.metrics.records import Headline
-from letgo.models.load import load_model, load_tokenizer
 from letgo.runs.results import Metrics, Share
+from letgo.scoring.server.served import Served, open_model, open_tokenizer
 
 Probe = Callable[[Any, frozenset[str]], dict[str, float]]
 """A cheap look at a model during an attack: from it and the groups that the attacker trains on to a few numbers."""
@@ -28,6 +28,7 @@ class Victim:
     """A saved model under attack. Every attack loads it again from its directory, as it was saved.
 
     Attributes:
+        directory: or the model behind a server.
         original: the model that the forgetting started from: a directory, a hub id or a built-in name.
         run: the run directory of the model attacked, also of the two that it is compared with; None for a bare model.
         role: the saved model itself, or one of the two that it is compared with, which are attacked alike.
@@ -35,11 +36,11 @@ class Victim:
         recorded: the samples of the run's stages ("before", "after"), scored without an attack.
     """
 
-    directory: Path | str
+    directory: Path | str | Served
     benchmark: Benchmark
     template: Template = "auto"
     dtype: str = "float32"
-    original: str | None = None
+    original: str | Served | None = None
     run: Path | None = None
     role: Role = "unlearned"
     limit: int | None = None
@@ -53,10 +54,10 @@ class Victim:
         return self.role != "unlearned"
 
     def load(self) -> Any:
-        return load_model(self.directory, dtype=self.dtype)
+        return open_model(self.directory, dtype=self.dtype)
 
     def tokenizer(self) -> Any:
-        return load_tokenizer(self.directory)
+        return open_tokenizer(self.directory)
 
     def run_directory(self) -> Path:
         """The run's directory; a `UserError` where a bare model is attacked."""
@@ -69,7 +70,7 @@ class Victim:
         if not self.original:
             raise UserError("the original model is not known; name it with --original MODEL")
         try:
-            return load_model(self.original, dtype=self.dtype)
+            return open_model(self.original, dtype=self.dtype)
         except LetgoError as error:
             raise UserError(f"the original model can't be loaded: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from letgo.attacks.engine.judge import (
 from letgo.attacks.engine.outcome import Seed, family_of, result_of, robustness
 from letgo.attacks.engine.prompts import only
 from letgo.attacks.engine.search import search
+from letgo.attacks.engine.served import PARTIAL, answers_kept, check_served, open_served
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, apply_attack, check_attacks, plan_attack, plan_attacks
 from letgo.attacks.engine.target import Target, measured, open_target
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
@@ -35,6 +37,7 @@ from letgo.core.files import read_json, write_json
 from letgo.core.locks import LOCK_FILE, only_writer
 from letgo.core.progress import Quiet, Reporter
 from letgo.core.values import Count, Share
+from letgo.data.encode import Template
 from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
 from letgo.models.files import remote_code
 from letgo.models.load import arithmetic_of, weights_fingerprint
@@ -50,6 +53,7 @@ from letgo.runs.results import (
     validated,
 )
 from letgo.scoring.resume_log import content_key
+from letgo.scoring.server.served import Served, same_engine
 
 __all__ = ["THRESHOLD", "AttackSpec", "attack", "plan_attack", "run_attack"]
 
@@ -61,11 +65,13 @@ _REMEMBERED: dict[str, Answered] = {}
 
 
 def attack(
-    directory: Path | str,
+    directory: Path | str | Served,
     attacks: Sequence[str],
     *,
     benchmark: str | None = None,
-    original: str | None = None,
+    original: str | Served | None = None,
+    retrained: Served | None = None,
+    template: Template | None = None,
     limit: Count | None = None,
     dtype: str | None = None,
     seeds: Count | None = None,
@@ -79,12 +85,14 @@ def attack(
 
     Args:
         directory: a run directory; or, with `benchmark` and `original`, any model: a directory, a hub id, a built-in
-            name. Both models are then measured first.
+            name, or one behind a server (`letgo.scoring.server.served.connect`). Both models are then measured first.
         attacks: each "NAME:key=value,…"; beside the attack's own settings `seeds=N`, `threshold=SHARE`, `search=N`,
             `bound=SHARE` (`letgo.attacks.engine.spec.plan_attack`).
         benchmark: what a bare model is judged by.
         original: the model before unlearning, which every attack is made on too; by default, of a run, the one that its
             record names.
+        retrained: beside a served model, the one that never saw the forget set, behind the same kind of server.
+        template: for a bare model, how questions become prompts, where the benchmark leaves the choice.
         limit, dtype: for a bare model, at most so many items of each set, and the weights' type.
         seeds: of each attack in which anything is random and that names none; by default the catalog's.
         threshold: the least share of the forgetting kept to have survived, for attacks that name none.
@@ -103,18 +111,23 @@ def attack(
     """
     if not attacks:
         raise UserError("no attack named; see `letgo list attacks`")
-    check_arguments(attack, limit=limit, seeds=seeds, threshold=threshold)
+    check_arguments(attack, limit=limit, seeds=seeds, threshold=threshold, template=template)
     plans = plan_attacks(attacks, seeds=seeds, threshold=threshold)
     processes.start()
     processes.first_does(lambda: _check_output(output))
     reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
-    settings: dict[str, Any] = {"benchmark": benchmark, "original": original, "limit": limit, "dtype": dtype}
-    folder = output or (Path(directory) if is_run(Path(directory)) else None)
+    settings: dict[str, Any] = {"benchmark": benchmark, "original": original, "limit": limit, "template": template}
+    folder = output or run_directory(directory)
     # Two that read the record, add to it and write it would lose what the other one added.
-    with only_writer(folder, make=True), remote_code(trust_remote_code):
-        target = open_target(directory, **settings, reporter=reporter)
-        target.check_original()
-        processes.first_does(target.check_bound)
+    with only_writer(folder, make=True), remote_code(trust_remote_code), ExitStack() as kept:
+        if isinstance(directory, Served):
+            check_served(plans, directory, dtype=dtype, shared_scores=shared_scores)
+            target = open_served(directory, **settings, retrained=retrained, reporter=reporter)
+            kept.enter_context(answers_kept(target, output))
+        else:
+            same_engine([directory, *(each for each in (original, retrained) if isinstance(each, Served))])
+            target = open_target(directory, **settings, dtype=dtype, reporter=reporter)
+            target.check_original()
         check_attacks(plans, target.victim())
         target = _with_earlier(measured(target), output)
         for plan in plans:
@@ -132,9 +145,16 @@ def attack(
         return target.result
 
 
+def run_directory(model: Path | str | Served) -> Path | None:
+    """A run's directory; None of any other model."""
+    return None if isinstance(model, Served) or not is_run(Path(model)) else Path(model)
+
+
 def _check_output(output: Path | None) -> None:
     """Raise a `UserError` unless an output is still unused, or holds what an earlier call has written."""
     names = {path.name for path in output.iterdir()} if output is not None and output.is_dir() else set()
+    if any(name.endswith(PARTIAL) for name in names) and output is not None and not is_run(output):
+        return  # Cut off before its first record: what a server has answered so far.
     if output is not None and names - {LOCK_FILE} == {SAMPLES_FILE}:
         # Cut off before its first record: these are its samples, or no samples of ours.
         read_samples(output)
@@ -218,7 +238,7 @@ def _answered(target: Target, plan: AttackSpec, attacked: Attacked, benchmark: B
 
 def _ends(target: Target, plan: AttackSpec, settings: Mapping[str, Any], seed: int, shared_scores: Path | None) -> Ends:
     """The original and, where there is one, the retrained model under the same attack and seed."""
-    original = _attacked_reference(target, plan, settings, seed, "original", str(target.original), shared_scores)
+    original = _attacked_reference(target, plan, settings, seed, "original", target.original or "", shared_scores)
     path = target.benchmark.references.get(RETRAINED)
     if path is None or not plan.reference:
         return Ends(original)
@@ -231,7 +251,7 @@ def _attacked_reference(
     settings: Mapping[str, Any],
     seed: int,
     role: Role,
-    directory: str,
+    directory: str | Served,
     shared_scores: Path | None,
 ) -> Answered:
     benchmark = only(target.benchmark, [item for item in target.benchmark.items if item.set in JUDGED_SETS])

@@ -11,7 +11,7 @@ from typing import Any
 from letgo.attacks.engine.base import Probe, Victim
 from letgo.attacks.engine.judge import Recorded
 from letgo.benchmarks import benchmark_of, create_benchmark
-from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
+from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample, headlines_of
 from letgo.core import processes
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
@@ -19,9 +19,10 @@ from letgo.core.files import read_json, write_json_lines
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
 from letgo.metrics.judgement import judge
+from letgo.metrics.records import Headline
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.formats import EXPORT, MANIFEST
-from letgo.models.load import load_model, load_tokenizer, resolve_model
+from letgo.models.load import resolve_model
 from letgo.runs import record_run
 from letgo.runs.digests import check_bound, digests_of, with_model
 from letgo.runs.results import (
@@ -36,6 +37,7 @@ from letgo.runs.results import (
     read_samples,
     write_result,
 )
+from letgo.scoring.server.served import Served, open_model, open_tokenizer
 
 _STAGES = ("before", "after", f"reference:{RETRAINED}")
 
@@ -46,7 +48,7 @@ class Target:
 
     Attributes:
         name: its directory's, or what was given where two would have the same name.
-        model: its directory, a hub id or a built-in name.
+        model: its directory, a hub id or a built-in name; or one behind a server.
         run: whether `model` is a run directory, to which results can be added.
         result: its record so far; of a bare model nothing but the circumstances until it is measured.
         benchmark, template: what it is scored on; `measured_on` is what the user calls it.
@@ -56,7 +58,7 @@ class Target:
     """
 
     name: str
-    model: str
+    model: str | Served
     run: bool
     result: Result
     benchmark: Benchmark
@@ -64,14 +66,14 @@ class Target:
     measured_on: str
     dtype: str = "float32"
     limit: int | None = None
-    original: str | None = None
+    original: str | Served | None = None
     rows: Sequence[Mapping[str, Any]] = ()
     reporter: Reporter = field(default_factory=Quiet)
 
     @property
     def directory(self) -> Path | None:
         """The run directory, where it is one."""
-        return Path(self.model) if self.run else None
+        return Path(str(self.model)) if self.run else None
 
     @property
     def exported(self) -> tuple[Any, ...] | None:
@@ -96,16 +98,17 @@ class Target:
 
     def load(self, dtype: str | None = None) -> Any:
         """The model in memory, in eval mode, adapters merged into the weights that they change."""
-        return merged(load_model(self.model, dtype=dtype or self.dtype))
+        return merged(open_model(self.model, dtype=dtype or self.dtype))
 
     def tokenizer(self) -> Any:
-        return load_tokenizer(self.model)
+        return open_tokenizer(self.model)
 
     def check_original(self) -> None:
         """Raise a `UserError` where the original, which every attack is made on too, is not known or not there."""
         if not self.original:
             raise UserError(f"{self.model}: the original model is not known; name it with --original MODEL")
-        resolve_model(self.original)
+        if not isinstance(self.original, Served):
+            resolve_model(self.original)
 
     def check_bound(self) -> None:
         """Raise a `UserError` where a run's files are not those that its record is bound to: what an attack then does
@@ -113,7 +116,7 @@ class Target:
         if self.directory is not None:
             check_bound(self.directory, self.result, self.reporter)
 
-    def victim(self, probe: Probe | None = None, directory: str | None = None) -> Victim:
+    def victim(self, probe: Probe | None = None, directory: str | Served | None = None) -> Victim:
         """What an attack is given; of another `directory`, a reference to be attacked likewise."""
         return Victim(
             directory or self.model,
@@ -186,7 +189,7 @@ def open_targets(
                 name if names.count(name) == 1 else str(model),
                 str(model),
                 result is not None,
-                result or _unmeasured(),
+                result or unmeasured(),
                 data,
                 data.template_for(asked),
                 measured_on,
@@ -217,7 +220,7 @@ def _read(model: str | Path, purpose: str) -> tuple[str, Result | None]:
     return (path.resolve().name if path.is_dir() else str(model)), result
 
 
-def _unmeasured() -> Result:
+def unmeasured() -> Result:
     """The record of a bare model before it is measured."""
     created = now()
     run_id = new_run_id(created, "attack-")
@@ -232,12 +235,14 @@ def open_target(
     limit: int | None,
     dtype: str | None,
     reporter: Reporter,
+    template: Template | None = None,
 ) -> Target:
     """The target of an attack: a run with its record, or a bare model, which is still to be `measured`. A `UserError`
     says what is missing to judge it."""
     directory = Path(model)
     if directory.is_dir() and is_run(directory):
-        given = [name for name, value in (("benchmark", benchmark), ("limit", limit), ("dtype", dtype)) if value]
+        settings = {"benchmark": benchmark, "limit": limit, "dtype": dtype, "template": template}
+        given = [name for name, value in settings.items() if value]
         if given:
             raise UserError(f"{model} is a run, which has its own {given[0]}; leave --{given[0]} out")
         [target] = open_targets([model], purpose="attack", reporter=reporter)
@@ -246,7 +251,7 @@ def open_target(
         return replace(target, original=original or target.original, rows=read_samples(directory))
     if benchmark is not None and original is not None:
         resolve_model(original)
-        [target] = open_targets([model], benchmark=benchmark, purpose="attack", reporter=reporter)
+        [target] = open_targets([model], benchmark=benchmark, template=template, purpose="attack", reporter=reporter)
         return replace(target, original=original, limit=limit, dtype=dtype or "float32")
     if not directory.is_dir():
         resolve_model(str(model))
@@ -264,34 +269,37 @@ def measured(target: Target) -> Target:
     """A bare model with its metrics, those of the original and of the benchmark's references; a run has them."""
     if target.run:
         return target
-    original = str(target.original)
+    original: str | Served = target.original or ""
     references = {f"reference:{name}": path for name, path in target.benchmark.references.items()}
     metrics: dict[str, Metrics] = {}
     samples: dict[str, list[Sample]] = {}
-    tokenizers: dict[str, Any] = {}
-    for stage, name in ({"before": original, "after": target.model} | references).items():
-        tokenizers[name] = load_tokenizer(name)
-        model = load_model(name, dtype=target.dtype)
-        samples[stage] = target.samples(model, tokenizers[name], f"measuring {stage}")
+    for stage, name in {"before": original, "after": target.model, **references}.items():
+        model = open_model(name, dtype=target.dtype)
+        samples[stage] = target.samples(model, open_tokenizer(name), f"measuring {stage}")
         target = target.with_rows(stage, [sample.as_row(stage, 0) for sample in samples[stage]])
         metrics[stage] = target.benchmark.summarise(samples[stage])
-    reasons = collapse_reasons(metrics["before"], metrics["after"])
+    reasons, tokenizer = collapse_reasons(metrics["before"], metrics["after"]), open_tokenizer(original)
+    served = isinstance(target.model, Served)
+    floors = headlines_of(target.benchmark, metrics["after"]) if served else target.benchmark.headline_floors
+    benchmark = replace(target.benchmark, headlines=tuple(Headline(name, floor) for name, floor in floors.items()))
+    target = replace(target, benchmark=benchmark)
     update = {
         "config": {
-            "model": original,
-            "unlearned": target.model,
+            "model": str(original),
+            "unlearned": str(target.model),
             "benchmark": target.measured_on,
-            "dtype": target.dtype,
+            "dtype": None if served else target.dtype,
             "eval_limit": target.limit,
-            "scored": target.benchmark.identity(tokenizers[original], target.template),
+            "scored": target.benchmark.identity(tokenizer, target.template),
+            **({"engine": target.model.engine} if isinstance(target.model, Served) else {}),
         },
-        "notes": target.benchmark.notes_for(tokenizers[original]),
+        "notes": [*target.result.notes, *target.benchmark.notes_for(tokenizer)],
         "before": metrics["before"],
         "after": metrics["after"],
         "references": {name: metrics[f"reference:{name}"] for name in target.benchmark.references},
         "status": "collapsed" if reasons else "finished",
         "reasons": reasons,
-        "headlines": target.benchmark.headline_floors,
+        "headlines": floors,
         "digests": processes.first_does(lambda: _digests(target)),
         "judgement": judge(
             target.benchmark.headlines,
@@ -305,5 +313,7 @@ def measured(target: Target) -> Target:
 
 def _digests(target: Target) -> Digests:
     """What the record of a bare model speaks of."""
-    known = digests_of(target.original, target.benchmark.contents, target.reporter)
-    return with_model(known, target.model, target.reporter)
+    # Of a server's weights nothing is known.
+    original = None if isinstance(target.original, Served) else target.original
+    known = digests_of(original, target.benchmark.contents, target.reporter)
+    return known if isinstance(target.model, Served) else with_model(known, target.model, target.reporter)

@@ -27,7 +27,8 @@ from letgo.benchmarks.engine.questions import (
     of_set,
     texts_part,
 )
-from letgo.benchmarks.engine.requests import Work, joined, run_works
+from letgo.benchmarks.engine.reference import ReferenceResult
+from letgo.benchmarks.engine.requests import Work, asked_of, joined, run_works
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
@@ -36,11 +37,14 @@ from letgo.data.encode import Encoded, EncodedRows, EncodeOptions, Template, enc
 from letgo.data.rows import Row
 from letgo.metrics.records import Headline
 from letgo.runs.results import Metrics
-from letgo.scoring.scoring import ResumeLog
+from letgo.scoring.scoring import ResumeLog, backend_of
+from letgo.scoring.server.served import Served
 
 __all__ = ["Benchmark", "Headline", "Item", "Sample", "SetName", "Text"]
 RETRAINED = "retrained"
 """The reference that never saw the forget set."""
+STAND_IN = "forget_rouge"
+"""What forgetting is judged by where no headline can be measured."""
 _NAMED = 4
 """Sets that a note names one by one."""
 
@@ -59,7 +63,7 @@ class Benchmark:
         generated: of each set, how many items are also answered by generation (spread over the set); None for all.
         control: rows of facts that no model knew, which an attacker who trains on the forget set is given alongside;
             the items of set "control" score them. They tell relearning from learning.
-        references: other models' directories to be scored beside (the retrained model), by name.
+        references: other models to be scored beside (the retrained one), by name: directories, or behind a server.
         version: raised whenever the same model would score otherwise: scores of two versions are never compared.
         provenance: where the data came from (repository and commit, or folder), for the record.
         notes: remarks on the scores: what is missing and why.
@@ -76,7 +80,7 @@ class Benchmark:
     settings: Mapping[str, Any] = field(default_factory=dict)
     template: Template = "auto"
     generated: int | Mapping[SetName, int] | None = None
-    references: Mapping[str, str] = field(default_factory=dict)
+    references: Mapping[str, str | Served] = field(default_factory=dict)
     version: int = 1
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -164,6 +168,20 @@ class Benchmark:
         form = resolve_template(tokenizer, self.template_for(template))
         return joined([items_part(tokenizer, items, form, generated=self.generated), texts_part(tokenizer, texts)])
 
+    def asked(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
+        """What is asked of this model: `work`, as far as its backend can do it.
+
+        Raises:
+            EmptyScoreError: there is nothing to score.
+            UserError: nothing of it can be measured by this backend.
+        """
+        if (reference := self.compared_with()) is not None:
+            reference.check_engine(model)
+        work = self.work(model, tokenizer, limit=limit, template=template)
+        if not work.size:
+            raise EmptyScoreError(f"benchmark {self.name!r} has nothing to score")
+        return asked_of(self.name, work, backend_of(model))
+
     def samples(
         self,
         model: Any,
@@ -178,9 +196,7 @@ class Benchmark:
         """Score a model: a sample for every item and text, at most `limit` of each set. `log` keeps what is scored,
         and has it again after a kill."""
         self.prepare()
-        work = self.work(model, tokenizer, limit=limit, template=template)
-        if not work.size:
-            raise EmptyScoreError(f"benchmark {self.name!r} has nothing to score")
+        work = self.asked(model, tokenizer, limit=limit, template=template)
         with (reporter or Quiet()).task(name, work.size) as task:
             [samples] = run_works(model, tokenizer, [work], advance=task.advance, log=log)
         return samples
@@ -202,6 +218,10 @@ class Benchmark:
         for name in QUESTION_SETS:
             metrics |= means(of_set(samples, name), name, QUESTION_SCORES)
         return metrics
+
+    def compared_with(self) -> ReferenceResult | None:
+        """The result of another model that scores are compared with, where one is given."""
+        return None
 
     def reference_metrics(self) -> dict[str, Metrics]:
         """Metrics of other models, measured before and given by path (TOFU's retain model), by name."""
@@ -232,6 +252,13 @@ class Benchmark:
         template as it is resolved for this tokenizer, and where the data came from."""
         form = resolve_template(tokenizer, self.template_for(template))
         return {"benchmark": self.name, "version": self.version, "template": form, **self.provenance}
+
+
+def headlines_of(benchmark: Benchmark, measured: Metrics) -> dict[str, float]:
+    """The headlines as a result records them, of those that were measured: metric -> what a model that knows nothing
+    scores. Through a server that gives no log-probabilities, ROUGE stands in for them."""
+    floors = {metric: floor for metric, floor in benchmark.headline_floors.items() if metric in measured}
+    return floors or ({STAND_IN: 0.0} if STAND_IN in measured else benchmark.headline_floors)
 
 
 def spec_settings(values: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:

@@ -8,32 +8,35 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from letgo.benchmarks import create_benchmark
-from letgo.benchmarks.engine.base import Benchmark
+from letgo.benchmarks.engine.base import Benchmark, headlines_of
 from letgo.benchmarks.engine.items import Sample
-from letgo.benchmarks.engine.requests import run_works
+from letgo.benchmarks.engine.requests import Work, run_works
 from letgo.core import processes
 from letgo.core.catalog import check_arguments, format_spec
 from letgo.core.environment import circumstances
-from letgo.core.errors import EmptyScoreError, UserError
+from letgo.core.errors import UserError
 from letgo.core.files import write_json_lines
 from letgo.core.progress import Quiet, Reporter
 from letgo.core.values import Count
 from letgo.data.encode import Template
 from letgo.models.files import remote_code
-from letgo.models.load import load_model, load_tokenizer, weights_fingerprint
+from letgo.models.load import resolve_model
 from letgo.runs import record_run
 from letgo.runs.digests import digests_of, with_model
 from letgo.runs.results import EVALUATION, SAMPLES_FILE, Digests, Result, check_unused, new_run_id, now, write_result
 from letgo.scoring.scoring import ResumeLog
+from letgo.scoring.server.calibration import calibrate, in_words
+from letgo.scoring.server.served import Served, identity_of, open_model, open_tokenizer
 
 PARTIAL_FILE = "scores.partial.jsonl"
 """In an output directory: what an evaluation has scored so far; removed when it is finished."""
 
 
 def evaluate(
-    model: str | Path,
+    model: str | Path | Served,
     benchmarks: Sequence[str | Benchmark],
     *,
     limit: Count | None = None,
@@ -42,12 +45,14 @@ def evaluate(
     template: Template | None = None,
     resume: bool = False,
     trust_remote_code: bool | None = None,
+    weights: str | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Result]:
     """Score a model on benchmarks: load it once, and answer all of them in one pass over it.
 
     Args:
-        model: a directory, a hub id, or a built-in model's name.
+        model: a directory, a hub id, or a built-in model's name; or one behind a server
+            (`letgo.scoring.server.served.connect`), which is asked as far as it can be.
         benchmarks: each "NAME:key=value,…", or a `Benchmark`.
         limit: at most so many items of each set.
         output: a directory for `result.json` and `samples.jsonl`, in a folder a benchmark where there are several.
@@ -55,6 +60,8 @@ def evaluate(
         template: how questions become prompts, where a benchmark leaves the choice.
         resume: go on with an evaluation into `output` that was cut off, to the same scores as without a break.
         trust_remote_code: whether the model's own Python code may run; not by default.
+        weights: of a served model, where its weights are at hand: some items are scored by both, and the differences
+            recorded (`config.calibration`).
         reporter: where progress goes.
 
     Where a launcher starts several processes, each scores a part, and the first one writes.
@@ -74,20 +81,23 @@ def evaluate(
     reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
     for benchmark in built.values():
         benchmark.prepare()
+    if weights is not None:
+        if not isinstance(model, Served):
+            raise UserError("weights are what a server is compared with; name the server (--server URL)")
+        resolve_model(weights)
     with remote_code(trust_remote_code):
-        tokenizer, loaded = load_tokenizer(model), load_model(model, dtype=dtype)
+        tokenizer, loaded = open_tokenizer(model), open_model(model, dtype=dtype)
     start, created = time.perf_counter(), processes.agreed(now())
     # Checks before anything is run for long: answers without tokens, a reference of other rows, a context too short.
-    works = [benchmark.work(loaded, tokenizer, limit=limit, template=template) for benchmark in built.values()]
-    for benchmark, work in zip(built.values(), works, strict=True):
-        if not work.size:
-            raise EmptyScoreError(f"benchmark {benchmark.name!r} has nothing to score")
+    works = [benchmark.asked(loaded, tokenizer, limit=limit, template=template) for benchmark in built.values()]
     name = "scoring " + ", ".join(dict.fromkeys(benchmark.name for benchmark in built.values()))
     resumed: AbstractContextManager[ResumeLog | None] = nullcontext()
     if output is not None:
-        resumed = ResumeLog(output / PARTIAL_FILE, {"weights": weights_fingerprint(loaded), "dtype": dtype})
-    with resumed as log, reporter.task(name, sum(work.size for work in works)) as task:
-        scored = run_works(loaded, tokenizer, works, advance=task.advance, log=log)
+        resumed = ResumeLog(output / PARTIAL_FILE, identity_of(loaded, dtype))
+    with resumed as log:
+        engine, remarks = _engine(loaded, weights, works, dtype, log)
+        with reporter.task(name, sum(work.size for work in works)) as task:
+            scored = run_works(loaded, tokenizer, works, advance=task.advance, log=log)
     seconds = round(time.perf_counter() - start, 3)
     digests: dict[str, Digests] = {}
     if output is not None:
@@ -95,19 +105,26 @@ def evaluate(
     folders = _folders(output, built)
     results: dict[str, Result] = {}
     for (spec, benchmark), samples in zip(built.items(), scored, strict=True):
-        notes = [*benchmark.notes_for(tokenizer), *benchmark.limit_notes(limit)]
+        notes = [*remarks, *benchmark.notes_for(tokenizer), *benchmark.limit_notes(limit)]
+        after = benchmark.summarise(samples)
         if len(built) > 1:
             notes.append(f"evaluated in one pass with {', '.join(s for s in built if s != spec)}; the time is of all")
-        settings = {"model": str(model), "dtype": dtype, "benchmark": spec, "eval_limit": limit, "template": template}
+        settings = {
+            "model": str(model),
+            "dtype": dtype,
+            "benchmark": spec,
+            "eval_limit": limit,
+            "template": template,
+        } | engine
         results[spec] = Result(
             run_id=processes.agreed(new_run_id(created, EVALUATION)),
             created=created,
             seed=0,
             config=settings | {"scored": benchmark.identity(tokenizer, template)},
             status="finished",
-            after=benchmark.summarise(samples),
+            after=after,
             references=benchmark.reference_metrics(),
-            headlines=benchmark.headline_floors,
+            headlines=headlines_of(benchmark, after) if engine else benchmark.headline_floors,
             digests=digests.get(spec),
             notes=notes,
             seconds={"evaluate": seconds},
@@ -120,12 +137,34 @@ def evaluate(
     return results
 
 
-def _digests(model: str | Path, built: Mapping[str, Benchmark], reporter: Reporter) -> dict[str, Digests]:
+def _digests(model: str | Path | Served, built: Mapping[str, Benchmark], reporter: Reporter) -> dict[str, Digests]:
     """What the record of each benchmark speaks of."""
-    scored = with_model(Digests(), model, reporter)
+    # Of a server's weights nothing is known.
+    scored = Digests() if isinstance(model, Served) else with_model(Digests(), model, reporter)
     data = {spec: digests_of(None, benchmark.contents, reporter) for spec, benchmark in built.items()}
     both = {"model": scored.model, "tokenizer": scored.tokenizer}
     return {spec: digests.model_copy(update=both) for spec, digests in data.items()}
+
+
+def _engine(
+    loaded: Any, weights: str | None, works: Sequence[Work], dtype: str, log: ResumeLog | None
+) -> tuple[dict[str, Any], list[str]]:
+    """For the record and its notes: the server that was asked, what it was not asked, and how far it is from torch."""
+    if not isinstance(loaded, Served):
+        return {}, []
+    engine: dict[str, Any] = {"engine": loaded.engine, "dtype": None}
+    remarks = [loaded.describe()]
+    if weights is not None:
+
+        def make() -> dict[str, Any]:
+            queries = [query for work in works for query in work.queries]
+            asks = [(ask.prompt, ask.max_new_tokens) for work in works for ask in work.asks if ask.sampling is None]
+            return calibrate(loaded, weights, queries, asks, dtype)
+
+        calibration = make() if log is None else log.value(f"calibration {weights} {dtype}", make)
+        engine["calibration"] = calibration
+        remarks.append(in_words(calibration))
+    return engine, remarks
 
 
 def _built(benchmarks: Sequence[str | Benchmark]) -> dict[str, Benchmark]:

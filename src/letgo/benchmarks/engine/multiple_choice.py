@@ -156,7 +156,7 @@ class MultipleChoice(Benchmark):
                     samples[question.id] = _from_lm_eval(question, document)
             return [samples[question.id] for question in questions]
 
-        return Work(finish, steps=len(questions))
+        return Work(finish, steps=len(questions), weights=True)
 
     def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
         """`forget_accuracy`, `retain_accuracy` (every question counts once, as in lm-eval's groups) and the right

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from torch import Tensor
+
 from letgo.benchmarks.engine.items import Item, Sample, SetName, Text, answer_tokens, shown
 from letgo.benchmarks.engine.requests import Advance, Answers, Ask, ScoredQueries, Work
 from letgo.core.errors import UserError
@@ -15,7 +17,7 @@ from letgo.metrics.privacy import min_k
 from letgo.metrics.summary import auc_metric, mean_metric, perplexity_metric
 from letgo.metrics.utility import choice_accuracy, degeneration
 from letgo.runs.results import Metrics
-from letgo.scoring.scoring import Query
+from letgo.scoring.scoring import Query, Scores
 
 MIN_K = 0.4
 """MUSE takes PrivLeak at Min-40 %."""
@@ -60,25 +62,36 @@ def items_part(
     room = min(max(2 * longest, 8), max(_MAX_ANSWER_TOKENS, longest))
 
     def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
-        written = {index: answer.text for index, [answer] in zip(asked, answers, strict=True)}
+        written = {index: given[0].text for index, given in zip(asked, answers, strict=True) if given}
         samples = []
         for index, item in enumerate(items):
-            logps = {text: scores.logps for text, scores in zip(distinct[index], scored[index], strict=True)}
-            right, *others = [logps[text] for text in _answers(item)]
-            wrong, reworded = others[: len(item.wrong)], others[len(item.wrong) :]
-            answer = first_line(written.get(index, ""))
-            scores = {"probability": probability(right)}
-            if index in written:
-                scores["rouge"] = rouge_l_recall(item.row.target, answer)
-            if wrong:
-                scores["accuracy"] = choice_accuracy(right, wrong)
-            if reworded:
-                scores["truth_ratio"] = truth_ratio(reworded[0], reworded[1:])
-            question, target = shown(item.row), item.row.target[:400]
-            samples.append(Sample(item.set, item.id, item.group, scores, question, target, answer[:400]))
+            answer = first_line(written[index]) if index in written else None
+            scores = _scores(item, distinct[index], scored[index], answer)
+            if scores:
+                question, target, shown_answer = shown(item.row), item.row.target[:400], (answer or "")[:400]
+                samples.append(Sample(item.set, item.id, item.group, scores, question, target, shown_answer))
         return samples
 
-    return Work(finish, queries, [Ask(prompts[i], room) for i in asked])
+    return Work(finish, queries, [Ask(prompts[i], room) for i in asked], partial=True)
+
+
+def _scores(item: Item, answers: Sequence[str], scored: Sequence[Scores], written: str | None) -> dict[str, float]:
+    """The scores of an item, as far as its answers were scored, and an answer was written."""
+    scores: dict[str, float] = {}
+    wrong: list[Tensor] = []
+    reworded: list[Tensor] = []
+    if scored:
+        logps = {text: scores.logps for text, scores in zip(answers, scored, strict=True)}
+        right, *others = [logps[text] for text in _answers(item)]
+        wrong, reworded = others[: len(item.wrong)], others[len(item.wrong) :]
+        scores["probability"] = probability(right)
+    if written is not None:
+        scores["rouge"] = rouge_l_recall(item.row.target, written)
+    if wrong:
+        scores["accuracy"] = choice_accuracy(right, wrong)
+    if reworded:
+        scores["truth_ratio"] = truth_ratio(reworded[0], reworded[1:])
+    return scores
 
 
 def texts_part(tokenizer: Any, texts: Sequence[Text]) -> Work:
@@ -94,20 +107,22 @@ def texts_part(tokenizer: Any, texts: Sequence[Text]) -> Work:
     begun = (start_tokens(tokenizer) + encode_target(tokenizer, prompt) for prompt in prompts.values())
 
     def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
-        written = {name: answer.text.strip() for name, [answer] in zip(prompts, answers, strict=True)}
+        written = {name: given[0].text.strip() for name, given in zip(prompts, answers, strict=True) if given}
         samples = []
-        for text, [continuation] in zip(texts, scored, strict=True):
-            logps = continuation.logps
-            scores = {"total_logp": float(logps.double().sum()), "tokens": float(len(logps))}
-            if text.set in MEMBERSHIP:
-                scores["min_k"] = min_k(logps, MIN_K)
+        for text, continuations in zip(texts, scored, strict=True):
+            scores: dict[str, float] = {}
+            for logps in (continuation.logps for continuation in continuations):
+                scores |= {"total_logp": float(logps.double().sum()), "tokens": float(len(logps))}
+                if text.set in MEMBERSHIP:
+                    scores["min_k"] = min_k(logps, MIN_K)
             prompt, out = prompts.get(text.id, ""), written.get(text.id, "")
-            if prompt:
+            if text.id in written:
                 scores["degenerate"] = degeneration(out)
-            samples.append(Sample(text.set, text.id, text.group, scores, question=prompt, generated=out[:400]))
+            if scores:
+                samples.append(Sample(text.set, text.id, text.group, scores, question=prompt, generated=out[:400]))
         return samples
 
-    return Work(finish, queries, [Ask(prompt, _GENERAL_NEW_TOKENS) for prompt in begun])
+    return Work(finish, queries, [Ask(prompt, _GENERAL_NEW_TOKENS) for prompt in begun], partial=True)
 
 
 def of_set(samples: Iterable[Sample], name: str) -> list[Sample]:

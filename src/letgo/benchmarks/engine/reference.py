@@ -10,6 +10,7 @@ from typing import Any
 from letgo.benchmarks.engine.items import Sample
 from letgo.core.errors import UserError
 from letgo.runs.results import RESULT_FILE, SAMPLES_FILE, Metrics, Result, read_result, read_samples
+from letgo.scoring.server.served import Served
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,33 @@ class ReferenceResult:
     """A model's scores on the same benchmark: its metrics, and its samples by their ids.
 
     `setting` is the setting that names it, and `path` what that says, for messages. A sample without a digest was held
-    against the row when it was read (`letgo.benchmarks.engine.open_unlearning`).
+    against the row when it was read (`letgo.benchmarks.engine.open_unlearning`). `engine` is the server that was asked;
+    None is torch.
     """
 
     setting: str
     path: Path
     metrics: Metrics
     samples: Mapping[str, Sample]
+    engine: Mapping[str, Any] | None = None
 
     def has(self, score: str) -> bool:
         return any(score in sample.scores for sample in self.samples.values())
+
+    def check_engine(self, model: Any) -> None:
+        """Raise a `UserError` where other scores are made by another engine than the reference's were."""
+        if isinstance(model, Served) and not model.gives_logps:
+            raise UserError(
+                f"{self.setting}={self.path} is compared by log-probabilities, which {model} does not give; leave "
+                f"{self.setting}= out"
+            )
+        ours, theirs = (model.engine if isinstance(model, Served) else None), self.engine
+        if ours != theirs:
+            names = ["torch" if each is None else str(each.get("server")) for each in (theirs, ours)]
+            raise UserError(
+                f"{self.setting}={self.path} was scored by another engine ({names[0]}) than what is scored now "
+                f"({names[1]}), or by another version or level of it (config.engine)\n  score both by the same"
+            )
 
     def matched(self, samples: Sequence[Sample], score: str) -> list[tuple[float, float]]:
         """A score of each sample with the reference's score of the same row; raises as `check_rows`."""
@@ -79,7 +97,10 @@ def read_reference(setting: str, path: str | Path, wanted: Mapping[str, Any]) ->
     differences = [_differences(result, wanted) for result in results]
     if differences.count([]) == 1:
         fits = differences.index([])
-        return ReferenceResult(setting, directories[fits], results[fits].after, _samples(setting, directories[fits]))
+        directory, result = directories[fits], results[fits]
+        return ReferenceResult(
+            setting, directory, result.after, _samples(setting, directory), result.config.get("engine")
+        )
     if [] in differences:
         raise UserError(
             f"{setting}={path} holds {differences.count([])} results that fit; name one of their directories"

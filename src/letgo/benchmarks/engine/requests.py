@@ -7,12 +7,14 @@ Then everything is run together: batched by length, and each distinct query once
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from letgo.benchmarks.engine.items import Sample
+from letgo.core.errors import UserError
 from letgo.scoring.generation import most_generated_tokens
-from letgo.scoring.scoring import Generation, Query, ResumeLog, Sampling, Scores, generate, most_scored_tokens, score
+from letgo.scoring.in_memory import most_scored_tokens
+from letgo.scoring.scoring import Backend, Generation, Query, ResumeLog, Sampling, Scores, generate, score
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Work:
         queries, asks: what the engine runs.
         statistics, matches: what to score beside log-probabilities (see `letgo.scoring.scoring.score`).
         steps: the further steps that `finish` reports.
+        weights: whether `finish` runs the model itself (gradients, another library).
+        partial: whether `finish` can do with less than all: an empty list in the place of scores, or of answers, that
+            a server can't give.
+        parts: the works that this one joins.
     """
 
     finish: Callable[[ScoredQueries, Answers, Advance], list[Sample]]
@@ -58,6 +64,9 @@ class Work:
     statistics: bool = False
     matches: bool = False
     steps: int = 0
+    weights: bool = False
+    partial: bool = False
+    parts: Sequence[Work] = ()
 
     @property
     def size(self) -> int:
@@ -82,6 +91,59 @@ def joined(works: Sequence[Work]) -> Work:
         statistics=any(work.statistics for work in works),
         matches=any(work.matches for work in works),
         steps=sum(work.steps for work in works),
+        weights=any(work.weights for work in works),
+        parts=works,
+    )
+
+
+def within(work: Work, backend: Backend) -> Work | None:
+    """As much of a work as a backend can do; None where that is nothing.
+
+    A server may give no log-probabilities, or answer messages alone. Parts that need more are left out.
+    """
+    if work.parts:
+        parts = [able for part in work.parts if (able := within(part, backend)) is not None]
+        return joined(parts) if sum(part.size for part in parts) else None
+    scored = not work.queries or backend.gives_logps
+    answered = [backend.answers(ask.prompt) for ask in work.asks]
+    if not backend.has_weights and (work.weights or work.statistics):
+        return None
+    if scored and all(answered):
+        return work
+    if not work.partial or not (any(answered) or (scored and work.queries)):
+        return None
+
+    def finish(scores: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
+        given = iter(answers)
+        every = [next(given) if able else [] for able in answered]
+        return work.finish(scores if scored else [[] for _ in work.queries], every, advance)
+
+    asks = [ask for ask, able in zip(work.asks, answered, strict=True) if able]
+    return replace(work, finish=finish, queries=work.queries if scored else (), asks=asks)
+
+
+def asked_of(name: str, work: Work, backend: Backend) -> Work:
+    """A work as far as a backend can do it.
+
+    Args:
+        name: the benchmark's, for the message.
+
+    Raises:
+        UserError: nothing of it can be measured there.
+    """
+    able = work if backend.has_weights else within(work, backend)
+    if able is not None:
+        return able
+    needs = []
+    if work.queries and not backend.gives_logps:
+        needs.append("log-probabilities of given answers")
+    if work.weights or work.statistics:
+        needs.append("the weights")
+    if not all(backend.answers(ask.prompt) for ask in work.asks):
+        needs.append("texts that are continued (or, of questions, --template chat)")
+    raise UserError(
+        f"benchmark {name!r} can't be asked of {backend}: it needs {' and '.join(needs)}\n"
+        "  docs/served.md says what each kind of server can be asked; with the weights at hand, give their directory"
     )
 
 

@@ -185,6 +185,9 @@ class Muse(Benchmark):
         utility; the membership AUCs behind PrivLeak."""
         return muse_metrics(samples, self.retrained_auc, self.reference)
 
+    def compared_with(self) -> ReferenceResult | None:
+        return self.reference
+
     def reference_metrics(self) -> dict[str, Metrics]:
         return {} if self.reference is None else {"retrained": self.reference.metrics}
 

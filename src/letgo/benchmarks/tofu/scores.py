@@ -38,7 +38,8 @@ MEMBERSHIP_SCORES = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm")
 def tofu_part(
     model: Any, tokenizer: Any, items: Sequence[Item], form: AnswerForm, *, length: int, gradnorm: bool
 ) -> Work:
-    """All answers to each item's question, in the benchmark's template, and a greedy answer.
+    """All answers to each item's question, in the benchmark's template, and a greedy answer; that one alone
+    where given answers can't be scored.
 
     Args:
         model, tokenizer: the model to be scored.
@@ -67,13 +68,17 @@ def tofu_part(
             trained[item.id] = Query(answer.question, [answer.labelled[: len(answer.labelled) - answer.ended]])
 
     def finish(scored: ScoredQueries, answers: Answers, advance: Advance) -> list[Sample]:
-        written = {index: answer.text.strip() for index, [answer] in zip(prompts, answers, strict=True)}
+        written = {index: given[0].text.strip() for index, given in zip(prompts, answers, strict=True) if given}
         norms: dict[str, float] = {}
         if trained:
             norms = dict(zip(trained, gradient_norms(model, list(trained.values()), advance=advance), strict=True))
         samples = []
         for index, item in enumerate(items):
-            answered = {t: (scored[query][number], answer) for t, (query, number, answer) in positions[index].items()}
+            answered = {
+                t: (scored[query][number], answer)
+                for t, (query, number, answer) in positions[index].items()
+                if scored[query]
+            }
             text = written.get(index, "")
             scores = _membership(item, answered) if membership[index] else _scores(item, answered, text)
             if item.id in norms:
@@ -82,7 +87,16 @@ def tofu_part(
         return samples
 
     asks = [Ask(prompt, length - len(prompt)) for prompt in prompts.values()]
-    return Work(finish, queries, asks, statistics=any(membership), matches=True, steps=len(trained))
+    return Work(
+        finish,
+        queries,
+        asks,
+        statistics=any(membership),
+        matches=True,
+        steps=len(trained),
+        weights=bool(trained),
+        partial=True,
+    )
 
 
 def item_digest(item: Item, form: AnswerForm) -> str:
@@ -109,6 +123,8 @@ def _add_queries(
 
 
 def _scores(item: Item, answered: Mapping[str, tuple[Scores, Answer]], generated: str) -> dict[str, float]:
+    if not answered:
+        return {"rouge": rouge_l_recall(item.row.target, generated)}
     right, answer = answered[item.row.target]
     wrong = [answered[text][0].logps for text in item.wrong]
     scores = {"probability": probability(right.logps)}

@@ -188,17 +188,25 @@ class Tofu(Benchmark):
     def work(self, model: Any, tokenizer: Any, *, limit: int | None = None, template: Template | None = None) -> Work:
         items, texts = limited(self.items, checked_limit(limit)), limited(self.texts, limit)
         form = self.form_for(tokenizer, template)
-        part = tofu_part(model, tokenizer, items, form, length=self.length, gradnorm=self.gradnorm)
+        asked, members = ([item for item in items if (item.task == "membership") == of] for of in (False, True))
+        parts = [
+            tofu_part(model, tokenizer, some, form, length=self.length, gradnorm=self.gradnorm)
+            for some in (asked, members)
+            if some
+        ]
         if self.reference is not None:
             rows = [(item.id, item_digest(item, form)) for item in items if item.set == "forget" and not item.task]
             self.reference.check_rows(rows, "truth_ratio")
-        return joined([part, texts_part(tokenizer, texts)])
+        return joined([*parts, texts_part(tokenizer, texts)])
 
     def metrics_of(self, samples: Sequence[Sample]) -> Metrics:
         """TOFU's metrics: probability, ROUGE and truth ratio of its four sets, model utility, and forget quality where
         the retain model's result is known; extraction strength and exact memorization of the forget set; membership
         AUCs where there is a holdout split."""
         return tofu_metrics(samples, self.reference)
+
+    def compared_with(self) -> ReferenceResult | None:
+        return self.reference
 
     def reference_metrics(self) -> dict[str, Metrics]:
         return {} if self.reference is None else {"retain": self.reference.metrics}

@@ -1,0 +1,148 @@
+"""Attacks on models that are only served: the same judgement as of their weights, of one engine, gone on with after a
+failure; and refused, before anything is asked, where they can't be made."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import letgo
+from letgo.benchmarks.engine.general_text import general_paragraphs
+from letgo.core.errors import UserError, WorldError
+from letgo.models.load import load_model, load_tokenizer
+from letgo.runs.results import read_result
+from letgo.scoring.server.client import Client
+from letgo.scoring.server.probe import probe
+from letgo.scoring.server.served import Served
+from tests.servers import serving
+
+PROMPTS = ["paraphrase", "in_context:seeds=1", "prefill:text=it is"]
+
+
+@pytest.fixture(autouse=True)
+def _little_prose(monkeypatch):
+    """Each general text costs a continuation of forty tokens, a request a text."""
+    few = general_paragraphs(held_out=True)[:2]
+    monkeypatch.setattr("letgo.benchmarks.user_rows.general_paragraphs", lambda held_out: few)
+
+
+@pytest.fixture
+def servers(saved):
+    tokenizer = load_tokenizer(str(saved.original))
+    with (
+        serving(load_model(saved.forms["full"]), tokenizer, name="forgot") as unlearned,
+        serving(load_model(saved.original), tokenizer, name="knew") as original,
+    ):
+        yield unlearned, original
+
+
+@pytest.fixture
+def connected(saved, servers):
+    def connect(*, tokenizer=True, **settings):
+        given = load_tokenizer(str(saved.original)) if tokenizer else None
+        clients = [Client(state.url, **{"pause": 0.001, "tries": 2, **settings}) for state in servers]
+        return [Served(probe(client, None, given), given) for client in clients]
+
+    return connect
+
+
+def test_attacks_by_questions_are_judged_as_on_the_weights(saved, connected, tmp_path):
+    unlearned, original = connected()
+    given = {"benchmark": saved.benchmark, "limit": 4}
+    weights = letgo.attack(saved.forms["full"], PROMPTS, original=str(saved.original), output=tmp_path / "w", **given)
+    served = letgo.attack(unlearned, PROMPTS, original=original, output=tmp_path / "s", **given)
+    for name, metric in weights.after.items():
+        assert served.after[name].value == pytest.approx(metric.value, abs=1e-4), name
+    assert [attack.label for attack in served.attacks] == [attack.label for attack in weights.attacks]
+    for mine, other in zip(weights.attacks, served.attacks, strict=True):
+        assert other.survived == mine.survived
+        assert other.kept is None if mine.kept is None else other.kept == pytest.approx(mine.kept, abs=1e-3)
+    record = read_result(tmp_path / "s").config
+    assert (record["unlearned"], record["model"]) == (str(unlearned), str(original))
+    assert record["engine"] == unlearned.engine
+    assert record["dtype"] is None
+    assert {path.name for path in (tmp_path / "s").iterdir()} >= {"result.json", "samples.jsonl", "README.md"}
+    assert not list((tmp_path / "s").glob("*.partial.jsonl*")), "what was kept for a kill is gone at the end"
+
+
+def test_drawn_answers_are_judged(saved, connected):
+    unlearned, original = connected()
+    result = letgo.attack(unlearned, ["sample:k=2"], benchmark=saved.benchmark, original=original, limit=2)
+    assert result.attacks[0].did["answers"] == 4
+
+
+def test_texts_alone_are_judged_by_rouge(saved, connected, servers):
+    unlearned, original = connected(tokenizer=False)
+    asked = {"benchmark": saved.benchmark, "original": original, "limit": 4}
+    result = letgo.attack(unlearned, ["paraphrase", "prefill:text=it is"], template="plain", **asked)
+    assert set(result.headlines) == {"forget_rouge"}
+    assert result.before["forget_rouge"].value > 0.9 > result.after["forget_rouge"].value
+    assert all("forget_rouge" in attack.metrics for attack in result.attacks)
+    assert "forget_probability" not in result.after
+    for state in servers:
+        state.lacks = {"completions"}
+    unlearned, original = connected(tokenizer=False)
+    with pytest.raises(UserError, match="texts that it continues"):
+        letgo.attack(unlearned, ["prefill"], **asked | {"original": original})
+    result = letgo.attack(unlearned, ["instruct"], template="chat", **asked | {"original": original})
+    assert set(result.headlines) == {"forget_rouge"}
+    assert len(result.attacks[0].ways) == 5
+
+
+def test_a_failure_is_gone_on_with_and_nothing_is_asked_twice(saved, connected, servers, tmp_path):
+    asked = {"benchmark": saved.benchmark, "limit": 2, "output": tmp_path / "out"}
+    unlearned, original = connected(at_once=1)
+    whole = letgo.attack(unlearned, ["paraphrase"], original=original, benchmark=saved.benchmark, limit=2)
+    needed = sum(state.asked["/v1/completions"] for state in servers)
+    for state in servers:
+        state.asked.clear()
+    servers[0].faults = [*[""] * 10, *["500"] * 9]
+    with pytest.raises(WorldError, match="what was finished is kept"):
+        letgo.attack(unlearned, ["paraphrase"], original=original, **asked)
+    servers[0].faults = []
+    again = letgo.attack(unlearned, ["paraphrase"], original=original, **asked)
+    assert again.attacks[0].kept == pytest.approx(whole.attacks[0].kept)
+    # The probes of the first time, and the two tries that failed, are the difference.
+    assert sum(state.asked["/v1/completions"] for state in servers) <= needed + 2
+
+
+def test_what_cannot_be_asked_is_refused_before_anything_is(saved, connected, servers):
+    unlearned, original = connected()
+    asked = {"benchmark": saved.benchmark, "original": original}
+    before = [sum(state.asked.values()) for state in servers]
+    for spec in ("quantize:bits=4", "relearn", "suffix", "membership"):
+        with pytest.raises(UserError, match=r"needs the model's weights\n  attacks that can: in_context"):
+            letgo.attack(unlearned, [spec], **asked)
+    for given in ({"dtype": "float32"}, {"shared_scores": "folder"}):
+        with pytest.raises(UserError, match="is for models in memory"):
+            letgo.attack(unlearned, ["paraphrase"], **asked, **given)
+    with pytest.raises(UserError, match="give --original"):
+        letgo.attack(unlearned, ["paraphrase"], benchmark=saved.benchmark)
+    with pytest.raises(UserError, match="give --benchmark"):
+        letgo.attack(unlearned, ["paraphrase"], original=original)
+    with pytest.raises(UserError, match="as the original"):
+        letgo.attack(unlearned, ["paraphrase"], **asked | {"original": unlearned})
+    with pytest.raises(UserError, match="vllm and torch"):
+        letgo.attack(unlearned, ["paraphrase"], **asked | {"original": str(saved.original)})
+    with pytest.raises(UserError, match="torch and vllm"):
+        letgo.attack(saved.forms["full"], ["paraphrase"], **asked)
+    assert [sum(state.asked.values()) for state in servers] == before
+
+
+def test_the_command(letgo, saved, servers, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    for state in servers:
+        state.wants_key = "sk-very-secret"
+    words = ["attack", "forgot", "--server", servers[0].url, "--original", "knew", "--original-server", servers[1].url]
+    words += ["--tokenizer", saved.original, "--key-env", "MY_KEY", "--benchmark", saved.benchmark, "--limit", 2]
+    code, out, err = letgo(*words, "--attack", "paraphrase", "-o", tmp_path / "out", "-q", "--json")
+    assert code == 0, err
+    assert json.loads(out)["config"]["engine"]["level"] == 1
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    assert b"sk-very-secret" not in written + out.encode() + err.encode()
+    code, _, err = letgo(*words, "--attack", "quantize")
+    assert code == 2
+    assert "needs the model's weights" in err
+    code, _, err = letgo("attack", "x", "--attack", "paraphrase", "--tokenizer", "biographies")
+    assert (code, "--tokenizer is of a server" in err) == (2, True)
