@@ -118,8 +118,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 def make_optimizer(case: str, model: nn.Module) -> torch.optim.Optimizer:
     name, settings = CASES[case]
-    parameters = [p for p in model.parameters() if p.dim() == 2] if name == "muon" else list(model.parameters())
-    optimizer = create_optimizer(name, parameters, **settings)
+    optimizer = create_optimizer(name, model.parameters(), **settings)
     if settings.get("hessian") == "gnb":
         inputs, targets = data()
 

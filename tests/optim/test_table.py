@@ -59,17 +59,7 @@ FROM_GRADIENTS = [name for name in NAMES if OPTIMIZERS.record(name).grade in ("c
 
 
 def make(name: str, params: Any, **settings: Any) -> torch.optim.Optimizer:
-    if name == "muon":
-        params = matrices(params)
     return create_optimizer(name, params, **{**SETTINGS[name], **settings})
-
-
-def matrices(params: Any) -> list[Any]:
-    """Parameters or groups without what Muon refuses."""
-    params = list(params)
-    if params and isinstance(params[0], dict):
-        return [{**group, "params": matrices(group["params"])} for group in params]
-    return [p for p in params if p.dim() == 2]
 
 
 def run(name: str, steps: int, dtype: torch.dtype = torch.float32) -> tuple[TrickyModel, Any, Callable[[], Tensor]]:

@@ -86,6 +86,7 @@ def test_operations_of_a_model_are_its_products(shaped, attention):
         ("sgd", {"momentum": 0.9}, 1, 0, 1),
         ("adamw", {}, 2, 0, 1),
         ("sign_adam", {}, 1, 0, 1),
+        ("muon", {}, 1, 0, 1),
         ("zo_sgd", {"num_directions": 3}, 0, 6, 0),
         ("zo_sgd", {"engine": "batched", "rank": 1, "num_directions": 2}, 0, 4, 0),
         ("ada_zo", {}, 2, 2, 0),
@@ -107,6 +108,14 @@ def test_what_optimizers_cost_is_found_by_trying(name, settings, state, forwards
         assert cost.held >= 2, "copies of the weights, while the loss is evaluated elsewhere"
     if settings.get("engine") == "batched":
         assert cost.at_once == 4
+
+
+def test_muon_keeps_more_of_what_is_no_hidden_matrix(job):
+    model = tiny.make_model(**SHAPE)
+    hidden = sum(p.numel() for name, p in model.named_parameters() if name.endswith("proj.weight"))
+    rest = sum(p.numel() for p in model.parameters()) - hidden
+    train = phase(made(job, optimizer="muon"), "train")
+    assert train.items["optimizer state"] == pytest.approx(4 * hidden + 8 * rest, rel=0.01)
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from letgo.optim.compressed import SignSGD as SignSGD
     from letgo.optim.hybrid import FOZO as FOZO
     from letgo.optim.hybrid import Phases as Phases
+    from letgo.optim.muon import Muon as Muon
     from letgo.optim.quantized import Compressed as Compressed
     from letgo.optim.replay_log import ReplayLog as ReplayLog
     from letgo.optim.replay_log import replay as replay
@@ -48,6 +49,7 @@ _PUBLIC = {
     "ClosureOptimizer": "base",
     "Compressed": "quantized",
     "FOZO": "hybrid",
+    "Muon": "muon",
     "RandomizedSmoothing": "smoothing",
     "ReplayLog": "replay_log",
     "SAM": "smoothing",

@@ -75,7 +75,9 @@ class OptimizerProtocol:
         return n
 
     def attach(self, model: Any) -> None:
-        """Take the model whose parameters are stepped; the optimizers here need the parameters alone."""
+        """Take the model whose parameters are stepped, where more than the parameters matters, here or inside."""
+        for inner in self.children():
+            adapt(inner).attach(model)
 
     def use_labels(self, hessian_closure: HessianClosure) -> None:
         """Take a function of a generator that returns the mean cross-entropy of labels drawn from the model, and their

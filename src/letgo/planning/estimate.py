@@ -19,6 +19,7 @@ from letgo.models.load import DTYPES, best_device, load_tokenizer, model_config
 from letgo.models.running import key_value_bytes, most_generation_budget, scoring_budget
 from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
+from letgo.optim.muon import vocabulary_modules
 from letgo.planning.machine import Speed, layers_speed, product_speed
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
 from letgo.planning.report import Phase
@@ -213,7 +214,10 @@ class Planned:
 
     @functools.cached_property
     def cost(self) -> OptimizerCost:
-        return optimizer_cost(self.args.optimizer, optimizer_settings(self.args), self.trained[0].dtype)
+        words = {id(p) for module in vocabulary_modules(self.model) for p in module.parameters()}
+        no_matrices = sum(p.nbytes for p in self.trained if p.dim() != 2 or id(p) in words) / self.trained_bytes
+        settings = optimizer_settings(self.args)
+        return optimizer_cost(self.args.optimizer, settings, self.trained[0].dtype, no_matrices=no_matrices)
 
     def training(self, objective: Objective) -> RunWork:
         """What a trainer does with an objective and an optimizer."""

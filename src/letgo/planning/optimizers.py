@@ -39,16 +39,23 @@ class OptimizerCost:
     """Most evaluations that run as one batch."""
 
 
-def optimizer_cost(name: str, settings: Mapping[str, Any], dtype: torch.dtype) -> OptimizerCost:
-    """Raises a `UserError` for settings that the optimizer has not."""
+def optimizer_cost(
+    name: str, settings: Mapping[str, Any], dtype: torch.dtype, *, no_matrices: float = 0.0
+) -> OptimizerCost:
+    """What it costs where `no_matrices` of the trained bytes are of embeddings, output heads and vectors, of which some
+    optimizers keep another state than of matrices.
+
+    Raises a `UserError` for settings that the optimizer has not.
+    """
     known = settings_of(OPTIMIZERS.load(name))
     # Averages of weights begin at once here: at the end of a run they are there in any case.
     soon: dict[str, Any] = {key: 1 for key in ("start", "every") if key in known}
     few, many = (_try(name, {**settings, **soon}, dtype, count) for count in (4, 8))
+    vector = _try(name, {**settings, **soon}, dtype, 1, shape=(_SIDE * _SIDE,)) if no_matrices else {"state": 0.0}
     # What grows with the number of tensors is a multiple of all; the rest is a multiple of one.
     slope = max(0.0, (many["step"] - few["step"]) / 4)
     return OptimizerCost(
-        state=many["state"] / 8,
+        state=(1 - no_matrices) * many["state"] / 8 + no_matrices * vector["state"],
         held=many["held"] / 8,
         step=slope,
         largest=max(0.0, few["step"] - 4 * slope),
@@ -58,10 +65,11 @@ def optimizer_cost(name: str, settings: Mapping[str, Any], dtype: torch.dtype) -
     )
 
 
-def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int) -> dict[str, float]:
-    """Steps on `count` matrices: bytes in multiples of one of them."""
+def _try(
+    name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int, *, shape: tuple[int, ...] = (_SIDE, _SIDE)
+) -> dict[str, float]:
+    """Steps on `count` tensors of a shape: bytes in multiples of one of them."""
     generator = torch.Generator().manual_seed(0)
-    shape = (_SIDE, _SIDE)
     parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for _ in range(count)]
     unit = parameters[0].nbytes
     optimizer = create_optimizer(name, parameters, **settings)
@@ -113,4 +121,4 @@ def _try(name: str, settings: Mapping[str, Any], dtype: torch.dtype, count: int)
 
 def _loss(parameters: list[torch.nn.Parameter]) -> Tensor:
     """Anything that reads every parameter and keeps next to nothing."""
-    return torch.stack([parameter[:1, :1].float().square().sum() for parameter in parameters]).sum()
+    return torch.stack([parameter.flatten()[:1].float().square().sum() for parameter in parameters]).sum()
