@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from letgo.optim.hybrid import Phases as Phases
     from letgo.optim.muon import Muon as Muon
     from letgo.optim.quantized import Compressed as Compressed
+    from letgo.optim.random_walk import RandomWalk as RandomWalk
     from letgo.optim.replay_log import ReplayLog as ReplayLog
     from letgo.optim.replay_log import replay as replay
     from letgo.optim.second_order import Sophia as Sophia
@@ -50,6 +51,7 @@ _PUBLIC = {
     "Compressed": "quantized",
     "FOZO": "hybrid",
     "Muon": "muon",
+    "RandomWalk": "random_walk",
     "RandomizedSmoothing": "smoothing",
     "ReplayLog": "replay_log",
     "SAM": "smoothing",

@@ -13,6 +13,7 @@ steps without a closure, from `.grad`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -130,12 +131,13 @@ class ClosureOptimizer(OptimizerProtocol, torch.optim.Optimizer):
         kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_") and k != "step"}
         return {**kept, **super().__getstate__()}
 
-    def _loss_with_grad(self, closure: Closure | None) -> Any:
-        """Run a closure with gradients enabled and note its loss; None without a closure."""
+    def _loss_with_grad(self, closure: Closure | None, part: str | None = None) -> Any:
+        """Run a closure with gradients enabled, for the whole loss or a term of it, and note the loss; None without a
+        closure."""
         if closure is None:
             return None
         with torch.enable_grad():
-            loss = closure()
+            loss = closure() if part is None else closure(part=part)  # type: ignore[call-arg]
         self.last_losses = [] if loss is None else [as_float(loss)]
         return loss
 
@@ -209,6 +211,19 @@ def check_number(name: str, value: float, *, low: float = 0.0, high: float = mat
     if not (low < value < high if open_low else low <= value < high):
         sign, rest = (">" if open_low else ">="), (f" and < {high}" if high < math.inf else " and finite")
         raise ValueError(f"{name} must be {sign} {low}{rest}, not {value}")
+
+
+def check_betas(name: str, betas: Iterable[float]) -> None:
+    """Raise a ValueError unless every beta is >= 0 and < 1."""
+    for i, beta in enumerate(betas):
+        check_number(f"{name}[{i}]", beta, high=1.0)
+
+
+def check_takes_part(closure: Closure, who: str) -> None:
+    """Raise a ValueError unless a closure can be asked for a term of the loss."""
+    parameters = inspect.signature(closure).parameters.values()
+    if not any(p.name == "part" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        raise ValueError(f"{who} needs a closure that can be called with part='forget' and part='retain'")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_choice, check_number, state_like
+from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_betas, check_choice, check_number, state_like
 from letgo.optim.engine.adam import adamw_step
 from letgo.optim.engine.shards import gathered, local, piece_of
 
@@ -87,8 +87,7 @@ class Muon(ClosureOptimizer):
         check_number("ns_steps", ns_steps, low=1, high=100)
         check_choice("adjust_lr_fn", adjust_lr_fn, (None, "original", "match_rms_adamw"))
         check_number("adamw_rate", 1.0 if adamw_rate is None else adamw_rate)
-        for i, beta in enumerate(betas):
-            check_number(f"betas[{i}]", beta, high=1.0)
+        check_betas("betas", betas)
         if len(ns_coefficients) != 3:
             raise ValueError(f"ns_coefficients must be three numbers, not {len(ns_coefficients)}")
         defaults = {

@@ -114,6 +114,18 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             state="0 (rank / columns for the projections)",
         ),
         OptimizerRecord(
+            name="random_walk",
+            aliases=("placebo",),
+            target="letgo.optim.random_walk:RandomWalk",
+            summary="a zeroth-order optimizer that is told nothing of the loss: a placebo",
+            source="letgo: the control of zeroth-order phases",
+            faithfulness="ours",
+            grade="zeroth",
+            forwards="1, to report the loss",
+            backwards="0",
+            state="that of the base",
+        ),
+        OptimizerRecord(
             name="sign_sgd",
             aliases=("signsgd",),
             target="letgo.optim.compressed:SignSGD",

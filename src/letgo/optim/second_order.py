@@ -17,6 +17,7 @@ from letgo.optim.base import (
     ClosureOptimizer,
     HessianClosure,
     ParamsT,
+    check_betas,
     check_choice,
     check_number,
     parameters_of,
@@ -97,8 +98,7 @@ class Sophia(ClosureOptimizer):
         seed: Seed = 0,
     ) -> None:
         check_number("lr", lr)
-        for i, beta in enumerate(betas):
-            check_number(f"betas[{i}]", beta, high=1.0)
+        check_betas("betas", betas)
         check_number("rho", rho)
         check_number("eps", eps, open_low=True)
         check_number("weight_decay", weight_decay)

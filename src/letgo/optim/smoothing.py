@@ -14,7 +14,6 @@ that the closure takes an argument:
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,16 @@ import torch
 from torch import Tensor
 
 from letgo.core.values import Seed
-from letgo.optim.base import Closure, ParamsT, adapt, as_float, check_choice, check_number, parameters_of
+from letgo.optim.base import (
+    Closure,
+    ParamsT,
+    adapt,
+    as_float,
+    check_choice,
+    check_number,
+    check_takes_part,
+    parameters_of,
+)
 from letgo.optim.engine.inner import Wrapper
 from letgo.optim.engine.noise import Direction, noise_dtype
 from letgo.optim.engine.shards import gathering_anew, local, piece_of, summed
@@ -66,8 +74,8 @@ class GradientSmoothing(Wrapper):
         """
         if closure is None:
             raise ValueError(f"{type(self).__name__} evaluates the loss more than once: step(closure) needs a closure")
-        if self.on == "forget" and not _takes_part(closure):
-            raise ValueError("on='forget' needs a closure that can be called with part='forget' and part='retain'")
+        if self.on == "forget":
+            check_takes_part(closure, "on='forget'")
         parameters = [p for p in parameters_of(self) if p.requires_grad]
         self.last_losses = []
         loss, gradients = self.smoothed(closure, parameters)
@@ -266,8 +274,3 @@ def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return second if first is None else first
     return first + second
-
-
-def _takes_part(closure: Any) -> bool:
-    parameters = inspect.signature(closure).parameters.values()
-    return any(p.name == "part" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -165,6 +165,8 @@ class ZerothOrder(ClosureOptimizer):
         self.nonfinite = nonfinite
         self.steps_taken = 0
         self.on_step: Callable[[list[float], list[float]], None] | None = None
+        self.blind = False
+        """Whether every c_i is 1, whatever the losses: `random_walk`'s placebo. One loss is evaluated, to report it."""
         self.ranks = Ranks()
         self._mu = mu
         self.rank = int(rank)
@@ -212,7 +214,7 @@ class ZerothOrder(ClosureOptimizer):
         self._mu = _representable(self.mu, parameters)
         with rank_loss_named():
             directions = self.directions(parameters)
-            losses, like = self._evaluate(closure, directions, parameters)
+            losses, like = self._evaluate(closure, [] if self.blind else directions, parameters)
         finite = all(map(math.isfinite, losses))
         mean = like.new_tensor(math.fsum(losses) / len(losses) if finite else math.nan)
         if not finite and self.nonfinite == "raise":
@@ -220,7 +222,7 @@ class ZerothOrder(ClosureOptimizer):
                 f"{type(self).__name__}, step {self.steps_taken}: the losses at the perturbed weights are {losses}; "
                 f"the weights are as before the step. A smaller mu or lr may help, or nonfinite='skip'"
             )
-        coefficients = self._coefficients(losses) if finite else []
+        coefficients = self._coefficients(losses, len(directions)) if finite else []
         if self.on_step is not None:
             self.on_step([float(group["lr"]) for group in self.param_groups], coefficients)
         if finite:
@@ -244,12 +246,13 @@ class ZerothOrder(ClosureOptimizer):
     def _evaluate(
         self, closure: Closure, directions: list[Direction], parameters: list[Tensor]
     ) -> tuple[list[float], Tensor]:
-        """All losses of a step, averaged over the ranks, and a tensor like the closure's loss."""
+        """All losses of a step, averaged over the ranks, and a tensor like the closure's loss. Without directions: the
+        loss at the weights."""
         trainable = [i for i, p in enumerate(parameters) if p.requires_grad]
         draws = SharedDraws(parameters)
         alphas = (self._mu, -self._mu) if self.difference == "central" else (self._mu,)
         shifts = [(direction, alpha) for direction in directions for alpha in alphas]
-        unmoved = int(self.difference == "forward")
+        unmoved = int(self.difference == "forward" or not directions)
         assigned = self.ranks.assigned(unmoved + len(shifts))
         losses: list[Any] = []
         if unmoved and 0 in assigned:
@@ -267,7 +270,7 @@ class ZerothOrder(ClosureOptimizer):
         like = first.detach() if isinstance(first, Tensor) else torch.tensor(first, device=parameters[0].device)
         evaluated = [as_float(loss) for loss in losses]
         self.last_losses = self.ranks.joined(evaluated, unmoved + len(shifts), like.device)
-        self.ranks.note_gathers(directions[0].pieces, len(assigned))
+        self.ranks.note_gathers(list(map(piece_of, parameters)), len(assigned))
         self.ranks.bytes_exchanged += sum(direction.sent for direction in directions)
         return self.last_losses, like
 
@@ -283,7 +286,9 @@ class ZerothOrder(ClosureOptimizer):
                 "all of them, at the same direction. Share the data (share='data'), or take replicas (DDP)"
             )
 
-    def _coefficients(self, losses: Sequence[float]) -> list[float]:
+    def _coefficients(self, losses: Sequence[float], directions: int) -> list[float]:
+        if self.blind:
+            return [1.0] * directions
         if self.difference == "forward":
             return [(loss - losses[0]) / self._mu for loss in losses[1:]]
         return [(up - down) / (2 * self._mu) for up, down in zip(losses[::2], losses[1::2], strict=True)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from letgo.core.values import Seed
-from letgo.optim.base import ParamsT, check_number, state_like
+from letgo.optim.base import ParamsT, check_betas, check_number, state_like
 from letgo.optim.engine.noise import NoiseKind
 from letgo.optim.engine.shards import local
 from letgo.optim.zeroth_order import Difference, EngineKind, Estimate, ZerothOrder
@@ -54,8 +54,7 @@ class AdaZO(ZerothOrder):
         rank: int = 0,
         evaluations_at_once: int | None = None,
     ) -> None:
-        for i, beta in enumerate(betas):
-            check_number(f"betas[{i}]", beta, high=1.0)
+        check_betas("betas", betas)
         check_number("eps", eps)
         super().__init__(
             params,
@@ -137,8 +136,7 @@ class ZOAdam(ZerothOrder):
         rank: int = 0,
         evaluations_at_once: int | None = None,
     ) -> None:
-        for i, beta in enumerate(betas):
-            check_number(f"betas[{i}]", beta, high=1.0)
+        check_betas("betas", betas)
         check_number("eps", eps)
         super().__init__(
             params,
