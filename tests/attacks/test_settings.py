@@ -50,6 +50,7 @@ OUT_OF_RANGE = [
     (relearn, {"data": "nowhere.jsonl"}, "no such file"),
     (relearn, {"optimizer": "sgd:momentun=0.9"}, "did you mean 'momentum'"),
     (relearn, {"optimizer": "sgd:lr=0.1"}, "give learning_rate=0.1 beside the optimizer"),
+    (relearn, {"optimizer": "dual_optim"}, "the attacker has one loss"),
     (relearn, {"learning_rate": 0.0}, "learning_rate must be a number above 0"),
     (relearn, {"learning_rate": float("nan")}, "learning_rate must be a number above 0"),
     (prune, {"sparsity": 0.0}, "above 0"),

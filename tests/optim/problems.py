@@ -59,9 +59,9 @@ def make_problem(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tri
 
 
 def closure_of(optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The one closure of every grade."""
+    """The one closure of every grade; each term of the loss is all of it."""
 
-    def closure() -> Tensor:
+    def closure(part: str | None = None) -> Tensor:
         optimizer.zero_grad()
         loss = loss_of()
         if loss.requires_grad:

@@ -55,6 +55,8 @@ CASES: dict[str, Case] = {
     "adamw_8bit": ("adamw_8bit", {"lr": 6e-4}),
     "sgd": ("sgd", {"lr": 5e-4, "momentum": 0.9}),
     "adamw": ("adamw", {"lr": 6e-4}),
+    "dual_optim": ("dual_optim", {"lr": 6e-4, "retain_steps": 2}),
+    "dual_optim_plus": ("dual_optim_plus", {"lr": 3e-4, "retain_steps": 2}),
     "muon": ("muon", {"lr": 0.02}),
     "sophia": ("sophia", {"lr": 3e-3}),
     "sophia gnb": ("sophia", {"lr": 3e-4, "hessian": "gnb", "hessian_every": 2, "batch_size": 24}),
@@ -135,7 +137,7 @@ def make_optimizer(case: str, model: nn.Module) -> torch.optim.Optimizer:
 def closure_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
     inputs, targets = data()
 
-    def closure() -> Tensor:
+    def closure(part: str | None = None) -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten())
         if loss.requires_grad:

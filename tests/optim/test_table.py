@@ -36,6 +36,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.5},
     "adamw": {"lr": 0.02},
     "muon": {"lr": 0.02},
+    "dual_optim": {"lr": 0.02, "retain_steps": 2},
+    "dual_optim_plus": {"lr": 0.02, "retain_steps": 2},
     "sophia": {"lr": 0.03},
     "sam": {"lr": 0.02, "rho": 0.05},
     "randomized_smoothing": {"lr": 0.02, "sigma": 0.01},
@@ -57,7 +59,12 @@ EXACT = [name for name in NAMES if name != "adamw_8bit"]
 OURS = [name for name in NAMES if OPTIMIZERS.record(name).faithfulness != "library"]
 ZEROTH = [name for name in NAMES if OPTIMIZERS.record(name).grade == "zeroth"]
 DESCENDING = [name for name in NAMES if name != "random_walk"]
-FROM_GRADIENTS = [name for name in NAMES if OPTIMIZERS.record(name).grade in ("compressed", "first", "second")]
+# Optimizers that evaluate the loss themselves, or a term of it.
+WITH_CLOSURES = [*ZEROTH, "sam", "randomized_smoothing", "straight_through", "dual_optim", "dual_optim_plus"]
+GRADIENT_GRADES = ("compressed", "first", "second")
+FROM_GRADIENTS = [
+    name for name in NAMES if OPTIMIZERS.record(name).grade in GRADIENT_GRADES and name not in WITH_CLOSURES
+]
 
 
 def make(name: str, params: Any, **settings: Any) -> torch.optim.Optimizer:
@@ -169,7 +176,7 @@ def test_ours_obey_the_interface(name: str) -> None:
     assert isinstance(optimizer, ClosureOptimizer)
     assert optimizer.fit_total_steps(7) >= 7
     assert optimizer.phase == ("zeroth_order" if name in ZEROTH else "first_order")
-    assert optimizer.needs_closure == (name in ZEROTH or name in ("sam", "randomized_smoothing", "straight_through"))
+    assert optimizer.needs_closure == (name in WITH_CLOSURES)
     loss = optimizer.step(closure_of(optimizer, loss_of))
     assert float(loss.detach()) == pytest.approx(float(make_problem()[1]().detach()), rel=2e-2)
     assert optimizer.last_losses
@@ -198,7 +205,9 @@ def test_one_batch_of_eight_is_eight_batches_of_one(name: str) -> None:
             model.bias.fill_(0.1)
         optimizer = make(name, model.parameters())
 
-        def closure(model: nn.Linear = model, optimizer: Any = optimizer, size: int = size) -> Tensor:
+        def closure(
+            part: str | None = None, model: nn.Linear = model, optimizer: Any = optimizer, size: int = size
+        ) -> Tensor:
             optimizer.zero_grad()
             total = torch.zeros((), dtype=torch.float64)
             for i in range(0, 8, size):

@@ -69,6 +69,12 @@ def test_a_run_leaves_everything_the_contract_names(job, tmp_path):
     assert [row["step"] for row in read_json_lines(run.directory / "history.jsonl")] == list(range(1, 7))
 
 
+@pytest.mark.parametrize("optimizer", ["dual_optim", "sam:on=forget"])
+def test_an_optimizer_that_takes_the_terms_apart_needs_two(job, optimizer):
+    with pytest.raises(UserError, match="has no retain term here: name a retain_loss"):
+        letgo.unlearn(**job | {"objective": "ga", "optimizer": optimizer})
+
+
 def test_the_saved_config_runs_again_to_the_same_bits(job, tmp_path):
     first = letgo.unlearn(**job)
     settings = yaml.safe_load((first.directory / "config.yaml").read_text()) | {"output_dir": str(tmp_path / "again")}

@@ -26,6 +26,7 @@ from letgo.models.load import context_length, disable_dropout
 from letgo.objectives.likelihood import process_share
 from letgo.objectives.retain import cross_entropy
 from letgo.optim import create_optimizer
+from letgo.optim.base import adapt
 from letgo.optim.drive import Drive, sampled_labels_loss
 
 EXPORTED_RANK = 8
@@ -89,7 +90,11 @@ def relearn(
     if steps is not None and epochs is not None:
         raise UserError("relearn: give either steps or epochs, not both")
     name, optimizer_settings = _optimizer_of(optimizer)
-    create_optimizer(name, [torch.nn.Parameter(torch.zeros(2, 2))], lr=learning_rate or 1e-5, **optimizer_settings)
+    trial = create_optimizer(
+        name, [torch.nn.Parameter(torch.zeros(2, 2))], lr=learning_rate or 1e-5, **optimizer_settings
+    )
+    if adapt(trial).asks_for_terms:
+        raise UserError(f"relearn: optimizer {name} takes a forget and a retain term apart; the attacker has one loss")
     if holdout is None:
         holdout = 0.5 if data == "forget" else 0.0
     generator = torch.Generator().manual_seed(seed)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from letgo.optim.base import ClosureOptimizer as ClosureOptimizer
     from letgo.optim.compressed import SignAdam as SignAdam
     from letgo.optim.compressed import SignSGD as SignSGD
+    from letgo.optim.dual import DualOptim as DualOptim
+    from letgo.optim.dual import DualOptimPlus as DualOptimPlus
     from letgo.optim.hybrid import FOZO as FOZO
     from letgo.optim.hybrid import Phases as Phases
     from letgo.optim.muon import Muon as Muon
@@ -49,6 +51,8 @@ _PUBLIC = {
     "AdaZO": "zeroth_order_adaptive",
     "ClosureOptimizer": "base",
     "Compressed": "quantized",
+    "DualOptim": "dual",
+    "DualOptimPlus": "dual",
     "FOZO": "hybrid",
     "Muon": "muon",
     "RandomWalk": "random_walk",

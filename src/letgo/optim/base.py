@@ -35,6 +35,7 @@ class OptimizerProtocol:
     `phase`           "first_order" or "zeroth_order": how the next step runs it.
     `at_work`         the optimizer that runs the closure of the next step: this one, or one inside it.
     `combines`        whether a step makes its gradient from the gradients of several closures.
+    `asks_for_terms`  whether it calls closures for the terms of the loss: `closure(part="forget")`, `"retain"`.
     `children`        the optimizers that it hands its steps to.
     `last_losses`     the losses that the last step evaluated, in order.
     `costly_every`    every so many steps one costs more than the others.
@@ -63,6 +64,10 @@ class OptimizerProtocol:
     @property
     def at_work(self) -> OptimizerProtocol:
         return self
+
+    @property
+    def asks_for_terms(self) -> bool:
+        return any(adapt(inner).asks_for_terms for inner in self.children())
 
     @property
     def costly_every(self) -> int:

@@ -21,10 +21,10 @@ class RandomWalk(Wrapper):
             draw v_1 .. v_q as Z does
             step of Z with the estimate  (1/q) sum_i v_i
 
-    With `base="zo_sgd"` and q = 1 that is x - lr v: every weight moves by lr, as root mean square, in a direction of its
-    own each step. A base whose step does not grow with the loss differences (`ada_zo`, `zo_adam`, `zo_sign_sgd`,
-    `zo_muon`) walks as far, at the same settings, as it would go when it descends. So what such a phase of a hybrid does
-    beyond moving the weights is seen by comparing it with this one in its place: `fozo` with `zo="random_walk"`,
+    With `base="zo_sgd"` and q = 1 that is x - lr v: every weight moves by lr (root mean square), each step in a new
+    direction. A base whose step does not grow with the loss differences (`ada_zo`, `zo_adam`, `zo_sign_sgd`, `zo_muon`)
+    walks as far as it goes when it descends, at the same settings. So what a hybrid's zeroth-order phase does beyond
+    moving the weights is seen with this one in its place: `fozo` with `zo="random_walk"`,
     `zo_options={"base": "ada_zo"}` and the same `zo_lr`. `zo_sgd`'s own steps are lr |c| long: take that for lr.
 
     Source: ours, a control of zeroth-order phases.

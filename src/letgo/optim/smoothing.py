@@ -64,6 +64,10 @@ class GradientSmoothing(Wrapper):
     def needs_closure(self) -> bool:
         return True
 
+    @property
+    def asks_for_terms(self) -> bool:
+        return self.on == "forget"
+
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:
         """Take one step; returns the loss (the sum of its terms) where the weights are or, if it is never evaluated

@@ -53,8 +53,12 @@ def check_parts(args: UnlearnConfig) -> None:
     Raises:
         UserError: an unknown name, or a setting that it has not or that is out of range.
     """
-    objective_of(args)
-    optimizer = trial_optimizer(args)
+    objective, optimizer = objective_of(args), trial_optimizer(args)
+    if objective is not None and not objective.needs_retain and adapt(optimizer).asks_for_terms:
+        raise UserError(
+            f"optimizer {args.optimizer} takes the forget and the retain term apart, and objective {args.objective} "
+            "has no retain term here: name a retain_loss (letgo list retain-losses), or an objective that has one"
+        )
     kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
     try:
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(kwargs))

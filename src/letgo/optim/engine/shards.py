@@ -238,14 +238,14 @@ def _cut(value: Any, parameters: list[Tensor]) -> Any:
         return value
     if "state" not in value or "param_groups" not in value:
         return {key: _cut(entry, parameters) for key, entry in value.items()}
-    cut: dict[int, dict[str, Any]] = {}
-    for number, entries in value["state"].items():
-        like = parameters[number]
-        cut[number] = {
-            key: cut_like(entry, like) if _is_whole(entry, like) else entry  #
-            for key, entry in entries.items()
-        }
+    cut = {number: _cut_entry(entries, parameters[number]) for number, entries in value["state"].items()}
     return {**{key: _cut(entry, parameters) for key, entry in value.items() if key != "state"}, "state": cut}
+
+
+def _cut_entry(entry: Any, like: Tensor) -> Any:
+    if isinstance(entry, dict):
+        return {key: _cut_entry(inner, like) for key, inner in entry.items()}
+    return cut_like(entry, like) if _is_whole(entry, like) else entry
 
 
 def _is_whole(value: Any, like: Tensor) -> bool:
