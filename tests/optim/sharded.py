@@ -65,6 +65,9 @@ CASES: dict[str, Case] = {
     "straight_through": ("straight_through", {"lr": 2e-4, "alpha": 0.5, "on": "loss"}),
     "randomized_smoothing": ("randomized_smoothing", {"lr": 6e-4, "sigma": 0.01}),
     "weight_averaging": ("weight_averaging", {"lr": 6e-4, "start": 2, "every": 2}),
+    "sure": ("sure", {"lr": 6e-4, "keep": 0.5}),
+    "bin_floor": ("bin_floor", {"lr": 6e-4, "keep": 0.2, "group_size": 4}),
+    "bin_floor nf4": ("bin_floor", {"lr": 6e-4, "keep": 0.2, "grid": "nf4"}),
     "fozo": ("fozo", {"lr": 6e-4, "zo_lr": 6e-5, "fo_steps": 2, "zo_steps": 1, "num_directions": 2}),
     "batched": ("zo_sgd", {"lr": 3e-4, "rank": 1, "engine": "batched"}),
 }

@@ -33,6 +33,7 @@ from tests import warm
 NAMES = [case for case in sharded.CASES if sharded.installed(case)]
 REFUSED = {
     "adamw_8bit": "UserError: the parameters are sharded over the ranks (FSDP2). optimizer 'adamw_8bit': ",
+    "sure": "UserError: the parameters are sharded over the ranks (FSDP2). optimizer 'sure': ",
     "batched": "ValueError: engine='batched' runs all evaluations as one pass over whole weights",
     "sophia hutchinson": "ValueError: hessian='hutchinson' differentiates gradients once more",
 }

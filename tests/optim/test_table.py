@@ -43,6 +43,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "randomized_smoothing": {"lr": 0.02, "sigma": 0.01},
     "straight_through": {"lr": 0.02, "alpha": 0.5, "ramp": 3, "on": "loss"},
     "weight_averaging": {"lr": 0.02, "start": 3, "every": 2},
+    "sure": {"lr": 0.02, "keep": 0.5},
+    "bin_floor": {"lr": 0.02, "keep": 0.1},
     "fozo": {"lr": 0.02, "zo_lr": 0.002, "fo_steps": 3, "zo_steps": 2, "num_directions": 4},
 }
 
@@ -60,7 +62,7 @@ OURS = [name for name in NAMES if OPTIMIZERS.record(name).faithfulness != "libra
 ZEROTH = [name for name in NAMES if OPTIMIZERS.record(name).grade == "zeroth"]
 DESCENDING = [name for name in NAMES if name != "random_walk"]
 # Optimizers that evaluate the loss themselves, or a term of it.
-WITH_CLOSURES = [*ZEROTH, "sam", "randomized_smoothing", "straight_through", "dual_optim", "dual_optim_plus"]
+WITH_CLOSURES = [*ZEROTH, "sam", "randomized_smoothing", "straight_through", "dual_optim", "dual_optim_plus", "sure"]
 GRADIENT_GRADES = ("compressed", "first", "second")
 FROM_GRADIENTS = [
     name for name in NAMES if OPTIMIZERS.record(name).grade in GRADIENT_GRADES and name not in WITH_CLOSURES

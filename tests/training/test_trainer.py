@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from letgo.benchmarks.user_rows import user_rows
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.data import ForgetRetainDataset, encode_rows, read_rows
-from letgo.models.load import freeze_all_but, weights_fingerprint
+from letgo.models.load import weights_fingerprint
 from letgo.objectives import OBJECTIVES as OBJECTIVE_CATALOG
 from letgo.optim import OPTIMIZERS as OPTIMIZER_CATALOG
 from letgo.training.checkpoints import COMPLETE, last_checkpoint
@@ -239,7 +239,6 @@ def test_reference_log_probabilities_equal_the_models_own(tmp_path, tokenizer):
 
 
 EVERY = {
-    "muon": {"trainable": "mlp"},
     "compressed": {"optimizer_args": {"base": "adamw", "bits": 4}},
     "sophia": {"optimizer_args": {"hessian": "gnb", "hessian_every": 2}},
     "sam": {"optimizer_args": {"base": "adamw", "on": "forget"}},
@@ -257,8 +256,6 @@ def test_every_optimizer_of_the_catalog_trains(tmp_path, tokenizer, name):
         settings = {}
     settings = {"optimizer_args": {}, "learning_rate": 1e-3, "max_steps": 6} | settings
     model = tiny.make_model()
-    if settings.pop("trainable", None):
-        freeze_all_but(model, r"mlp\.\w+\.weight|proj\.weight")
     start = weights_fingerprint(model)
     trainer = make_trainer(tmp_path, tokenizer, model=model, optimizer=name, **settings)
     trainer.train()

@@ -14,14 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from letgo.optim.engine.rounding import Codebook, EvenLevels, Levels, blocks_of, flat_blocks, unblocked
+from letgo.optim.engine.rounding import NF4, Codebook, EvenLevels, Levels, blocks_of, flat_blocks, unblocked
 
-NF4 = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
-    *(-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-)
-"""QLoRA's NormalFloat levels (arXiv 2305.14314, appendix E)."""
 FP4 = (-12.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 """E2M1 of the microscaling formats, doubled."""
 CLOSE = 0.2

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from letgo.core.errors import UserError
 from letgo.core.values import Rounding
-from letgo.models.own_grid import NF4, OwnLevels, e4m3, own_levels
+from letgo.models.own_grid import OwnLevels, e4m3, own_levels
 from letgo.models.weights import Weights
-from letgo.optim.engine.rounding import Codebook, EvenLevels, Levels, flat_blocks, make_grid, rounded
+from letgo.optim.engine.rounding import NF4, Codebook, EvenLevels, Levels, flat_blocks, make_grid, rounded
 
 _NF4_BLOCK = 64
 _GROUPS = (128, 64, 32)

@@ -25,6 +25,7 @@ from letgo.optim.registry import OPTIMIZERS, OptimizerRecord, create_optimizer, 
 if TYPE_CHECKING:
     from letgo.optim.averaging import WeightAveraging as WeightAveraging
     from letgo.optim.base import ClosureOptimizer as ClosureOptimizer
+    from letgo.optim.bin_floor import BinFloor as BinFloor
     from letgo.optim.compressed import SignAdam as SignAdam
     from letgo.optim.compressed import SignSGD as SignSGD
     from letgo.optim.dual import DualOptim as DualOptim
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from letgo.optim.smoothing import SAM as SAM
     from letgo.optim.smoothing import RandomizedSmoothing as RandomizedSmoothing
     from letgo.optim.straight_through import StraightThrough as StraightThrough
+    from letgo.optim.sure import Sure as Sure
     from letgo.optim.zeroth_order import ZOSGD as ZOSGD
     from letgo.optim.zeroth_order_adaptive import AdaZO as AdaZO
     from letgo.optim.zeroth_order_adaptive import ZOAdam as ZOAdam
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "AdaZO": "zeroth_order_adaptive",
+    "BinFloor": "bin_floor",
     "ClosureOptimizer": "base",
     "Compressed": "quantized",
     "DualOptim": "dual",
@@ -64,6 +67,7 @@ _PUBLIC = {
     "SignAdam": "compressed",
     "SignSGD": "compressed",
     "Sophia": "second_order",
+    "Sure": "sure",
     "WeightAveraging": "averaging",
     "ZOAdam": "zeroth_order_adaptive",
     "ZOMuon": "zeroth_order_subspace",

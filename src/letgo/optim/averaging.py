@@ -9,22 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from letgo.optim.base import (
-    Closure,
-    OptimizerProtocol,
-    ParamsT,
-    adapt,
-    as_float,
-    check_choice,
-    check_number,
-    parameters_of,
-)
-from letgo.optim.engine.inner import Wrapper
+from letgo.optim.base import Closure, ParamsT, check_choice, check_number, trained_parameters
+from letgo.optim.engine.inner import PassingWrapper
 from letgo.optim.engine.shards import cut_like, forget_gathered, is_distributed, local
 from letgo.optim.smoothing import weights_at
 
 
-class WeightAveraging(Wrapper):
+class WeightAveraging(PassingWrapper):
     r"""Any optimizer, and an average of the weights that it passes through.
 
     .. code-block:: text
@@ -79,25 +70,9 @@ class WeightAveraging(Wrapper):
         self.count = 0
         self.averages: list[Tensor] = []
 
-    @property
-    def needs_closure(self) -> bool:
-        return adapt(self.base).needs_closure
-
-    @property
-    def phase(self) -> str:
-        return adapt(self.base).phase
-
-    @property
-    def at_work(self) -> OptimizerProtocol:
-        return adapt(self.base).at_work
-
-    def fit_total_steps(self, n: int) -> int:
-        return adapt(self.base).fit_total_steps(n)
-
     def step(self, closure: Closure | None = None) -> Any:
         """One step of the base, whose `step` says what it needs and returns; then the average, if it is time."""
-        loss = self.step_base() if closure is None else self.step_base(closure)
-        self.last_losses = adapt(self.base).last_losses or ([] if loss is None else [as_float(loss)])
+        loss = super().step(closure)
         self.steps_taken += 1
         if self.steps_taken >= self.start and (self.steps_taken - self.start) % self.every == 0:
             self._average()
@@ -106,7 +81,7 @@ class WeightAveraging(Wrapper):
     @torch.no_grad()
     def _average(self) -> None:
         self.count += 1
-        weights = [p.detach().to(torch.promote_types(p.dtype, torch.float32)) for p in self._trained()]
+        weights = [p.detach().to(torch.promote_types(p.dtype, torch.float32)) for p in trained_parameters(self)]
         if not self.averages:
             self.averages = [w.clone() for w in weights]
             return
@@ -114,20 +89,17 @@ class WeightAveraging(Wrapper):
         for average, weight in zip(self.averages, weights, strict=True):
             local(average).lerp_(local(weight), share)
 
-    def _trained(self) -> list[Tensor]:
-        return [p for p in parameters_of(self) if p.requires_grad]
-
     @torch.no_grad()
     def finish(self) -> None:
         """Put the average in the place of the weights; they stay as they are if no step was averaged."""
-        for p, average in zip(self._trained(), self.averages, strict=bool(self.averages)):
+        for p, average in zip(trained_parameters(self), self.averages, strict=bool(self.averages)):
             local(p).copy_(local(average))
-        forget_gathered(self._trained())
+        forget_gathered(trained_parameters(self))
 
     @contextmanager
     def finished(self) -> Iterator[None]:
         """Within: the weights are the average, to evaluate it. After: as they were, bit for bit."""
-        with weights_at(self._trained(), self.averages or self._trained()):
+        with weights_at(trained_parameters(self), self.averages or trained_parameters(self)):
             yield
 
     def extra_state(self) -> dict[str, Any]:
@@ -139,5 +111,5 @@ class WeightAveraging(Wrapper):
         self.steps_taken = int(extra.get("steps_taken", 0))
         self.count = int(extra.get("count", 0))
         averages = extra.get("averages", [])
-        pairs = zip(averages, self._trained(), strict=False)
+        pairs = zip(averages, trained_parameters(self), strict=False)
         self.averages = [(a if is_distributed(a) else cut_like(a, p)).detach().clone().to(p.device) for a, p in pairs]

@@ -201,6 +201,11 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters that are not frozen, in the order of the groups."""
+    return [p for p in parameters_of(optimizer) if p.requires_grad]
+
+
 def state_like(state: dict[str, Any], key: str, parameter: Tensor) -> Tensor:
     """The state of a name, made of zeros like the parameter when first asked for."""
     if key not in state:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_betas, check_choice, check_number, state_like
 from letgo.optim.engine.adam import adamw_step
 from letgo.optim.engine.shards import gathered, local, piece_of
+from letgo.optim.engine.vocabulary import vocabulary_modules
 
 Coefficients = tuple[float, float, float]
 NEWTON_SCHULZ: Coefficients = (3.4445, -4.7750, 2.0315)
@@ -170,16 +171,6 @@ class Muon(ClosureOptimizer):
             for p, chosen in zip(group["params"], group["muon"], strict=True):
                 if chosen and p.requires_grad:
                     yield p
-
-
-def vocabulary_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules with a row for each word of a vocabulary or each position: embeddings and the output head."""
-    yield from (module for module in model.modules() if isinstance(module, nn.Embedding))
-    for name in ("get_input_embeddings", "get_output_embeddings"):  # of transformers; peft puts its adapters into them
-        find = getattr(model, name, None)
-        module = find() if find is not None else None
-        if module is not None:
-            yield module
 
 
 def rate_for(shape: torch.Size, adjust_lr_fn: AdjustLR | None) -> float:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from letgo.core.values import Seed
-from letgo.optim.base import Closure, OptimizerProtocol, ParamsT, adapt
-from letgo.optim.engine.inner import Wrapper
+from letgo.optim.base import ParamsT
+from letgo.optim.engine.inner import PassingWrapper
 from letgo.optim.zeroth_order import ZerothOrder
 
 
-class RandomWalk(Wrapper):
+class RandomWalk(PassingWrapper):
     r"""A zeroth-order optimizer that is told nothing of the loss: each of its loss differences is 1.
 
     .. code-block:: text
@@ -59,21 +59,3 @@ class RandomWalk(Wrapper):
         if not isinstance(self.base, ZerothOrder):
             raise ValueError(f"base must be a zeroth-order optimizer, {base!r} is not")
         self.base.blind = True
-
-    @property
-    def needs_closure(self) -> bool:
-        return True
-
-    @property
-    def phase(self) -> str:
-        return "zeroth_order"
-
-    @property
-    def at_work(self) -> OptimizerProtocol:
-        return adapt(self.base)
-
-    def step(self, closure: Closure | None = None) -> Any:
-        """One step of the base; returns the loss before it. Errors are the base's."""
-        loss = self.step_base(closure)
-        self.last_losses = adapt(self.base).last_losses
-        return loss

@@ -31,7 +31,7 @@ from letgo.optim.base import (
     check_choice,
     check_number,
     check_takes_part,
-    parameters_of,
+    trained_parameters,
 )
 from letgo.optim.engine.inner import Wrapper
 from letgo.optim.engine.noise import Direction, noise_dtype
@@ -80,7 +80,7 @@ class GradientSmoothing(Wrapper):
             raise ValueError(f"{type(self).__name__} evaluates the loss more than once: step(closure) needs a closure")
         if self.on == "forget":
             check_takes_part(closure, "on='forget'")
-        parameters = [p for p in parameters_of(self) if p.requires_grad]
+        parameters = trained_parameters(self)
         self.last_losses = []
         loss, gradients = self.smoothed(closure, parameters)
         if self.on == "forget":

@@ -19,7 +19,7 @@ from letgo.models.load import DTYPES, best_device, load_tokenizer, model_config
 from letgo.models.running import key_value_bytes, most_generation_budget, scoring_budget
 from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
-from letgo.optim.muon import vocabulary_modules
+from letgo.optim.engine.vocabulary import vocabulary_modules
 from letgo.planning.machine import Speed, layers_speed, product_speed
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
 from letgo.planning.report import Phase

@@ -28,9 +28,11 @@ from letgo.core.ranks_lost import rank_loss_named
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
 from letgo.models.forward import through
 from letgo.models.load import in_shards
+from letgo.models.own_grid import own_levels
 from letgo.objectives import Objective
 from letgo.optim import create_optimizer
-from letgo.optim.base import ClosureOptimizer, unwrapped
+from letgo.optim.base import ClosureOptimizer, every_optimizer, unwrapped
+from letgo.optim.bin_floor import BinFloor
 from letgo.optim.drive import Drive, sampled_labels_loss
 from letgo.optim.engine.shards import cut_state, whole_state
 from letgo.training.checkpoints import last_checkpoint, mark_complete, remove_older
@@ -135,6 +137,9 @@ class UnlearnTrainer(Trainer):
                 ]
             optimizer = create_optimizer(self.args.optimizer, [g for g in groups if g["params"]], **settings)
             self.drive = Drive(optimizer, trained, self._clip, self._sampled_labels_loss)
+            for inner in every_optimizer(optimizer):
+                if isinstance(inner, BinFloor):
+                    inner.levels_of = lambda weight: own_levels(weight)[0]
             optimizer.register_step_pre_hook(self._hand_closure)
             self.training_ranks.attach(optimizer)
             self.optimizer = optimizer

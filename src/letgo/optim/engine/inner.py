@@ -9,7 +9,7 @@ import torch
 
 from letgo.core.catalog import settings_of
 from letgo.core.errors import located
-from letgo.optim.base import ClosureOptimizer, ParamsT, check_number
+from letgo.optim.base import Closure, ClosureOptimizer, OptimizerProtocol, ParamsT, adapt, as_float, check_number
 from letgo.optim.registry import OPTIMIZERS, refuse_shards
 
 
@@ -93,3 +93,28 @@ class Wrapper(ClosureOptimizer):
         follow(self.base, self)
         if "base" in extra:
             self.base.load_state_dict(extra["base"])
+
+
+class PassingWrapper(Wrapper):
+    """Base of the wrappers that hand each step on as it comes, to a base of any grade, and do something around it."""
+
+    @property
+    def needs_closure(self) -> bool:
+        return adapt(self.base).needs_closure
+
+    @property
+    def phase(self) -> str:
+        return adapt(self.base).phase
+
+    @property
+    def at_work(self) -> OptimizerProtocol:
+        return adapt(self.base).at_work
+
+    def fit_total_steps(self, n: int) -> int:
+        return adapt(self.base).fit_total_steps(n)
+
+    def step(self, closure: Closure | None = None) -> Any:
+        """One step of the base, whose `step` says what it needs and returns."""
+        loss = self.step_base() if closure is None else self.step_base(closure)
+        self.last_losses = adapt(self.base).last_losses or ([] if loss is None else [as_float(loss)])
+        return loss
