@@ -45,6 +45,7 @@ CASES: dict[str, Case] = {
     "zo_adam": ("zo_adam", {"lr": 0.01, "num_directions": 2}),
     "zo_sign_sgd": ("zo_sign_sgd", {"lr": 0.005}),
     "zo_muon": ("zo_muon", {"lr": 0.05, "rank": 2, "period": 3}),
+    "fzoo": ("fzoo", {"lr": 3e-9, "num_directions": 3}),
     "random_walk": ("random_walk", {"lr": 1e-5, "num_directions": 2}),
     "random_walk ada_zo": ("random_walk", {"lr": 1e-6, "base": "ada_zo"}),
     "sign_sgd": ("sign_sgd", {"lr": 3e-4, "weight_decay": 0.1}),

@@ -38,9 +38,8 @@ REFUSED = {
     "sophia hutchinson": "ValueError: hessian='hutchinson' differentiates gradients once more",
 }
 STEPPING = [case for case in NAMES if case not in REFUSED]
-ZEROTH = [
-    case for case in STEPPING if sharded.CASES[case][0] in ("zo_sgd", "ada_zo", "zo_adam", "zo_sign_sgd", "zo_muon")
-]
+RULES = ("zo_sgd", "ada_zo", "zo_adam", "zo_sign_sgd", "zo_muon", "fzoo")
+ZEROTH = [case for case in STEPPING if sharded.CASES[case][0] in RULES]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,7 +150,7 @@ def test_bytes_are_counted(case: str, done: list[dict[str, Any]], alone: Any) ->
     described = done[0][case]["ranks"]
     _, settings = sharded.CASES[case]
     q = settings.get("num_directions", 4 if case == "zo_muon" else 1)
-    forward = settings.get("difference", "forward" if case == "zo_muon" else "central") == "forward"
+    forward = settings.get("difference", "forward" if case in ("zo_muon", "fzoo") else "central") == "forward"
     scalars = q + 1 if forward else 2 * q
     lengths = q if settings.get("noise") == "sphere" else 0
     # What a ring sends of this rank's rows to the one other rank, for every evaluation; frozen rows too.

@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "zo_adam": {"lr": 0.01, "num_directions": 4},
     "zo_sign_sgd": {"lr": 0.005, "num_directions": 4},
     "zo_muon": {"lr": 0.05, "rank": 2, "period": 5},
+    "fzoo": {"lr": 2e-6},
     "random_walk": {"lr": 0.01, "num_directions": 4},
     "sign_sgd": {"lr": 0.01},
     "sign_adam": {"lr": 0.01},

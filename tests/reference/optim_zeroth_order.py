@@ -122,3 +122,20 @@ def zo_muon_step(
     left, _, right = torch.linalg.svd(inside, full_matrices=False)
     g = sum((c * u for c, u in zip(slopes, us, strict=True)), torch.zeros_like(b)) / len(us)
     return w - lr * p @ (left @ right), b - lr * g / g.norm()
+
+
+class FZOO:
+    """FZOO (arXiv 2506.09034): one-sided losses, the step divided by their sample standard deviation."""
+
+    def __init__(self, lr: float, mu: float) -> None:
+        self.lr, self.mu = lr, mu
+
+    def step(self, f: Function, xs: list[Tensor], directions: list[list[Tensor]]) -> list[Tensor]:
+        base = float(f(xs))
+        losses = [float(f(moved(xs, v, self.mu))) for v in directions]
+        mean = sum(losses) / len(losses)
+        spread = (sum((loss - mean) ** 2 for loss in losses) / (len(losses) - 1)) ** 0.5
+        new = xs
+        for loss, v in zip(losses, directions, strict=True):
+            new = moved(new, v, -self.lr * (loss - base) / (self.mu * len(losses) * spread))
+        return new

@@ -224,7 +224,7 @@ def test_without_locks_in_the_file_system_a_run_goes_its_way(job, monkeypatch):
 def test_a_refused_command_leaves_no_folder_behind(job, tmp_path):
     output = tmp_path / "deep" / "er" / "run"
     with pytest.raises(UserError, match="did you mean"):
-        letgo.unlearn(**job | {"output_dir": str(output), "optimizer": "fozoo"})
+        letgo.unlearn(**job | {"output_dir": str(output), "optimizer": "fozoh"})
     assert not (tmp_path / "deep").exists()
     (tmp_path / "deep").mkdir()
     with pytest.raises(UserError, match="did you mean"):

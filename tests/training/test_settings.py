@@ -29,7 +29,7 @@ WRONG = {
     "max_steps=0": "max_steps must be a whole number from 1",
     "epochs=1e30": "num_train_epochs must be",
     "dtype=float31": "did you mean 'float32'",
-    "optimizer=fozoo": "did you mean 'fozo'",
+    "optimizer=fozoh": "did you mean 'fozo'",
     "optimizer=fozo:zolr=1": "did you mean 'zo_lr'",
     "optimizer=fozo:fo_steps=1.5": "fo_steps must be a whole number",
     "objective=nop": "did you mean 'npo'",
@@ -115,8 +115,8 @@ def test_torch_is_not_loaded_for_a_mistake(tmp_path):
         "import sys; from letgo.cli import _run; code = _run(sys.argv[1:]); "
         "print(code, [name for name in ('torch', 'transformers') if name in sys.modules])"
     )
-    (tmp_path / "run.yaml").write_text("model: m\noptimizer: fozoo\n")
-    (tmp_path / "grid.yaml").write_text("base: {optimizer: fozoo}\n")
+    (tmp_path / "run.yaml").write_text("model: m\noptimizer: fozoh\n")
+    (tmp_path / "grid.yaml").write_text("base: {optimizer: fozoh}\n")
     for words in (
         ["unlearn", tmp_path / "run.yaml"],
         ["plan", tmp_path / "run.yaml"],

@@ -190,6 +190,24 @@ def test_every_grade_lowers_its_loss(tmp_path, tokenizer):
         assert sum(losses[-5:]) < sum(losses[:5]), grade
 
 
+@pytest.mark.parametrize("grade", ["first order", "adaptive zeroth order", "hybrid"])
+def test_how_far_along_the_gradient_a_step_went_is_in_the_history(tmp_path, tokenizer, grade):
+    plain = make_trainer(tmp_path / "plain", tokenizer, grade=grade)
+    plain.train()
+    watched = make_trainer(tmp_path / "watched", tokenizer, grade=grade, moved_every=2)
+    watched.train()
+    assert weights_fingerprint(plain.model) == weights_fingerprint(watched.model)
+    rows = watched.history
+    assert ["moved" in row for row in rows] == [False, True] * 4
+    measures = ("moved", "step_size")
+    assert [{k: v for k, v in row.items() if k not in measures} for row in rows] == plain.history
+    count = sum(p.numel() for p in watched.model.parameters())
+    for row in rows[1::2]:
+        assert 0 < row["step_size"] < 1
+        along = abs(row["moved"])
+        assert along > 0.1 if row.get("phase") != "zeroth_order" else along < 8 / math.sqrt(count)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path, tokenizer):
     class Poison(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):

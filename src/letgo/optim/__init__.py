@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from letgo.optim.compressed import SignSGD as SignSGD
     from letgo.optim.dual import DualOptim as DualOptim
     from letgo.optim.dual import DualOptimPlus as DualOptimPlus
+    from letgo.optim.fzoo import FZOO as FZOO
     from letgo.optim.hybrid import FOZO as FOZO
     from letgo.optim.hybrid import Phases as Phases
     from letgo.optim.muon import Muon as Muon
@@ -57,6 +58,7 @@ _PUBLIC = {
     "DualOptim": "dual",
     "DualOptimPlus": "dual",
     "FOZO": "hybrid",
+    "FZOO": "fzoo",
     "Muon": "muon",
     "RandomWalk": "random_walk",
     "RandomizedSmoothing": "smoothing",

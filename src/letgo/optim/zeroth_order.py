@@ -222,7 +222,7 @@ class ZerothOrder(ClosureOptimizer):
                 f"{type(self).__name__}, step {self.steps_taken}: the losses at the perturbed weights are {losses}; "
                 f"the weights are as before the step. A smaller mu or lr may help, or nonfinite='skip'"
             )
-        coefficients = self._coefficients(losses, len(directions)) if finite else []
+        coefficients = self.coefficients(losses, len(directions)) if finite else []
         if self.on_step is not None:
             self.on_step([float(group["lr"]) for group in self.param_groups], coefficients)
         if finite:
@@ -286,7 +286,8 @@ class ZerothOrder(ClosureOptimizer):
                 "all of them, at the same direction. Share the data (share='data'), or take replicas (DDP)"
             )
 
-    def _coefficients(self, losses: Sequence[float], directions: int) -> list[float]:
+    def coefficients(self, losses: Sequence[float], directions: int) -> list[float]:
+        """c_i of each direction, given all losses of a step."""
         if self.blind:
             return [1.0] * directions
         if self.difference == "forward":

@@ -125,6 +125,10 @@ class UnlearnConfig(TrainingArguments):
     utility_bound: float = field(
         default=0.1, metadata={"help": "keep: best takes looks with at most this relative loss of utility"}
     )
+    moved_every: int | None = field(
+        default=None,
+        metadata={"help": "every so many steps: how far along the true gradient the step went, at one evaluation more"},
+    )
     processes: int | None = field(
         default=None, metadata={"help": "refuse to run in any other number of processes than this"}
     )

@@ -31,7 +31,8 @@ MAY_CHANGE = {
     # How it is computed: the same trajectory up to rounding. A step keeps its rows (`TrainingRanks.fit_window`).
     *("processes", "strategy", "share", "per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu"),
     *("dataloader_num_workers", "dataloader_pin_memory", "check_processes_every"),
-    # How often checkpoints are written.
+    # How often checkpoints are written, and steps measured.
+    "moved_every",
     *("save_strategy", "save_steps", "save_total_limit"),
 }
 """What a run may be resumed with otherwise than it was begun."""

@@ -43,6 +43,8 @@ def plan_run(args: UnlearnConfig) -> RunPlan:
     plan = RunPlan(strategy_of(args))
     if plan.strategy == "fsdp2":
         check_shards(args)
+    if args.moved_every and processes.count() > 1:
+        raise UserError("moved_every compares a step with the gradient that one process has: leave it out, or run one")
     return plan
 
 
@@ -79,6 +81,8 @@ def objective_of(args: UnlearnConfig) -> Objective | None:
     settings = args.objective_args or {}
     if METHODS.record(args.objective).name in ONE_SHOT:
         ONE_SHOT.check_settings(args.objective, settings, skip=("model", "data"))
+        if args.moved_every:
+            raise UserError(f"moved_every measures steps, and {args.objective} takes none: leave it out")
         if args.evaluate_every:
             raise UserError(
                 f"evaluate_every looks at a model between steps, and {args.objective} changes the weights in one shot: "

@@ -60,8 +60,9 @@ NOT_USED = {
 """Settings of transformers' Trainer that would change nothing here, and what does."""
 _AT_LEAST_1 = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length"),
-    *("eval_limit", "lora_rank", "evaluate_every", "processes", "save_total_limit", "torch_empty_cache_steps"),
+    *("eval_limit", "lora_rank", "evaluate_every", "moved_every", "processes", "save_total_limit"),
     *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "eval_accumulation_steps"),
+    "torch_empty_cache_steps",
 )
 RANGES = {
     **dict.fromkeys(_AT_LEAST_1, Within(1)),

@@ -31,9 +31,10 @@ from letgo.models.load import in_shards
 from letgo.models.own_grid import own_levels
 from letgo.objectives import Objective
 from letgo.optim import create_optimizer
-from letgo.optim.base import ClosureOptimizer, every_optimizer, unwrapped
+from letgo.optim.base import Closure, ClosureOptimizer, every_optimizer, unwrapped
 from letgo.optim.bin_floor import BinFloor
 from letgo.optim.drive import Drive, sampled_labels_loss
+from letgo.optim.engine.moved import MEASURES, Gauge
 from letgo.optim.engine.shards import cut_state, whole_state
 from letgo.training.checkpoints import last_checkpoint, mark_complete, remove_older
 from letgo.training.config import UnlearnConfig
@@ -75,9 +76,7 @@ class UnlearnTrainer(Trainer):
                 "EarlyStoppingCallback needs evaluations that letgo does not run: give stop: target instead"
             )
         args = copy.copy(args)
-        self.objective = objective
-        self.looks = looks
-        self.reporter = reporter or Quiet()
+        self.objective, self.looks, self.reporter = objective, looks, reporter or Quiet()
         self.notes: list[str] = []
         """Notes for the record (such as: steps added, so that the run ends on a zeroth-order round)."""
         self._window: list[Mapping[str, Any]] = []
@@ -141,6 +140,7 @@ class UnlearnTrainer(Trainer):
                 if isinstance(inner, BinFloor):
                     inner.levels_of = lambda weight: own_levels(weight)[0]
             optimizer.register_step_pre_hook(self._hand_closure)
+            self._gauge = Gauge(optimizer)
             self.training_ranks.attach(optimizer)
             self.optimizer = optimizer
         return self.optimizer
@@ -165,10 +165,20 @@ class UnlearnTrainer(Trainer):
         # A plain optimizer has no phases to tell apart.
         self._phase = optimizer.phase if isinstance(optimizer, ClosureOptimizer) else ""
         if not self.drive.protocol.needs_closure:
+            self._measure()
             self.training_ranks.check_finite(sum(terms["loss"] for terms in self._terms))
             return None
         window, self._window = self._window, []
-        return (args[0], self.drive.closure(functools.partial(self._evaluate_window, window))), {}
+        closure = self.drive.closure(functools.partial(self._evaluate_window, window))
+        self._measure(closure)
+        return (args[0], closure), {}
+
+    def _measure(self, closure: Closure | None = None) -> None:
+        """Let the step that comes next be measured, if it is time to."""
+        if self.args.moved_every and (self.state.global_step + 1) % self.args.moved_every == 0:
+            terms = list(self._terms)
+            self._gauge.before(closure)
+            self._terms = terms
 
     def _evaluate_window(self, window: Sequence[Mapping[str, Any]], part: str | None) -> Tensor:
         """The loss of a window's micro-batches, or a term of it, and where gradients are enabled its gradient."""
@@ -389,7 +399,7 @@ class UnlearnTrainer(Trainer):
 
     def release(self) -> None:
         """Let go of what only training needs: gradients, the optimizer and its state."""
-        del self.drive
+        del self.drive, self._gauge
         self.optimizer = self.lr_scheduler = None  # type: ignore[assignment]
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.model_wrapped = self.model
@@ -417,6 +427,7 @@ class UnlearnTrainer(Trainer):
             elif self._closure_norm is not None:
                 logs["grad_norm"] = self._closure_norm
             self._closure_norm = None
+            logs |= self._gauge.logged()
             self._terms.clear()
         super().log(logs, start_time)
 
@@ -424,7 +435,7 @@ class UnlearnTrainer(Trainer):
     def history(self) -> list[dict[str, Any]]:
         """A row for each logged step (step, phase, loss and its terms, learning rate) and for each look. Kept in
         checkpoints."""
-        keys = ("step", "phase", "loss", "forget_loss", "retain_loss", "learning_rate", "grad_norm")
+        keys = ("step", "phase", "loss", "forget_loss", "retain_loss", "learning_rate", "grad_norm", *MEASURES)
         return [
             look_of(row) if is_look(row) else {k: row[k] for k in keys if k in row}
             for row in self.state.log_history
