@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from letgo.optim.replay_log import replay as replay
     from letgo.optim.second_order import Sophia as Sophia
     from letgo.optim.second_order import gnb_loss as gnb_loss
+    from letgo.optim.sift import Sift as Sift
     from letgo.optim.smoothing import SAM as SAM
     from letgo.optim.smoothing import RandomizedSmoothing as RandomizedSmoothing
     from letgo.optim.straight_through import StraightThrough as StraightThrough
@@ -66,6 +67,7 @@ _PUBLIC = {
     "SAM": "smoothing",
     "StraightThrough": "straight_through",
     "Phases": "hybrid",
+    "Sift": "sift",
     "SignAdam": "compressed",
     "SignSGD": "compressed",
     "Sophia": "second_order",

@@ -162,8 +162,12 @@ class Muon(ClosureOptimizer):
         if group["adjust_lr_fn"] == "match_rms_adamw":
             return 1.0
         weights = sum(p.numel() for p in self.matrices())
-        # Each row of B weights moves by lr as a whole: rows / weights is the mean of 1 / B over the weights.
-        return math.sqrt(sum(p.shape[0] for p in self.matrices()) / weights) if weights else 1.0
+        squares = sum(self.directions(p.shape) * rate_for(p.shape, "original") ** 2 for p in self.matrices())
+        return math.sqrt(squares / weights) if weights else 1.0
+
+    def directions(self, shape: torch.Size) -> int:
+        """The rank of a matrix's step: how many singular values of it are about 1."""
+        return min(shape)
 
     def matrices(self) -> Iterator[Tensor]:
         """The parameters that Muon moves."""

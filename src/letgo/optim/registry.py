@@ -225,6 +225,19 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             state="1 (2 of embeddings, heads and vectors)",
         ),
         OptimizerRecord(
+            name="sift",
+            target="letgo.optim.sift:Sift",
+            summary="the forget and the retain momentum's leading directions, made orthogonal to one another",
+            source="SIFT, arXiv 2604.04231: its use of Muon",
+            faithfulness="variant",
+            note="exact factors instead of Newton-Schulz; every hidden matrix, and AdamW for the rest; without a choice of "
+            "layers, which the paper has and its code has not",
+            grade="first",
+            forwards="1 of each term",
+            backwards="1 of each term",
+            state="2",
+        ),
+        OptimizerRecord(
             name="dual_optim",
             aliases=("dualoptim",),
             target="letgo.optim.dual:DualOptim",
