@@ -94,6 +94,13 @@ class BinFloor(PassingWrapper):
                 "optimizer 'bin_floor' moves weights to other bins of a format's grid, and adapters are not rounded; "
                 "the matrices that they are merged into are. Train the weights themselves (without lora_rank)"
             )
+        self._note_rounded(model)
+        if self.grid == "own" and self.levels_of is not None:
+            for p in self.matrices():
+                self._levels(gathered(local(p), p))  # on no grid: told before the run, not after it
+
+    def _note_rounded(self, model: nn.Module) -> None:
+        """Note which parameters the format rounds: by their places, because accelerate puts shards in their place."""
         words = {id(p) for module in vocabulary_modules(model) for p in module.parameters()}
         self._rounded = [[p.dim() == 2 and id(p) not in words for p in group["params"]] for group in self.param_groups]
 
@@ -101,9 +108,6 @@ class BinFloor(PassingWrapper):
         """One step of the base, whose `step` says what it needs and returns."""
         if not self.originals:
             self.originals = [p.detach().clone() for p in trained_parameters(self)]
-            if self.levels_of is not None and self.grid == "own":
-                for p in self.matrices():
-                    self._levels(gathered(local(p), p))  # on no grid: told before the run, not after it
         return super().step(closure)
 
     def matrices(self) -> list[Tensor]:

@@ -135,10 +135,10 @@ class UnlearnTrainer(Trainer):
                     {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
                 ]
             optimizer = create_optimizer(self.args.optimizer, [g for g in groups if g["params"]], **settings)
-            self.drive = Drive(optimizer, trained, self._clip, self._sampled_labels_loss)
             for inner in every_optimizer(optimizer):
                 if isinstance(inner, BinFloor):
                     inner.levels_of = lambda weight: own_levels(weight)[0]
+            self.drive = Drive(optimizer, trained, self._clip, self._sampled_labels_loss)
             optimizer.register_step_pre_hook(self._hand_closure)
             self._gauge = Gauge(optimizer)
             self.training_ranks.attach(optimizer)
