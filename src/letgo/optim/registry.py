@@ -230,8 +230,8 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             summary="the forget and the retain momentum's leading directions, made orthogonal to one another",
             source="SIFT, arXiv 2604.04231: its use of Muon",
             faithfulness="variant",
-            note="exact factors, where the source has Newton-Schulz; AdamW for all but hidden matrices; without the choice "
-            "of layers that the paper has and its code has not",
+            note="exact factors, where the source has Newton-Schulz; AdamW for all but hidden matrices; without the "
+            "choice of layers, which the paper has and its code has not",
             grade="first",
             forwards="1 of each term",
             backwards="1 of each term",
