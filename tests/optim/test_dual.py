@@ -46,8 +46,8 @@ def test_sixty_steps_equal_the_reference(plus: bool) -> None:
         (g,) = torch.autograd.grad(expected, z)
         y = reference.step(y, g, term, 1.0 if term == "forget" else 0.5)
         loss = optimizer.step(closure)
-        assert float(loss) == pytest.approx(float(expected))
-        assert optimizer.last_losses == [pytest.approx(float(expected))]
+        assert loss.item() == pytest.approx(expected.item())
+        assert optimizer.last_losses == [pytest.approx(expected.item())]
         torch.testing.assert_close(x.detach(), y, rtol=1e-7, atol=1e-9)
     assert calls == (["forget"] * 2 + ["retain"] * 3) * 12
 

@@ -10,7 +10,7 @@ from problems import closure_of, make_problem, same_bits, snapshot
 from torch import Tensor, nn
 
 from letgo.core.errors import UserError
-from letgo.optim import FOZO, RandomWalk, create_optimizer
+from letgo.optim import FOZO, RandomWalk, ReplayLog, create_optimizer, replay
 from reference.optim_zeroth_order import Descent, RAdaZO
 
 
@@ -90,6 +90,17 @@ def test_it_stands_in_for_the_hybrids_zeroth_order_phase() -> None:
         assert same_bits(snapshot(model), snapshot(plain))
     hybrid = FOZO(plain.parameters(), zo="random_walk", zo_options={"base": "ada_zo"})
     assert type(hybrid.zo.children()[0]).__name__ == "AdaZO"
+
+
+def test_its_bases_log_replays_it() -> None:
+    model, loss_of = make_problem()
+    optimizer = RandomWalk(model.parameters(), 1e-2, base="ada_zo")
+    log = ReplayLog.attach(optimizer.base)
+    for _ in range(10):
+        optimizer.step(closure_of(optimizer, loss_of))
+    fresh, _ = make_problem()
+    replay(fresh, log)
+    assert same_bits(snapshot(model), snapshot(fresh))
 
 
 def test_a_base_that_takes_gradients_is_refused() -> None:

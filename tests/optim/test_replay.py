@@ -9,7 +9,8 @@ from torch import nn
 
 from letgo.optim import OPTIMIZERS, ZOSGD, ReplayLog, create_optimizer, replay
 
-ZEROTH = [r.name for r in OPTIMIZERS if r.grade == "zeroth"]
+# A random walk is replayed by its base's log (test_random_walk.py).
+ZEROTH = [r.name for r in OPTIMIZERS if r.grade == "zeroth" and r.name != "random_walk"]
 
 
 @pytest.mark.parametrize("name", ZEROTH)
@@ -37,7 +38,7 @@ def test_a_replayed_run_ends_with_the_same_bits_and_goes_on(name, dtype, noise, 
     assert same_bits(snapshot(model), snapshot(fresh))
 
     for one, evaluate in ((optimizer, loss_of), (again, fresh_loss)):
-        one.num_directions = 1
+        one.num_directions = 1 if name != "fzoo" else 3  # it divides by a spread
         one.mu = 1e-3
         for group in one.param_groups:
             group["lr"] = 1e-3
