@@ -104,6 +104,15 @@ def test_a_term_without_a_gradient_leaves_the_other_alone() -> None:
     torch.testing.assert_close(-x.detach(), u[:, :2] @ v[:2], rtol=1e-8, atol=1e-8)
 
 
+def test_gradients_of_zero_move_nothing() -> None:
+    """As those of an adapter's A in the first step, because its B is 0."""
+    x = nn.Parameter(matrix(0, 6, 6))
+    before = x.detach().clone()
+    optimizer = Sift([x], 1.0, weight_decay=0.0)
+    optimizer.step(closure_with(optimizer, dict.fromkeys(("forget", "retain"), lambda: (x * 0).sum())))
+    assert torch.equal(x, before)
+
+
 def test_a_model_is_stepped_whole_and_goes_on_from_its_state() -> None:
     ends = []
     for cut in (False, True):

@@ -102,7 +102,7 @@ def test_what_a_run_needs_is_what_its_plan_says_or_a_little_less(job, changes):
         assert needed["checkpoints"] >= 0.6 * most
 
 
-@pytest.mark.parametrize("optimizer", [record.name for record in OPTIMIZERS if record.name != "muon"])
+@pytest.mark.parametrize("optimizer", [record.name for record in OPTIMIZERS])
 def test_a_first_step_tells_every_optimizers_state(job, optimizer):
     config = make_config(job | {"optimizer": optimizer})
     planned = Planned(config, 0)

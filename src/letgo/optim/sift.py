@@ -144,7 +144,7 @@ class Sift(Muon):
             factors.append(leading(gathered(ahead, p), self._rank(p.shape)))
         (u, s, v), x = joined(factors[1], factors[0]), local(p)
         interference = float(between(u, s, v))
-        if self.orthogonal:
+        if self.orthogonal and len(s):
             u, v = matrix_sign(u.t()).t(), matrix_sign(v.t()).t()
         x.mul_(1 - lr * group["weight_decay"])
         x.add_(piece_of(p).of(u @ v.t()), alpha=-lr * rate_for(p.shape, "original"))
