@@ -20,6 +20,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from letgo.cli import analyzing as analyzing
+from letgo.cli import auditing as auditing
 from letgo.cli import planning as planning
 from letgo.cli import records as records
 from letgo.cli import running as running
@@ -85,7 +86,7 @@ def _interrupted(words: list[str]) -> int:
 def _going_on(words: list[str]) -> str:
     """The last line of a message: the command that goes on with what was finished, where there is one."""
     command = next((word for word in words if not word.startswith("-")), "")
-    resumes = command in ("unlearn", "sweep") or (command == "eval" and bool({"-o", "--output"} & set(words)))
+    resumes = command in ("unlearn", "sweep", "audit") or (command == "eval" and bool({"-o", "--output"} & set(words)))
     if not resumes and command not in ("attack", "analyze"):
         return ""
     again = [*words, "--resume"] if resumes and "--resume" not in words else words

@@ -27,6 +27,8 @@ CONFIG_FILE = "config.yaml"
 
 EVALUATION = "eval-"
 """What the ids of evaluations begin with."""
+AUDIT = "audit-"
+"""What the ids of audits begin with."""
 
 TRAINED_ROWS = "trained rows"
 """What `config.scored.on` says where the forget metrics are of the rows trained on: else "paraphrases", or a file."""
@@ -34,7 +36,8 @@ ON_TRAINED_ROWS = "scored on the rows that were trained on"
 """The note that says so."""
 
 Status = Literal["finished", "collapsed", "failed"]
-Word = Literal["nothing to forget", "not forgotten", "partly forgotten", "forgotten", "collapsed"]
+Word = Literal["nothing to forget", "not forgotten", "partly forgotten", "forgotten", "collapsed", "can't tell"]
+"""`can't tell`: the model before unlearning is not known, so there are levels and no shares."""
 Outcome = Literal["survived", "not survived", "can't tell", "collapsed"]
 FloorOf = Literal["retrained", "control", "chance"]
 """Where the level of a model that never knew is taken from."""
@@ -138,8 +141,8 @@ class Subjects(Strict):
     do not count, nor what an attacker was given."""
 
     of: int
-    before: int
-    """Revealed by the original."""
+    before: int | None
+    """Revealed by the original; None where it is not known."""
     after: list[str]
     """Revealed by the unlearned model as it is."""
     worst: list[str]
@@ -228,6 +231,40 @@ class AttackResult(Strict):
         return "survived" if self.survived else "not survived"
 
 
+class NotTried(Strict):
+    """An attack that an audit's suite names and that was not made."""
+
+    attack: str
+    reason: str
+    failed: bool = False
+    """Whether it was begun and could not be finished; else it was left out beforehand."""
+
+
+class Audit(Strict):
+    """What an audit is of, and what was asked: a model as it was found, whoever made it."""
+
+    model: str
+    """As it was named."""
+    kind: str
+    """What that is: a directory, an adapter, a GGUF file, …"""
+    weights: str
+    """The fingerprint of its weights as they were loaded (`models.load.weights_fingerprint`)."""
+    files: dict[str, str] = {}
+    """The SHA-256 of each file that its weights came from, where they lie on this machine."""
+    made_by: dict[str, str] = {}
+    """What the model's own files say of who made it, and how; letgo has not checked it."""
+    base: str | None = None
+    """The model before unlearning; None where it is not known: then there are levels and no shares."""
+    base_weights: str | None = None
+    suite: str
+    threshold: float
+    attacks: list[str]
+    """The attacks of the plan, in the order in which they are made."""
+    budget: float | None = None
+    """Seconds."""
+    not_tried: list[NotTried] = []
+
+
 class Result(Strict):
     """One run, schema 2. `before` and `after` are the model's metrics before and after unlearning; `references` holds
     other models measured the same way (the model retrained without the forget set, where it is known)."""
@@ -259,6 +296,18 @@ class Result(Strict):
     peak_memory_bytes: dict[str, int] = {}
     processes: dict[str, Any] = {}
     """Where several trained together: how many, what each held, and the bytes that they exchanged."""
+    audit: Audit | None = None
+    """Of an audit: which model, and what was asked."""
+
+    @property
+    def without_original(self) -> bool:
+        """Whether the model before unlearning was not known to the audit."""
+        return self.audit is not None and self.audit.base is None
+
+    @property
+    def kind(self) -> Literal["unlearn", "eval", "audit"]:
+        """What the record is of."""
+        return "eval" if self.evaluation else "unlearn" if self.audit is None else "audit"
 
     @property
     def evaluation(self) -> bool:

@@ -117,18 +117,22 @@ def attack(
         check_attacks(plans, target.victim())
         target = _with_earlier(measured(target), output)
         for plan in plans:
-            outcome, rows = run_attack(target, plan, None if shared_scores is None else Path(shared_scores))
-            merged = target.result.with_attacks([outcome])
-            update = {
-                "robustness": robustness(merged.attacks),
-                "judgement": with_attacks(merged.judgement, merged.attacks),
-            }
-            result = merged.model_copy(update=update)
-            target = replace(target.with_rows(f"attack:{plan.label}", rows), result=result)
+            target = with_attack(target, plan, None if shared_scores is None else Path(shared_scores))
             if folder is not None:
                 # Written after every attack, so that what is finished is kept if the next one fails.
                 processes.first_does(partial(target.write, folder))
         return target.result
+
+
+def with_attack(target: Target, plan: AttackSpec, shared_scores: Path | None = None) -> Target:
+    """The target with an attack that was made now in its record."""
+    outcome, rows = run_attack(target, plan, shared_scores)
+    merged = target.result.with_attacks([outcome])
+    update = {
+        "robustness": robustness(merged.attacks),
+        "judgement": with_attacks(merged.judgement, merged.attacks),
+    }
+    return replace(target.with_rows(f"attack:{plan.label}", rows), result=merged.model_copy(update=update))
 
 
 def _check_output(output: Path | None) -> None:
@@ -216,8 +220,10 @@ def _answered(target: Target, plan: AttackSpec, attacked: Attacked, benchmark: B
 
 
 def _ends(target: Target, plan: AttackSpec, settings: Mapping[str, Any], seed: int, shared_scores: Path | None) -> Ends:
-    """The original and, where there is one, the retrained model under the same attack and seed."""
-    original = _attacked_reference(target, plan, settings, seed, "original", str(target.original), shared_scores)
+    """The original (where it is known) and the retrained model (where there is one) under the same attack and seed."""
+    original = Answered({})
+    if target.original is not None:
+        original = _attacked_reference(target, plan, settings, seed, "original", target.original, shared_scores)
     path = target.benchmark.references.get(RETRAINED)
     if path is None or not plan.reference:
         return Ends(original)
@@ -253,7 +259,7 @@ def _gain(target: Target, plan: AttackSpec, settings: Mapping[str, Any], judged:
     retrained = ends.retrained.ways.get("")
     if family_of(plan.name, dict(settings)) != "relearning" or plan.name == "external" or not judged.seen:
         return None
-    if not retrained or not target.recorded.stage(f"reference:{RETRAINED}"):
+    if not retrained or not target.recorded.stage(f"reference:{RETRAINED}") or target.recorded.without_original:
         return None
     return relearning_score(target.recorded, judged.samples, retrained, judged.seen)
 
