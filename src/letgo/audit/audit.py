@@ -11,6 +11,7 @@ from typing import Any
 from letgo.attacks.engine.run import with_attack
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, check_attacks, plan_attack
 from letgo.attacks.engine.target import Target, measured, open_bare
+from letgo.audit.gate import check_beforehand
 from letgo.audit.suites import Suite, Try, tries_of
 from letgo.benchmarks import OWN_ROWS, benchmark_of
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark
@@ -30,6 +31,7 @@ from letgo.planning.audit import MEASURE, plan_audit
 from letgo.planning.report import Plan, duration
 from letgo.report.card import write_model_card
 from letgo.report.html import write_report
+from letgo.runs.query import RunQuery, parse_query
 from letgo.runs.results import (
     AUDIT,
     RESULT_FILE,
@@ -95,6 +97,7 @@ def audit(
     attacks: Sequence[str] = (),
     budget: str | float | None = None,
     threshold: Share = THRESHOLD,
+    require: str | None = None,
     output: str | Path,
     limit: Count | None = None,
     dtype: str = "float32",
@@ -117,6 +120,8 @@ def audit(
         attacks: more attacks, each "NAME:key=value,…".
         budget: the most time that attacks may take, such as "30m": the dearest are then left out.
         threshold: the least share of the forgetting kept to have survived an attack.
+        require: what will be required of the record (`letgo.check`), so that a name in it that the record can't have is
+            told before anything long begins.
         output: the audit's directory: a new one, or with `resume` the one of an audit that was cut off.
         limit: at most so many items of each set.
         dtype, template: the weights' type, and how questions become prompts.
@@ -130,6 +135,7 @@ def audit(
     Raises:
         UserError: for a model, data or settings that can't be used.
     """
+    query = None if require is None else parse_query(require)
     check_arguments(audit, suite=suite, threshold=threshold, limit=limit, template=template)
     data = {"benchmark": benchmark, "forget": forget, "retain": retain, "evaluate": evaluate, "control": control}
     asked = checked(
@@ -150,7 +156,7 @@ def audit(
         # Whoever wrote here before has ended.
         remove_abandoned(folder, older_than=0)
         _check_output(folder, resume)
-        return Auditing(asked, folder, reporter or Quiet()).run()
+        return Auditing(asked, folder, reporter or Quiet(), query).run()
 
 
 def checked(
@@ -227,6 +233,7 @@ class Auditing:
     asked: Asked
     folder: Path
     reporter: Reporter
+    query: RunQuery | None = None
 
     def run(self) -> Result:
         target, plan = self.begin()
@@ -269,6 +276,7 @@ class Auditing:
         if is_run(self.folder):
             return self.gone_on(target)
         plan = planned(self.asked, target)
+        self.check_gate(plan.attacks, plan.not_tried)
         self.reporter.say(plan.text)
         start = time.perf_counter()
         target = measured(target, self.folder)
@@ -276,6 +284,11 @@ class Auditing:
         target = replace(target, result=target.result.model_copy(update=update))
         target.write(self.folder)
         return target, plan
+
+    def check_gate(self, attacks: Sequence[AttackSpec], not_tried: Sequence[NotTried]) -> None:
+        """Raise a `UserError` where the audit could never pass what is required of it."""
+        if self.query is not None:
+            check_beforehand(self.query, self.asked.benchmark, attacks, not_tried, base=self.asked.base is not None)
 
     def about(self, target: Target, plan: AuditPlan) -> Audit:
         """What the record says of the audit itself."""
@@ -317,6 +330,7 @@ class Auditing:
         if missing := [label for label in about.attacks if label not in by_label]:
             raise UserError(f"output directory {self.folder}: the attack {missing[0]} of its plan can't be made here")
         attacks = [by_label[label] for label in about.attacks]
+        self.check_gate(attacks, about.not_tried)
         plan = AuditPlan(attacks, timed(asked, attacks).seconds, about.not_tried)
         return replace(target, result=earlier, rows=read_samples(self.folder)), plan
 
