@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from letgo.core.statistics import Difference, Interval, holm, paired
+from letgo.report.audited import name_of_model
 from letgo.report.load import LoadedRun, find_sweep
 from letgo.report.settings import NEVER, plain, varying
 from letgo.runs.results import AttackResult
@@ -128,6 +129,8 @@ def lines_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> lis
         values = {name: plain(config[name]) for name in names if config.get(name) is not None}
         parts = [text if name in ("objective", "optimizer") else f"{name} {text}" for name, text in values.items()]
         name, optimizer = ", ".join(parts) or "all runs", str(config.get("optimizer", ""))
+        if first.result.audit is not None:
+            name = f"{first.directory.resolve().name}, an audit of {name_of_model(first.result)}"
         lines.append(Line(name, optimizer, (first, *others), reached.get(first.directory.resolve())))
     return lines
 

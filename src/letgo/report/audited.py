@@ -1,0 +1,95 @@
+"""What a page says of an audit: which model, who made it, what was asked, what was not tried."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from letgo.report.numbers import duration, number, percent, words
+from letgo.runs.results import AttackResult, Audit, NotTried, Result
+
+SHORT = 16
+"""So many digits of a fingerprint stand in a sentence; the whole one is in the table."""
+UNKNOWN_BASE = "The model before unlearning is not known: every figure is a level, and none a share of forgetting."
+MOST_NAMED = 4
+
+
+def name_of_model(result: Result) -> str:
+    """What an audit's model is called: a hub id as it is; of a path the last part."""
+    model = "" if result.audit is None else result.audit.model
+    return model if result.audit and result.audit.kind in ("hub model", "built-in model") else PurePath(model).name
+
+
+def subject(result: Result) -> str:
+    """A sentence on what was audited; "" of what is no audit."""
+    about = result.audit
+    if about is None:
+        return ""
+    made = f", suite {about.suite}"
+    made += f" within {duration(about.budget)}" if about.budget is not None else ""
+    text = f"An audit of {name_of_model(result)} ({about.kind}, weights {about.weights[:SHORT]}){made}"
+    return f"{text}. {UNKNOWN_BASE}" if about.base is None else text
+
+
+def untried(result: Result) -> str:
+    """A sentence on the attacks that were not made; "" where all were, and of what is no audit."""
+    missing = [] if result.audit is None else result.audit.not_tried
+    if not missing:
+        return ""
+    named = ", ".join(each.attack for each in missing[:MOST_NAMED])
+    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+    failed = sum(each.failed for each in missing)
+    broke = f"; {failed} of them could not be finished" if failed else ""
+    return f"Not tried: {named}{more}{broke}"
+
+
+def facts(result: Result) -> list[tuple[str, str]]:
+    """Name and value of all that a record says of an audit, but for the attacks."""
+    about = result.audit
+    if about is None:
+        return []
+    rows = [("model", about.model), ("it is a", about.kind), ("fingerprint of its weights", about.weights)]
+    rows += [(f"SHA-256 of {name}", digest) for name, digest in about.files.items()]
+    rows += [(f"its files say: {name}", text) for name, text in about.made_by.items()]
+    if not about.made_by:
+        rows.append(("made by", "its files do not say"))
+    rows.append(("before unlearning", about.base or "not known: levels, no shares"))
+    if about.base_weights:
+        rows.append(("fingerprint of its weights", about.base_weights))
+    rows += [("suite", about.suite), ("survived is", f"at least {percent(about.threshold)} of the forgetting kept")]
+    if about.budget is not None:
+        rows.append(("budget", duration(about.budget)))
+    return rows
+
+
+def not_tried(result: Result) -> list[NotTried]:
+    return [] if result.audit is None else result.audit.not_tried
+
+
+def limits(result: Result) -> str:
+    """What the attacks that were not made are, as far as a suite can know."""
+    about = result.audit
+    return "" if about is None else f"Attacks outside the suite {about.suite} were not tried either."
+
+
+def command(about: Audit, config: dict[str, object], output: str, extra: Sequence[str] = ()) -> str:
+    """What to type to make the audit again."""
+    parts = ["letgo", "audit", "--model", about.model]
+    parts += ["--base", about.base] if about.base else []
+    for name in ("benchmark", "forget", "retain", "evaluate", "control", "retrained", "dtype"):
+        if config.get(name) is not None:
+            parts += [f"--{name}", str(config[name])]
+    parts += ["--limit", str(config["eval_limit"])] if config.get("eval_limit") is not None else []
+    parts += [*(word for label in extra for word in ("--attack", label)), "--suite", about.suite, "--output", output]
+    return shlex.join(parts)
+
+
+def attack_levels(attack: AttackResult, result: Result) -> str:
+    """Where nobody knows the original: what the attacked model scores, beside what it scored before the attack."""
+    shown = []
+    for metric in (metric for metric in result.headlines if metric in attack.metrics):
+        before = (attack.baseline.get("after") or result.after).get(metric)
+        held = f" (without the attack {number(before.value)})" if before else ""
+        shown.append(f"{words(metric)} {number(attack.metrics[metric].value)}{held}")
+    return f"Under the attack {attack.label}: {', '.join(shown) or 'no headline metric was scored'}."
