@@ -11,7 +11,6 @@ from letgo.runs.results import AttackResult, Audit, NotTried, Result
 
 SHORT = 16
 """So many digits of a fingerprint stand in a sentence; the whole one is in the table."""
-UNKNOWN_BASE = "The model before unlearning is not known: every figure is a level, and none a share of forgetting."
 MOST_NAMED = 4
 
 
@@ -28,8 +27,7 @@ def subject(result: Result) -> str:
         return ""
     made = f", suite {about.suite}"
     made += f" within {duration(about.budget)}" if about.budget is not None else ""
-    text = f"An audit of {name_of_model(result)} ({about.kind}, weights {about.weights[:SHORT]}){made}"
-    return f"{text}. {UNKNOWN_BASE}" if about.base is None else text
+    return f"An audit of {name_of_model(result)} ({about.kind}, weights {about.weights[:SHORT]}){made}"
 
 
 def untried(result: Result) -> str:

@@ -18,7 +18,7 @@ from letgo.optim.registry import GRADES, OPTIMIZERS
 from letgo.report import audited
 from letgo.report.comparison import MARGIN, Kept, Line, compare, compare_all, lines_of
 from letgo.report.load import find_runs
-from letgo.report.numbers import duration, number, percent, words
+from letgo.report.numbers import MISSING, duration, number, percent, words
 from letgo.report.rendering import asset, policy, template, write_page
 from letgo.report.table import Column, attack_labels, columns, short_labels
 from letgo.report.verdict import verdict
@@ -157,9 +157,8 @@ def brief(directories: Sequence[Path]) -> Brief:
 def _title(results: Sequence[Result]) -> str:
     made = {Path(str(result.config.get("model") or "a model")).name for result in results if result.audit is None}
     seen = {audited.name_of_model(result) for result in results if result.audit is not None}
-    parts = [
-        f"{what} {' and '.join(sorted(names))}" for what, names in (("Unlearning", made), ("Audit of", seen)) if names
-    ]
+    named = (("Unlearning", made), ("Audit of", seen))
+    parts = [f"{what} {' and '.join(sorted(names))}" for what, names in named if names]
     return "; ".join(parts)
 
 
@@ -197,7 +196,7 @@ def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kep
         state.append("never reached the target")
     return BriefEntry(
         line=line,
-        grade=_grade(line),
+        grade=MISSING if line.runs[0].result.audit else _grade(line),
         runs=", ".join(numbers[run.directory] for run in line.runs),
         metrics=metrics,
         seconds=statistics.fmean([run.result.seconds.get("unlearn", 0.0) for run in line.runs]),
@@ -228,7 +227,9 @@ def _forgotten(results: Sequence[Result]) -> str:
     counts = [metric.n for metrics in measured for key, metric in metrics.items() if key.startswith("forget_")]
     asked = f", asked in {max(counts)} questions{wordings(results)}" if counts else ""
     audits = sum(result.audit is not None for result in results)
-    what = f"{audits} audits looked for" if audits == len(results) else f"{len(results)} runs were to forget"
+    what = f"{len(results)} runs were to forget"
+    if audits == len(results):
+        what = f"{audits} audit{'s' if audits > 1 else ''} looked for"
     return f"{what} {', '.join(sorted(data))}{asked}."
 
 

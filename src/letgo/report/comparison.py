@@ -204,7 +204,9 @@ def _against(kept: Kept, baseline: Line, label: str) -> Kept:
 
 def _missing(line: Line, label: str, baseline: Line | None) -> list[str]:
     """What of a line takes no part in the comparison under an attack, though it was attacked so."""
-    unknown = sum(attack.kept is None for attack in line.attacks_of(label))
+    # Without the model before unlearning there is nothing to compare, and the page says so.
+    shares = [run.result for run in line.runs if not run.result.without_original]
+    unknown = sum(attack.kept is None for result in shares for attack in result.attacks if attack.label == label)
     reasons = [f"what was kept can't be told in {unknown} of its runs"] if unknown else []
     ours, theirs = line.by_seed(label), {} if baseline is None else baseline.by_seed(label)
     if theirs and (alone := sum(seed not in theirs for seed in ours)):
