@@ -29,7 +29,7 @@ FLOORS = (
     "report",
     "training",
     "planning",
-    "audit",
+    "auditing",
     "sweep",
     "cli",
 )

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from letgo.analysis.sharpness import sharpness as sharpness
     from letgo.attacks.engine.outcome import robustness as robustness
     from letgo.attacks.engine.spec import plan_attack as plan_attack
-    from letgo.audit.audit import audit as audit
-    from letgo.audit.gate import check as check
+    from letgo.auditing.audit import audit as audit
+    from letgo.auditing.gate import check as check
     from letgo.benchmarks import create_benchmark as create_benchmark
     from letgo.benchmarks.engine.evaluate import evaluate as evaluate
     from letgo.core.errors import EmptyScoreError as EmptyScoreError
@@ -64,10 +64,10 @@ _PUBLIC = {
     "UnlearnTrainer": "letgo.training.trainer",
     "UserError": "letgo.core.errors",
     "attack": "letgo.training.attack",
-    "audit": "letgo.audit.audit",
+    "audit": "letgo.auditing.audit",
     "certificate": "letgo.analysis.certificate",
     "connectivity": "letgo.analysis.connectivity",
-    "check": "letgo.audit.gate",
+    "check": "letgo.auditing.gate",
     "create_benchmark": "letgo.benchmarks",
     "create_objective": "letgo.objectives",
     "create_optimizer": "letgo.optim",

@@ -53,8 +53,8 @@ def audit(
     from letgo.training.settings import check_attacks_early
 
     check_attacks_early(attacks or ())
-    from letgo.audit.audit import REPORT
-    from letgo.audit.audit import audit as run_audit
+    from letgo.auditing.audit import REPORT
+    from letgo.auditing.audit import audit as run_audit
 
     result = run_audit(model, reporter=reporter(quiet), **options)
     if not as_json:
@@ -96,8 +96,8 @@ def _pass(result: Result, require: str | None, junit: Path | None, as_json: bool
         if as_json:
             print_json({"result": result, "gate": None})
         return
-    from letgo.audit.gate import check as check_gate
-    from letgo.audit.junit import write_junit
+    from letgo.auditing.gate import check as check_gate
+    from letgo.auditing.junit import write_junit
 
     gate = check_gate(result, require)
     if junit is not None:

@@ -14,7 +14,7 @@
 A run that has no such field is not picked. A field that no run has is a mistake, and the message says so.
 
 Beside `holds`, yes or no, an expression `tells`: yes, no or None, where nobody can tell. So a gate asks
-(`letgo.audit.gate`): what can't be told does not pass, nor does its opposite.
+(`letgo.auditing.gate`): what can't be told does not pass, nor does its opposite.
 """
 
 from __future__ import annotations

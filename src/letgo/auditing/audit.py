@@ -11,8 +11,8 @@ from typing import Any
 from letgo.attacks.engine.run import with_attack
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, check_attacks, plan_attack
 from letgo.attacks.engine.target import Target, measured, open_bare
-from letgo.audit.gate import check_beforehand
-from letgo.audit.suites import Suite, Try, tries_of
+from letgo.auditing.gate import check_beforehand
+from letgo.auditing.suites import Suite, Try, tries_of
 from letgo.benchmarks import OWN_ROWS, benchmark_of
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark
 from letgo.core.catalog import check_arguments
@@ -116,7 +116,7 @@ def audit(
         benchmark: what it is judged by; or instead the user's own rows: `forget`, and `retain`, `evaluate`, `control`
             as in a run.
         retrained: the model that never saw the forget set, where there is one.
-        suite: quick, standard or thorough (`letgo.audit.suites`).
+        suite: quick, standard or thorough (`letgo.auditing.suites`).
         attacks: more attacks, each "NAME:key=value,…".
         budget: the most time that attacks may take, such as "30m": the dearest are then left out.
         threshold: the least share of the forgetting kept to have survived an attack.

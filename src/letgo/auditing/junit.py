@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from letgo.audit.gate import Gate
+from letgo.auditing.gate import Gate
 from letgo.core.errors import not_writable
 from letgo.core.files import written_whole
 from letgo.core.terminal import visible
