@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from letgo import audit
 from letgo.auditing.suites import Try
 from tests import tiny
 from tests.attacks.conftest import saved as saved
@@ -47,6 +48,15 @@ def made(tmp_path_factory, saved):
     folder = made_once(tmp_path_factory, "audited", lambda folder: _make(folder, saved.original))
     rows = saved.original.parent
     return Made(saved.original, folder / "loop", folder / "sharded", rows / "f.jsonl", rows / "r.jsonl")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, made):
+    """The directory of an audit that nothing has cut off."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("letgo.auditing.suites.TRIES", SHORT)
+        given = {**made.data, "suite": "quick"}
+        return made_once(tmp_path_factory, "whole", lambda folder: audit(made.loop, **given, output=folder))
 
 
 def _make(folder, original):

@@ -42,7 +42,7 @@ def test_a_model_in_another_tools_layout(short, made, saved, tmp_path, form):
     result = audit(models[form], **made.data, suite="quick", output=tmp_path / "audit")
     about = result.audit
     assert about.kind == ("adapter" if form == "adapter" else "directory")
-    assert about.attacks == ["quantize_packed:format=fp8", "paraphrase"]
+    assert about.attacks == ["paraphrase", "quantize_packed:format=fp8"]
     assert [attack.label for attack in result.attacks] == about.attacks
     assert [each.attack for each in about.not_tried] == ["requantize"]
     assert "on no grid" in about.not_tried[0].reason
@@ -79,7 +79,7 @@ def test_without_the_model_before_unlearning_there_are_levels_and_no_shares(shor
     words = [
         "audit",
         "--model",
-        saved.original,
+        made.base,
         "--forget",
         made.forget,
         "--retain",
@@ -117,9 +117,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("when", ["while it measures", "after the first attack", "before the page"])
-def test_a_killed_audit_goes_on_to_the_same_record(short, made, tmp_path, monkeypatch, when):
+def test_a_killed_audit_goes_on_to_the_same_record(short, made, whole, tmp_path, monkeypatch, when):
     given = {"model": made.loop, **made.data, "suite": "quick"}
-    audit(**given, output=tmp_path / "whole")
     attacks, pages = page.with_attack, page.write_report
     made_so_far, scored = [], []
 
@@ -150,16 +149,15 @@ def test_a_killed_audit_goes_on_to_the_same_record(short, made, tmp_path, monkey
     with pytest.raises(UserError, match="go on with --resume"):
         audit(**given, output=tmp_path / "cut")
     audit(**given, output=tmp_path / "cut", resume=True)
-    assert record(tmp_path / "cut") == record(tmp_path / "whole")
+    assert record(tmp_path / "cut") == record(whole)
     assert {path.name for path in (tmp_path / "cut").iterdir()} == {
         path.name for path in (tmp_path / "whole").iterdir()
     }
     assert (tmp_path / "cut" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
 
 
-def test_an_audit_goes_on_only_as_it_was_begun(short, made, saved, tmp_path):
-    given = {**made.data, "suite": "quick", "output": tmp_path / "audit"}
-    audit(made.loop, **given)
+def test_an_audit_goes_on_only_as_it_was_begun(short, made, saved, whole, tmp_path):
+    given = {**made.data, "suite": "quick", "output": shutil.copytree(whole, tmp_path / "audit")}
     for changes, message in (
         ({"threshold": 0.9}, "differs in threshold"),
         ({"suite": "standard"}, "differs in suite, attacks"),
@@ -172,13 +170,11 @@ def test_an_audit_goes_on_only_as_it_was_begun(short, made, saved, tmp_path):
         audit(saved.forms["full"], **given, resume=True)
 
 
-def test_the_weights_may_not_change_meanwhile(short, made, saved, tmp_path):
-    shutil.copytree(made.loop, tmp_path / "model")
-    given = {**made.data, "suite": "quick", "output": tmp_path / "audit"}
-    audit(tmp_path / "model", **given)
-    shutil.copy(saved.forms["full"] / "model.safetensors", tmp_path / "model" / "model.safetensors")
+def test_the_weights_may_not_change_meanwhile(short, made, whole, tmp_path, monkeypatch):
+    given = {**made.data, "suite": "quick", "output": shutil.copytree(whole, tmp_path / "audit")}
+    monkeypatch.setattr(page, "weights_fingerprint", lambda model: "of other weights")
     with pytest.raises(UserError, match="its weights are others"):
-        audit(tmp_path / "model", **given, resume=True)
+        audit(made.loop, **given, resume=True)
 
 
 def test_a_budget_leaves_out_the_dearest_and_says_which(short, made, tmp_path, monkeypatch):
@@ -212,7 +208,7 @@ def test_the_plan_comes_first_and_the_time_left_is_told(short, made, tmp_path):
 
     audit(made.loop, **made.data, output=tmp_path / "audit", reporter=Lines())
     plan = next(text for text in said if "memory on" in text)
-    assert "3 attacks, the cheapest first: quantize_packed" in plan
+    assert "3 attacks, the cheapest first: paraphrase" in plan
     assert "not tried: requantize" in plan
     assert "samples and record" in plan
     told = [text for text in said if text.startswith("attack ")]
@@ -246,7 +242,7 @@ def test_an_attack_that_can_not_be_finished_is_recorded_and_the_others_are_made(
 def test_names_and_statements_from_elsewhere_are_text(short, made, letgo, tmp_path):
     model = tmp_path / "<img src=x onerror=alert(1)> [a](b)"
     shutil.copytree(made.loop, model)
-    (model / "README.md").write_text(f"---\nauthor: '{INJECTED}'\nbase_model: '[x](javascript:alert)'\n---\n")
+    (model / "README.md").write_text(f"---\nauthor: {json.dumps(INJECTED)}\nbase_model: '[x](javascript:alert)'\n---\n")
     words = ["audit", "--model", model, "--base", made.base, "--forget", made.forget, "--suite", "quick", "-q"]
     junit = tmp_path / "junit.xml"
     code, out, err = letgo(*words, "-o", tmp_path / "audit", "--require", "survived(paraphrase)", "--junit", junit)
@@ -271,7 +267,6 @@ def test_names_and_statements_from_elsewhere_are_text(short, made, letgo, tmp_pa
         (["--model", "biographies", "--base", "http://host/v1"], "a served endpoint can't be audited"),
         (["--model", "biographies"], "nothing to look for: give --forget FILE"),
         (["--model", "biographies", "--benchmark", "biographies", "--forget", "x"], "not both"),
-        (["--model", "biographies", "--benchmark", "mmlu"], "no metric that forgetting is judged by"),
         (["--model", "biographies", "--benchmark", "biographies", "--suite", "quik"], "did you mean 'quick'"),
         (["--model", "biographies", "--benchmark", "biographies", "--budget", "soon"], "a time such as 90s, 30m"),
         (["--model", "biographies", "--benchmark", "biographies", "--attack", "relern"], "did you mean 'relearn'"),

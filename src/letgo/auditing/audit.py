@@ -136,7 +136,7 @@ def audit(
         UserError: for a model, data or settings that can't be used.
     """
     query = None if require is None else parse_query(require)
-    check_arguments(audit, suite=suite, threshold=threshold, limit=limit, template=template)
+    check_arguments(audit, threshold=threshold, limit=limit, template=template)
     data = {"benchmark": benchmark, "forget": forget, "retain": retain, "evaluate": evaluate, "control": control}
     asked = checked(
         model,
@@ -174,6 +174,8 @@ def checked(
     template: Template | None,
 ) -> Asked:
     """What is asked for, as far as it can be checked before a model is read."""
+    tries = [*tries_of(suite), *(Try(attack, "quick") for attack in attacks)]
+    seconds = None if budget is None else read_duration(budget, "audit: budget")
     for name in (str(model), *([] if base is None else [str(base)])):
         refuse_served(name)
     own = [name for name in OWN_ROWS if name in data]
@@ -192,9 +194,9 @@ def checked(
         {**data, **({} if retrained is None else {"retrained": str(retrained)})},
         measured_by,
         suite,
-        [*tries_of(suite), *(Try(attack, "quick") for attack in attacks)],
+        tries,
         threshold,
-        None if budget is None else read_duration(budget, "audit: budget"),
+        seconds,
         limit,
         dtype,
         template,

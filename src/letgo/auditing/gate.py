@@ -119,11 +119,9 @@ def check_beforehand(
     _check_patterns(query, [*planned, *left_out])
     for field in _of_attacks(query):
         if not any(attack_matches(attack, str(field.argument)) for attack in planned):
-            [first, *_] = [
-                e for e, s in zip(not_tried, left_out, strict=True) if attack_matches(s, str(field.argument))
-            ]
+            first = next(each for each in not_tried if _matches(each, field))
             raise UserError(
-                f"require: {field}: no such attack is made here: {first.attack} is left out: {first.reason}"
+                f"require: {field}: no such attack is made here; {first.attack} is left out: {first.reason}"
             )
 
 

@@ -55,7 +55,9 @@ def passes(plan: AttackSpec, items: int) -> float:
     of a whole evaluation (`evaluations`)."""
     once = _PASSES.get(plan.name)
     settings = {**settings_of(ATTACKS.load(plan.name), skip=("victim",)), **plan.settings}
-    return 0.0 if once is None else repeats(plan) * once(settings, max(1, items))
+    if once is None:
+        return 0.0 if evaluations(plan) else float(repeats(plan))
+    return repeats(plan) * once(settings, max(1, items))
 
 
 def evaluations(plan: AttackSpec) -> int:
