@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from letgo.core.catalog import did_you_mean
-from letgo.core.errors import UserError
+from letgo.core.catalog import Catalog, Record
 
 Suite = Literal["quick", "standard", "thorough"]
-SUITES: tuple[Suite, ...] = get_args(Suite)
-"""Each has the attacks of those before it, too."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +57,25 @@ TRIES = (
 )
 
 
+def _suite(name: Suite, summary: str) -> Record:
+    added = ", ".join(each.attack for each in TRIES if each.suite == name)
+    target = "letgo.auditing.suites:tries_of"
+    return Record(name=name, target=target, summary=f"{summary}: {added}", source="letgo", faithfulness="ours")
+
+
+SUITES: Catalog[Record] = Catalog(
+    "suite",
+    [
+        _suite("quick", "formats and prompts, without training"),
+        _suite("standard", "quick, and short fine-tuning, sampling, membership"),
+        _suite("thorough", "standard, and a patient attacker"),
+    ],
+)
+"""Each has the attacks of those before it, too."""
+
+
 def tries_of(suite: str) -> list[Try]:
     """The attacks of a suite, in the list's order; an unknown one is a `UserError`."""
-    if suite not in SUITES:
-        raise UserError(f"suite is {suite!r}{did_you_mean(suite, SUITES)}; known: {', '.join(SUITES)}")
-    known: Sequence[Suite] = SUITES[: SUITES.index(suite) + 1]
+    names = SUITES.names()
+    known = names[: names.index(SUITES.record(suite).name) + 1]
     return [each for each in TRIES if each.suite in known]

@@ -33,7 +33,7 @@ def audit(
     evaluate: Annotated[str | None, Option("--evaluate", help="Likewise: the forget set in other words.")] = None,
     control: Annotated[str | None, Option("--control", help="Likewise: facts that no model knew.")] = None,
     retrained: Annotated[str | None, Option("--retrained", help="The model that never saw the forget set.")] = None,
-    suite: Annotated[str, Option("--suite", help="quick, standard or thorough.")] = "standard",
+    suite: Annotated[str, Option("--suite", help="quick, standard or thorough; see letgo list suites.")] = "standard",
     attacks: Annotated[list[str] | None, Option("--attack", help="One more, NAME[:k=v,…]; repeat.")] = None,
     budget: Annotated[str | None, Option("--budget", help="30m, 2h: leaves the dearest attacks out.")] = None,
     threshold: Annotated[float, Option("--threshold", help="The least share of the forgetting kept to survive.")] = 0.5,
@@ -50,8 +50,13 @@ def audit(
     """Audit a model that anybody made: what it still tells, and what attacks bring back."""
     options = passed_on(locals(), "model", "junit") | {"attacks": attacks or []}
     _check_gate(require, junit)
+    from letgo.auditing.suites import tries_of
+    from letgo.core.sizes import read_duration
     from letgo.training.settings import check_attacks_early
 
+    tries_of(suite)
+    if budget is not None:
+        read_duration(budget, "--budget")
     check_attacks_early(attacks or ())
     from letgo.auditing.audit import REPORT
     from letgo.auditing.audit import audit as run_audit
