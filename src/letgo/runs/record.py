@@ -159,7 +159,8 @@ class RunRecord(_Model):
             "verdict": self.word,
             "subjects": self.subjects,
             "subjects_revealed": self.revealed,
-            "model": self.config.get("model"),
+            # Of a model that was only attacked or audited, that one, not the one before unlearning.
+            "model": self.config.get("unlearned") or self.config.get("model"),
             "data": self.config.get("benchmark") or self.config.get("forget"),
             "objective": None if self.kind == "eval" else self.config.get("objective"),
             "optimizer": None if self.kind == "eval" else self.config.get("optimizer"),
