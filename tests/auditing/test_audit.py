@@ -163,6 +163,8 @@ def test_an_audit_goes_on_only_as_it_was_begun(short, made, saved, whole, tmp_pa
         ({"suite": "standard"}, "differs in suite, attacks"),
         ({"attacks": ["noise"]}, "differs in attacks"),
         ({"limit": 2}, "differs in eval_limit"),
+        ({"retrained": saved.original}, "differs in retrained"),
+        ({"base": None}, "differs in model"),
     ):
         with pytest.raises(UserError, match=message):
             audit(made.loop, **(given | changes), resume=True)
@@ -216,12 +218,15 @@ def test_the_plan_comes_first_and_the_time_left_is_told(short, made, tmp_path):
     assert all("left" in text for text in told)
 
 
-def test_an_attack_that_can_not_be_finished_is_recorded_and_the_others_are_made(short, made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [LetgoError(f"no room {INJECTED}\nsecond line"), MemoryError("all gone")])
+def test_an_attack_that_can_not_be_finished_is_recorded_and_the_others_are_made(
+    short, made, tmp_path, monkeypatch, error
+):
     attacks = page.with_attack
 
     def attack(target, plan):
         if plan.name == "quantize_packed":
-            raise LetgoError(f"no room {INJECTED}\nsecond line")
+            raise error
         return attacks(target, plan)
 
     monkeypatch.setattr(page, "with_attack", attack)
@@ -258,6 +263,35 @@ def test_names_and_statements_from_elsewhere_are_text(short, made, letgo, tmp_pa
     card = (tmp_path / "audit" / "README.md").read_text()
     assert "[x](javascript" not in card
     assert str(tmp_path) not in card
+
+
+def test_what_a_library_is_missing_for_is_left_out_with_the_reason(made, monkeypatch, tmp_path):
+    """Of the real suite: GGUF's types need a library, membership texts that these data do not have."""
+
+    def missing():
+        raise UserError("attack 'quantize_gguf' needs libgguf: pip install 'letgo[gguf]'")
+
+    monkeypatch.setattr("letgo.attacks.quantize_served.library", missing)
+    monkeypatch.setattr(page, "measured", lambda *given: (_ for _ in ()).throw(Killed))
+    plans = []
+    monkeypatch.setattr(page, "timed", lambda asked, attacks: plans.extend(attacks) or plan_audit_of(attacks))
+    planned = []
+    monkeypatch.setattr(page.Auditing, "check_gate", lambda self, attacks, not_tried: planned.extend(not_tried))
+    with pytest.raises(Killed):
+        audit(made.loop, **made.data, output=tmp_path / "audit")
+    reasons = {each.attack: each.reason for each in planned}
+    gguf = [label for label in reasons if label.startswith("quantize_gguf")]
+    assert len(gguf) == 3
+    assert all("pip install 'letgo[gguf]'" in reasons[label] for label in gguf)
+    assert "no forget and holdout texts" in reasons["membership"]
+    assert {"paraphrase", "relearn", "quantize_packed", "sample", "noise"} <= {plan.name for plan in plans}
+
+
+def plan_audit_of(attacks):
+    from types import SimpleNamespace
+
+    flops = {each.label: 1.0 for each in attacks}
+    return SimpleNamespace(flops=flops, seconds={}, text=lambda: "a plan")
 
 
 @pytest.mark.parametrize(

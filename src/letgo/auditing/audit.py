@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from letgo.attacks.engine.run import with_attack
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, check_attacks, plan_attack
 from letgo.attacks.engine.target import Target, measured, open_bare
@@ -17,7 +19,7 @@ from letgo.benchmarks import OWN_ROWS, benchmark_of
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark
 from letgo.core.catalog import check_arguments
 from letgo.core.environment import give_back_memory, peak_memory
-from letgo.core.errors import LetgoError, UserError, WorldError, first_line
+from letgo.core.errors import LetgoError, UserError, WorldError, as_world_error, first_line
 from letgo.core.files import remove_abandoned
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
@@ -315,7 +317,8 @@ class Auditing:
         earlier, asked = read_result(self.folder), self.asked
         about = earlier.audit
         assert about is not None  # `_check_output`
-        now = target.result.config | {"dtype": asked.dtype, "eval_limit": asked.limit}
+        now = dict.fromkeys((*OWN_ROWS, "benchmark", "retrained")) | target.result.config
+        now |= {"dtype": asked.dtype, "eval_limit": asked.limit, "template": target.template}
         now |= {"suite": asked.suite, "budget": asked.budget, "threshold": asked.threshold}
         then = earlier.config | {"suite": about.suite, "budget": about.budget, "threshold": about.threshold}
         plans, left_out = chosen(asked, target)
@@ -342,11 +345,15 @@ class Auditing:
             return with_attack(target, plan)
         except WorldError:
             raise
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            # Another try would end so too: the audit goes on with what this machine can do.
+            reason = first_line(as_world_error(error) or error)
         except LetgoError as error:
-            self.reporter.say(f"  {plan.label} could not be made: {first_line(error)}")
-            return _with_not_tried(target, NotTried(attack=plan.label, reason=first_line(error), failed=True))
+            reason = first_line(error)
         finally:
             give_back_memory()
+        self.reporter.say(f"  {plan.label} could not be made: {reason}")
+        return _with_not_tried(target, NotTried(attack=plan.label, reason=reason, failed=True))
 
     def finish(self, target: Target) -> Result:
         """Write the card and the page; what only an unfinished audit needs is then removed."""

@@ -9,6 +9,7 @@ from letgo.attacks.engine.cost import evaluations, passes, trains
 from letgo.attacks.engine.prompts import only
 from letgo.attacks.engine.spec import AttackSpec
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark
+from letgo.benchmarks.engine.items import limited
 from letgo.planning.estimate import Planned
 from letgo.planning.machine import resident_bytes
 from letgo.planning.report import Phase, Plan
@@ -45,7 +46,7 @@ def plan_audit(
     run = {**settings, "objective": "ga", "optimizer": "adamw", "per_device_train_batch_size": _BATCH}
     config = make_config(run | {"long_rows": "cut", "output_dir": "planned", "max_steps": 1}, where="audit")
     planned = Planned(config, resident_bytes())
-    asked = [item for item in benchmark.items if item.set in ("forget", "control")]
+    asked = limited([item for item in benchmark.items if item.set in ("forget", "control")], config.eval_limit)
     ends = (original is not None) + (RETRAINED in benchmark.references)
     whole = planned.scored.tokens
     part = planned.tokens(planned.asked_of(only(benchmark, asked), config.eval_limit)) if asked else whole
