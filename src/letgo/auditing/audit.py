@@ -12,7 +12,7 @@ import torch
 
 from letgo.attacks.engine.run import with_attack
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, check_attacks, plan_attack
-from letgo.attacks.engine.target import Target, measured, open_bare
+from letgo.attacks.engine.target import Target, about_audit, measured, open_bare
 from letgo.auditing.gate import check_beforehand
 from letgo.auditing.suites import Suite, Try, tries_of
 from letgo.benchmarks import OWN_ROWS, benchmark_of
@@ -28,7 +28,7 @@ from letgo.core.values import Count, Share
 from letgo.data.encode import Template
 from letgo.models.files import remote_code
 from letgo.models.load import load_model, weights_fingerprint
-from letgo.models.origin import kind_of_model, made_by, weight_digests
+from letgo.models.origin import kind_of_model
 from letgo.planning.audit import MEASURE, plan_audit
 from letgo.planning.report import Plan, duration
 from letgo.report.card import write_model_card
@@ -284,7 +284,11 @@ class Auditing:
         self.reporter.say(plan.text)
         start = time.perf_counter()
         target = measured(target, self.folder)
-        update = {"audit": self.about(target, plan), "seconds": {MEASURE: round(time.perf_counter() - start, 3)}}
+        asked, labels = self.asked, [each.label for each in plan.attacks]
+        about = about_audit(
+            target, labels, asked.threshold, asked.suite, budget=asked.budget, not_tried=list(plan.not_tried)
+        )
+        update = {"audit": about, "seconds": {MEASURE: round(time.perf_counter() - start, 3)}}
         target = replace(target, result=target.result.model_copy(update=update))
         target.write(self.folder)
         return target, plan
@@ -293,24 +297,6 @@ class Auditing:
         """Raise a `UserError` where the audit could never pass what is required of it."""
         if self.query is not None:
             check_beforehand(self.query, self.asked.benchmark, attacks, not_tried, base=self.asked.base is not None)
-
-    def about(self, target: Target, plan: AuditPlan) -> Audit:
-        """What the record says of the audit itself."""
-        asked = self.asked
-        return Audit(
-            model=asked.model,
-            kind=kind_of_model(asked.model),
-            weights=target.weights["after"],
-            files=weight_digests(asked.model),
-            made_by=made_by(asked.model),
-            base=asked.base,
-            base_weights=target.weights.get("before"),
-            suite=asked.suite,
-            threshold=asked.threshold,
-            attacks=[each.label for each in plan.attacks],
-            budget=asked.budget,
-            not_tried=list(plan.not_tried),
-        )
 
     def gone_on(self, target: Target) -> tuple[Target, AuditPlan]:
         """An audit that was cut off, with what it has by now."""

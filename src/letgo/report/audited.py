@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import PurePath
 
 from letgo.report.numbers import duration, number, percent, words
-from letgo.runs.results import AttackResult, Audit, NotTried, Result
+from letgo.runs.results import AttackResult, NotTried, Result
 
 SHORT = 16
 """So many digits of a fingerprint stand in a sentence; the whole one is in the table."""
 MOST_NAMED = 4
+NAMED_ALONE = "Attacks that nobody named were not tried."
 
 
 def name_of_model(result: Result) -> str:
@@ -25,7 +25,7 @@ def subject(result: Result) -> str:
     about = result.audit
     if about is None:
         return ""
-    made = f", suite {about.suite}"
+    made = f", suite {about.suite}" if about.suite else ""
     made += f" within {duration(about.budget)}" if about.budget is not None else ""
     return f"An audit of {name_of_model(result)} ({about.kind}, weights {about.weights[:SHORT]}){made}"
 
@@ -55,7 +55,8 @@ def facts(result: Result) -> list[tuple[str, str]]:
     rows.append(("before unlearning", about.base or "not known: levels, no shares"))
     if about.base_weights:
         rows.append(("fingerprint of its weights", about.base_weights))
-    rows += [("suite", about.suite), ("survived is", f"at least {percent(about.threshold)} of the forgetting kept")]
+    rows += [("suite", about.suite)] if about.suite else []
+    rows += [("survived is", f"at least {percent(about.threshold)} of the forgetting kept")]
     if about.budget is not None:
         rows.append(("budget", duration(about.budget)))
     return rows
@@ -68,18 +69,24 @@ def not_tried(result: Result) -> list[NotTried]:
 def limits(result: Result) -> str:
     """What the attacks that were not made are, as far as a suite can know."""
     about = result.audit
-    return "" if about is None else f"Attacks outside the suite {about.suite} were not tried either."
+    if about is None:
+        return ""
+    return f"Attacks outside the suite {about.suite} were not tried either." if about.suite else NAMED_ALONE
 
 
-def command(about: Audit, config: dict[str, object], output: str, extra: Sequence[str] = ()) -> str:
-    """What to type to make the audit again."""
-    parts = ["letgo", "audit", "--model", about.model]
-    parts += ["--base", about.base] if about.base else []
+def command(result: Result, output: str) -> str:
+    """What to type to make the audit again; "" of what is no audit."""
+    about, config = result.audit, result.config
+    if about is None:
+        return ""
+    base = ["--base" if about.suite else "--original", about.base] if about.base else []
+    parts = ["letgo", *(["audit", "--model"] if about.suite else ["attack"]), about.model, *base]
     for name in ("benchmark", "forget", "retain", "evaluate", "control", "retrained", "dtype"):
-        if config.get(name) is not None:
-            parts += [f"--{name}", str(config[name])]
+        parts += [f"--{name}", str(config[name])] if config.get(name) is not None else []
     parts += ["--limit", str(config["eval_limit"])] if config.get("eval_limit") is not None else []
-    parts += [*(word for label in extra for word in ("--attack", label)), "--suite", about.suite, "--output", output]
+    parts += ["--threshold", str(about.threshold)]
+    attacks = [] if about.suite else [word for attack in result.attacks for word in ("--attack", attack.label)]
+    parts += [*(["--suite", about.suite] if about.suite else []), *attacks, "--output", output]
     return shlex.join(parts)
 
 

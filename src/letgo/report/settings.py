@@ -61,7 +61,7 @@ def commands(run: LoadedRun) -> list[str]:
     """What to type to make the run again, from its own resolved configuration."""
     lines, model, attacks = [], str(run.directory), run.result.attacks
     if run.result.audit is not None:
-        return [visible(audited.command(run.result.audit, run.result.config, f"{run.directory.name}-again"))]
+        return [visible(audited.command(run.result, f"{run.directory.name}-again"))]
     if run.has_config:
         config, model = str(PurePath(run.directory) / CONFIG_FILE), f"{run.directory.name}-again"
         lines.append(f"letgo unlearn {shlex.quote(config)} --output {shlex.quote(model)}")

@@ -257,6 +257,7 @@ class Audit(Strict):
     """The model before unlearning; None where it is not known: then there are levels and no shares."""
     base_weights: str | None = None
     suite: str
+    """"" where the attacks were named one by one (`letgo attack`)."""
     threshold: float
     attacks: list[str]
     """The attacks of the plan, in the order in which they are made."""

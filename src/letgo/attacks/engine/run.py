@@ -26,7 +26,7 @@ from letgo.attacks.engine.outcome import Seed, family_of, result_of, robustness
 from letgo.attacks.engine.prompts import only
 from letgo.attacks.engine.search import search
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, apply_attack, check_attacks, plan_attack, plan_attacks
-from letgo.attacks.engine.target import Target, measured, open_target
+from letgo.attacks.engine.target import Target, about_audit, measured, open_target
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core import processes
 from letgo.core.catalog import check_arguments
@@ -115,13 +115,22 @@ def attack(
         target = open_target(directory, **settings, reporter=reporter)
         target.check_original()
         check_attacks(plans, target.victim())
-        target = _with_earlier(measured(target), output)
+        target = _with_earlier(_measured(target, plans, threshold), output)
         for plan in plans:
             target = with_attack(target, plan, None if shared_scores is None else Path(shared_scores))
             if folder is not None:
                 # Written after every attack, so that what is finished is kept if the next one fails.
                 processes.first_does(partial(target.write, folder))
         return target.result
+
+
+def _measured(target: Target, plans: Sequence[AttackSpec], threshold: float) -> Target:
+    """A target with its metrics; a bare one also with what its record says of the model, which letgo did not make."""
+    if target.run:
+        return target
+    target = measured(target)
+    about = about_audit(target, [plan.label for plan in plans], threshold)
+    return replace(target, result=target.result.model_copy(update={"audit": about}))
 
 
 def with_attack(target: Target, plan: AttackSpec, shared_scores: Path | None = None) -> Target:

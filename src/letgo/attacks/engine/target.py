@@ -21,9 +21,11 @@ from letgo.metrics.judgement import judge, judge_levels
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.formats import EXPORT, MANIFEST
 from letgo.models.load import load_model, load_tokenizer, resolve_model, weights_fingerprint
+from letgo.models.origin import kind_of_model, made_by, weight_digests
 from letgo.runs import record_run
 from letgo.runs.results import (
     SAMPLES_FILE,
+    Audit,
     Metrics,
     Result,
     is_run,
@@ -358,3 +360,26 @@ def measured(target: Target, folder: Path | None = None) -> Target:
         "judgement": judgement,
     }
     return replace(target, weights=weights, result=target.result.model_copy(update=update))
+
+
+def about_audit(target: Target, attacks: Sequence[str], threshold: float, suite: str = "", **asked: Any) -> Audit:
+    """What the record of a bare model that was `measured` says of it, and of what was asked.
+
+    Args:
+        attacks: labels, in the order in which they are made.
+        suite: "" where they were named one by one.
+        asked: other fields of `Audit`.
+    """
+    return Audit(
+        model=target.model,
+        kind=kind_of_model(target.model),
+        weights=target.weights["after"],
+        files=weight_digests(target.model),
+        made_by=made_by(target.model),
+        base=target.original,
+        base_weights=target.weights.get("before"),
+        suite=suite,
+        threshold=threshold,
+        attacks=list(attacks),
+        **asked,
+    )
