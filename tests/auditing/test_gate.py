@@ -88,6 +88,17 @@ def test_a_record_without_judgement_or_attacks_tells_nothing():
     assert "no such attack was made" in gate.clauses[1].figures
 
 
+def test_what_was_not_measured_is_no_slip_and_does_not_pass():
+    """A benchmark without texts to continue has no such score: that is known only when it was measured."""
+    [clause] = check(record(), "retain_verbmem > 0.5").clauses
+    assert clause.passed is None
+    assert "not measured" in clause.figures
+    failed = check(record(status="failed", before={}, after={}, judgement=None), "forget_accuracy < 0.5 and retain > 0")
+    assert [clause.passed for clause in failed.clauses] == [False, None, None]
+    with pytest.raises(UserError, match="did you mean"):
+        check(record(), "retian_accuracy > 0.5")
+
+
 def test_a_broken_model_reveals_nothing_and_passes_nothing():
     gate = check(record(status="collapsed", reasons=["perplexity doubled"]), "subjects_revealed <= 0")
     assert not gate.passed
