@@ -159,6 +159,8 @@ class Condition:
             return _COMPARE[self.op](left, right)
         if isinstance(left, bool) or isinstance(right, bool):
             return _COMPARE[self.op](left, right) if self.op in ("=", "==", "!=") else False
+        if strict and _is_number(left) != _is_number(right) and self.op not in ("=", "==", "!="):
+            return None  # a text is neither above a number nor below it (`retain` may be the name of a file)
         return _COMPARE[self.op](str(left), str(right))
 
 
