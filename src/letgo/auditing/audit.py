@@ -13,6 +13,7 @@ import torch
 from letgo.attacks.engine.run import with_attack
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, check_attacks, plan_attack
 from letgo.attacks.engine.target import Target, about_audit, measured, open_bare
+from letgo.auditing.early import check_asked, requirement, seconds_asked, tries_asked
 from letgo.auditing.gate import check_beforehand
 from letgo.auditing.suites import Suite, Try, tries_of
 from letgo.benchmarks import OWN_ROWS, benchmark_of
@@ -23,7 +24,6 @@ from letgo.core.errors import LetgoError, UserError, WorldError, as_world_error,
 from letgo.core.files import remove_abandoned
 from letgo.core.locks import only_writer
 from letgo.core.progress import Quiet, Reporter
-from letgo.core.sizes import read_duration
 from letgo.core.values import Count, Share
 from letgo.data.encode import Template
 from letgo.models.files import remote_code
@@ -33,7 +33,7 @@ from letgo.planning.audit import MEASURE, plan_audit
 from letgo.planning.report import Plan, duration
 from letgo.report.card import write_model_card
 from letgo.report.html import write_report
-from letgo.runs.query import RunQuery, parse_query
+from letgo.runs.query import RunQuery
 from letgo.runs.results import (
     AUDIT,
     RESULT_FILE,
@@ -137,7 +137,7 @@ def audit(
     Raises:
         UserError: for a model, data or settings that can't be used.
     """
-    query = None if require is None else parse_query(require)
+    query = requirement(require)
     check_arguments(audit, threshold=threshold, limit=limit, template=template)
     data = {"benchmark": benchmark, "forget": forget, "retain": retain, "evaluate": evaluate, "control": control}
     asked = checked(
@@ -176,15 +176,8 @@ def checked(
     template: Template | None,
 ) -> Asked:
     """What is asked for, as far as it can be checked before a model is read."""
-    tries = [*tries_of(suite), *(Try(attack, "quick") for attack in attacks)]
-    seconds = None if budget is None else read_duration(budget, "audit: budget")
-    for name in (str(model), *([] if base is None else [str(base)])):
-        refuse_served(name)
-    own = [name for name in OWN_ROWS if name in data]
-    if "benchmark" in data and own:
-        raise UserError(f"audit: give either benchmark (which brings its data) or {own[0]}, not both")
-    if "benchmark" not in data and "forget" not in data:
-        raise UserError("audit: nothing to look for: give --forget FILE (and --retain FILE), or --benchmark NAME")
+    tries, seconds = tries_asked(suite, attacks), seconds_asked(budget)
+    check_asked([str(model), None if base is None else str(base)], data)
     measured_by = benchmark_of({**data, "template": template})
     if not measured_by.headlines:
         raise UserError(f"audit: benchmark {measured_by.name!r} names no metric that forgetting is judged by")
@@ -203,19 +196,6 @@ def checked(
         dtype,
         template,
     )
-
-
-def refuse_served(model: str) -> None:
-    """Raise a `UserError` for the address of a served model.
-
-    Here a served endpoint comes in: where scoring is a backend, its target takes the place of `open_bare`'s, and of the
-    tries those remain that ask and do not read the weights (`Means`: prompts, scores).
-    """
-    if model.split(":", 1)[0].lower() in ("http", "https"):
-        raise UserError(
-            f"{model}: a served endpoint can't be audited: letgo reads the weights and runs the model itself\n"
-            "  give the directory, the .gguf file or the hub id that the server loads"
-        )
 
 
 def _check_output(folder: Path, resume: bool) -> None:
@@ -420,4 +400,4 @@ def timed(asked: Asked, attacks: Sequence[AttackSpec]) -> Plan:
     return plan_audit(settings, attacks, asked.benchmark, original=asked.base)
 
 
-__all__ = ["REPORT", "Auditing", "audit", "checked", "chosen", "planned", "refuse_served"]
+__all__ = ["REPORT", "Auditing", "audit", "checked", "chosen", "planned"]

@@ -50,14 +50,12 @@ def audit(
     """Audit a model that anybody made: what it still tells, and what attacks bring back."""
     options = passed_on(locals(), "model", "junit") | {"attacks": attacks or []}
     _check_gate(require, junit)
-    from letgo.auditing.suites import tries_of
-    from letgo.core.sizes import read_duration
-    from letgo.training.settings import check_attacks_early
+    from letgo.auditing.early import check_asked, seconds_asked, tries_asked
 
-    tries_of(suite)
-    if budget is not None:
-        read_duration(budget, "--budget")
-    check_attacks_early(attacks or ())
+    given = {"benchmark": benchmark, "forget": forget, "retain": retain, "evaluate": evaluate, "control": control}
+    check_asked([model, base], {name for name, value in given.items() if value is not None})
+    tries_asked(suite, attacks or ())
+    seconds_asked(budget)
     from letgo.auditing.audit import REPORT
     from letgo.auditing.audit import audit as run_audit
 
@@ -90,9 +88,9 @@ def _check_gate(require: str | None, junit: Path | None) -> None:
         if junit is not None:
             raise UserError("--junit writes what came of --require: give both")
         return
-    from letgo.runs.query import parse_query
+    from letgo.auditing.early import requirement
 
-    parse_query(require)
+    requirement(require)
 
 
 def _pass(result: Result, require: str | None, junit: Path | None, as_json: bool, *, alone: bool = False) -> None:
