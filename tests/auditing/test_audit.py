@@ -149,11 +149,10 @@ def test_a_killed_audit_goes_on_to_the_same_record(short, made, whole, tmp_path,
     with pytest.raises(UserError, match="go on with --resume"):
         audit(**given, output=tmp_path / "cut")
     audit(**given, output=tmp_path / "cut", resume=True)
-    assert record(tmp_path / "cut") == record(whole)
-    assert {path.name for path in (tmp_path / "cut").iterdir()} == {
-        path.name for path in (tmp_path / "whole").iterdir()
-    }
-    assert (tmp_path / "cut" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
+    cut = tmp_path / "cut"
+    assert record(cut) == record(whole)
+    assert {path.name for path in cut.iterdir()} == {path.name for path in whole.iterdir()}
+    assert (cut / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
 
 
 def test_an_audit_goes_on_only_as_it_was_begun(short, made, saved, whole, tmp_path):
