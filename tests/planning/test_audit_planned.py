@@ -8,9 +8,11 @@ import pytest
 
 from letgo.attacks.engine.spec import plan_attack
 from letgo.benchmarks import create_benchmark
+from letgo.benchmarks.engine.requests import most_tokens
 from letgo.core.errors import UserError
 from letgo.core.sizes import read_duration
-from letgo.models.load import load_model, load_tokenizer
+from letgo.models.load import best_device, load_model, load_tokenizer
+from letgo.models.running import most_generation_budget, scoring_budget
 from letgo.planning.audit import MEASURE, plan_audit
 
 SETTINGS = {"model": "biographies", "benchmark": "biographies", "eval_limit": 3}
@@ -25,14 +27,14 @@ ATTACKS = (
 
 
 def tokens_asked(benchmark, sets):
-    """Tokens of all prompts and answers about some sets, counted one by one."""
+    """The most tokens of all prompts and answers about some sets."""
     model, tokenizer = load_model("biographies"), load_tokenizer("biographies")
     items = [item for item in benchmark.items if item.set in sets]
     work = replace(benchmark, items=items, texts=benchmark.texts if len(sets) > 2 else ()).work(
         model, tokenizer, limit=3, template="auto"
     )
-    scored = sum(len(query.prefix) + sum(map(len, query.continuations)) for query in work.queries)
-    return scored + sum(len(ask.prompt) + ask.max_new_tokens * ask.samples for ask in work.asks)
+    device = best_device()
+    return most_tokens(work, scoring_budget(device), most_generation_budget(device))
 
 
 def test_each_attack_is_made_on_the_three_models():
