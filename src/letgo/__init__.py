@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from letgo.analysis.sharpness import sharpness as sharpness
     from letgo.attacks.engine.outcome import robustness as robustness
     from letgo.attacks.engine.spec import plan_attack as plan_attack
+    from letgo.auditing.audit import audit as audit
+    from letgo.auditing.gate import check as check
     from letgo.benchmarks import create_benchmark as create_benchmark
     from letgo.benchmarks.engine.evaluate import evaluate as evaluate
     from letgo.core.errors import EmptyScoreError as EmptyScoreError
@@ -67,9 +69,11 @@ _PUBLIC = {
     "UserError": "letgo.core.errors",
     "attack": "letgo.training.attack",
     "attest": "letgo.report.attestation",
+    "audit": "letgo.auditing.audit",
     "certificate": "letgo.analysis.certificate",
     "connect": "letgo.scoring.server.served",
     "connectivity": "letgo.analysis.connectivity",
+    "check": "letgo.auditing.gate",
     "create_benchmark": "letgo.benchmarks",
     "create_objective": "letgo.objectives",
     "create_optimizer": "letgo.optim",

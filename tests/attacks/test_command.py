@@ -27,7 +27,11 @@ def test_a_bare_model_against_its_original(letgo, saved, tmp_path):
     assert "90 % is asked" in flat
     result = read_result(tmp_path / "out")
     assert [attack.threshold for attack in result.attacks] == [0.9, 0.9]
-    assert (tmp_path / "out" / "README.md").exists()
+    # letgo did not make this model, and no page says so.
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# full, audited" in card
+    assert "was made to forget" not in card
+    assert (result.kind, result.audit.model, result.audit.suite) == ("audit", str(saved.forms["full"]), "")
     assert not (saved.forms["full"] / "result.json").exists(), "a model's directory is left as it is"
     code, out, _ = letgo(*words, "--json")
     assert code == 0

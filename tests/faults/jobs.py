@@ -63,6 +63,10 @@ SWEEP = ("sweep", "{folder}/grid.yaml", "--quiet")
 ANALYZE = ("analyze", "certificate", "{folder}/out/run", "--draws", "8", "--limit", "2", "--quiet")
 EXPORT = ("export", "biographies", "-f", "q8_0", "--rounding", "stochastic", "-o", "{folder}/out/gguf", "--quiet")
 PACKED = ("export", "biographies", "-f", "int4", "-o", "{folder}/out/packed", "--quiet")
+AUDIT = (
+    *("audit", "--model", "{folder}/model", "--base", "{folder}/model", "--forget", "{folder}/forget.jsonl"),
+    *("--retain", "{folder}/retain.jsonl", "--suite", "quick", "-o", "{folder}/out/audit", "--quiet"),
+)
 REPORT = ("report", "{folder}/out", "--output", "{folder}/out/report.html")
 JOBS = {
     job.name: job
@@ -73,6 +77,7 @@ JOBS = {
         Job("eval", EVALUATE, (*EVALUATE, "--resume")),
         Job("sweep", SWEEP, (*SWEEP, "--resume")),
         Job("analyze", ANALYZE, ANALYZE, before=[RUN]),
+        Job("audit", AUDIT, (*AUDIT, "--resume")),
         Job("report", REPORT, REPORT, before=[RUN]),
         Job("unlearn and export", EXPORTING, (*EXPORTING, "--resume")),
         Job("export", EXPORT, EXPORT),

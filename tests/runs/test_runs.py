@@ -163,13 +163,13 @@ def test_newer_schemas_are_refused(folder, tmp_path):
 
 
 def test_an_index_of_a_newer_version_is_refused_and_an_older_one_made_again(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("letgo.runs.index.INDEX_VERSION", 3)
+    monkeypatch.setattr("letgo.runs.index.INDEX_VERSION", 4)
     before = names(folder.all())
     with sqlite3.connect(folder.file) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
     assert before == ["robust", "fragile", "bare"]
-    monkeypatch.setattr("letgo.runs.index.INDEX_VERSION", 2)
-    with pytest.raises(UserError, match="of version 3, this letgo's is 2"):
+    monkeypatch.setattr("letgo.runs.index.INDEX_VERSION", 3)
+    with pytest.raises(UserError, match="of version 4, this letgo's is 3"):
         folder.all()
 
 

@@ -19,9 +19,9 @@ from letgo.core.locks import LOCK_FILE, locked, only_writer
 from letgo.core.progress import Quiet
 from letgo.models.load import weights_fingerprint
 from letgo.runs.results import is_run, read_result
+from letgo.scoring.resume_log import PARTIAL
 from letgo.training import unlearn as page
 from letgo.training.checkpoints import COMPLETE, last_checkpoint, whole_checkpoint
-from letgo.training.run_directory import PARTIAL
 from letgo.training.trainer import UnlearnTrainer
 from tests import tiny
 

@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from letgo.cli import analyzing as analyzing
 from letgo.cli import attesting as attesting
+from letgo.cli import auditing as auditing
 from letgo.cli import planning as planning
 from letgo.cli import records as records
 from letgo.cli import requests as requests
@@ -89,7 +90,7 @@ def _going_on(words: list[str]) -> str:
     """The last line of a message: the command that goes on with what was finished, where there is one."""
     command = next((word for word in words if not word.startswith("-")), "")
     resumes = (
-        command in ("unlearn", "sweep")
+        command in ("unlearn", "sweep", "audit")
         or words[:2] == ["requests", "run"]
         or (command == "eval" and bool({"-o", "--output"} & set(words)))
     )

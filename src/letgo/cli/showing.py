@@ -124,6 +124,7 @@ def _catalog(kind: str) -> Catalog[Any]:
         "metrics": "letgo.metrics:METRICS",
         "analyses": "letgo.analysis:ANALYSES",
         "formats": "letgo.models.formats:FORMATS",
+        "suites": "letgo.auditing.suites:SUITES",
     }
     if kind not in catalogs:
         raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, catalogs)}; known: {', '.join(catalogs)}")

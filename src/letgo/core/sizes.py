@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people read and write them: one way for plans, sweeps and reports."""
+"""Sizes in bytes and times, as people read and write them: one way for plans, sweeps and reports."""
 
 from __future__ import annotations
 
@@ -35,3 +35,25 @@ def size(count: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:,.2f} GB" if value < 999.995 else f"{value / 1000:,.2f} TB"
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def read_duration(given: Any, where: str) -> float:
+    """Seconds from 90s, 30m, 1.5h, 1h30m or a bare number of seconds.
+
+    Args:
+        given: text, or a number of seconds.
+        where: the flag or key that the message names.
+
+    Raises:
+        UserError: anything else, and no time at all.
+    """
+    text = re.sub(r"\s", "", str(given)).lower()
+    text += "s" if text[-1:].isdigit() else ""
+    parts = re.findall(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", text)
+    total = sum(float(count) * _SECONDS[unit] for count, unit in parts)
+    if "".join(count + unit for count, unit in parts) != text or not total:
+        raise UserError(f"{where} must be a time such as 90s, 30m or 1h30m, not {given!r}")
+    return total

@@ -191,6 +191,22 @@ def judge(
     return Judgement(word=word, why=why, target=target, shares=shares, subjects=people)
 
 
+def judge_levels(
+    headlines: Sequence[Headline], after: Sequence[Any], *, retrained: Sequence[Any] = (), target: float = TARGET
+) -> Judgement:
+    """What can be said of a model whose original is not known: the levels of its headlines, and whom it reveals."""
+    people = subjects(None, after, retrained)
+    shown = []
+    # Placed between itself and the retrained model, it gives its own level and the floor's.
+    for one in _placed(headlines, after, after, retrained):
+        level = one.share()
+        shown.append(f"{words(level)} {level.original:.3g}, {never(level)} {level.floor:.3g}")
+    why = f"the model before unlearning is not known, so there are levels and no shares: {'; '.join(shown)}"
+    if people is not None:
+        why += f"; {len(people.after)} of {people.of} subjects revealed"
+    return Judgement(word="can't tell", why=why, target=target, subjects=people)
+
+
 def nothing_to_forget(headlines: Sequence[Headline], before: Sequence[Any], retrained: Sequence[Any] = ()) -> str:
     """Why there is nothing to forget, to be said before training; "" where there is something."""
     judgement = judge(headlines, before, before, retrained=retrained)
@@ -229,14 +245,15 @@ def _word(shares: Sequence[Share], people: Subjects | None, target: float, broke
     return ("forgotten" if reached and not revealed else "partly forgotten"), why
 
 
-def subjects(before: Sequence[Any], after: Sequence[Any], retrained: Sequence[Any] = ()) -> Subjects | None:
-    """The subjects of the forget set, and those that the models reveal; None where no score of theirs can say so."""
+def subjects(before: Sequence[Any] | None, after: Sequence[Any], retrained: Sequence[Any] = ()) -> Subjects | None:
+    """The subjects of the forget set, and those that the models reveal; None where no score of theirs can say so.
+    `before` is None where the original is not known."""
     telling = [s for s in after if s.set == "forget" and REVEALING.keys() & s.scores.keys()]
     if not telling:
         return None
     now = revealed(after, retrained)
     groups = {sample.group for sample in telling}
-    known = len(set(revealed(before, retrained)) & groups)
+    known = None if before is None else len(set(revealed(before, retrained)) & groups)
     return _subjects(len(groups), known, now, now)
 
 
@@ -258,7 +275,7 @@ def with_attacks(judgement: Judgement | None, attacks: Iterable[AttackResult]) -
     return judgement.model_copy(update={"subjects": people})
 
 
-def _subjects(of: int, before: int, after: list[str], worst: list[str]) -> Subjects:
+def _subjects(of: int, before: int | None, after: list[str], worst: list[str]) -> Subjects:
     return Subjects(of=of, before=before, after=after, worst=worst, bound=proportion_bound(len(worst), of))
 
 

@@ -92,13 +92,14 @@ class Plan:
         lines += [f"  {name:<40} {size(count):>9}" for name, count in self.disk.items() if count]
         if self.speed is not None:
             steps = f", {self.steps} steps" if self.steps else ""
+            width = max(14, *map(len, self.seconds))
             lines += ["", f"time{steps}, at {self.speed:.3g} FLOP/s ({self.how})"]
             each = f"  ({self.looks['count']} of {duration(self.looks['seconds'])})" if self.looks else ""
             lines += [
-                f"  {name:<14} {duration(value):>9}{each if name == 'looks' else ''}"
+                f"  {name:<{width}} {duration(value):>9}{each if name == 'looks' else ''}"
                 for name, value in self.seconds.items()
             ]
-            lines.append(f"  {'in all':<14} {duration(sum(self.seconds.values())):>9}")
+            lines.append(f"  {'in all':<{width}} {duration(sum(self.seconds.values())):>9}")
         lines += ["", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines)
 

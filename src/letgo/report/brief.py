@@ -15,9 +15,10 @@ from markupsafe import Markup
 from letgo.core.errors import UserError
 from letgo.core.statistics import LEAST_SEEDS
 from letgo.optim.registry import GRADES, OPTIMIZERS
+from letgo.report import audited
 from letgo.report.comparison import MARGIN, Kept, Line, compare, compare_all, lines_of
 from letgo.report.load import find_runs
-from letgo.report.numbers import duration, number, percent, words
+from letgo.report.numbers import MISSING, duration, number, percent, words
 from letgo.report.rendering import asset, policy, template, write_page
 from letgo.report.table import Column, attack_labels, columns, short_labels
 from letgo.report.verdict import verdict
@@ -33,6 +34,7 @@ WRONG = {
     "not": "not forgotten",
     "unmeasured": "not measured",
     "learned": "only learned",
+    "levels": "levels alone",
 }
 """The kinds of verdict that keep a setting from being recommended, in words."""
 
@@ -44,8 +46,8 @@ class BriefEntry:
     line: Line
     grade: str
     runs: str
-    metrics: Mapping[str, tuple[float, float]]
-    """The columns' metrics with their means before and after."""
+    metrics: Mapping[str, tuple[float | None, float]]
+    """The columns' metrics with their means before (None where that is not known) and after."""
     seconds: float
     memory: int | None
     kept: Mapping[str, Kept]
@@ -79,6 +81,8 @@ class Brief:
     names: Mapping[str, str]
     baseline: Line | None
     entries: Sequence[BriefEntry]
+    headings: tuple[str, str]
+    """Of `recommendation` and of `trade_off`."""
     trade_off: Sequence[str]
     recommendation: Sequence[str]
     notes: Sequence[str]
@@ -111,7 +115,7 @@ def write_brief(directories: Sequence[Path], output: Path, say: Callable[[str], 
 def brief(directories: Sequence[Path]) -> Brief:
     """Gather the brief from run directories alone."""
     there, problems = find_runs(directories)
-    runs = [run for run in there if run.result.before or run.result.status == "failed"]
+    runs = [run for run in there if run.result.before or run.result.audit or run.result.status == "failed"]
     if not runs:
         raise UserError("there is no unlearning run in what was given, so there is nothing to brief on")
     numbers = {run.directory: str(i) for i, run in enumerate(runs, 1)}
@@ -122,17 +126,24 @@ def brief(directories: Sequence[Path]) -> Brief:
     shown = columns([result for result in results if result.after] or results)
     entries = [_entry(line, numbers, shown, comparison.kept[line]) for line in lines]
     notes = [f"{entry.line.name}: {entry.state} (runs {entry.runs})" for entry in entries if entry.state]
-    models = {Path(str(result.config.get("model") or "a model")).name for result in results}
+    audits = [run.result for run in runs if run.result.audit]
+    # Nobody takes an audited model because of its audit: what is recommended are settings of letgo's own runs.
+    able = [entry for entry in entries if not entry.line.runs[0].result.audit]
+    recommendation = _recommendation(able, labels) if able else []
     return Brief(
-        title=f"Unlearning {' and '.join(sorted(models))}",
+        title=_title(results),
         forgotten=_forgotten(results),
         columns=shown,
         labels=labels,
         names=short_labels(labels),
         baseline=comparison.baseline,
         entries=entries,
-        trade_off=[_trade_off(entries, grade) for grade in dict.fromkeys(entry.grade for entry in entries)],
-        recommendation=_recommendation(entries, labels),
+        headings=("What to take", "The trade-off") if able else ("What the audit says", "What was not tried"),
+        trade_off=[
+            *(_trade_off(able, grade) for grade in dict.fromkeys(entry.grade for entry in able)),
+            *(text for result in audits for text in _not_tried(result)),
+        ],
+        recommendation=[*recommendation, *(text for result in audits for text in _audited(result))],
         notes=[
             *notes,
             *(f"not compared: {reason}" for reason in comparison.left_out),
@@ -143,18 +154,41 @@ def brief(directories: Sequence[Path]) -> Brief:
     )
 
 
+def _title(results: Sequence[Result]) -> str:
+    made = {Path(str(result.config.get("model") or "a model")).name for result in results if result.audit is None}
+    seen = {audited.name_of_model(result) for result in results if result.audit is not None}
+    named = (("Unlearning", made), ("Audit of", seen))
+    parts = [f"{what} {' and '.join(sorted(names))}" for what, names in named if names]
+    return "; ".join(parts)
+
+
+def _audited(result: Result) -> list[str]:
+    """What an audit comes to, without names of subjects."""
+    judged = verdict(result, names=False)
+    return [f"{audited.name_of_model(result)}: {judged.headline}", *judged.sentences]
+
+
+def _not_tried(result: Result) -> list[str]:
+    name = audited.name_of_model(result)
+    reasons = [f"{name}, {each.attack}: {each.reason}." for each in audited.not_tried(result)]
+    return [*reasons, f"{name}: {audited.limits(result)}"]
+
+
 def _grade(line: Line) -> str:
     return GRADES[OPTIMIZERS.record(line.optimizer).grade] if line.optimizer in OPTIMIZERS else "unknown"
 
 
 def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kept: Mapping[str, Kept]) -> BriefEntry:
     measured = [run.result for run in line.runs if run.result.after]
-    metrics = {}
+    metrics: dict[str, tuple[float | None, float]] = {}
     for key in (column.key for column in shown):
         pairs = [(r.before[key].value, r.after[key].value) for r in measured if key in r.before and key in r.after]
+        levels = [r.after[key].value for r in measured if key in r.after]
         if pairs:
             before, after = zip(*pairs, strict=True)
             metrics[key] = (statistics.fmean(before), statistics.fmean(after))
+        elif levels:
+            metrics[key] = (None, statistics.fmean(levels))
     kinds = [verdict(run.result).kind for run in line.runs]
     wrong = [kind for kind in dict.fromkeys(kinds) if kind in WRONG]
     state = [f"{WRONG[kind]} in {kinds.count(kind)} of {len(kinds)}" for kind in wrong]
@@ -162,7 +196,7 @@ def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kep
         state.append("never reached the target")
     return BriefEntry(
         line=line,
-        grade=_grade(line),
+        grade=MISSING if line.runs[0].result.audit else _grade(line),
         runs=", ".join(numbers[run.directory] for run in line.runs),
         metrics=metrics,
         seconds=statistics.fmean([run.result.seconds.get("unlearn", 0.0) for run in line.runs]),
@@ -189,9 +223,14 @@ def _subjects(results: Sequence[Result]) -> str:
 
 def _forgotten(results: Sequence[Result]) -> str:
     data = {str(result.config.get("benchmark") or result.config.get("forget") or "?") for result in results}
-    counts = [metric.n for result in results for key, metric in result.before.items() if key.startswith("forget_")]
+    measured = [result.before or result.after for result in results]
+    counts = [metric.n for metrics in measured for key, metric in metrics.items() if key.startswith("forget_")]
     asked = f", asked in {max(counts)} questions{wordings(results)}" if counts else ""
-    return f"{len(results)} runs were to forget {', '.join(sorted(data))}{asked}."
+    audits = sum(result.audit is not None for result in results)
+    what = f"{len(results)} runs were to forget"
+    if audits == len(results):
+        what = f"{audits} audit{'s' if audits > 1 else ''} looked for"
+    return f"{what} {', '.join(sorted(data))}{asked}."
 
 
 def _trade_off(entries: Sequence[BriefEntry], grade: str) -> str:

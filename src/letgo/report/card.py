@@ -9,6 +9,7 @@ import yaml
 
 from letgo.benchmarks import OWN_ROWS
 from letgo.core.files import write_text
+from letgo.report import audited
 from letgo.report.hub_results import HUB_ID, model_index
 from letgo.report.numbers import MISSING, measured, percent
 from letgo.report.rendering import template
@@ -61,10 +62,13 @@ def card(result: Result, *, has_config: bool = True, published: bool = False, me
     model_name = model if HUB_ID.fullmatch(model) else (Path(model).name or "a language model")
     adapter = result.config.get("lora_rank") is not None and not merged
     front: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
-    if base:
+    if result.audit is not None:
+        # A report on somebody else's model: no model lies beside it.
+        front, model_name = {}, audited.name_of_model(result)
+    elif base:
         front["base_model"] = base
         front["base_model_relation"] = "adapter" if adapter else "finetune"
-    front["tags"] = ["letgo", "machine-unlearning", "unlearning"]
+    front["tags"] = ["letgo", "machine-unlearning", "audit" if result.audit else "unlearning"]
     if result.status != "finished":
         front["tags"].append(f"letgo-{result.status}")
     if index := model_index(result, model_name):
@@ -74,8 +78,11 @@ def card(result: Result, *, has_config: bool = True, published: bool = False, me
     method += [(name, text) for name, text in known.items() if name.startswith(("objective_", "optimizer_"))]
     text = template("card.md.j2").render(
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-        title=f"{model_name}, unlearned",
+        title=f"{model_name}, {'audited' if result.audit else 'unlearned'}",
         model=base or model_name,
+        facts=audited.facts(result),
+        not_tried=audited.not_tried(result),
+        limits=audited.limits(result),
         result=result,
         verdict=verdict(result, names=False),
         caution=wording_caution(result),

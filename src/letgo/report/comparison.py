@@ -19,6 +19,7 @@ from pathlib import Path
 
 from letgo.core.errors import UserError
 from letgo.core.statistics import Difference, Interval, holm, paired
+from letgo.report.audited import name_of_model
 from letgo.report.load import LoadedRun, find_sweep
 from letgo.report.settings import NEVER, plain, varying
 from letgo.runs.results import AttackResult
@@ -134,6 +135,8 @@ def lines_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> lis
         values = {name: plain(config[name]) for name in names if config.get(name) is not None}
         parts = [text if name in ("objective", "optimizer") else f"{name} {text}" for name, text in values.items()]
         name, optimizer = ", ".join(parts) or "all runs", str(config.get("optimizer", ""))
+        if first.result.audit is not None:
+            name = f"{first.directory.resolve().name}, an audit of {name_of_model(first.result)}"
         lines.append(Line(name, optimizer, (first, *others), reached.get(first.directory.resolve())))
     return lines
 
@@ -219,7 +222,9 @@ def _against(kept: Kept, baseline: Line, label: str) -> Kept:
 
 def _missing(line: Line, label: str, baseline: Line | None) -> list[str]:
     """What of a line takes no part in the comparison under an attack, though it was attacked so."""
-    unknown = sum(attack.kept is None for attack in line.attacks_of(label))
+    # Without the model before unlearning there is nothing to compare, and the page says so.
+    shares = [run.result for run in line.runs if not run.result.without_original]
+    unknown = sum(attack.kept is None for result in shares for attack in result.attacks if attack.label == label)
     reasons = [f"what was kept can't be told in {unknown} of its runs"] if unknown else []
     ours, theirs = line.by_seed(label), {} if baseline is None else baseline.by_seed(label)
     if theirs and (alone := sum(seed not in theirs for seed in ours)):

@@ -18,7 +18,7 @@ from letgo.analysis.records import read_analyses
 from letgo.core.errors import UserError
 from letgo.core.files import damaged
 from letgo.core.terminal import visible
-from letgo.report import answers, figures
+from letgo.report import answers, audited, figures
 from letgo.report.analyses import AnalysisView, view
 from letgo.report.chart import Figure
 from letgo.report.compared import compared
@@ -70,6 +70,10 @@ class RunView:
         self.result = self.run.result
         # The directory's name: run ids are unique, but say nothing to a reader.
         self.title = visible(self.run.directory.resolve().name)
+        self.facts, self.not_tried = audited.facts(self.result), audited.not_tried(self.result)
+        self.limits = audited.limits(self.result)
+        if self.result.audit is not None:
+            self.title += visible(f", an audit of {audited.name_of_model(self.result)}")
         self.verdict = verdict(self.result)
         self.caution = wording_caution(self.result)
         self.notes = [note for note in self.result.notes if note != ON_TRAINED_ROWS]  # The caution says it.

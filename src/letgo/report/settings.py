@@ -10,6 +10,7 @@ from typing import Any
 
 from letgo.core.catalog import parse_spec
 from letgo.core.terminal import visible
+from letgo.report import audited
 from letgo.report.load import LoadedRun
 from letgo.report.numbers import MISSING
 from letgo.runs.results import CONFIG_FILE, AttackResult
@@ -59,6 +60,8 @@ def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def commands(run: LoadedRun) -> list[str]:
     """What to type to make the run again, from its own resolved configuration."""
     lines, model, attacks = [], str(run.directory), run.result.attacks
+    if run.result.audit is not None:
+        return [visible(audited.command(run.result, f"{run.directory.name}-again"))]
     if run.has_config:
         config, model = str(PurePath(run.directory) / CONFIG_FILE), f"{run.directory.name}-again"
         lines.append(f"letgo unlearn {shlex.quote(config)} --output {shlex.quote(model)}")

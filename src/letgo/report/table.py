@@ -114,7 +114,8 @@ def rows(result: Result) -> list[TableRow]:
     """Before, after, references, then each attack with, beneath it, the same held-out rows before and after."""
     table = [TableRow("before", "before", "before", result.before)] if result.before else []
     if result.after:
-        table.append(TableRow("after", "evaluated" if result.evaluation else "after", "after", result.after))
+        label = {"eval": "evaluated", "audit": "audited", "unlearn": "after"}[result.kind]
+        table.append(TableRow("after", label, "after", result.after))
     for name, metrics in result.references.items():
         detail = "never saw the forget set" if name in ("retrained", "retain") else ""
         table.append(TableRow(f"reference:{name}", f"{name} reference", "reference", metrics, detail))

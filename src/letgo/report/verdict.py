@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from letgo.core.catalog import parse_spec
 from letgo.core.errors import UserError
+from letgo.report import audited
 from letgo.report.numbers import number, percent, words
 from letgo.report.table import Column, columns
 from letgo.runs.results import AttackResult, Metric, Outcome, Result, Subjects
@@ -23,7 +24,17 @@ _NEVER = {"retrained": "the retrained model", "control": "facts that nobody knew
 
 Tone = Literal["good", "warn", "bad"]
 Kind = Literal[
-    "survived", "attacked", "untested", "partly", "not", "nothing", "unmeasured", "learned", "collapsed", "failed"
+    "survived",
+    "attacked",
+    "untested",
+    "partly",
+    "not",
+    "nothing",
+    "unmeasured",
+    "learned",
+    "collapsed",
+    "failed",
+    "levels",
 ]
 KINDS: Mapping[Kind, str] = {
     "survived": "forgot and survived every attack made",
@@ -36,6 +47,7 @@ KINDS: Mapping[Kind, str] = {
     "learned": "only learned",
     "collapsed": "collapsed: broken, which is not forgetting",
     "failed": "failed",
+    "levels": "audited without the model before unlearning: levels alone",
 }
 
 
@@ -60,6 +72,12 @@ class Verdict:
 
 def verdict(result: Result, *, names: bool = True) -> Verdict:
     """The record's judgement in words; it mentions only what was measured. `names` says whether subjects are named."""
+    judged = _verdict(result, names=names)
+    about = _sentences([audited.subject(result)]), _sentences([audited.untried(result)])
+    return replace(judged, sentences=(*about[0], *judged.sentences, *about[1]))
+
+
+def _verdict(result: Result, *, names: bool) -> Verdict:
     reasons = _sentences(result.reasons)
     if result.status == "failed":
         return Verdict("bad", "Failed: the run did not finish, so there is nothing to judge.", reasons, "failed")
@@ -69,6 +87,8 @@ def verdict(result: Result, *, names: bool = True) -> Verdict:
         return Verdict("bad", headline, (*reasons, *measured), "collapsed")
     if result.evaluation:
         return Verdict("warn", "An evaluation: the model as it is; nothing was unlearned.", reasons, "unmeasured")
+    if result.without_original:
+        return _levels(result, names=names)
     if not result.after or not result.before:
         missing = "after" if not result.after else "before"
         headline = f"Not judged: the model was not measured {missing} unlearning."
@@ -101,6 +121,19 @@ def verdict(result: Result, *, names: bool = True) -> Verdict:
     return Verdict(tone, f"{judgement.word.capitalize()}{heavy}{lasting}", sentences, kind)
 
 
+def _levels(result: Result, *, names: bool) -> Verdict:
+    """Of an audit without the model before unlearning: whom the model reveals, and nothing of what it forgot."""
+    judgement = result.judgement
+    people = judgement.subjects if judgement else None
+    headline = "Nobody can tell what was forgotten: the model before unlearning is not known."
+    tone: Tone = "warn"
+    if people is not None and people.worst:
+        headline, tone = f"{len(people.worst)} of {people.of} subjects are revealed, whatever was forgotten.", "bad"
+    why = _sentences([judgement.why] if judgement else [])
+    revealed = _sentences([_revealed(people, attacked=bool(result.attacks), names=names)])
+    return Verdict(tone, headline, (*why, *revealed, *_attack_sentences(result)), "levels")
+
+
 def _learned(benchmark: str) -> bool:
     try:
         return bool(benchmark) and "learn" in parse_spec(benchmark)[1]
@@ -110,7 +143,7 @@ def _learned(benchmark: str) -> bool:
 
 def _revealed(people: Subjects | None, *, attacked: bool, names: bool) -> str:
     """How many subjects something is still given away of, and which."""
-    if people is None or not people.before:
+    if people is None or people.before == 0:
         return ""
     how = "by some wording, under some attack" if attacked else "by some wording"
     text = f"{len(people.worst)} of {people.of} subjects are revealed {how}"
@@ -212,11 +245,18 @@ def _cost(result: Result) -> str:
 
 def _attack_sentences(result: Result) -> list[str]:
     sentences = []
+    if result.without_original:
+        worst = sorted(result.attacks, key=lambda attack: _level(attack, result), reverse=True)
+        return [audited.attack_levels(attack, result) for attack in worst[:MOST_ATTACKS_NAMED]]
     if len(result.attacks) > MOST_ATTACKS_NAMED:
         held = sum(attack.survived for attack in result.attacks)
         sentences.append(f"Of {len(result.attacks)} attacks {held} were survived; the hardest:")
     hardest = sorted(result.attacks, key=lambda attack: attack.order)[:MOST_ATTACKS_NAMED]
     return sentences + [_attack_sentence(attack) for attack in hardest]
+
+
+def _level(attack: AttackResult, result: Result) -> float:
+    return sum(attack.metrics[metric].value for metric in result.headlines if metric in attack.metrics)
 
 
 def _attack_sentence(attack: AttackResult) -> str:

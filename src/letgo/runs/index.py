@@ -24,7 +24,7 @@ from letgo.runs.record import RunRecord, relative, write_tags
 from letgo.runs.results import is_run
 
 INDEX_FILE = "runs.sqlite"
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 """Version of the table, in SQLite's `user_version`. An older index is made again; a newer one is refused."""
 _TABLE = "CREATE TABLE runs (path TEXT PRIMARY KEY, record TEXT NOT NULL)"
 """A `RunRecord` as JSON under its path: queries and lists are answered from these, and no `result.json` is opened."""

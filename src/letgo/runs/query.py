@@ -1,14 +1,20 @@
 """The language that picks runs: `optimizer=fozo and survived(quantize4) and retain_accuracy >= 0.95*before`.
 
     expression   A and B · A or B · not A · (A) · FIELD OP VALUE · survived(ATTACK) · attacked(ATTACK) · tag(WORD)
-    FIELD        a run's field (id, path, status, model, data, objective, optimizer, grade, seed, learning_rate, …),
-                 a key of its config (max_steps, optimizer_args.mu), a metric after unlearning (forget_accuracy) or
-                 at a stage (before.forget_accuracy, after.…, retrained.…), or kept(ATTACK), the least share kept
+                 · forgotten · partly_forgotten (at least) · finished
+    FIELD        a run's field (id, path, status, model, data, objective, optimizer, grade, seed, learning_rate,
+                 subjects, subjects_revealed, …), a key of its config (max_steps, optimizer_args.mu), a metric after
+                 unlearning (forget_accuracy) or at a stage (before.forget_accuracy, after.…, retrained.…), a set for
+                 all its metrics by which forgetting is judged (retain: retain_accuracy, retain_probability), or
+                 kept(ATTACK), the least share kept
     OP           = (or ==) != < <= > >= ~ (a shell pattern)
     VALUE        a number, a word, 'quoted text', or NUMBER*STAGE: the same metric at that stage, times the number
     ATTACK       as in `attack_matches`: relearn · quantize:bits=4 · quantize4
 
 A run that has no such field is not picked. A field that no run has is a mistake, and the message says so.
+
+Beside `holds`, yes or no, an expression `tells`: yes, no or None, where nobody can tell. So a gate asks
+(`letgo.auditing.gate`): what can't be told does not pass, nor does its opposite.
 """
 
 from __future__ import annotations
@@ -17,9 +23,9 @@ import ast
 import fnmatch
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from letgo.core.catalog import did_you_mean, parse_spec, parse_value
 from letgo.core.errors import UserError
@@ -46,6 +52,8 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 _CALLS = ("survived", "attacked", "kept", "tag")
+BARE = ("forgotten", "partly_forgotten", "finished")
+"""Words that are conditions by themselves."""
 _DEEPEST = 100
 """How many `not`s and groups may lie inside each other."""
 MISSING = object()
@@ -62,10 +70,12 @@ class Field:
     def __str__(self) -> str:
         return self.name if self.argument is None else f"{self.name}({self.argument})"
 
-    def of(self, record: RunRecord) -> Any:
-        """Its value in a run, or MISSING."""
+    def of(self, record: RunRecord, *, strict: bool = False) -> Any:
+        """Its value in a run, or MISSING; `strict`: also where one of several attacks leaves open what was kept."""
         if self.argument is not None:
-            return self._call(record, self.argument)
+            return self._call(record, self.argument, strict)
+        if self.name in BARE:
+            return _said(self.name, record)
         if self.name in record.fields:
             value = record.fields[self.name]
             return MISSING if value is None else value
@@ -79,7 +89,13 @@ class Field:
             value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
         return MISSING if value is None else value
 
-    def _call(self, record: RunRecord, argument: str) -> Any:
+    def parts(self, record: RunRecord) -> tuple[Field, ...]:
+        """The fields that it stands for in a run: of a set, its metrics by which forgetting is judged; else itself."""
+        stage, _, name = self.name.rpartition(".")
+        of_set = record.judged_metrics(name) if self.argument is None else ()
+        return tuple(Field(f"{stage}.{metric}" if stage else metric) for metric in of_set) or (self,)
+
+    def _call(self, record: RunRecord, argument: str, strict: bool) -> Any:
         if self.name == "tag":
             return any(fnmatch.fnmatchcase(tag, argument) for tag in record.tags)
         attacks = [attack for attack in record.attacks if attack_matches(attack, argument)]
@@ -88,8 +104,20 @@ class Field:
         if not attacks:
             return MISSING
         if self.name == "survived":
-            return all(attack.survived for attack in attacks)
+            lost = [attack for attack in attacks if not attack.survived]
+            return MISSING if strict and lost and all(attack.kept is None for attack in lost) else not lost
+        if strict and any(attack.kept is None for attack in attacks):
+            return MISSING
         return min((attack.kept for attack in attacks if attack.kept is not None), default=MISSING)
+
+
+def _said(word: str, record: RunRecord) -> Any:
+    """Whether a word of `BARE` is true of a run, or MISSING where its judgement can't tell."""
+    if word == "finished":
+        return record.status == "finished"
+    if record.word is None or record.word == "can't tell":
+        return MISSING
+    return record.word == "forgotten" or (word == "partly_forgotten" and record.word == "partly forgotten")
 
 
 @dataclass(frozen=True)
@@ -101,6 +129,7 @@ class Condition:
     value: Any
     stage: str | None = None
     """Where set, `value` is multiplied by the field's metric at this stage."""
+    text: str = ""
 
     def bound(self, record: RunRecord) -> Any:
         """What the field is compared with in this run, or MISSING."""
@@ -109,27 +138,72 @@ class Condition:
         base = Field(f"{self.stage}.{self.field.name.rpartition('.')[2]}").of(record)
         return self.value * base if _is_number(base) else MISSING
 
+    def parts(self, record: RunRecord) -> tuple[Condition, ...]:
+        """The conditions that it stands for in a run: one for each metric of a set."""
+        return tuple(replace(self, field=field) for field in self.field.parts(record))
+
     def holds(self, record: RunRecord) -> bool:
-        left, right = self.field.of(record), self.bound(record)
+        return all(part._compared(record) is True for part in self.parts(record))
+
+    def tells(self, record: RunRecord) -> bool | None:
+        told = [part._compared(record, strict=True) for part in self.parts(record)]
+        return False if False in told else None if None in told else True
+
+    def _compared(self, record: RunRecord, *, strict: bool = False) -> bool | None:
+        left, right = self.field.of(record, strict=strict), self.bound(record)
         if left is MISSING or right is MISSING:
-            return False
+            return None
         if self.op == "~":
             return fnmatch.fnmatchcase(str(left), str(right))
         if _is_number(left) and _is_number(right):
             return _COMPARE[self.op](left, right)
         if isinstance(left, bool) or isinstance(right, bool):
             return _COMPARE[self.op](left, right) if self.op in ("=", "==", "!=") else False
+        if strict and _is_number(left) != _is_number(right) and self.op not in ("=", "==", "!="):
+            return None  # a text is neither above a number nor below it (`retain` may be the name of a file)
         return _COMPARE[self.op](str(left), str(right))
 
 
 @dataclass(frozen=True)
+class Joint:
+    """`and`, `or` or `not` before or between parts."""
+
+    op: Literal["and", "or", "not"]
+    parts: tuple[Condition | Joint, ...]
+    text: str
+
+    def holds(self, record: RunRecord) -> bool:
+        held = (part.holds(record) for part in self.parts)
+        return all(held) if self.op == "and" else any(held) if self.op == "or" else not any(held)
+
+    def tells(self, record: RunRecord) -> bool | None:
+        told = [part.tells(record) for part in self.parts]
+        if self.op == "not":
+            return None if told[0] is None else not told[0]
+        decides = self.op == "or"
+        return decides if decides in told else None if None in told else not decides
+
+    def conditions(self) -> Iterator[Condition]:
+        for part in self.parts:
+            yield from part.conditions() if isinstance(part, Joint) else (part,)
+
+
+@dataclass(frozen=True)
 class RunQuery:
-    """A parsed expression: `matches(record)`, and the fields and comparisons that it names."""
+    """A parsed expression, and the fields and comparisons that it names."""
 
     text: str
-    matches: Callable[[RunRecord], bool]
+    root: Condition | Joint
     fields: tuple[Field, ...]
     comparisons: tuple[Condition, ...]
+
+    def matches(self, record: RunRecord) -> bool:
+        return self.root.holds(record)
+
+    @property
+    def clauses(self) -> tuple[Condition | Joint, ...]:
+        """The parts that must all hold: those that `and` joins at the top."""
+        return tuple(_clauses(self.root))
 
     def select(self, records: Sequence[RunRecord]) -> list[RunRecord]:
         """The records that match. A field that none of them has is a `UserError`."""
@@ -138,15 +212,24 @@ class RunQuery:
         return [record for record in records if self.matches(record)]
 
 
+def _clauses(node: Condition | Joint) -> Iterator[Condition | Joint]:
+    if isinstance(node, Joint) and node.op == "and":
+        for part in node.parts:
+            yield from _clauses(part)
+    else:
+        yield node
+
+
 def check_field(field: Field, records: Sequence[RunRecord]) -> None:
     """Raise a `UserError` if there are runs and none has the field."""
-    if not records or field.argument is not None or any(field.of(record) is not MISSING for record in records):
+    parts = [part for record in records for part in field.parts(record) if part.of(record) is not MISSING]
+    if not records or field.argument is not None or parts:
         return
     known: dict[str, None] = {}
     for record in records:
         known |= dict.fromkeys(record.fields)
         known |= dict.fromkeys(metric for stage in record.stages.values() for metric in stage)
-        known |= dict.fromkeys(record.config)
+        known |= dict.fromkeys([*record.config, *BARE])
     if field.name not in known:
         near = did_you_mean(field.name, known)
         raise UserError(f"no run has a field {field.name!r}{near}\n  fields: {', '.join(known)}")
@@ -180,10 +263,10 @@ def parse_query(text: str) -> RunQuery:
     if wants_condition or brackets:
         raise _error(text, end, "a field's name" if wants_condition else "')'")
     try:
-        matches = _test(ast.parse("".join(skeleton), mode="eval").body, conditions)
+        root = _node(ast.parse("".join(skeleton), mode="eval").body, text, conditions)
     except (SyntaxError, MemoryError, RecursionError):
         raise UserError(f"{_short(text)}: too many brackets and 'not's inside each other; write it flatter") from None
-    return RunQuery(text, matches, tuple(fields), tuple(comparisons))
+    return RunQuery(text, root, tuple(fields), tuple(comparisons))
 
 
 def parse_field(text: str) -> Field:
@@ -194,24 +277,31 @@ def parse_field(text: str) -> Field:
     return _field(text, match)
 
 
-def _test(node: ast.expr, conditions: Mapping[int, Condition], depth: int = 0) -> Callable[[RunRecord], bool]:
+def _node(node: ast.expr, text: str, conditions: Mapping[int, Condition], depth: int = 0) -> Condition | Joint:
     """What a node of the skeleton asks of a run."""
     if depth > _DEEPEST:
         raise RecursionError
-    match node:
-        case ast.Name():
-            return conditions[node.col_offset].holds
-        case ast.UnaryOp(op=ast.Not()):
-            inner = _test(node.operand, conditions, depth + 1)
-            return lambda record: not inner(record)
-        case ast.BoolOp():
-            parts = [_test(value, conditions, depth + 1) for value in node.values]
-            combine = all if isinstance(node.op, ast.And) else any
-            return lambda record: combine(part(record) for part in parts)
-    raise SyntaxError
+    if isinstance(node, ast.Name):
+        return conditions[node.col_offset]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        op, inner = "not", [node.operand]
+    elif isinstance(node, ast.BoolOp):
+        op, inner = ("and" if isinstance(node.op, ast.And) else "or"), node.values
+    else:
+        raise SyntaxError
+    # In the skeleton a condition is one sign long: a part ends where its last condition does.
+    last = max(start for start in conditions if node.col_offset <= start < (node.end_col_offset or 0))
+    end = max(node.end_col_offset or 0, last + len(conditions[last].text))
+    parts = tuple(_node(each, text, conditions, depth + 1) for each in inner)
+    return Joint(op, parts, text[node.col_offset : end])  # type: ignore[arg-type]
 
 
 def _condition(text: str, match: re.Match[str]) -> Condition:
+    """A condition, with its own text."""
+    return replace(_read(text, match), text=text[match.start("field") : match.end()].rstrip())
+
+
+def _read(text: str, match: re.Match[str]) -> Condition:
     field, op, word = _field(text, match), match["op"], match["value"]
     if match["pattern"]:
         return Condition(field, "~", _unquoted(match["pattern"]))
@@ -221,7 +311,9 @@ def _condition(text: str, match: re.Match[str]) -> Condition:
         begun = re.compile(r"\s*([<>=!]=|[=<>~])").match(text, match.end())
         if begun:
             raise _error(text, begun.end(), "a value")
-        if field.argument is None or field.name == "kept":
+        if field.argument is None and (near := did_you_mean(field.name, BARE)) and field.name not in BARE:
+            raise UserError(f"{_short(text)}: {field.name!r} is no condition by itself{near}")
+        if (field.argument is None and field.name not in BARE) or field.name == "kept":
             raise _error(text, match.end(), "one of = != < <= > >= ~")
         return Condition(field, "=", True)
     value = parse_value(word)

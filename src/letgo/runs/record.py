@@ -70,15 +70,22 @@ class RunRecord(_Model):
     attacks: tuple[AttackSummary, ...]
     seconds: float
     peak_memory: int | None
-    evaluation: bool
+    kind: str
+    """unlearn, eval or audit."""
     word: Word | None
     """Whether it forgot, as the record's judgement has it."""
+    headlines: tuple[str, ...]
+    """The metrics by which forgetting is judged."""
+    subjects: int | None
+    revealed: int | None
+    """How many subjects there are, and of how many something is given away; None where that was not measured."""
     own_tags: tuple[str, ...]
 
     @classmethod
     def of(cls, path: str, result: Result, own_tags: tuple[str, ...] = ()) -> RunRecord:
         """The record of a run's result. `own_tags` are those that a user gave it."""
         stages = {"before": result.before, "after": result.after, **result.references}
+        people = result.judgement.subjects if result.judgement else None
         return cls(
             path=path,
             **result.model_dump(include=_SHARED),
@@ -86,8 +93,11 @@ class RunRecord(_Model):
             attacks=tuple(AttackSummary.model_validate(attack, from_attributes=True) for attack in result.attacks),
             seconds=float(result.total_seconds),
             peak_memory=max(result.peak_memory_bytes.values(), default=None),
-            evaluation=result.evaluation,
+            kind=result.kind,
             word=result.judgement.word if result.judgement else None,
+            headlines=tuple(result.headlines),
+            subjects=people.of if people else None,
+            revealed=len(people.worst) if people else None,
             own_tags=own_tags,
         )
 
@@ -116,11 +126,18 @@ class RunRecord(_Model):
         """What each attack left, by a query's name for it."""
         return {f"kept({attack.label})": attack.kept for attack in self.attacks if attack.kept is not None}
 
+    def judged_metrics(self, name: str) -> tuple[str, ...]:
+        """The metrics after unlearning of a set (forget, retain) by which forgetting and its cost are judged: the
+        headlines' counterparts in that set. Nothing for what is no set."""
+        after = self.stages["after"]
+        wanted = [headline.replace("forget_", f"{name}_", 1) for headline in self.headlines]
+        return tuple(metric for metric in wanted if metric in after and metric.startswith(f"{name}_"))
+
     @property
     def grade(self) -> str | None:
         """The optimizer's grade; None where there was none, or one that this letgo does not know."""
         name = self.config.get("optimizer")
-        if self.evaluation or not name or name not in OPTIMIZERS:
+        if self.kind == "eval" or not name or name not in OPTIMIZERS:
             return None
         return str(OPTIMIZERS.record(name).grade)
 
@@ -136,14 +153,17 @@ class RunRecord(_Model):
         return {
             "id": self.run_id,
             "path": self.path,
-            "kind": "eval" if self.evaluation else "unlearn",
+            "kind": self.kind,
             "created": self.created,
             "status": self.status,
             "verdict": self.word,
-            "model": self.config.get("model"),
+            "subjects": self.subjects,
+            "subjects_revealed": self.revealed,
+            # Of a model that was only attacked or audited, that one, not the one before unlearning.
+            "model": self.config.get("unlearned") or self.config.get("model"),
             "data": self.config.get("benchmark") or self.config.get("forget"),
-            "objective": None if self.evaluation else self.config.get("objective"),
-            "optimizer": None if self.evaluation else self.config.get("optimizer"),
+            "objective": None if self.kind == "eval" else self.config.get("objective"),
+            "optimizer": None if self.kind == "eval" else self.config.get("optimizer"),
             "grade": self.grade,
             "learning_rate": self.config.get("learning_rate"),
             "zo_lr": (self.config.get("optimizer_args") or {}).get("zo_lr"),

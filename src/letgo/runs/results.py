@@ -29,6 +29,8 @@ SIGNATURE_FILE = "attestation.sig"
 
 EVALUATION = "eval-"
 """What the ids of evaluations begin with."""
+AUDIT = "audit-"
+"""What the ids of audits begin with."""
 
 TRAINED_ROWS = "trained rows"
 """What `config.scored.on` says where the forget metrics are of the rows trained on: else "paraphrases", or a file."""
@@ -36,7 +38,8 @@ ON_TRAINED_ROWS = "scored on the rows that were trained on"
 """The note that says so."""
 
 Status = Literal["finished", "collapsed", "failed"]
-Word = Literal["nothing to forget", "not forgotten", "partly forgotten", "forgotten", "collapsed"]
+Word = Literal["nothing to forget", "not forgotten", "partly forgotten", "forgotten", "collapsed", "can't tell"]
+"""`can't tell`: the model before unlearning is not known, so there are levels and no shares."""
 Outcome = Literal["survived", "not survived", "can't tell", "collapsed"]
 FloorOf = Literal["retrained", "control", "chance"]
 """Where the level of a model that never knew is taken from."""
@@ -140,8 +143,8 @@ class Subjects(Strict):
     do not count, nor what an attacker was given."""
 
     of: int
-    before: int
-    """Revealed by the original."""
+    before: int | None
+    """Revealed by the original; None where it is not known."""
     after: list[str]
     """Revealed by the unlearned model as it is."""
     worst: list[str]
@@ -254,6 +257,39 @@ class Digests(Strict):
     """Which key the digests of the data are made with, but not the key."""
 
 
+class NotTried(Strict):
+    """An attack that an audit's suite names and that was not made."""
+
+    attack: str
+    reason: str
+    failed: bool = False
+    """Whether it was begun and could not be finished; else it was left out beforehand."""
+
+
+class Audit(Strict):
+    """What an audit is of, and what was asked: a model as it was found, whoever made it."""
+
+    model: str
+    """As it was named."""
+    kind: str
+    """What that is: a directory, an adapter, a GGUF file, …"""
+    weights: str
+    """The fingerprint of its weights as they were loaded (`models.load.weights_fingerprint`); "" of a served model."""
+    made_by: dict[str, str] = {}
+    """What the model's own files say of who made it, and how; letgo has not checked it."""
+    base: str | None = None
+    """The model before unlearning; None where it is not known: then there are levels and no shares."""
+    base_weights: str | None = None
+    suite: str
+    """"" where the attacks were named one by one (`letgo attack`)."""
+    threshold: float
+    attacks: list[str]
+    """The attacks of the plan, in the order in which they are made."""
+    budget: float | None = None
+    """Seconds."""
+    not_tried: list[NotTried] = []
+
+
 class Result(Strict):
     """One run, schema 2. `before` and `after` are the model's metrics before and after unlearning; `references` holds
     other models measured the same way (the model retrained without the forget set, where it is known)."""
@@ -287,6 +323,18 @@ class Result(Strict):
     """None in records of older versions."""
     processes: dict[str, Any] = {}
     """Where several trained together: how many, what each held, and the bytes that they exchanged."""
+    audit: Audit | None = None
+    """Of an audit: which model, and what was asked."""
+
+    @property
+    def without_original(self) -> bool:
+        """Whether the model before unlearning was not known to the audit."""
+        return self.audit is not None and self.audit.base is None
+
+    @property
+    def kind(self) -> Literal["unlearn", "eval", "audit"]:
+        """What the record is of."""
+        return "eval" if self.evaluation else "unlearn" if self.audit is None else "audit"
 
     @property
     def evaluation(self) -> bool:

@@ -19,6 +19,8 @@ from letgo.core.fingerprints import text_fingerprint
 from letgo.core.locks import take
 
 _VERSION = 1
+PARTIAL = "scores-{}.partial.jsonl"
+"""In an unfinished run: what has been scored of the model whose weights have this fingerprint."""
 
 
 class ResumeLog:

@@ -10,12 +10,11 @@ from letgo.core.files import remove_abandoned
 from letgo.core.locks import LOCK_FILE
 from letgo.report.card import CARD_FILE, card
 from letgo.runs.results import CONFIG_FILE, Result, is_run, read_result
+from letgo.scoring.resume_log import PARTIAL
 from letgo.training.checkpoints import checkpoints, last_checkpoint, remove_checkpoint
 from letgo.training.config import UnlearnConfig, read_config, resolved_settings
 from letgo.training.looks import BEST
 
-PARTIAL = "scores-{}.partial.jsonl"
-"""In an unfinished run: what has been scored of the model whose weights have this fingerprint."""
 MAY_CHANGE = {
     # Where it lies, and what is done with the finished run.
     *(

@@ -41,7 +41,7 @@ from letgo.runs.results import (
     now,
     write_result,
 )
-from letgo.scoring.resume_log import ResumeLog, content_key
+from letgo.scoring.resume_log import PARTIAL, ResumeLog, content_key
 from letgo.training.beforehand import check_beforehand
 from letgo.training.checkpoints import facts_of, whole_checkpoint
 from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
@@ -51,7 +51,6 @@ from letgo.training.one_shot import OneShot
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
 from letgo.training.run_directory import (
-    PARTIAL,
     check_complete,
     check_directory,
     finished_result,

@@ -47,6 +47,11 @@ class Recorded:
     summarise: Callable[[Iterable[Sample]], Metrics]
     broken: bool = False
 
+    @property
+    def without_original(self) -> bool:
+        """Whether the model before unlearning is not known: then there are levels and no shares."""
+        return not self.before
+
     def stage(self, name: str) -> Sequence[Sample]:
         return self.samples.get(name, ())
 
@@ -97,7 +102,8 @@ def judge_samples(
     if seen and not everything:
         trained_on = recorded.summarise([s for s in samples if s.set == "forget" and s.group in seen])
         metrics |= {f"seen_{k.removeprefix('forget_')}": m for k, m in trained_on.items() if k.startswith("forget_")}
-    if not (placed := _placed(recorded.headlines, judged, ends, way, given, everything=everything)):
+    placed = _placed(recorded.headlines, judged, ends, way, given, everything=everything)
+    if not placed and not recorded.without_original:
         problem = "no headline metric was scored before, after and now"
         if held != forget:
             problem = "no question about the groups held out was scored; score more items, or hold out more"
@@ -113,7 +119,7 @@ def judge_samples(
         shares=shares,
         left=smallest_share(recorded.headlines, baseline["before"], baseline["after"], metrics) or 0.0,
         revealed=revealed(judged, retrained, seen),
-        reasons=collapse_reasons(baseline["before"], metrics) if weights_changed else [],
+        reasons=collapse_reasons(baseline["before"] or baseline["after"], metrics) if weights_changed else [],
         loss=utility_loss(recorded.headlines, baseline["after"], metrics) if weights_changed else 0.0,
         samples=samples,
         seen=seen,
@@ -158,13 +164,16 @@ def _on_the_same_rows(
         raise UserError(f"the run's {SAMPLES_FILE} has no samples of before and after: a part can't be judged")
     if whole or unrecorded:
         return judged, {"before": dict(recorded.before), "after": dict(recorded.after)}, whole
-    common = _ids(stages["before"]) & _ids(stages["after"])
+    common = _ids(stages["after"])
+    if not recorded.without_original:
+        common &= _ids(stages["before"])
     judged = [s for s in judged if s.set != "forget" or s.id in common]
     wanted = _ids(judged)
     groups = {sample.group for sample in judged if sample.set == "forget"}
-    baseline = {
-        stage: recorded.summarise([s for s in rows if _wanted(s, wanted, groups)]) for stage, rows in stages.items()
-    }
+    baseline: dict[str, Metrics] = {"before": {}}
+    for stage, rows in stages.items():
+        if stage != "before" or not recorded.without_original:
+            baseline[stage] = recorded.summarise([s for s in rows if _wanted(s, wanted, groups)])
     return judged, baseline, whole
 
 
@@ -175,9 +184,14 @@ def judge_ways(recorded: Recorded, ways: Ways, ends: Ends, seen: frozenset[str],
         judged.append(judge_samples(recorded, samples, ends, seen, label, way=way, weights_changed=False))
         values = {name: m.value for name, m in judged[-1].metrics.items() if name.startswith("forget_")}
         shown.append({"way": way, "kept": judged[-1].kept, **values})
-    strongest = min(judged, key=lambda outcome: hardest_first(outcome.kept))
+    # Where nobody can tell what was kept, the way that shows most of the forget set counts.
+    strongest = min(judged, key=lambda outcome: (hardest_first(outcome.kept), -_level(recorded.headlines, outcome)))
     names = sorted({name for outcome in judged for name in outcome.revealed})
     return replace(strongest, ways=shown, revealed=names)
+
+
+def _level(headlines: Sequence[Headline], judged: Judged) -> float:
+    return sum(judged.metrics[h.metric].value for h in headlines if h.metric in judged.metrics)
 
 
 def judge_scored(recorded: Recorded, samples: Sequence[Sample], ends: Ends, headlines: Sequence[Headline]) -> Judged:

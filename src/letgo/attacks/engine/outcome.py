@@ -67,18 +67,20 @@ def result_of(
         survived=survived,
         threshold=plan.threshold,
         collapsed=bool(reasons),
-        why=_why(plan, shares, bound, reasons, broken=recorded.broken),
+        why=_why(plan, shares, bound, reasons, recorded),
         reasons=reasons,
         shares=shares,
         bound=bound,
         revealed=sorted({name for seed in judged for name in seed.revealed}),
         did=did,
         per_seed=[_per_seed(seed, half) for seed, half in zip(seeds, halves, strict=True)],
-        baseline=stages if first.judged.part else {},
+        baseline={stage: metrics for stage, metrics in stages.items() if metrics} if first.judged.part else {},
         part="held-out rows" if first.judged.seen else "the same rows",
         curve=[dict(point) for point in first.judged.curve],
         curves=[[dict(point) for point in seed.curve] for seed in judged if seed.curve],
-        scores=scores_of(family_of(plan.name, dict(settings)), judged, broken=recorded.broken),
+        scores={}
+        if recorded.without_original
+        else scores_of(family_of(plan.name, dict(settings)), judged, broken=recorded.broken),
         utility=_utility(recorded, stages.get("after", {}), metrics),
         utility_loss=sum(losses) / len(losses) if losses else None,
         layers=[dict(row) for row in first.attacked.layers],
@@ -105,13 +107,15 @@ def _interval(shares: Sequence[Share]) -> tuple[float, float] | None:
 
 
 def _why(
-    plan: AttackSpec, shares: Sequence[Share], bound: float | None, reasons: Sequence[str], *, broken: bool
+    plan: AttackSpec, shares: Sequence[Share], bound: float | None, reasons: Sequence[str], recorded: Recorded
 ) -> str:
     """The rule and the numbers that decided."""
     if reasons:
         return f"the attack broke the model, which proves nothing: {'; '.join(reasons)}"
-    if broken:
+    if recorded.broken:
         return "the run itself is broken, which is not forgetting"
+    if recorded.without_original:
+        return "the model before unlearning is not known, so there are levels and no shares"
     if bound is None:
         levels = "; ".join(f"{words(s)} {s.original:.3g}, {never(s)} {s.floor:.3g}" for s in shares)
         return f"under the attack the original itself no longer knows ({levels})"

@@ -28,7 +28,7 @@ from letgo.attacks.engine.prompts import only
 from letgo.attacks.engine.search import search
 from letgo.attacks.engine.served import PARTIAL, answers_kept, check_served, open_served
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, apply_attack, check_attacks, plan_attack, plan_attacks
-from letgo.attacks.engine.target import Target, measured, open_target
+from letgo.attacks.engine.target import Target, about_audit, measured, open_target
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core import processes
 from letgo.core.catalog import check_arguments
@@ -129,16 +129,9 @@ def attack(
             target = open_target(directory, **settings, dtype=dtype, reporter=reporter)
             target.check_original()
         check_attacks(plans, target.victim())
-        target = _with_earlier(measured(target), output)
+        target = _with_earlier(_measured(target, plans, threshold), output)
         for plan in plans:
-            outcome, rows = run_attack(target, plan, None if shared_scores is None else Path(shared_scores))
-            merged = target.result.with_attacks([outcome])
-            update = {
-                "robustness": robustness(merged.attacks),
-                "judgement": with_attacks(merged.judgement, merged.attacks),
-            }
-            result = merged.model_copy(update=update)
-            target = replace(target.with_rows(f"attack:{plan.label}", rows), result=result)
+            target = with_attack(target, plan, None if shared_scores is None else Path(shared_scores))
             if folder is not None:
                 # Written after every attack, so that what is finished is kept if the next one fails.
                 processes.first_does(partial(target.write, folder))
@@ -148,6 +141,26 @@ def attack(
 def run_directory(model: Path | str | Served) -> Path | None:
     """A run's directory; None of any other model."""
     return None if isinstance(model, Served) or not is_run(Path(model)) else Path(model)
+
+
+def _measured(target: Target, plans: Sequence[AttackSpec], threshold: float) -> Target:
+    """A target with its metrics; a bare one also with what its record says of the model, which letgo did not make."""
+    if target.run:
+        return target
+    target = measured(target)
+    about = about_audit(target, [plan.label for plan in plans], threshold)
+    return replace(target, result=target.result.model_copy(update={"audit": about}))
+
+
+def with_attack(target: Target, plan: AttackSpec, shared_scores: Path | None = None) -> Target:
+    """The target with an attack that was made now in its record."""
+    outcome, rows = run_attack(target, plan, shared_scores)
+    merged = target.result.with_attacks([outcome])
+    update = {
+        "robustness": robustness(merged.attacks),
+        "judgement": with_attacks(merged.judgement, merged.attacks),
+    }
+    return replace(target.with_rows(f"attack:{plan.label}", rows), result=merged.model_copy(update=update))
 
 
 def _check_output(output: Path | None) -> None:
@@ -237,8 +250,10 @@ def _answered(target: Target, plan: AttackSpec, attacked: Attacked, benchmark: B
 
 
 def _ends(target: Target, plan: AttackSpec, settings: Mapping[str, Any], seed: int, shared_scores: Path | None) -> Ends:
-    """The original and, where there is one, the retrained model under the same attack and seed."""
-    original = _attacked_reference(target, plan, settings, seed, "original", target.original or "", shared_scores)
+    """The original (where it is known) and the retrained model (where there is one) under the same attack and seed."""
+    original = Answered({})
+    if target.original is not None:
+        original = _attacked_reference(target, plan, settings, seed, "original", target.original, shared_scores)
     path = target.benchmark.references.get(RETRAINED)
     if path is None or not plan.reference:
         return Ends(original)
@@ -274,7 +289,7 @@ def _gain(target: Target, plan: AttackSpec, settings: Mapping[str, Any], judged:
     retrained = ends.retrained.ways.get("")
     if family_of(plan.name, dict(settings)) != "relearning" or plan.name == "external" or not judged.seen:
         return None
-    if not retrained or not target.recorded.stage(f"reference:{RETRAINED}"):
+    if not retrained or not target.recorded.stage(f"reference:{RETRAINED}") or target.recorded.without_original:
         return None
     return relearning_score(target.recorded, judged.samples, retrained, judged.seen)
 

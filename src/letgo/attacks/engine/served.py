@@ -71,7 +71,8 @@ def open_served(
     if RETRAINED in data.references and retrained is None:
         notes.append("the retrained model is not served: what was never learned is taken to score the floor")
     data = replace(data, references={} if retrained is None else {RETRAINED: retrained})
-    result = unmeasured().model_copy(update={"notes": notes})
+    settings = {"model": str(original), "unlearned": str(model), "benchmark": benchmark}
+    result = unmeasured(config=settings).model_copy(update={"notes": notes})
     form = data.template_for(template)
     name = str(model)
     return Target(name, model, False, result, data, form, benchmark, limit=limit, original=original, reporter=reporter)

@@ -18,15 +18,17 @@ from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_json_lines
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
-from letgo.metrics.judgement import judge
+from letgo.metrics.judgement import judge, judge_levels
 from letgo.metrics.records import Headline
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.formats import EXPORT, MANIFEST
 from letgo.models.load import resolve_model
+from letgo.models.origin import kind_of_model, made_by
 from letgo.runs import record_run
 from letgo.runs.digests import check_bound, digests_of, with_model
 from letgo.runs.results import (
     SAMPLES_FILE,
+    Audit,
     Digests,
     Metrics,
     Result,
@@ -37,7 +39,8 @@ from letgo.runs.results import (
     read_samples,
     write_result,
 )
-from letgo.scoring.server.served import Served, open_model, open_tokenizer
+from letgo.scoring.resume_log import PARTIAL, ResumeLog
+from letgo.scoring.server.served import Served, identity_of, open_model, open_tokenizer
 
 _STAGES = ("before", "after", f"reference:{RETRAINED}")
 
@@ -55,6 +58,7 @@ class Target:
         dtype, limit: how it is scored.
         original: the model that the forgetting started from, if known.
         rows: of the samples that are recorded.
+        weights: of a bare model that was measured, the fingerprint of each stage's weights.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Target:
     limit: int | None = None
     original: str | Served | None = None
     rows: Sequence[Mapping[str, Any]] = ()
+    weights: Mapping[str, str] = field(default_factory=dict)
     reporter: Reporter = field(default_factory=Quiet)
 
     @property
@@ -131,10 +136,17 @@ class Target:
             reporter=self.reporter,
         )
 
-    def samples(self, model: Any, tokenizer: Any, name: str, benchmark: Benchmark | None = None) -> list[Sample]:
-        """Score a model as this one is scored, or on another benchmark."""
+    def samples(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        benchmark: Benchmark | None = None,
+        log: ResumeLog | None = None,
+    ) -> list[Sample]:
+        """Score a model as this one is scored, or on another benchmark. `log` keeps what is scored."""
         return (benchmark or self.benchmark).samples(
-            model, tokenizer, limit=self.limit, template=self.template, reporter=self.reporter, name=name
+            model, tokenizer, limit=self.limit, template=self.template, reporter=self.reporter, name=name, log=log
         )
 
     def with_rows(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> Target:
@@ -220,11 +232,11 @@ def _read(model: str | Path, purpose: str) -> tuple[str, Result | None]:
     return (path.resolve().name if path.is_dir() else str(model)), result
 
 
-def unmeasured() -> Result:
+def unmeasured(prefix: str = "attack-", config: Mapping[str, Any] | None = None) -> Result:
     """The record of a bare model before it is measured."""
     created = now()
-    run_id = new_run_id(created, "attack-")
-    return Result(run_id=run_id, created=created, seed=0, config={}, status="finished", **circumstances())
+    run_id, settings = new_run_id(created, prefix), dict(config or {})
+    return Result(run_id=run_id, created=created, seed=0, config=settings, status="finished", **circumstances())
 
 
 def open_target(
@@ -250,9 +262,16 @@ def open_target(
             raise UserError(f"{model}: the record has no metrics of before and after unlearning to judge an attack by")
         return replace(target, original=original or target.original, rows=read_samples(directory))
     if benchmark is not None and original is not None:
-        resolve_model(original)
-        [target] = open_targets([model], benchmark=benchmark, template=template, purpose="attack", reporter=reporter)
-        return replace(target, original=original, limit=limit, dtype=dtype or "float32")
+        return open_bare(
+            model,
+            create_benchmark(benchmark),
+            {"benchmark": benchmark},
+            original=original,
+            limit=limit,
+            dtype=dtype,
+            template=template,
+            reporter=reporter,
+        )
     if not directory.is_dir():
         resolve_model(str(model))
     elif not any((directory / name).exists() for name in ("config.json", "adapter_config.json")):
@@ -265,50 +284,105 @@ def open_target(
     )
 
 
-def measured(target: Target) -> Target:
-    """A bare model with its metrics, those of the original and of the benchmark's references; a run has them."""
+def open_bare(
+    model: str | Path,
+    benchmark: Benchmark,
+    data: Mapping[str, Any],
+    *,
+    original: str | None,
+    limit: int | None = None,
+    dtype: str | None = None,
+    template: Template | None = None,
+    prefix: str = "attack-",
+    reporter: Reporter | None = None,
+) -> Target:
+    """Any model, run or not, as it lies there: still to be `measured`.
+
+    Args:
+        data: the settings that name the benchmark, or the user's own rows, for the record.
+        original: None where it is not known; there are then levels and no shares.
+        prefix: of the record's id.
+    """
+    for each in (model, original):
+        if each is not None:
+            resolve_model(each)
+    asked = {name: value for name, value in data.items() if value is not None}
+    return Target(
+        Path(model).resolve().name if Path(model).exists() else str(model),
+        str(model),
+        False,
+        unmeasured(prefix, {"model": original, "unlearned": str(model)} | asked),
+        benchmark,
+        benchmark.template_for(template),
+        str(data.get("benchmark") or "the user's own rows"),
+        dtype=dtype or "float32",
+        limit=limit,
+        original=original,
+        reporter=reporter or Quiet(),
+    )
+
+
+def measured(target: Target, folder: Path | None = None) -> Target:
+    """A bare model with its metrics, those of the original and of the benchmark's references; a run has them.
+
+    Args:
+        folder: where what is scored is kept, so that a killed process that goes on scores nothing twice.
+    """
     if target.run:
         return target
-    original: str | Served = target.original or ""
-    references = {f"reference:{name}": path for name, path in target.benchmark.references.items()}
-    metrics: dict[str, Metrics] = {}
+    served = isinstance(target.model, Served)
+    stages = {"before": target.original, "after": target.model}
+    stages |= {f"reference:{name}": path for name, path in target.benchmark.references.items()}
+    metrics: dict[str, Metrics] = {"before": {}}
     samples: dict[str, list[Sample]] = {}
-    for stage, name in {"before": original, "after": target.model, **references}.items():
+    tokenizers: dict[str, Any] = {}
+    weights: dict[str, str] = {}
+    for stage, name in stages.items():
+        if name is None:
+            continue
+        tokenizers[stage] = open_tokenizer(name)
         model = open_model(name, dtype=target.dtype)
-        samples[stage] = target.samples(model, open_tokenizer(name), f"measuring {stage}")
+        identity, log_of = identity_of(model, target.dtype), None
+        if not isinstance(model, Served):
+            weights[stage] = identity["weights"]
+            log_of = None if folder is None else folder / PARTIAL.format(weights[stage])
+        with ResumeLog(log_of, identity) as log:
+            samples[stage] = target.samples(model, tokenizers[stage], f"measuring {stage}", log=log)
         target = target.with_rows(stage, [sample.as_row(stage, 0) for sample in samples[stage]])
         metrics[stage] = target.benchmark.summarise(samples[stage])
-    reasons, tokenizer = collapse_reasons(metrics["before"], metrics["after"]), open_tokenizer(original)
-    served = isinstance(target.model, Served)
+    reasons = collapse_reasons(metrics["before"], metrics["after"])
+    tokenizer = tokenizers.get("before", tokenizers["after"])
     floors = headlines_of(target.benchmark, metrics["after"]) if served else target.benchmark.headline_floors
     benchmark = replace(target.benchmark, headlines=tuple(Headline(name, floor) for name, floor in floors.items()))
     target = replace(target, benchmark=benchmark)
+    settings = {
+        "dtype": None if served else target.dtype,
+        "eval_limit": target.limit,
+        "template": target.template,
+        "scored": target.benchmark.identity(tokenizer, target.template),
+        **({"engine": target.model.engine} if isinstance(target.model, Served) else {}),
+    }
+    retrained = samples.get(f"reference:{RETRAINED}", [])
+    if target.original is None:
+        judgement = judge_levels(target.benchmark.headlines, samples["after"], retrained=retrained)
+    else:
+        judgement = judge(
+            target.benchmark.headlines, samples["before"], samples["after"], retrained=retrained, broken=reasons
+        )
     update = {
-        "config": {
-            "model": str(original),
-            "unlearned": str(target.model),
-            "benchmark": target.measured_on,
-            "dtype": None if served else target.dtype,
-            "eval_limit": target.limit,
-            "scored": target.benchmark.identity(tokenizer, target.template),
-            **({"engine": target.model.engine} if isinstance(target.model, Served) else {}),
-        },
+        "config": target.result.config | settings,
         "notes": [*target.result.notes, *target.benchmark.notes_for(tokenizer)],
         "before": metrics["before"],
         "after": metrics["after"],
-        "references": {name: metrics[f"reference:{name}"] for name in target.benchmark.references},
+        "references": target.benchmark.reference_metrics()
+        | {name: metrics[f"reference:{name}"] for name in target.benchmark.references},
         "status": "collapsed" if reasons else "finished",
         "reasons": reasons,
         "headlines": floors,
         "digests": processes.first_does(lambda: _digests(target)),
-        "judgement": judge(
-            target.benchmark.headlines,
-            *(samples[stage] for stage in ("before", "after")),
-            retrained=samples.get(f"reference:{RETRAINED}", ()),
-            broken=reasons,
-        ),
+        "judgement": judgement,
     }
-    return replace(target, result=target.result.model_copy(update=update))
+    return replace(target, weights=weights, result=target.result.model_copy(update=update))
 
 
 def _digests(target: Target) -> Digests:
@@ -317,3 +391,26 @@ def _digests(target: Target) -> Digests:
     original = None if isinstance(target.original, Served) else target.original
     known = digests_of(original, target.benchmark.contents, target.reporter)
     return known if isinstance(target.model, Served) else with_model(known, target.model, target.reporter)
+
+
+def about_audit(target: Target, attacks: Sequence[str], threshold: float, suite: str = "", **asked: Any) -> Audit:
+    """What the record of a bare model that was `measured` says of it, and of what was asked.
+
+    Args:
+        attacks: labels, in the order in which they are made.
+        suite: "" where they were named one by one.
+        asked: other fields of `Audit`.
+    """
+    served = isinstance(target.model, Served)
+    return Audit(
+        model=str(target.model),
+        kind="served model" if served else kind_of_model(str(target.model)),
+        weights=target.weights.get("after", ""),
+        made_by={} if served else made_by(str(target.model)),
+        base=None if target.original is None else str(target.original),
+        base_weights=target.weights.get("before"),
+        suite=suite,
+        threshold=threshold,
+        attacks=list(attacks),
+        **asked,
+    )
