@@ -8,10 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from letgo.cli.common import JsonFlag, QuietFlag, app, print_json, reporter
-
-NOT_PASSED = 3
-"""The exit code of a check that was asked for and is not passed."""
+from letgo.cli.common import NOT_PASSED, JsonFlag, QuietFlag, app, print_json, reporter
 
 
 @app.command()

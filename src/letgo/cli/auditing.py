@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, print_run, reporter
+from letgo.cli.common import NOT_PASSED, JsonFlag, QuietFlag, app, passed_on, print_json, print_run, reporter
 from letgo.cli.running import TrustFlag
 
 if TYPE_CHECKING:
     from letgo.runs.results import Result
 
-NOT_PASSED = 3
-"""The exit code where a gate that was asked for is not passed."""
 RequireOption = Annotated[
     str | None, Option("--require", help="'forgotten and survived(*) and retain >= 0.95*before'; else exit code 3.")
 ]

@@ -24,7 +24,8 @@ app = typer.Typer(
 
 JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on stdout, and nothing else.")]
 QuietFlag = Annotated[bool, Option("--quiet", "-q", help="No progress.")]
-
+NOT_PASSED = 3
+"""The exit code of a check that was asked for and is not passed."""
 
 ServerFlag = Annotated[
     str | None, Option("--server", help="Ask an OpenAI-compatible server: http://HOST:PORT; see docs/served.md.")
