@@ -146,3 +146,30 @@ def test_the_command(letgo, saved, servers, tmp_path, monkeypatch):
     assert "needs the model's weights" in err
     code, _, err = letgo("attack", "x", "--attack", "paraphrase", "--tokenizer", "biographies")
     assert (code, "--tokenizer is of a server" in err) == (2, True)
+
+
+def test_a_served_model_is_audited_by_questions_alone(saved, connected, tmp_path):
+    unlearned, original = connected()
+    given = {"benchmark": saved.benchmark, "limit": 4, "suite": "quick"}
+    result = letgo.audit(unlearned, base=original, output=tmp_path / "audit", **given)
+    assert {attack.label for attack in result.attacks} == {"paraphrase", "instruct", "prefill", "in_context"}
+    left_out = {each.attack: each.reason for each in result.audit.not_tried}
+    assert left_out["quantize_gguf:type=q8_0"] == "it needs the model's weights"
+    assert (result.audit.kind, result.audit.weights) == ("served model", "")
+    assert result.config["engine"] == unlearned.engine
+    assert {path.name for path in (tmp_path / "audit").iterdir()} == {
+        *("result.json", "samples.jsonl", "README.md", "report.html")
+    }
+    again = letgo.audit(unlearned, base=original, output=tmp_path / "audit", resume=True, **given)
+    assert [attack.kept for attack in again.attacks] == [attack.kept for attack in result.attacks]
+    # Without the model before unlearning there are levels.
+    alone = letgo.audit(unlearned, output=tmp_path / "alone", **given)
+    assert alone.judgement.word == "can't tell"
+    assert alone.after["forget_probability"] == result.after["forget_probability"]
+
+
+def test_a_served_model_is_not_held_against_weights(saved, connected, tmp_path):
+    unlearned, _ = connected()
+    with pytest.raises(UserError, match="engine"):
+        letgo.audit(unlearned, base=str(saved.original), benchmark=saved.benchmark, output=tmp_path / "audit")
+    assert not (tmp_path / "audit").exists()

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from letgo.attacks.engine.run import with_attack
+from letgo.attacks.engine.served import PARTIAL as ANSWERS
+from letgo.attacks.engine.served import answers_kept, needed, served_target
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, check_attacks, plan_attack
 from letgo.attacks.engine.target import Target, about_audit, measured, open_bare
 from letgo.auditing.early import check_asked, requirement, seconds_asked, tries_asked
@@ -46,6 +48,7 @@ from letgo.runs.results import (
     read_samples,
 )
 from letgo.scoring.resume_log import PARTIAL
+from letgo.scoring.server.served import Served, same_engine
 
 REPORT = "report.html"
 """The page, in the audit's directory."""
@@ -62,8 +65,8 @@ class Asked:
         budget: seconds; None for no limit.
     """
 
-    model: str
-    base: str | None
+    model: str | Served
+    base: str | Served | None
     data: Mapping[str, Any]
     benchmark: Benchmark
     suite: str
@@ -86,15 +89,15 @@ class AuditPlan:
 
 
 def audit(
-    model: str | Path,
+    model: str | Path | Served,
     *,
-    base: str | Path | None = None,
+    base: str | Path | Served | None = None,
     benchmark: str | None = None,
     forget: str | Path | None = None,
     retain: str | Path | None = None,
     evaluate: str | Path | None = None,
     control: str | Path | None = None,
-    retrained: str | Path | None = None,
+    retrained: str | Path | Served | None = None,
     suite: Suite = "standard",
     attacks: Sequence[str] = (),
     budget: str | float | None = None,
@@ -112,7 +115,7 @@ def audit(
 
     Args:
         model: the model to audit, whoever made it: a directory, an adapter's directory, a `.gguf` file, a hub id, a
-            built-in name.
+            built-in name; or one behind a server (`letgo.connect`), which is asked alone, and its base likewise.
         base: the model before unlearning, which is attacked alike. Without it there are levels and no shares, and
             nobody can tell what was forgotten.
         benchmark: what it is judged by; or instead the user's own rows: `forget`, and `retain`, `evaluate`, `control`
@@ -162,11 +165,11 @@ def audit(
 
 
 def checked(
-    model: str | Path,
-    base: str | Path | None,
+    model: str | Path | Served,
+    base: str | Path | Served | None,
     data: Mapping[str, str],
     *,
-    retrained: str | Path | None,
+    retrained: str | Path | Served | None,
     suite: str,
     attacks: Sequence[str],
     budget: str | float | None,
@@ -177,15 +180,18 @@ def checked(
 ) -> Asked:
     """What is asked for, as far as it can be checked before a model is read."""
     tries, seconds = tries_asked(suite, attacks), seconds_asked(budget)
-    check_asked([str(model), None if base is None else str(base)], data)
+    models = [each for each in (model, base, retrained) if each is not None]
+    same_engine(models)
+    check_asked([str(each) for each in models if not isinstance(each, Served)], data)
     measured_by = benchmark_of({**data, "template": template})
     if not measured_by.headlines:
         raise UserError(f"audit: benchmark {measured_by.name!r} names no metric that forgetting is judged by")
     if retrained is not None:
-        measured_by = replace(measured_by, references={**measured_by.references, RETRAINED: str(retrained)})
+        named = retrained if isinstance(retrained, Served) else str(retrained)
+        measured_by = replace(measured_by, references={**measured_by.references, RETRAINED: named})
     return Asked(
-        str(model),
-        None if base is None else str(base),
+        model if isinstance(model, Served) else str(model),
+        base if base is None or isinstance(base, Served) else str(base),
         {**data, **({} if retrained is None else {"retrained": str(retrained)})},
         measured_by,
         suite,
@@ -200,7 +206,7 @@ def checked(
 
 def _check_output(folder: Path, resume: bool) -> None:
     """Raise a `UserError` unless the directory is unused, or holds an audit that is to go on."""
-    begun = is_run(folder) or bool(list(folder.glob(PARTIAL.format("*"))))
+    begun = is_run(folder) or any(list(folder.glob(name)) for name in (PARTIAL.format("*"), f"*{ANSWERS}"))
     if not begun:
         check_unused(folder)
         return
@@ -220,13 +226,19 @@ class Auditing:
     query: RunQuery | None = None
 
     def run(self) -> Result:
-        target, plan = self.begin()
+        target = opened(self.asked, self.reporter)
+        # Told of an earlier audit's answers before anything is asked.
+        with answers_kept(target, self.folder):
+            return self.attacked(*self.begin(target))
+
+    def attacked(self, target: Target, plan: AuditPlan) -> Result:
+        """Make the attacks that are left, and finish the record."""
         made = {attack.label for attack in target.result.attacks} | {each.attack for each in _about(target).not_tried}
         left = [each for each in plan.attacks if each.label not in made]
         for number, each in enumerate(left):
             expected = self.expected(target, plan, left[number:])
             used = target.result.seconds[MEASURE] + sum(attack.seconds for attack in target.result.attacks)
-            if self.asked.budget is not None and expected and used + expected[0] > self.asked.budget:
+            if self.asked.budget is not None and used + (expected or [0.0])[0] > self.asked.budget:
                 target = _with_not_tried(target, NotTried(attack=each.label, reason="the budget was used up before it"))
             else:
                 count = len(plan.attacks) - len(left) + number + 1
@@ -244,19 +256,8 @@ class Auditing:
         rate = target.result.seconds[MEASURE] / plan.seconds[MEASURE]
         return [rate * plan.seconds[each.label] for each in attacks]
 
-    def begin(self) -> tuple[Target, AuditPlan]:
+    def begin(self, target: Target) -> tuple[Target, AuditPlan]:
         """The model measured and recorded, by now or by an earlier process, and the plan of its attacks."""
-        target = open_bare(
-            self.asked.model,
-            self.asked.benchmark,
-            self.asked.data,
-            original=self.asked.base,
-            limit=self.asked.limit,
-            dtype=self.asked.dtype,
-            template=self.asked.template,
-            prefix=AUDIT,
-            reporter=self.reporter,
-        )
         if is_run(self.folder):
             return self.gone_on(target)
         plan = planned(self.asked, target)
@@ -284,7 +285,9 @@ class Auditing:
         about = earlier.audit
         assert about is not None  # `_check_output`
         now = dict.fromkeys((*OWN_ROWS, "benchmark", "retrained")) | target.result.config
-        now |= {"dtype": asked.dtype, "eval_limit": asked.limit, "template": target.template}
+        served = isinstance(asked.model, Served)
+        now |= {"engine": asked.model.engine} if isinstance(asked.model, Served) else {}
+        now |= {"dtype": None if served else asked.dtype, "eval_limit": asked.limit, "template": target.template}
         now |= {"suite": asked.suite, "budget": asked.budget, "threshold": asked.threshold}
         then = earlier.config | {"suite": about.suite, "budget": about.budget, "threshold": about.threshold}
         plans, left_out = chosen(asked, target)
@@ -295,14 +298,14 @@ class Auditing:
                 f"output directory {self.folder} holds an audit that was begun otherwise (it differs in "
                 f"{', '.join(changed)}); go on as it was begun, or name another directory"
             )
-        if weights_fingerprint(load_model(asked.model, dtype=asked.dtype)) != about.weights:
+        if not served and weights_fingerprint(load_model(str(asked.model), dtype=asked.dtype)) != about.weights:
             raise UserError(f"{asked.model}: its weights are others than those that {self.folder} is of")
         by_label = {each.label: each for each in plans}
         if missing := [label for label in about.attacks if label not in by_label]:
             raise UserError(f"output directory {self.folder}: the attack {missing[0]} of its plan can't be made here")
         attacks = [by_label[label] for label in about.attacks]
         self.check_gate(attacks, about.not_tried)
-        plan = AuditPlan(attacks, timed(asked, attacks).seconds, about.not_tried)
+        plan = AuditPlan(attacks, {} if served else timed(asked, attacks).seconds, about.not_tried)
         return replace(target, result=earlier, rows=read_samples(self.folder)), plan
 
     def tried(self, target: Target, plan: AttackSpec) -> Target:
@@ -335,6 +338,17 @@ class Auditing:
         return target.result
 
 
+def opened(asked: Asked, reporter: Reporter) -> Target:
+    """The model to audit, still to be measured."""
+    how: dict[str, Any] = {"limit": asked.limit, "template": asked.template, "prefix": AUDIT, "reporter": reporter}
+    if not isinstance(asked.model, Served):
+        original = None if asked.base is None else str(asked.base)
+        return open_bare(asked.model, asked.benchmark, asked.data, original=original, dtype=asked.dtype, **how)
+    known = asked.benchmark.references.get(RETRAINED)
+    retrained = known if isinstance(known, Served) else None
+    return served_target(asked.model, asked.benchmark, asked.data, original=asked.base, retrained=retrained, **how)
+
+
 def _about(target: Target) -> Audit:
     assert target.result.audit is not None
     return target.result.audit
@@ -349,7 +363,8 @@ def _with_not_tried(target: Target, *more: NotTried) -> Target:
 def chosen(asked: Asked, target: Target) -> tuple[list[AttackSpec], list[NotTried]]:
     """The attacks that can be made on this model with these data and libraries, and the others with the reason. The
     attack that the user names must be one of the first."""
-    kind, plans, left_out = kind_of_model(asked.model), list[AttackSpec](), list[NotTried]()
+    kind = "" if isinstance(asked.model, Served) else kind_of_model(asked.model)
+    plans, left_out = list[AttackSpec](), list[NotTried]()
     suite = {each.attack for each in tries_of(asked.suite)}
     for each in asked.tries:
         plan = plan_attack(each.attack, threshold=asked.threshold)
@@ -358,6 +373,8 @@ def chosen(asked: Asked, target: Target) -> tuple[list[AttackSpec], list[NotTrie
         try:
             if each.needs_base and asked.base is None:
                 raise UserError("it needs the model before unlearning (base)")
+            if isinstance(asked.model, Served) and (why := needed(plan, asked.model)):
+                raise UserError(why)
             if each.served_as and kind == "GGUF file":
                 raise UserError(f"a GGUF file is not served as {each.served_as}")
             check_attacks([plan], target.victim())
@@ -373,6 +390,10 @@ def chosen(asked: Asked, target: Target) -> tuple[list[AttackSpec], list[NotTrie
 def planned(asked: Asked, target: Target) -> AuditPlan:
     """The attacks within the budget, the cheapest first."""
     plans, left_out = chosen(asked, target)
+    if isinstance(asked.model, Served):
+        # How fast a server is nobody knows beforehand.
+        lines = [f"{len(plans)} attacks by questions: {', '.join(each.label for each in plans)}", *_skipped(left_out)]
+        return AuditPlan(plans, {}, left_out, "\n".join(lines))
     plan = timed(asked, plans)
     # Operations, not seconds: the same order on every machine.
     order = sorted(plans, key=lambda each: plan.flops[each.label])
@@ -386,18 +407,25 @@ def planned(asked: Asked, target: Target) -> AuditPlan:
             about = f"about {duration(plan.seconds[each.label])}, beyond the budget of {duration(asked.budget)}"
             left_out.append(NotTried(attack=each.label, reason=about))
         order = within
-    skipped = [f"not tried: {each.attack} ({each.reason})" for each in left_out]
-    lines = [plan.text(), f"{len(order)} attacks, the cheapest first: {', '.join(e.label for e in order)}", *skipped]
+    lines = [
+        plan.text(),
+        f"{len(order)} attacks, the cheapest first: {', '.join(e.label for e in order)}",
+        *_skipped(left_out),
+    ]
     return AuditPlan(order, plan.seconds, left_out, "\n".join(lines))
+
+
+def _skipped(left_out: Sequence[NotTried]) -> list[str]:
+    return [f"not tried: {each.attack} ({each.reason})" for each in left_out]
 
 
 def timed(asked: Asked, attacks: Sequence[AttackSpec]) -> Plan:
     """What the audit will take with these attacks."""
     settings = {name: value for name, value in asked.data.items() if name != "retrained"}
-    settings |= {"model": asked.model, "dtype": asked.dtype}
+    settings |= {"model": str(asked.model), "dtype": asked.dtype}
     optional = {"eval_limit": asked.limit, "template": asked.template}
     settings |= {name: value for name, value in optional.items() if value is not None}
-    return plan_audit(settings, attacks, asked.benchmark, original=asked.base)
+    return plan_audit(settings, attacks, asked.benchmark, original=None if asked.base is None else str(asked.base))
 
 
 __all__ = ["REPORT", "Auditing", "audit", "checked", "chosen", "planned"]

@@ -44,13 +44,6 @@ def check_asked(models: Sequence[str | None], data: Collection[str]) -> None:
 
 
 def refuse_served(model: str) -> None:
-    """Raise a `UserError` for the address of a served model.
-
-    Here a served endpoint comes in: where scoring is a backend, its target takes the place of `open_bare`'s, and of the
-    tries those remain that ask and do not read the weights (`Means`: prompts, scores).
-    """
+    """Raise a `UserError` for an address in the place of a model's name."""
     if model.split(":", 1)[0].lower() in ("http", "https"):
-        raise UserError(
-            f"{model}: a served endpoint can't be audited: letgo reads the weights and runs the model itself\n"
-            "  give the directory, the .gguf file or the hub id that the server loads"
-        )
+        raise UserError(f"{model}: of a served model give its name on the server, and its address as --server URL")

@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from letgo.cli.common import NOT_PASSED, JsonFlag, QuietFlag, app, passed_on, print_json, print_run, reporter
+from letgo.cli.common import (
+    NOT_PASSED,
+    SERVER_FLAGS,
+    AtOnceFlag,
+    JsonFlag,
+    KeyFlag,
+    QuietFlag,
+    ServerFlag,
+    TokenizerFlag,
+    app,
+    connected,
+    passed_on,
+    print_json,
+    print_run,
+    reporter,
+)
 from letgo.cli.running import TrustFlag
 
 if TYPE_CHECKING:
@@ -22,7 +37,7 @@ JunitOption = Annotated[Path | None, Option("--junit", help="Write the gate's cl
 
 @app.command()
 def audit(
-    model: Annotated[str, Option("--model", help="The model to audit: directory, adapter, .gguf file or hub id.")],
+    model: Annotated[str, Option("--model", help="A directory, adapter, .gguf file, hub id; or its name on --server.")],
     output: Annotated[Path, Option("--output", "-o", help="The audit's directory.")],
     base: Annotated[str | None, Option("--base", help="The model before unlearning; without it no shares.")] = None,
     benchmark: Annotated[str | None, Option("--benchmark", help="NAME[:k=v,…]: what it is judged by.")] = None,
@@ -40,13 +55,19 @@ def audit(
     limit: Annotated[int | None, Option("--limit", help="At most so many items of each set.")] = None,
     dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
     template: Annotated[str | None, Option("--template", help="How questions become prompts.")] = None,
+    server: ServerFlag = None,
+    base_server: Annotated[str | None, Option("--base-server", help="Where the base is served, if elsewhere.")] = None,
+    tokenizer: TokenizerFlag = None,
+    key_env: KeyFlag = None,
+    at_once: AtOnceFlag = None,
     resume: Annotated[bool, Option("--resume", help="Go on with an audit that was cut off.")] = False,
     trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Audit a model that anybody made: what it still tells, and what attacks bring back."""
-    options = passed_on(locals(), "model", "junit") | {"attacks": attacks or []}
+    flags = dict(locals())
+    options = passed_on(flags, "model", "junit", "base_server", *SERVER_FLAGS) | {"attacks": attacks or []}
     _check_gate(require, junit)
     from letgo.auditing.early import check_asked, seconds_asked, tries_asked
 
@@ -54,10 +75,14 @@ def audit(
     check_asked([model, base], {name for name, value in given.items() if value is not None})
     tries_asked(suite, attacks or ())
     seconds_asked(budget)
+    audited = connected(model, flags)
+    if server is not None:
+        options["base"] = None if base is None else connected(base, flags, server=base_server)
+        options["retrained"] = None if retrained is None else connected(retrained, flags)
     from letgo.auditing.audit import REPORT
     from letgo.auditing.audit import audit as run_audit
 
-    result = run_audit(model, reporter=reporter(quiet), **options)
+    result = run_audit(audited, reporter=reporter(quiet), **options)
     if not as_json:
         print_run(result, output)
         typer.echo(f"record: {output}\npage:   {output / REPORT}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from letgo.attacks import ATTACKS
 from letgo.attacks.engine.spec import AttackSpec
 from letgo.attacks.engine.target import Target, unmeasured
 from letgo.benchmarks import create_benchmark
-from letgo.benchmarks.engine.base import RETRAINED
+from letgo.benchmarks.engine.base import RETRAINED, Benchmark
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import text_fingerprint
 from letgo.core.progress import Reporter
@@ -31,15 +31,21 @@ def check_served(plans: Sequence[AttackSpec], model: Served, **of_weights: Any) 
     if given := [name for name, value in of_weights.items() if value is not None]:
         raise UserError(f"{model} is behind a server: {given[0]} is for models in memory; leave it out")
     for plan in plans:
-        last = ATTACKS.record(plan.name).served
-        if last >= model.level:
+        if (needs := needed(plan, model)) is None:
             continue
         possible = ", ".join(each.name for each in ATTACKS if each.served >= model.level)
-        needs = f"it needs a server that gives {LEVELS[last]}" if last else "it needs the model's weights"
         raise UserError(
             f"attack {plan.label!r} can't be made through {model} (level {model.level}): {needs}\n"
             f"  attacks that can: {possible}"
         )
+
+
+def needed(plan: AttackSpec, model: Served) -> str | None:
+    """What an attack needs that this server does not give; None where it can be made."""
+    last = ATTACKS.record(plan.name).served
+    if last >= model.level:
+        return None
+    return f"it needs a server that gives {LEVELS[last]}" if last else "it needs the model's weights"
 
 
 def open_served(
@@ -62,20 +68,52 @@ def open_served(
         raise UserError(
             f"{model}: give {missing}: an attack on a served model is judged against the model before unlearning"
         )
-    models = [model, original, *([retrained] if retrained is not None else [])]
-    same_engine(models)
+    return served_target(
+        model,
+        create_benchmark(benchmark),
+        {"benchmark": benchmark},
+        original=original,
+        retrained=retrained,
+        template=template,
+        limit=limit,
+        reporter=reporter,
+    )
+
+
+def served_target(
+    model: Served,
+    benchmark: Benchmark,
+    data: Mapping[str, Any],
+    *,
+    original: str | Served | None,
+    retrained: Served | None,
+    template: Template | None,
+    limit: int | None,
+    reporter: Reporter,
+    prefix: str = "attack-",
+) -> Target:
+    """A served model, still to be measured; arguments as of `open_bare`. The retrained model is compared with only if
+    it is served too."""
+    same_engine([each for each in (model, original, retrained) if each is not None])
     if str(original) == str(model):
         raise UserError(f"{model} is given as the unlearned model and as the original; name another one, or its server")
-    data = create_benchmark(benchmark)
-    notes = [model.describe(), f"the original is {original}"]
-    if RETRAINED in data.references and retrained is None:
+    notes = [model.describe(), *([] if original is None else [f"the original is {original}"])]
+    if RETRAINED in benchmark.references and retrained is None:
         notes.append("the retrained model is not served: what was never learned is taken to score the floor")
-    data = replace(data, references={} if retrained is None else {RETRAINED: retrained})
-    settings = {"model": str(original), "unlearned": str(model), "benchmark": benchmark}
-    result = unmeasured(config=settings).model_copy(update={"notes": notes})
-    form = data.template_for(template)
-    name = str(model)
-    return Target(name, model, False, result, data, form, benchmark, limit=limit, original=original, reporter=reporter)
+    benchmark = replace(benchmark, references={} if retrained is None else {RETRAINED: retrained})
+    settings = {"model": None if original is None else str(original), "unlearned": str(model), **data}
+    return Target(
+        str(model),
+        model,
+        False,
+        unmeasured(prefix, settings).model_copy(update={"notes": notes}),
+        benchmark,
+        benchmark.template_for(template),
+        str(data.get("benchmark") or "the user's own rows"),
+        limit=limit,
+        original=original,
+        reporter=reporter,
+    )
 
 
 @contextmanager
