@@ -69,7 +69,7 @@ def test_a_gguf_file(short, tmp_path):
     [file] = (tmp_path / "export").glob("*.gguf")
     result = audit(file, base="biographies", benchmark="biographies", suite="quick", limit=2, output=tmp_path / "a")
     assert result.audit.kind == "GGUF file"
-    assert list(result.audit.files) == [file.name]
+    assert list(result.digests.model) == [file.name]
     left_out = {each.attack: each.reason for each in result.audit.not_tried}
     assert "not served as safetensors" in left_out["quantize_packed:format=fp8"]
     assert [attack.label for attack in result.attacks] == ["paraphrase"]

@@ -128,6 +128,7 @@ def attack(
             same_engine([directory, *(each for each in (original, retrained) if isinstance(each, Served))])
             target = open_target(directory, **settings, dtype=dtype, reporter=reporter)
             target.check_original()
+            processes.first_does(target.check_bound)
         check_attacks(plans, target.victim())
         target = _with_earlier(_measured(target, plans, threshold), output)
         for plan in plans:

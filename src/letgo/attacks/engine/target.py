@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -342,11 +343,13 @@ def measured(target: Target, folder: Path | None = None) -> Target:
             continue
         tokenizers[stage] = open_tokenizer(name)
         model = open_model(name, dtype=target.dtype)
-        identity, log_of = identity_of(model, target.dtype), None
+        # What a server answers is kept by whoever opened it.
+        kept: AbstractContextManager[ResumeLog | None] = nullcontext()
         if not isinstance(model, Served):
+            identity = identity_of(model, target.dtype)
             weights[stage] = identity["weights"]
-            log_of = None if folder is None else folder / PARTIAL.format(weights[stage])
-        with ResumeLog(log_of, identity) as log:
+            kept = ResumeLog(None if folder is None else folder / PARTIAL.format(weights[stage]), identity)
+        with kept as log:
             samples[stage] = target.samples(model, tokenizers[stage], f"measuring {stage}", log=log)
         target = target.with_rows(stage, [sample.as_row(stage, 0) for sample in samples[stage]])
         metrics[stage] = target.benchmark.summarise(samples[stage])
