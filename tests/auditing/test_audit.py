@@ -297,8 +297,8 @@ def plan_audit_of(attacks):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "https://host/v1"], "a served endpoint can't be audited"),
-        (["--model", "biographies", "--base", "http://host/v1"], "a served endpoint can't be audited"),
+        (["--model", "https://host/v1"], "its address as --server URL"),
+        (["--model", "biographies", "--base", "http://host/v1"], "its address as --server URL"),
         (["--model", "biographies"], "nothing to look for: give --forget FILE"),
         (["--model", "biographies", "--benchmark", "biographies", "--forget", "x"], "not both"),
         (["--model", "biographies", "--benchmark", "biographies", "--suite", "quik"], "did you mean 'quick'"),
