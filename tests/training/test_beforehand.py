@@ -35,8 +35,8 @@ def no_loading(monkeypatch):
     def loaded(*args, **kwargs):
         pytest.fail("a model was loaded")
 
-    for module in ("training.unlearn", "attacks.engine.base", "attacks.engine.target"):
-        monkeypatch.setattr(f"letgo.{module}.load_model", loaded)
+    for place in ("training.unlearn.load_model", "attacks.engine.base.open_model", "attacks.engine.target.open_model"):
+        monkeypatch.setattr(f"letgo.{place}", loaded)
 
 
 # -- attacks ---------------------------------------------------------------------------------------------------------

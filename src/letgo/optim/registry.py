@@ -121,7 +121,6 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             faithfulness="variant",
             note="its update is known, its rates and its own batched forward pass are not; noise as in zo_sgd",
             grade="zeroth",
-            float16=True,
             forwards="q + 1",
             backwards="0",
             state="0",

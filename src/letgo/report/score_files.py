@@ -96,16 +96,24 @@ def _tofu(metrics: Metrics, rows: Sequence[Row]) -> Entries:
         rated = _having(asked, "truth_ratio")
         _add(entries, ratio, metrics, f"{name}_truth_ratio", rated, _score("truth_ratio"), form=FORM)
     forget = [row for row in rows if row["set"] == "forget"]
-    for score in ("extraction_strength", "exact_memorization"):
-        _add(entries, score, metrics, f"forget_{score}", _having(forget, score), _score(score))
+    _add_of(entries, "extraction_strength", metrics, forget)
+    _add_of(entries, "exact_memorization", metrics, forget)
     for name in _MEMBERSHIP:
         _add_membership(entries, f"mia_{name}", metrics, f"forget_mia_{name}_auc", rows, f"mia_{name}")
-    if "forget_mia_reference_auc" in metrics:
-        entries["mia_reference"] = {"agg_value": metrics["forget_mia_reference_auc"].value}
-    for name in ("model_utility", "forget_quality"):
-        if name in metrics:
-            entries[name] = {"agg_value": metrics[name].value}
+    _add_value(entries, "mia_reference", metrics, "forget_mia_reference_auc")
+    _add_value(entries, "model_utility", metrics, "model_utility")
+    _add_value(entries, "forget_quality", metrics, "forget_quality")
     return entries
+
+
+def _add_of(entries: Entries, score: str, metrics: Metrics, forget: Sequence[Row]) -> None:
+    """A score of the forget set that both call the same."""
+    _add(entries, score, metrics, f"forget_{score}", _having(forget, score), _score(score))
+
+
+def _add_value(entries: Entries, name: str, metrics: Metrics, metric: str) -> None:
+    if metric in metrics:
+        entries[name] = {"agg_value": metrics[metric].value}
 
 
 def _muse(metrics: Metrics, rows: Sequence[Row]) -> Entries:

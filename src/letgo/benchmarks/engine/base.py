@@ -106,7 +106,8 @@ class Benchmark:
             for item in self.items
         ]
         texts = [[text.set, text.id, text.task, text.text] for text in self.texts]
-        return {name: [row_value(row) for row in members] for name, members in rows.items()} | {
+        there = {name: members for name, members in rows.items() if not getattr(members, "missing", False)}
+        return {name: [row_value(row) for row in members] for name, members in there.items()} | {
             "scored": [*asked, *texts]
         }
 

@@ -19,10 +19,10 @@ C4_PART = "en/c4-validation.00000-of-00008.json.gz"
 
 
 class LazyRows(Sequence[Row]):
-    """Rows that `load` reads when the first of them is used."""
+    """Rows that `load` reads when the first of them is used; `missing` where it can only say that there are none."""
 
-    def __init__(self, load: Callable[[], list[Row]]) -> None:
-        self.load = load
+    def __init__(self, load: Callable[[], list[Row]], *, missing: bool = False) -> None:
+        self.load, self.missing = load, missing
 
     @cached_property
     def _rows(self) -> list[Row]:
@@ -72,7 +72,7 @@ def nothing_to_unlearn(benchmark: str) -> LazyRows:
             f"benchmark {benchmark!r} only scores a model; it has nothing to unlearn: use it with `letgo eval`"
         )
 
-    return LazyRows(load)
+    return LazyRows(load, missing=True)
 
 
 def named_corpus(name: str, known: Mapping[str, Callable[[], list[Row]]], what: str, limit: int | None) -> LazyRows:
