@@ -20,6 +20,7 @@ import torch
 
 from letgo.core.environment import freeze_imports
 from tests import tiny, warm
+from tests.once import made_once
 
 torch.set_num_threads(int(os.environ["LETGO_TEST_THREADS"]))
 
@@ -32,8 +33,9 @@ def _own_reference_store(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_data_key(tmp_path_factory):
-    """No test makes a key in the home folder of whoever runs it."""
-    os.environ["LETGO_DATA_KEY"] = str(tmp_path_factory.mktemp("key") / "data.key")
+    """No test makes a key in the home folder of whoever runs it. One for all workers: what they make once, by one of
+    them, is bound by it."""
+    os.environ["LETGO_DATA_KEY"] = str(made_once(tmp_path_factory, "data-key", lambda folder: None) / "data.key")
 
 
 @pytest.fixture(scope="session")
