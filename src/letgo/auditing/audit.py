@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from letgo.attacks.engine.run import with_attack
-from letgo.attacks.engine.served import PARTIAL as ANSWERS
-from letgo.attacks.engine.served import answers_kept, needed, served_target
+from letgo.attacks.engine.served import ANSWERS, answers_kept, needed, served_target
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, check_attacks, plan_attack
 from letgo.attacks.engine.target import Target, about_audit, measured, open_bare
 from letgo.auditing.early import check_asked, requirement, seconds_asked, tries_asked
@@ -227,7 +226,6 @@ class Auditing:
 
     def run(self) -> Result:
         target = opened(self.asked, self.reporter)
-        # Told of an earlier audit's answers before anything is asked.
         with answers_kept(target, self.folder):
             return self.attacked(*self.begin(target))
 

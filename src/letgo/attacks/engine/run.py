@@ -26,7 +26,7 @@ from letgo.attacks.engine.judge import (
 from letgo.attacks.engine.outcome import Seed, family_of, result_of, robustness
 from letgo.attacks.engine.prompts import only
 from letgo.attacks.engine.search import search
-from letgo.attacks.engine.served import PARTIAL, answers_kept, check_served, open_served
+from letgo.attacks.engine.served import ANSWERS, answers_kept, check_served, open_served
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, apply_attack, check_attacks, plan_attack, plan_attacks
 from letgo.attacks.engine.target import Target, about_audit, measured, open_target
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
@@ -167,7 +167,7 @@ def with_attack(target: Target, plan: AttackSpec, shared_scores: Path | None = N
 def _check_output(output: Path | None) -> None:
     """Raise a `UserError` unless an output is still unused, or holds what an earlier call has written."""
     names = {path.name for path in output.iterdir()} if output is not None and output.is_dir() else set()
-    if any(name.endswith(PARTIAL) for name in names) and output is not None and not is_run(output):
+    if any(name.endswith(ANSWERS) for name in names) and output is not None and not is_run(output):
         return  # Cut off before its first record: what a server has answered so far.
     if output is not None and names - {LOCK_FILE} == {SAMPLES_FILE}:
         # Cut off before its first record: these are its samples, or no samples of ours.

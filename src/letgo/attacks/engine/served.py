@@ -10,7 +10,7 @@ from typing import Any
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.spec import AttackSpec
-from letgo.attacks.engine.target import Target, unmeasured
+from letgo.attacks.engine.target import Target, open_bare
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark
 from letgo.core.errors import UserError
@@ -21,7 +21,7 @@ from letgo.scoring.resume_log import ResumeLog
 from letgo.scoring.server.probe import LEVELS
 from letgo.scoring.server.served import Served, same_engine
 
-PARTIAL = ".answers.partial.jsonl"
+ANSWERS = ".answers.partial.jsonl"
 """The end of the name of a file that holds what a server has answered so far."""
 
 
@@ -101,17 +101,15 @@ def served_target(
     if RETRAINED in benchmark.references and retrained is None:
         notes.append("the retrained model is not served: what was never learned is taken to score the floor")
     benchmark = replace(benchmark, references={} if retrained is None else {RETRAINED: retrained})
-    settings = {"model": None if original is None else str(original), "unlearned": str(model), **data}
-    return Target(
-        str(model),
+    return open_bare(
         model,
-        False,
-        unmeasured(prefix, settings).model_copy(update={"notes": notes}),
         benchmark,
-        benchmark.template_for(template),
-        str(data.get("benchmark") or "the user's own rows"),
-        limit=limit,
+        data,
         original=original,
+        limit=limit,
+        template=template,
+        prefix=prefix,
+        notes=notes,
         reporter=reporter,
     )
 
@@ -125,7 +123,7 @@ def answers_kept(target: Target, output: Path | None) -> Iterator[None]:
     with ExitStack() as logs:
         for model in served:
             if isinstance(model, Served) and output is not None:
-                paths.append(output / f"{text_fingerprint(str(model))[:12]}{PARTIAL}")
+                paths.append(output / f"{text_fingerprint(str(model))[:12]}{ANSWERS}")
                 logs.enter_context(model.keeping(ResumeLog(paths[-1], model.identity)))
         yield
     for path in paths:

@@ -202,7 +202,7 @@ def open_targets(
                 name if names.count(name) == 1 else str(model),
                 str(model),
                 result is not None,
-                result or unmeasured(),
+                result or _unmeasured(),
                 data,
                 data.template_for(asked),
                 measured_on,
@@ -233,7 +233,7 @@ def _read(model: str | Path, purpose: str) -> tuple[str, Result | None]:
     return (path.resolve().name if path.is_dir() else str(model)), result
 
 
-def unmeasured(prefix: str = "attack-", config: Mapping[str, Any] | None = None) -> Result:
+def _unmeasured(prefix: str = "attack-", config: Mapping[str, Any] | None = None) -> Result:
     """The record of a bare model before it is measured."""
     created = now()
     run_id, settings = new_run_id(created, prefix), dict(config or {})
@@ -286,15 +286,16 @@ def open_target(
 
 
 def open_bare(
-    model: str | Path,
+    model: str | Path | Served,
     benchmark: Benchmark,
     data: Mapping[str, Any],
     *,
-    original: str | None,
+    original: str | Served | None,
     limit: int | None = None,
     dtype: str | None = None,
     template: Template | None = None,
     prefix: str = "attack-",
+    notes: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> Target:
     """Any model, run or not, as it lies there: still to be `measured`.
@@ -302,17 +303,19 @@ def open_bare(
     Args:
         data: the settings that name the benchmark, or the user's own rows, for the record.
         original: None where it is not known; there are then levels and no shares.
-        prefix: of the record's id.
+        prefix: of the record's id; `notes`: of the record.
     """
     for each in (model, original):
-        if each is not None:
+        if each is not None and not isinstance(each, Served):
             resolve_model(each)
     asked = {name: value for name, value in data.items() if value is not None}
+    settings = {"model": None if original is None else str(original), "unlearned": str(model)} | asked
+    named = isinstance(model, Served) or not Path(model).exists()
     return Target(
-        Path(model).resolve().name if Path(model).exists() else str(model),
-        str(model),
+        str(model) if named else Path(str(model)).resolve().name,
+        model if isinstance(model, Served) else str(model),
         False,
-        unmeasured(prefix, {"model": original, "unlearned": str(model)} | asked),
+        _unmeasured(prefix, settings).model_copy(update={"notes": list(notes)}),
         benchmark,
         benchmark.template_for(template),
         str(data.get("benchmark") or "the user's own rows"),
