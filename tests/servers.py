@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
 import torch
+
+from letgo.benchmarks.engine.general_text import general_paragraphs
 
 OWNERS = {"vllm": "vllm", "llama.cpp": "llamacpp", "other": "someone"}
 INTERFACES = {
@@ -22,6 +25,13 @@ INTERFACES = {
     "llama.cpp": {"forced", "grammar", "completions", "chat", "tokenize"},
     "other": {"echo", "completions", "chat"},
 }
+
+
+@pytest.fixture
+def little_prose(monkeypatch):
+    """Each general text costs a continuation of forty tokens, a request a text."""
+    few = general_paragraphs(held_out=True)[:2]
+    monkeypatch.setattr("letgo.benchmarks.user_rows.general_paragraphs", lambda held_out: few)
 
 
 @dataclass

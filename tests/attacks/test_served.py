@@ -8,23 +8,18 @@ import json
 import pytest
 
 import letgo
-from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.core.errors import UserError, WorldError
 from letgo.models.load import load_model, load_tokenizer
 from letgo.runs.results import read_result
 from letgo.scoring.server.client import Client
 from letgo.scoring.server.probe import probe
 from letgo.scoring.server.served import Served
+from tests.servers import little_prose as little_prose
 from tests.servers import serving
 
+pytestmark = pytest.mark.usefixtures("little_prose")
+
 PROMPTS = ["paraphrase", "in_context:seeds=1", "prefill:text=it is"]
-
-
-@pytest.fixture(autouse=True)
-def _little_prose(monkeypatch):
-    """Each general text costs a continuation of forty tokens, a request a text."""
-    few = general_paragraphs(held_out=True)[:2]
-    monkeypatch.setattr("letgo.benchmarks.user_rows.general_paragraphs", lambda held_out: few)
 
 
 @pytest.fixture

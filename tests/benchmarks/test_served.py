@@ -9,7 +9,6 @@ import pytest
 
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.evaluate import PARTIAL_FILE, evaluate
-from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Text
 from letgo.core.errors import UserError, WorldError
 from letgo.models.load import load_model, load_tokenizer
@@ -20,7 +19,10 @@ from letgo.scoring.server.client import Client
 from letgo.scoring.server.probe import probe
 from letgo.scoring.server.served import Served, connect
 from tests import shaped, tiny
+from tests.servers import little_prose as little_prose
 from tests.servers import serving
+
+pytestmark = pytest.mark.usefixtures("little_prose")
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +31,6 @@ def data(tmp_path_factory):
     rows = {name: tiny.write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in
             (("forget", tiny.FORGET), ("retain", tiny.RETAIN))}  # fmt: skip
     return f"rows:forget={rows['forget']},retain={rows['retain']}"
-
-
-@pytest.fixture(autouse=True)
-def _little_prose(monkeypatch):
-    """Each general text costs a continuation of forty tokens, a request a text."""
-    few = general_paragraphs(held_out=True)[:2]
-    monkeypatch.setattr("letgo.benchmarks.user_rows.general_paragraphs", lambda held_out: few)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from letgo.optim.base import Closure, ParamsT, trained_parameters
 from letgo.optim.engine.inner import PassingWrapper
 from letgo.optim.engine.rounding import NF4, Codebook, Levels, blocks_of, flat_blocks, make_grid, unblocked
 from letgo.optim.engine.shards import cut_like, forget_gathered, gathered, is_distributed, local, piece_of
-from letgo.optim.engine.vocabulary import vocabulary_modules
+from letgo.optim.engine.vocabulary import vocabulary_parameters
 from letgo.optim.smoothing import weights_at
 
 NF4_BLOCK = 64
@@ -101,7 +101,7 @@ class BinFloor(PassingWrapper):
 
     def _note_rounded(self, model: nn.Module) -> None:
         """Note which parameters the format rounds: by their places, because accelerate puts shards in their place."""
-        words = {id(p) for module in vocabulary_modules(model) for p in module.parameters()}
+        words = vocabulary_parameters(model)
         self._rounded = [[p.dim() == 2 and id(p) not in words for p in group["params"]] for group in self.param_groups]
 
     def step(self, closure: Closure | None = None) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_betas, check_choice, check_number, state_like
 from letgo.optim.engine.adam import adamw_step
 from letgo.optim.engine.shards import gathered, local, piece_of
-from letgo.optim.engine.vocabulary import vocabulary_modules
+from letgo.optim.engine.vocabulary import vocabulary_parameters
 
 Coefficients = tuple[float, float, float]
 NEWTON_SCHULZ: Coefficients = (3.4445, -4.7750, 2.0315)
@@ -113,7 +113,7 @@ class Muon(ClosureOptimizer):
 
     def attach(self, model: nn.Module) -> None:
         """Leave the model's embeddings and output head to AdamW, adapters on them too."""
-        embeddings = {id(p) for module in vocabulary_modules(model) for p in module.parameters()}
+        embeddings = vocabulary_parameters(model)
         for group in self.param_groups:
             self._choose(group, embeddings)
 

@@ -19,7 +19,7 @@ from letgo.models.load import DTYPES, best_device, load_tokenizer, model_config
 from letgo.models.running import key_value_bytes, most_generation_budget, scoring_budget
 from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
-from letgo.optim.engine.vocabulary import vocabulary_modules
+from letgo.optim.engine.vocabulary import vocabulary_parameters
 from letgo.planning.machine import Speed, layers_speed, product_speed
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
 from letgo.planning.report import Phase
@@ -214,7 +214,7 @@ class Planned:
 
     @functools.cached_property
     def cost(self) -> OptimizerCost:
-        words = {id(p) for module in vocabulary_modules(self.model) for p in module.parameters()}
+        words = vocabulary_parameters(self.model)
         no_matrices = sum(p.nbytes for p in self.trained if p.dim() != 2 or id(p) in words) / self.trained_bytes
         settings = optimizer_settings(self.args)
         return optimizer_cost(self.args.optimizer, settings, self.trained[0].dtype, no_matrices=no_matrices)

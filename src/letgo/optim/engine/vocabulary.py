@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from torch import nn
 
 
-def vocabulary_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules with a row for each word of a vocabulary or each position: embeddings and the output head."""
+def vocabulary_parameters(model: nn.Module) -> set[int]:
+    """The `id` of each parameter with a row for each word of a vocabulary or each position, or of an adapter on one."""
+    return {id(p) for module in _modules(model) for p in module.parameters()}
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Embeddings and the output head."""
     yield from (module for module in model.modules() if isinstance(module, nn.Embedding))
     for name in ("get_input_embeddings", "get_output_embeddings"):  # of transformers; peft puts its adapters into them
         find = getattr(model, name, None)
