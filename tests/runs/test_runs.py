@@ -276,12 +276,14 @@ def test_a_killed_writer_loses_nothing_that_was_finished(tmp_path):
 def test_a_run_belongs_to_the_nearest_index_above_it(tmp_path, monkeypatch):
     made.write(tmp_path / "runs" / "one", made.result(run_id="one"))
     monkeypatch.delenv("LETGO_RUNS", raising=False)
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path.parent))
-    (tmp_path.parent / INDEX_FILE).touch()
-    assert root_of(tmp_path) is None, "an index in the folder of temporary files is not for what lies deeper there"
     assert index_for(tmp_path / "runs" / "one").root == tmp_path / "runs"
-    (tmp_path.parent / INDEX_FILE).unlink()
     Index(tmp_path).rebuild()
+    tmp_path.chmod(0o1777)
+    assert root_of(tmp_path) == tmp_path
+    assert root_of(tmp_path / "runs") != tmp_path, "where everybody writes, an index is not for what lies deeper there"
+    tmp_path.chmod(0o777)
+    assert root_of(tmp_path / "runs") == tmp_path
+    tmp_path.chmod(0o700)
     assert index_for(tmp_path / "runs" / "one").root == tmp_path
     monkeypatch.setenv("LETGO_RUNS", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()

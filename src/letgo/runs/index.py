@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import tempfile
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -213,16 +213,25 @@ def _may_hold_runs(folder: Path) -> bool:
 
 
 def root_of(start: Path) -> Path | None:
-    """The folder whose index covers a path: LETGO_RUNS, or the nearest folder at or above it that has one. The folder
-    of temporary files is everybody's, so an index in it covers only what lies directly there."""
+    """The folder whose index covers a path: LETGO_RUNS, or the nearest folder at or above it that has one. Where
+    everybody may write, as in the folder of temporary files, an index covers only what lies directly there."""
     if os.environ.get(ENVIRONMENT):
         return Path(os.environ[ENVIRONMENT])
     start = start.resolve()
-    everybodys = Path(tempfile.gettempdir()).resolve()
-    for folder in (start, *(parent for parent in start.parents if parent != everybodys)):
-        if (folder / INDEX_FILE).is_file():
-            return folder
-    return None
+    return next(
+        (
+            folder
+            for folder in (start, *start.parents)
+            if (folder / INDEX_FILE).is_file() and (folder == start or not _everybodys(folder))
+        ),
+        None,
+    )
+
+
+def _everybodys(folder: Path) -> bool:
+    """Whether a folder is one for temporary files: all may write to it, and each owns only what is his."""
+    both = stat.S_ISVTX | stat.S_IWOTH
+    return folder.stat().st_mode & both == both
 
 
 def index_for(directory: Path) -> Index:
