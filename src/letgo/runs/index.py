@@ -11,6 +11,7 @@ import contextlib
 import os
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -229,9 +230,10 @@ def root_of(start: Path) -> Path | None:
 
 
 def _everybodys(folder: Path) -> bool:
-    """Whether a folder is one for temporary files: all may write to it, and each owns only what is his."""
+    """Whether a folder is for temporary files: this process's own, or one where all may write and each owns what is
+    his."""
     both = stat.S_ISVTX | stat.S_IWOTH
-    return folder.stat().st_mode & both == both
+    return folder == Path(tempfile.gettempdir()).resolve() or folder.stat().st_mode & both == both
 
 
 def index_for(directory: Path) -> Index:
