@@ -20,6 +20,7 @@ from letgo.core.progress import Quiet
 from letgo.models.load import weights_fingerprint
 from letgo.runs.results import is_run, read_result
 from letgo.scoring.resume_log import PARTIAL
+from letgo.training import afterwards
 from letgo.training import unlearn as page
 from letgo.training.checkpoints import COMPLETE, last_checkpoint, whole_checkpoint
 from letgo.training.trainer import UnlearnTrainer
@@ -68,7 +69,7 @@ def test_a_run_goes_on_with_what_was_asked_for_after_its_record(job, tmp_path, m
         "first attack": (attacks_run, "run_attack"),
         "second attack": (attacks_run, "run_attack"),
         "card": (page, "publish"),
-        "removal": (page, "remove_remains"),
+        "removal": (afterwards, "remove_remains"),
     }[moment]
     with killed_at(monkeypatch, target, after=1 if moment == "second attack" else 0):
         letgo.unlearn(**job, attacks=ATTACKS)

@@ -3,51 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letgo.attacks.engine.spec import missing_attacks
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core import processes
-from letgo.core.environment import circumstances, give_back_memory
-from letgo.core.errors import LetgoError, UserError, WorldError
-from letgo.core.files import remove_abandoned, write_json_lines, write_text
+from letgo.core.environment import give_back_memory
+from letgo.core.errors import UserError
+from letgo.core.files import write_json_lines, write_text
 from letgo.core.locks import only_writer
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter
 from letgo.data import check_disjoint
 from letgo.metrics.judgement import judge, levels, nothing_to_forget
 from letgo.metrics.robustness import collapse_reasons
 from letgo.models.adapters import MERGED, Base, quick_fingerprint
 from letgo.models.files import remote_code
-from letgo.models.formats import EXPORT, MANIFEST, export_settings
 from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
 from letgo.models.save import save_model
-from letgo.runs import record_run
 from letgo.runs.digests import digests_of, with_model
 from letgo.runs.results import (
     CONFIG_FILE,
     HISTORY_FILE,
     SAMPLES_FILE,
-    Digests,
-    Metrics,
     Result,
-    Status,
-    new_run_id,
-    now,
     write_result,
 )
 from letgo.scoring.resume_log import PARTIAL, ResumeLog, content_key
+from letgo.training.afterwards import attack, export_saved, publish, settle
 from letgo.training.beforehand import check_beforehand
 from letgo.training.checkpoints import facts_of, whole_checkpoint
-from letgo.training.config import UnlearnConfig, dump_config, make_config, resolved_settings
+from letgo.training.config import UnlearnConfig, make_config
 from letgo.training.distributed import exchange_note
 from letgo.training.looks import looks_of
 from letgo.training.one_shot import OneShot
+from letgo.training.opened import Opened, failure_recorded, open_run, result_of
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
 from letgo.training.run_directory import (
@@ -55,10 +47,8 @@ from letgo.training.run_directory import (
     check_directory,
     finished_result,
     output_directory,
-    remove_remains,
 )
 from letgo.training.run_plan import RunPlan, objective_of, plan_run, planned_steps
-from letgo.training.trackers import Trackers
 from letgo.training.trainer import UnlearnTrainer
 
 
@@ -156,48 +146,6 @@ def unlearned(opened: Opened) -> Run:
         return Run(opened.directory, result, model, prepared.tokenizer)
 
 
-@dataclass
-class Log:
-    """What is known of a run so far: a run that fails records it too."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    scored: dict[str, Any] = field(default_factory=dict)
-    """What the scores are of, and by which rules (`Benchmark.identity`)."""
-    headlines: dict[str, float] = field(default_factory=dict)
-    before: Metrics = field(default_factory=dict)
-    digests: Digests = field(default_factory=Digests)
-    """Of what the run begins with, and then of the model that it has saved."""
-    processes: dict[str, Any] = field(default_factory=dict)
-    """How several processes trained together."""
-
-    @contextmanager
-    def clock(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A run that has begun: its config, which stays as it is, and where it goes."""
-
-    config: UnlearnConfig
-    settings: dict[str, Any]
-    """The config's settings, as the record has them."""
-    yaml: str
-    directory: Path
-    created: str
-    run_id: str
-    resume: bool
-    shared_scores: Path | None
-    reporter: Reporter
-    log: Log
-    trackers: Trackers
-
-
 @dataclass(frozen=True)
 class Prepared:
     """A run with all that its training needs."""
@@ -211,45 +159,6 @@ class Prepared:
     """What adapters are trained on."""
     work: UnlearnTrainer | OneShot
     """A trainer with the objective and the optimizer, or a one-shot method."""
-
-
-def open_run(
-    config: UnlearnConfig,
-    resume: bool,
-    reporter: Reporter | None,
-    shared_scores: str | Path | None,
-    notes: Sequence[str],
-) -> Opened:
-    """Give the run its name and its time, in all processes: a failure is recorded by the first one alone."""
-    created = processes.agreed(now())
-    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
-    return Opened(
-        config=config,
-        # Before a Trainer exists: making the default config to compare with resets accelerate's state.
-        settings=resolved_settings(config),
-        yaml=dump_config(config),
-        directory=Path(str(config.output_dir)),
-        created=created,
-        run_id=processes.agreed(new_run_id(created)),
-        resume=resume,
-        shared_scores=None if shared_scores is None else Path(shared_scores),
-        reporter=reporter,
-        log=Log(notes=list(notes)),
-        trackers=Trackers(config, reporter.say),
-    )
-
-
-@contextmanager
-def failure_recorded(opened: Opened) -> Iterator[None]:
-    """Within: an error that is neither the user's mistake nor the machine's failure is recorded in the directory before
-    it goes on."""
-    try:
-        yield
-    except LetgoError as error:
-        if not isinstance(error, UserError | WorldError) and processes.is_first():
-            write_result(opened.directory, result_of(opened, "failed", reasons=[str(error)]))
-            record_run(opened.directory, opened.reporter.say)
-        raise
 
 
 def prepare(opened: Opened) -> Prepared:
@@ -458,26 +367,6 @@ def judge_run(
     )
 
 
-def result_of(opened: Opened, status: Status, **values: Any) -> Result:
-    """The record of what is known of a run by now."""
-    log = opened.log
-    return Result(
-        run_id=opened.run_id,
-        created=opened.created,
-        seed=opened.config.seed,
-        config=opened.settings | ({"scored": log.scored} if log.scored else {}),
-        status=status,
-        before=log.before,
-        headlines=log.headlines,
-        digests=log.digests,
-        notes=log.notes,
-        seconds={name: round(seconds, 3) for name, seconds in log.seconds.items()},
-        processes=log.processes,
-        **circumstances(),
-        **values,
-    )
-
-
 def record(prepared: Prepared, result: Result, stages: Mapping[str, Sequence[Sample]]) -> None:
     """Write the record of the run, `result.json` last; what only an unfinished one needs is then removed."""
     directory = prepared.opened.directory
@@ -486,63 +375,6 @@ def record(prepared: Prepared, result: Result, stages: Mapping[str, Sequence[Sam
     write_samples(directory, stages, result.seed)
     write_result(directory, result)
     settle(prepared.opened)
-
-
-def settle(opened: Opened) -> None:
-    """What follows the record of a run; also of one whose process was killed before it came to this."""
-    record_run(opened.directory, opened.reporter.say)
-    remove_remains(opened.directory)
-
-
-def export_saved(opened: Opened) -> None:
-    """Write what was saved in the format that the config asks for, where that has not been done yet."""
-    config, folder = opened.config, opened.directory / EXPORT
-    if not config.export or (folder / MANIFEST).is_file():
-        return
-    from letgo.models.export import export
-
-    asked = export_settings(config.export)
-    remove_abandoned(folder, older_than=0)
-    export(
-        opened.directory,
-        asked.format,
-        folder,
-        rounding=asked.rounding,
-        seed=asked.seed,
-        original=config.model,
-        reporter=opened.reporter,
-    )
-
-
-def attack(opened: Opened, result: Result) -> Result:
-    """Run the config's attacks on what was saved; returns the result with theirs."""
-    from letgo.attacks.engine.run import attack as attack_directory
-
-    missing = missing_attacks(opened.config.attacks_made, result)
-    if not missing:
-        return result
-    return attack_directory(opened.directory, missing, reporter=opened.reporter, shared_scores=opened.shared_scores)
-
-
-def publish(opened: Opened, result: Result) -> None:
-    """Write the model's card and, where the config asks for it, push the model: at the very end, so that its card
-    tells of the attacks."""
-    from letgo.report.card import write_model_card
-
-    config, say = opened.config, opened.reporter.say
-    write_model_card(opened.directory, result)
-    opened.trackers.tell(result)
-    if not config.push_to_hub:
-        return
-    if result.status != "finished":
-        say(f"  not pushed to {config.hub_model_id}: the run is {result.status}")
-        return
-    from letgo.report.publish import push_to_hub
-
-    # What the settings leave open is answered the careful way.
-    private = config.hub_private_repo is not False
-    address = push_to_hub(opened.directory, str(config.hub_model_id), private=private, reporter=opened.reporter)
-    say(f"  pushed to {address}")
 
 
 def write_samples(directory: Path, stages: Mapping[str, Sequence[Sample]], seed: int) -> None:
