@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 import pytest
+import torch
 
-from letgo.attacks.engine.prompts import asked_otherwise
+from letgo.attacks.engine.prompts import asked_otherwise, work_of
 from letgo.attacks.jailbreak import in_context, instruct, paraphrase, prefill
+from letgo.attacks.multi_turn import OBJECTION, multi_turn
 from letgo.attacks.sample import sample
 from letgo.attacks.suffix import suffix
 from letgo.benchmarks.engine.base import Benchmark
@@ -123,9 +125,48 @@ def test_instructions_hold_the_question(victim):
     assert all(tiny.FORGET[0]["question"] in a.items[0].row.context for a in instruct(victim).asked.values())
 
 
+def test_a_dialogue_holds_the_models_own_answers(victim):
+    """Each round's answers are those that a plain greedy loop gives to the round before, cut at the line's end."""
+    attacked = multi_turn(victim, rounds=2, objection="no : {q}")
+    tokenizer, model = victim.tokenizer(), victim.load()
+    rooms = [ask.max_new_tokens for ask in work_of(victim, victim.benchmark, model, tokenizer).asks]
+    assert list(attacked.asked) == ["after 1 objection(s)", "after 2 objection(s)"]
+    for number, item in enumerate(victim.benchmark.items[:4]):
+        question = dialogue = item.row.context
+        for asked in attacked.asked.values():
+            prompt = encode_prompt(tokenizer, replace(item.row, context=dialogue), "plain")
+            tokens = torch.tensor([prompt])
+            for _ in range(rooms[number]):
+                token = model(tokens).logits[0, -1].argmax()
+                if token == tokenizer.eos_token_id:
+                    break
+                tokens = torch.cat([tokens, token.view(1, 1)], 1)
+            said = tokenizer.decode(tokens[0, len(prompt) :], skip_special_tokens=True).strip().split("\n")[0].strip()
+            dialogue += f"\nAnswer: {said}\n\nQuestion: no : {question}"
+            assert asked.items[number].row.context == dialogue
+            assert asked.items[number].row.target == item.row.target
+    with pytest.raises(UserError, match="in the question's place"):
+        multi_turn(victim, objection="no")
+
+
+def test_a_dialogue_in_a_chat_is_turns_after_the_rows_own(victim, tmp_path):
+    own = [{"role": "system", "content": "be brief"}, {"role": "user", "content": tiny.FORGET[0]["question"]}]
+    record = {"messages": [*own, {"role": "assistant", "content": "amberton"}], "group": "aland"}
+    chat = asking(chatty(victim, tmp_path), record)
+    turns = multi_turn(chat, rounds=1).asked["after 1 objection(s)"].items[0].row.context
+    assert [role for role, _ in turns] == ["system", "user", "assistant", "user"]
+    assert turns[:2] == tuple((turn["role"], turn["content"]) for turn in own)
+    assert turns[3][1] == OBJECTION.replace("{q}", tiny.FORGET[0]["question"])
+
+
+def test_only_what_is_scored_is_answered(victim):
+    asked = multi_turn(replace(victim, limit=2), rounds=1).asked
+    assert [len(benchmark.items) for benchmark in asked.values()] == [2]
+
+
 def test_bare_texts_cannot_be_asked(victim):
     own = asking(victim, {"text": "old red river", "group": "a"})
-    for attack in (in_context, prefill, paraphrase, instruct, suffix):
+    for attack in (in_context, prefill, paraphrase, instruct, suffix, multi_turn):
         with pytest.raises(UserError, match="no forget item that can be asked"):
             attack(own)
     with pytest.raises(UserError, match="no forget item"):

@@ -19,7 +19,7 @@ from tests.servers import serving
 
 pytestmark = pytest.mark.usefixtures("little_prose")
 
-PROMPTS = ["paraphrase", "in_context:seeds=1", "prefill:text=it is"]
+PROMPTS = ["paraphrase", "in_context:seeds=1", "prefill:text=it is", "multi_turn:rounds=1"]
 
 
 @pytest.fixture

@@ -231,6 +231,16 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             random=False,
         ),
         _attack(
+            "multi_turn:multi_turn",
+            summary="an objection to the model's own answer, and the question again",
+            source="self-correction before the question (arXiv 2603.00823)",
+            faithfulness="variant",
+            note="an objection of our own, after right answers too",
+            served=3,
+            means="prompts",
+            random=False,
+        ),
+        _attack(
             "suffix:suffix",
             aliases=("gcg",),
             summary="words searched by gradient that make forgotten answers likelier, on questions held out",

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from letgo.attacks.engine.base import Attacked, Victim
-from letgo.attacks.engine.prompts import Writer, asked_otherwise, form_of, makes_prompts, question_of, with_question
+from letgo.attacks.engine.prompts import (
+    Writer,
+    asked_otherwise,
+    form_of,
+    makes_prompts,
+    question_of,
+    roomier,
+    with_question,
+)
 from letgo.benchmarks.engine.base import Benchmark, Item
 from letgo.core.errors import UserError
 from letgo.core.values import Count, Natural, Seed
@@ -72,12 +80,7 @@ def in_context(
         drawn = torch.randperm(len(fitting), generator=generator)[:shots].tolist()
         return writer.shots(item, [fitting[index] for index in drawn])
 
-    benchmark = asked_otherwise(victim, with_pairs)
-    room = getattr(benchmark, "length", None)
-    if isinstance(room, int):
-        # A benchmark that gives one question and its answer so many tokens gives each pair as many (TOFU).
-        longer: dict[str, Any] = {"length": room * (shots + 1)}
-        benchmark = replace(benchmark, **longer)
+    benchmark = roomier(asked_otherwise(victim, with_pairs), shots + 1)
     asked = {f"{shots} {data} pair(s) before": benchmark}
     return Attacked(victim.load(), {"shots": shots, "asked": len(benchmark.items)}, asked=asked)
 

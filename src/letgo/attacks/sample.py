@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 from letgo.attacks.engine.base import Attacked, Victim
-from letgo.attacks.engine.prompts import askable, work_of
+from letgo.attacks.engine.prompts import answers_of, askable, only
 from letgo.benchmarks.engine.base import Item, Sample
 from letgo.benchmarks.engine.items import limited
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.values import Count, Positive, Seed, Share
 from letgo.metrics.memorization import rouge_l_recall
 from letgo.metrics.records import Headline
-from letgo.scoring.scoring import Sampling, generate
+from letgo.scoring.scoring import Sampling
 
 
 def sample(
@@ -46,20 +46,8 @@ def sample(
     if not items:
         raise EmptyScoreError("attack sample: no forget item asks a question")
     model, tokenizer = victim.load(), victim.tokenizer()
-    asks = work_of(victim, items, model, tokenizer).asks
-    if len(asks) != len(items):
-        raise UserError(f"sample: benchmark {victim.benchmark.name!r} does not answer its items by generation")
-    with victim.reporter.task(f"drawing {count} answers each", len(items)) as task:
-        drawn = generate(
-            model,
-            tokenizer,
-            [ask.prompt for ask in asks],
-            max_new_tokens=[ask.max_new_tokens for ask in asks],
-            sampling=drawing,
-            samples=count,
-            advance=task.advance,
-        )
-    texts = [[_line(answer.text) for answer in answers] for answers in drawn]
+    benchmark, name = only(victim.benchmark, items), f"drawing {count} answers each"
+    texts = answers_of(victim, "sample", benchmark, model, tokenizer, name, sampling=drawing, samples=count)
     leaks = [best_of_k([rouge_l_recall(i.row.target, t) for t in ts], k) for i, ts in zip(items, texts, strict=True)]
     above = [_above(item, answers, k) for item, answers in zip(items, texts, strict=True)]
     rows = [
@@ -85,8 +73,3 @@ def _above(item: Item, answers: Sequence[str], k: int) -> float:
     right = best_of_k([rouge_l_recall(item.row.target, text) for text in answers], k)
     wrong = [best_of_k([rouge_l_recall(other, text) for text in answers], k) for other in item.wrong]
     return right - (sum(wrong) / len(wrong) if wrong else 0.0)
-
-
-def _line(text: str) -> str:
-    """As the plain scoring has it: an answer ends where the model begins a new line."""
-    return text.strip().split("\n")[0].strip()

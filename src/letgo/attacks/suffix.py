@@ -140,7 +140,7 @@ class _SuffixSearch:
         for item in self.items:
             changed = replace(item, row=attached(item, text, self.place))
             # The benchmark's own prompt and, first of its continuations, the right answer.
-            query = work_of(self.victim, [changed], self.model, self.tokenizer).queries[0]
+            query = work_of(self.victim, only(self.victim.benchmark, [changed]), self.model, self.tokenizer).queries[0]
             prompt = list(query.prefix)
             starts = range(len(prompt) - len(tokens), -1, -1)
             start = next((i for i in starts if prompt[i : i + len(tokens)] == list(tokens)), None)

@@ -43,6 +43,7 @@ TRIES = (
     # Whoever has the weights fine-tunes them, or draws until the answer comes.
     Try("relearn:steps=20,seeds=3", "standard"),
     Try("relearn:data=retain,steps=20,seeds=1", "standard"),
+    Try("multi_turn", "standard"),
     Try("sample:k=8", "standard"),
     Try("membership", "standard", needs_base=True),
     Try("prune:sparsity=0.3", "standard"),

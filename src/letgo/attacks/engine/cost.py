@@ -38,6 +38,8 @@ _PASSES: Mapping[str, Passes] = {
     "prefill": _ways(PREFILLS),
     # Each prompt is as much longer as there are pairs before the question.
     "in_context": lambda settings, items: 1.0 + settings["shots"],
+    # Each round is answered and then scored, and as much longer as there were rounds before it.
+    "multi_turn": lambda settings, items: sum(2.0 * number + 1.0 for number in range(1, settings["rounds"] + 1)),
     "sample": lambda settings, items: float(settings["samples"] or settings["k"]),
     "relearn": _trained,
     "suffix": _searched,

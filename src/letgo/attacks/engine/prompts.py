@@ -13,6 +13,7 @@ from letgo.benchmarks.engine.requests import Work
 from letgo.core.errors import UserError
 from letgo.data.encode import question_text, resolve_template
 from letgo.data.rows import Row
+from letgo.scoring.scoring import Sampling, generate
 
 Form = Literal["question", "completion", "messages"]
 
@@ -68,10 +69,43 @@ def makes_prompts(benchmark: Benchmark) -> bool:
     return work.__func__ is not Benchmark.work
 
 
-def work_of(victim: Victim, items: Sequence[Item], model: Any, tokenizer: Any) -> Work:
-    """What the benchmark would ask a model about these items, every one answered by generation too."""
-    benchmark = replace(only(victim.benchmark, items), generated=None)
-    return benchmark.work(model, tokenizer, template=victim.template)
+def roomier(benchmark: Benchmark, times: int) -> Benchmark:
+    """The benchmark with room for so many questions and answers, where it gives one so many tokens (TOFU)."""
+    room = getattr(benchmark, "length", None)
+    longer: dict[str, Any] = {"length": room * times} if isinstance(room, int) else {}
+    return replace(benchmark, **longer)
+
+
+def work_of(victim: Victim, benchmark: Benchmark, model: Any, tokenizer: Any) -> Work:
+    """What a benchmark would ask a model about its items, every one answered by generation too."""
+    return replace(benchmark, generated=None).work(model, tokenizer, template=victim.template)
+
+
+def answers_of(
+    victim: Victim,
+    attack: str,
+    benchmark: Benchmark,
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    sampling: Sampling | None = None,
+    samples: int = 1,
+) -> list[list[str]]:
+    """The model's answers to each item of a benchmark, each up to its first line's end, as in the plain scoring."""
+    asks = work_of(victim, benchmark, model, tokenizer).asks
+    if len(asks) != len(benchmark.items):
+        raise UserError(f"{attack}: benchmark {benchmark.name!r} does not answer its items by generation")
+    with victim.reporter.task(name, len(asks)) as task:
+        drawn = generate(
+            model,
+            tokenizer,
+            [ask.prompt for ask in asks],
+            max_new_tokens=[ask.max_new_tokens for ask in asks],
+            sampling=sampling,
+            samples=samples,
+            advance=task.advance,
+        )
+    return [[answer.text.strip().split("\n")[0].strip() for answer in answers] for answers in drawn]
 
 
 def spaced(item: Item) -> Item:
@@ -121,6 +155,17 @@ class Writer:
         else:
             before = "".join(f"{question_of(pair)} {pair.target.strip()}\n\n" for pair in pairs)
         return replace(item, row=with_question(row, before + question_of(row)))
+
+    def dialogue(self, item: Item, turns: Iterable[tuple[str, str]]) -> Item:
+        """The item's question, answers to it, and after each what is then said, as turns or as text. Where {q} stands
+        in what is said, the question stands."""
+        row, question = item.row, question_of(item.row)
+        turns = [(answer, said.replace("{q}", question)) for answer, said in turns]
+        if self.in_chat(row):
+            said = [turn for answer, again in turns for turn in (("assistant", answer), ("user", again))]
+            return replace(item, row=replace(row, form=("messages",), context=(*_turns(row), *said)))
+        between = "\nAnswer: {}\n\nQuestion: {}" if form_of(row) == "question" else " {}\n\n{}"
+        return replace(item, row=with_question(row, question + "".join(between.format(*turn) for turn in turns)))
 
     def prefilled(self, item: Item, start: str) -> Item:
         """The answer begun for the model: the prompt goes on with `start`."""
