@@ -172,6 +172,15 @@ def test_an_audit_goes_on_only_as_it_was_begun(short, made, saved, whole, tmp_pa
         audit(saved.forms["full"], **given, resume=True)
 
 
+def test_the_rows_may_not_change_meanwhile(short, made, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "audit")
+    record = folder / "result.json"
+    known = read_result(folder).digests.data["forget"].hmac_sha256
+    record.write_text(record.read_text().replace(known, "0" * 64))
+    with pytest.raises(UserError, match="the set forget changed since"):
+        audit(made.loop, **made.data, suite="quick", output=folder, resume=True)
+
+
 def test_the_weights_may_not_change_meanwhile(short, made, whole, tmp_path, monkeypatch):
     given = {**made.data, "suite": "quick", "output": shutil.copytree(whole, tmp_path / "audit")}
     monkeypatch.setattr(page, "weights_fingerprint", lambda model: "of other weights")

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -20,9 +21,10 @@ from letgo.core.progress import Quiet
 from letgo.models.load import weights_fingerprint
 from letgo.runs.results import is_run, read_result
 from letgo.scoring.resume_log import PARTIAL
-from letgo.training import afterwards
+from letgo.training import afterwards, trainer
 from letgo.training import unlearn as page
 from letgo.training.checkpoints import COMPLETE, last_checkpoint, whole_checkpoint
+from letgo.training.run_directory import BEGUN
 from letgo.training.trainer import UnlearnTrainer
 from tests import tiny
 
@@ -88,6 +90,24 @@ def test_a_run_goes_on_with_what_was_asked_for_after_its_record(job, tmp_path, m
         letgo.unlearn(**job, attacks=ATTACKS, resume=True)
 
 
+def test_a_run_goes_on_only_with_the_data_and_the_model_that_it_began_with(job, monkeypatch, tmp_path):
+    job |= {"model": str(shutil.copytree(job["model"], tmp_path / "model")), "save_steps": 1}
+    forget, config = Path(job["forget"]), tmp_path / "model" / "config.json"
+    with killed_at(monkeypatch, (trainer, "mark_complete"), after=1):
+        letgo.unlearn(**job)
+    for path, edited, message in (
+        (forget, (b"amberton", b"elsewhere"), "the set forget, the set scored changed since"),
+        (config, (b"{", b'{"letgo_test": 1,'), r"the model's config\.json changed since"),
+    ):
+        known = path.read_bytes()
+        path.write_bytes(known.replace(*edited, 1))
+        with pytest.raises(UserError, match=message):
+            letgo.unlearn(**job, resume=True)
+        path.write_bytes(known)
+    directory = letgo.unlearn(**job, resume=True).directory
+    assert not (directory / BEGUN).exists()
+
+
 def test_a_failed_attack_leaves_the_record_of_the_run(job, monkeypatch):
     def fails(*_, **__):
         raise LetgoError("no luck")
@@ -95,7 +115,7 @@ def test_a_failed_attack_leaves_the_record_of_the_run(job, monkeypatch):
     monkeypatch.setattr("letgo.attacks.engine.run.run_attack", fails)
     with pytest.raises(LetgoError, match="no luck"):
         letgo.unlearn(**job, attacks=ATTACKS)
-    assert read_result(page.Path(job["output_dir"])).status == "finished"
+    assert read_result(Path(job["output_dir"])).status == "finished"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +134,7 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(job, tmp_path, monke
     whole = letgo.unlearn(**job | {"output_dir": str(tmp_path / "whole")})
     with killed_at(monkeypatch, (page, "save")):
         letgo.unlearn(**job)
-    directory = page.Path(job["output_dir"])
+    directory = Path(job["output_dir"])
     newest = last_checkpoint(directory)
     assert newest.name == "checkpoint-5"
     if damage == "flip":
@@ -143,18 +163,16 @@ def test_without_a_whole_checkpoint_the_run_begins_anew(job, tmp_path, monkeypat
     whole = letgo.unlearn(**job | {"output_dir": str(tmp_path / "whole")})
     with killed_at(monkeypatch, (page, "save")):
         letgo.unlearn(**job)
-    [checkpoint] = page.Path(job["output_dir"]).glob("checkpoint-*")
+    [checkpoint] = Path(job["output_dir"]).glob("checkpoint-*")
     (checkpoint / "trainer_state.json").unlink()
     resumed = letgo.unlearn(**job, resume=True)
     assert weights_fingerprint(resumed.model) == weights_fingerprint(whole.model)
 
 
 def test_an_older_checkpoint_goes_when_the_new_one_is_known_to_be_whole(job, monkeypatch):
-    from letgo.training import trainer
-
     with killed_at(monkeypatch, (trainer, "mark_complete"), after=1):
         letgo.unlearn(**job)
-    assert last_checkpoint(page.Path(job["output_dir"])).name == "checkpoint-2"
+    assert last_checkpoint(Path(job["output_dir"])).name == "checkpoint-2"
 
 
 def test_a_failure_of_the_machine_is_not_recorded_as_the_runs(job, monkeypatch):
@@ -165,7 +183,7 @@ def test_a_failure_of_the_machine_is_not_recorded_as_the_runs(job, monkeypatch):
         patched.setattr(page, "measure", fails)
         with pytest.raises(WorldError):
             letgo.unlearn(**job)
-    assert not is_run(page.Path(job["output_dir"]))
+    assert not is_run(Path(job["output_dir"]))
     assert letgo.unlearn(**job, resume=True).result.status == "finished"
 
 
@@ -179,7 +197,7 @@ def test_what_may_change_on_the_way_is_noted(job, monkeypatch):
 def test_without_its_settings_a_run_is_not_gone_on_with(job, monkeypatch):
     with killed_at(monkeypatch, (page, "save")):
         letgo.unlearn(**job)
-    (page.Path(job["output_dir"]) / "config.yaml").unlink()
+    (Path(job["output_dir"]) / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"has no config\.yaml, which says with which settings"):
         letgo.unlearn(**job, resume=True)
 
@@ -235,7 +253,7 @@ def test_a_refused_command_leaves_no_folder_behind(job, tmp_path):
 
 @pytest.mark.parametrize("removed", ["the folder", "its files"])
 def test_a_folder_removed_during_a_run_is_no_finished_run(job, monkeypatch, removed):
-    directory = page.Path(job["output_dir"])
+    directory = Path(job["output_dir"])
     train = UnlearnTrainer.train
 
     def remove(self, **how):

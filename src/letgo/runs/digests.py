@@ -113,6 +113,21 @@ def digests_of(base: str | Path | None, contents: Mapping[str, Sequence[Any]], r
     )
 
 
+def check_begun_with(where: Path, begun: Digests, now: Digests) -> None:
+    """Raise a `UserError` where a piece of work would go on with another model or other data than it was begun with.
+    What only one of the two is bound to can't be compared."""
+    comparable = begun.data_key is not None and begun.data_key == now.data_key
+    data = [name for name in sorted({*begun.data, *now.data}) if begun.data.get(name) != now.data.get(name)]
+    base = [name for name in sorted({*begun.base, *now.base}) if begun.base.get(name) != now.base.get(name)]
+    changed = [f"the set {name}" for name in data if comparable]
+    changed += [f"the model's {name}" for name in base if begun.base and now.base]
+    if changed:
+        raise UserError(
+            f"{where} was begun with other data or another model: {', '.join(changed)} changed since; put back what "
+            "was there, or begin anew in another directory"
+        )
+
+
 def attacked_files(attack: AttackResult) -> dict[str, dict[str, Any]]:
     """The files that an attack was made on, with their digests, where it was on files."""
     files = attack.did.get("files")

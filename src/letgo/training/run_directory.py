@@ -6,15 +6,18 @@ from pathlib import Path
 
 from letgo.attacks.engine.spec import missing_attacks
 from letgo.core.errors import LetgoError, UserError
-from letgo.core.files import remove_abandoned
+from letgo.core.files import read_json, remove_abandoned, write_json
 from letgo.core.locks import LOCK_FILE
 from letgo.report.card import CARD_FILE, card
-from letgo.runs.results import CONFIG_FILE, Result, is_run, read_result
+from letgo.runs.digests import check_begun_with
+from letgo.runs.results import CONFIG_FILE, Digests, Result, is_run, read_result, validated
 from letgo.scoring.resume_log import PARTIAL
 from letgo.training.checkpoints import checkpoints, last_checkpoint, remove_checkpoint
 from letgo.training.config import UnlearnConfig, read_config, resolved_settings
 from letgo.training.looks import BEST
 
+BEGUN = "begun.partial.json"
+"""What an unfinished run began with: the digests of its model and its data."""
 MAY_CHANGE = {
     # Where it lies, and what is done with the finished run.
     *(
@@ -67,6 +70,19 @@ def check_directory(directory: Path, config: UnlearnConfig, *, resume: bool = Fa
     return notes
 
 
+def bind_to_beginning(directory: Path, digests: Digests) -> None:
+    """Keep in the directory what the run begins with; one that goes on from a checkpoint must have begun with it.
+
+    Raises:
+        UserError: the data or the model are others.
+    """
+    path = directory / BEGUN
+    if last_checkpoint(directory) is not None and path.is_file():
+        check_begun_with(directory, validated(path, Digests, read_json(path)), digests)
+    else:
+        write_json(path, digests.model_dump())
+
+
 def finished_result(directory: Path) -> Result | None:
     """The record of a run that came to its end, with or without its attacks."""
     result = read_result(directory) if is_run(directory) else None
@@ -81,7 +97,7 @@ def remove_remains(directory: Path) -> None:
 
 def _remains(directory: Path) -> list[Path]:
     # Several processes have a log of scores each: its name and their number.
-    patterns = (PARTIAL.format("*") + "*", BEST.format("*"))
+    patterns = (PARTIAL.format("*") + "*", BEST.format("*"), BEGUN)
     return [*checkpoints(directory), *(path for pattern in patterns for path in directory.glob(pattern))]
 
 

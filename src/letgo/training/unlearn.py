@@ -43,6 +43,7 @@ from letgo.training.opened import Opened, failure_recorded, open_run, result_of
 from letgo.training.prepare import Circumstances, prepare_data, prepare_model, take_references
 from letgo.training.reference_store import ReferenceStore
 from letgo.training.run_directory import (
+    bind_to_beginning,
     check_complete,
     check_directory,
     finished_result,
@@ -183,6 +184,7 @@ def prepare(opened: Opened) -> Prepared:
     log.notes += [*benchmark.notes_for(tokenizer), *benchmark.limit_notes(config.eval_limit)]
     begun_with = processes.first_does(lambda: digests_of(config.model, benchmark.contents, opened.reporter))
     log.digests = begun_with or log.digests
+    processes.first_does(lambda: bind_to_beginning(opened.directory, log.digests))
     log.scored = benchmark.identity(tokenizer, config.template)
     log.headlines = benchmark.headline_floors
     base = adapter_base(config, model) if config.lora_rank else None

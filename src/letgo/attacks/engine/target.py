@@ -385,13 +385,13 @@ def measured(target: Target, folder: Path | None = None) -> Target:
         "status": "collapsed" if reasons else "finished",
         "reasons": reasons,
         "headlines": floors,
-        "digests": processes.first_does(lambda: _digests(target)),
+        "digests": processes.first_does(lambda: digests_of_target(target)),
         "judgement": judgement,
     }
     return replace(target, weights=weights, result=target.result.model_copy(update=update))
 
 
-def _digests(target: Target) -> Digests:
+def digests_of_target(target: Target) -> Digests:
     """What the record of a bare model speaks of."""
     # Of a server's weights nothing is known.
     original = None if isinstance(target.original, Served) else target.original
