@@ -8,7 +8,7 @@ OUTPUT ?= letgo-runs
 # Waiting threads that spin starve each other on few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check portable torture example clean
+.PHONY: demo test check portable torture example docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/letgo demo --output $(OUTPUT)
@@ -38,6 +38,12 @@ example: $(VENV)/.ready
 	$(BIN)/letgo brief letgo-runs/sweep-tiny --output docs/example/brief.md
 	cp letgo-runs/sweep-tiny/table.csv docs/example/table.csv
 
+# The documentation as a site in build/site: about a minute.
+docs: $(VENV)/.ready-docs
+	mkdir -p build/pages
+	for name in README.md CONTRIBUTING.md docs research recipes; do ln -sfn ../../$$name build/pages/$$name; done
+	$(BIN)/mkdocs build --strict
+
 clean:
 	rm -rf $(VENV) $(OUTPUT) build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 
@@ -54,4 +60,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@scripts/install_browser.sh $(BIN)/python
+	touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(PIP) install --constraint constraints.txt --editable '.[docs]'
 	touch $@
