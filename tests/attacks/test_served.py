@@ -136,6 +136,10 @@ def test_the_command(letgo, saved, servers, tmp_path, monkeypatch):
     assert json.loads(out)["config"]["engine"]["level"] == 1
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
     assert b"sk-very-secret" not in written + out.encode() + err.encode()
+    code, _, err = letgo(*words, "--retrained", "forgot", "--attack", "paraphrase")
+    assert (code, "as the unlearned model and as the retrained model" in err) == (2, True)
+    code, _, err = letgo("attack", "x", "--attack", "paraphrase", "--retrained", "y")
+    assert (code, "--retrained is of a server" in err) == (2, True)
     code, _, err = letgo(*words, "--attack", "quantize")
     assert code == 2
     assert "needs the model's weights" in err

@@ -119,6 +119,9 @@ def attack(
     original_server: Annotated[
         str | None, Option("--original-server", help="Where the original is served, if elsewhere.")
     ] = None,
+    retrained: Annotated[
+        str | None, Option("--retrained", help="With --server: the model that never saw the forget set, by its name.")
+    ] = None,
     tokenizer: TokenizerFlag = None,
     key_env: KeyFlag = None,
     at_once: AtOnceFlag = None,
@@ -130,12 +133,17 @@ def attack(
     """Attack a saved model, and record what came back. `letgo list attacks` names them all."""
     given = dict(locals())
     options = passed_on(given, "run", "attacks", "original_server", *SERVER_FLAGS)
+    from letgo.core.errors import UserError
     from letgo.training.settings import check_attacks_early
 
     check_attacks_early(attacks)
     model = connected(run, given)
     if server is not None and (original is not None or original_server is not None):
         options["original"] = connected(original, given, server=original_server)
+    if retrained is not None:
+        if server is None:
+            raise UserError("--retrained is of a server; of models in memory the benchmark names it (retrained=MODEL)")
+        options["retrained"] = connected(retrained, given)
     from letgo.attacks.engine.spec import plan_attack
     from letgo.report.attacks import print_attacks
     from letgo.training.attack import attack as run_attack

@@ -95,8 +95,11 @@ def served_target(
     """A served model, still to be measured; arguments as of `open_bare`. The retrained model is compared with only if
     it is served too."""
     same_engine([each for each in (model, original, retrained) if each is not None])
-    if str(original) == str(model):
-        raise UserError(f"{model} is given as the unlearned model and as the original; name another one, or its server")
+    for role, other in (("original", original), ("retrained model", retrained)):
+        if str(other) == str(model):
+            raise UserError(
+                f"{model} is given as the unlearned model and as the {role}; name another one, or its server"
+            )
     notes = [model.describe(), *([] if original is None else [f"the original is {original}"])]
     if RETRAINED in benchmark.references and retrained is None:
         notes.append("the retrained model is not served: what was never learned is taken to score the floor")
