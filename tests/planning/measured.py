@@ -105,7 +105,7 @@ def settings_in(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": 1e-6,
         "max_steps": 2,
         "save_strategy": "no",
-        "eval_limit": 4,
+        "eval_limit": 1,
         "use_cpu": True,
         "output_dir": str(folder / "run"),
     } | changes

@@ -118,43 +118,58 @@ def test_a_failed_attack_leaves_the_record_of_the_run(job, monkeypatch):
     assert read_result(Path(job["output_dir"])).status == "finished"
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        ("flip", "model.safetensors is damaged"),
-        ("optimizer.pt", "it lacks optimizer.pt"),
-        ("scheduler.pt", "it lacks scheduler.pt"),
-        (COMPLETE, "it was cut off while it was saved"),
-        ("mark", f"{COMPLETE} is damaged"),
-        ("older", "without the digests of its files"),
-    ],
-)
-def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(job, tmp_path, monkeypatch, damage, said):
-    job["save_total_limit"] = 2
-    whole = letgo.unlearn(**job | {"output_dir": str(tmp_path / "whole")})
-    with killed_at(monkeypatch, (page, "save")):
-        letgo.unlearn(**job)
-    directory = Path(job["output_dir"])
-    newest = last_checkpoint(directory)
-    assert newest.name == "checkpoint-5"
+DAMAGES = {
+    "flip": "model.safetensors is damaged",
+    "optimizer.pt": "it lacks optimizer.pt",
+    "scheduler.pt": "it lacks scheduler.pt",
+    COMPLETE: "it was cut off while it was saved",
+    "mark": f"{COMPLETE} is damaged",
+    "older": "without the digests of its files",
+}
+
+
+def damaged(checkpoint, damage):
     if damage == "flip":
-        path = newest / "model.safetensors"
+        path = checkpoint / "model.safetensors"
         raw = bytearray(path.read_bytes())
         raw[-400:] = bytes(400)
         path.write_bytes(raw)
     elif damage == "mark":
-        (newest / COMPLETE).write_text("{")
+        (checkpoint / COMPLETE).write_text("{")
     elif damage == "older":
-        (newest / COMPLETE).write_text("")
+        (checkpoint / COMPLETE).write_text("")
     else:
-        (newest / damage).unlink()
+        (checkpoint / damage).unlink()
+
+
+def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(job, tmp_path, monkeypatch):
+    job["save_total_limit"] = 2
+    with killed_at(monkeypatch, (page, "save")):
+        letgo.unlearn(**job)
+    cut_off = Path(job["output_dir"])
+    assert last_checkpoint(cut_off).name == "checkpoint-5"
+    for damage, said in DAMAGES.items():
+        directory = shutil.copytree(cut_off, tmp_path / f"with {damage}")
+        damaged(directory / "checkpoint-5", damage)
+        heard = []
+        assert whole_checkpoint(directory, heard.append).name == "checkpoint-4"
+        assert said in heard[0]
+        assert str(directory / "checkpoint-5") in heard[0]
+        assert not (directory / "checkpoint-5").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "optimizer.pt", "mark"])
+def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_bits(job, tmp_path, monkeypatch, damage):
+    job["save_total_limit"] = 2
+    whole = letgo.unlearn(**job | {"output_dir": str(tmp_path / "whole")})
+    with killed_at(monkeypatch, (page, "save")):
+        letgo.unlearn(**job)
+    newest = last_checkpoint(Path(job["output_dir"]))
+    damaged(newest, damage)
     heard = []
     monkeypatch.setattr(Quiet, "say", lambda self, text: heard.append(text))
-    assert whole_checkpoint(shutil.copytree(directory, tmp_path / "copy"), heard.append).name == "checkpoint-4"
-    assert said in heard[0]
-    assert str(tmp_path / "copy" / "checkpoint-5") in heard[0]
     resumed = letgo.unlearn(**job, resume=True)
-    assert any(str(newest) in text and said in text for text in heard)
+    assert any(str(newest) in text and DAMAGES[damage] in text for text in heard)
     assert weights_fingerprint(resumed.model) == weights_fingerprint(whole.model)
     assert (resumed.directory / "history.jsonl").read_text() == (whole.directory / "history.jsonl").read_text()
 
