@@ -52,13 +52,21 @@ def device() -> str:
 
 
 def git_revision() -> str | None:
-    """The commit of the working directory, "-dirty" where it has changes; None outside a repository."""
+    """The commit of the working directory, "-dirty" where it has changes; None outside a repository.
+
+    The repository is only read: `git describe --dirty` would write its index, and a process that is killed meanwhile
+    would leave it locked.
+    """
+
+    def said(*words: str) -> str:
+        command = ["git", "--no-optional-locks", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        commit = said("rev-parse", "--short=12", "HEAD")
+        return f"{commit}-dirty" if said("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def peak_memory() -> dict[str, int]:
