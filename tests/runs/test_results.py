@@ -151,3 +151,10 @@ def test_a_file_that_safetensors_puts_in_place_is_as_the_umask_says(tmp_path):
     with written_whole(tmp_path / "x.safetensors") as temporary:
         save_file({"w": torch.ones(2)}, temporary)
     assert oct((tmp_path / "x.safetensors").stat().st_mode & 0o777) == oct(0o666 & ~0o022)
+
+
+def test_the_time_of_a_run_has_its_attacks_in_it_once():
+    attacked = made.result(attacks=[made.relearn(seconds=45.0)])
+    assert attacked.model_copy(update={"seconds": {"load": 4.0, "unlearn": 10.0}}).total_seconds == 59.0
+    audited = attacked.model_copy(update={"seconds": {"measure": 4.0, "attacks": 45.0}})
+    assert audited.total_seconds == 49.0

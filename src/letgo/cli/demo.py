@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,6 @@ class Shown:
 
     run: Run
     report: Path
-    seconds: float
 
 
 def demo(
@@ -75,7 +73,6 @@ def demo(
     """
     from letgo.report import write_report
 
-    start = time.perf_counter()
     reporter = reporter or Quiet()
     settings = dict(BIOGRAPHIES if tiny else CAPITALS) | ({"model": model} if model else {}) | changes
     if not tiny:
@@ -86,7 +83,7 @@ def demo(
     reporter.say(f"Unlearning {what} from {config.model}, then attacking what comes of it")
     run = unlearn(config, reporter=reporter)
     report = write_report([directory], output / "report.html")
-    return Shown(run, report, time.perf_counter() - start)
+    return Shown(run, report)
 
 
 def upper_mlps(model: str) -> str:

@@ -43,7 +43,7 @@ def demo(
         print_json(shown.run.result)
         return
     print_run(shown.run.result, shown.run.directory)
-    typer.echo(f"run:    {shown.run.directory}\nreport: {shown.report}\ntime:   {shown.seconds:.0f} s")
+    typer.echo(f"run:    {shown.run.directory}\nreport: {shown.report}")
 
 
 @app.command()

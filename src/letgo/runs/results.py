@@ -343,8 +343,10 @@ class Result(Strict):
 
     @property
     def total_seconds(self) -> float:
-        """All that the run took: its own total if it names one."""
-        return self.seconds.get("total", sum(self.seconds.values()))
+        """All that the run and its attacks took: its own total if it names one."""
+        # An audit's stages have its attacks among them.
+        attacks = 0.0 if "attacks" in self.seconds else sum(attack.seconds for attack in self.attacks)
+        return self.seconds.get("total", sum(self.seconds.values()) + attacks)
 
     def with_attacks(self, attacks: Iterable[AttackResult]) -> Result:
         """The same result with attacks added; an attack with the same label takes the older one's place."""
