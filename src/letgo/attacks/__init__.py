@@ -260,6 +260,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             random=False,
         ),
     ],
+    note='"ATTACK then ATTACK" is a chain: each is made on the model that the one before it left',
 )
 
 __all__ = ["ATTACKS", "AttackRecord"]
