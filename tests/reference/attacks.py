@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Victim
 
@@ -23,3 +26,29 @@ def chain_over_the_disk(
     name, settings = links[-1]
     attacked: Attacked = ATTACKS.load(name)(victim, seed=seed, **settings)
     return attacked
+
+
+def logits_without_direction(model: Any, ids: Tensor, direction: Tensor, writers: Sequence[str]) -> Tensor:
+    """Of a forward pass from which a unit direction is taken off whatever the named modules write, while it runs."""
+
+    def off(module: Any, args: Any, output: Any) -> Any:
+        written = output if isinstance(output, Tensor) else output[0]
+        left = written - (written @ direction)[..., None] * direction
+        return left if isinstance(output, Tensor) else (left, *output[1:])
+
+    handles = [model.get_submodule(name).register_forward_hook(off) for name in writers]
+    try:
+        return model(input_ids=ids).logits.detach()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def logits_of_blocks(model: Any, ids: Tensor, kept: Sequence[int]) -> Tensor:
+    """Of a Llama with these blocks alone."""
+    inner = model.model
+    states = inner.embed_tokens(ids)
+    positions = torch.arange(ids.shape[1])[None]
+    for number in kept:
+        states = inner.layers[number](states, position_embeddings=inner.rotary_emb(states, positions))
+    return model.lm_head(inner.norm(states)).detach()

@@ -110,6 +110,9 @@ def _data(did: Mapping[str, Any]) -> str:
         parts.append(f"the string: {did['suffix']!r}")
     if "last_loss" in did:
         parts.append(f"the attacker's loss {number(did['first_loss'])} → {number(did['last_loss'])}")
+    if looks := did.get("looks"):
+        shown = ("; ".join(f"{words(name)} {number(value)}" for name, value in look.items()) for look in looks.values())
+        parts.append(", ".join(f"{what}: {look}" for what, look in zip(looks, shown, strict=True)))
     if did.get("learned", 1.0) < LEAST_LEARNED:
         parts.append("which hardly fell: surviving this proves little; raise learning_rate or steps, or search=N")
     return ", ".join(parts)

@@ -32,6 +32,7 @@ class Victim:
         directory: or the model behind a server.
         original: the model that the forgetting started from: a directory, a hub id or a built-in name.
         run: the run directory of the model attacked, also of the two that it is compared with; None for a bare model.
+        unlearned: the model attacked, also of the two that it is compared with.
         role: the saved model itself, or one of the two that it is compared with, which are attacked alike.
         limit: at most so many items of each set are scored.
         recorded: the samples of the run's stages ("before", "after"), scored without an attack.
@@ -45,6 +46,7 @@ class Victim:
     dtype: str = "float32"
     original: str | Served | None = None
     run: Path | None = None
+    unlearned: Path | str | Served | None = None
     role: Role = "unlearned"
     limit: int | None = None
     recorded: Mapping[str, Sequence[Sample]] = field(default_factory=dict)

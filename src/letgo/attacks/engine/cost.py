@@ -41,6 +41,8 @@ _PASSES: Mapping[str, Passes] = {
     "sample": lambda settings, items: float(settings["samples"] or settings["k"]),
     "relearn": _trained,
     "suffix": _searched,
+    # Each prompt goes through the model and, to compare, through another one, or another prompt does.
+    "ablate_direction": lambda settings, items: 2.0 * min(settings["prompts"], items) / items,
 }
 """Of the attacks that do more than change the weights once, or ask once."""
 

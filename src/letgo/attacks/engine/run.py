@@ -293,7 +293,8 @@ def _attacked_reference(
     scored = (target.benchmark.name, target.benchmark.settings, target.template, target.dtype, target.limit)
     # The original's own format is that to which the retrained model is rounded too.
     format = (target.exported, target.original if role == "retrained" else None)
-    circumstances = (role, plan.name, sorted(settings.items()), seed, scored, format)
+    pair = weights_fingerprint(target.load()) if plan.of_pair else None
+    circumstances = (role, plan.name, sorted(settings.items()), seed, scored, format, pair)
     return attacked_reference(victim, circumstances, make, shared_scores)
 
 

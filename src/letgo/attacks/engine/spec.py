@@ -68,6 +68,10 @@ class AttackSpec:
     def changes_weights(self) -> bool:
         return changes_weights(self.name)
 
+    @property
+    def of_pair(self) -> bool:
+        return any(ATTACKS.record(name).of_pair for name, _ in self.links)
+
 
 @dataclass(frozen=True)
 class _Options:
