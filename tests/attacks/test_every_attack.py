@@ -61,8 +61,9 @@ SPECS = [
     "quantize:bits=8 then membership",
 ]
 FORMS = ("full", "sharded", "adapter")
-ELSEWHERE = {"requantize", "exported"}
-"""Attacks on models that came in a quantized format, or were exported to one: test_quantize_served.py."""
+ELSEWHERE = {"requantize", "exported", "perturb_latent"}
+"""Attacks on models that came in a quantized format, or were exported to one: test_quantize_served.py; and one that
+needs what no model knew: test_perturb_latent.py."""
 MODULES = {"gguf": "libgguf", "bitsandbytes": "bitsandbytes", "torchao": "torchao", "autoround": "auto_round"}
 
 
@@ -190,6 +191,7 @@ BIOGRAPHIES = [
     "merge:partner=biographies-retrained,weight=0.1",
     "ablate_direction",
     "logit_lens:layer=-1",
+    "perturb_latent:steps=4",
     "in_context:seeds=1",
     "prefill",
     "paraphrase",

@@ -112,7 +112,7 @@ def test_every_attack_can_be_checked_without_a_model(data, tmp_path, name):
     needed = {"external": f":path={tmp_path}", "merge": ":partner=biographies"}
     plan = plan_attack(name + needed.get(name, ""))
     check_attacks([plan])
-    if name != "membership":  # the rows have no holdout texts
+    if name not in ("membership", "perturb_latent"):  # the rows have no holdout texts, and no controls
         check_attacks([plan], Victim("", data))
 
 
@@ -160,6 +160,8 @@ def test_a_library_that_is_missing_is_named_before_there_is_a_model(monkeypatch)
         ("in_context:data=retain", {"retain": ()}, None, "no forget item"),
         ("paraphrase", {"items": ()}, None, "no forget item"),
         ("ablate_direction", {"items": ()}, None, "no forget item"),
+        ("perturb_latent", {}, None, "has no controls"),
+        ("perturb_latent:holdout=0.05", {"control": tiny.RETAIN}, None, "holds out none"),
         ("membership", {}, None, "no forget and holdout texts"),
     ],
 )

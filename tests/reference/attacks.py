@@ -52,3 +52,23 @@ def logits_of_blocks(model: Any, ids: Tensor, kept: Sequence[int]) -> Tensor:
     for number in kept:
         states = inner.layers[number](states, position_embeddings=inner.rotary_emb(states, positions))
     return model.lm_head(inner.norm(states)).detach()
+
+
+def trained_vector(
+    model: Any, module: str, batches: Sequence[Any], *, rate: float, longest: float
+) -> tuple[Tensor, list[float]]:
+    """A vector added to all that a module gives, trained on batches one after another, never longer than `longest`."""
+    model.requires_grad_(False)
+    delta = torch.zeros(model.config.hidden_size, requires_grad=True)
+    handle = model.get_submodule(module).register_forward_hook(lambda module, args, output: output + delta)
+    optimizer, losses = torch.optim.AdamW([delta], lr=rate, weight_decay=0.0), []
+    for batch in batches:
+        loss = model(**batch).loss
+        [delta.grad] = torch.autograd.grad(loss, [delta])
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        with torch.no_grad():
+            if delta.norm() > longest:
+                delta *= longest / delta.norm()
+    handle.remove()
+    return delta.detach(), losses

@@ -210,6 +210,14 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             of_pair=True,
         ),
         _attack(
+            "perturb_latent:perturb_latent",
+            summary="one vector added inside the model, trained on some questions and judged on others",
+            source="latent adversarial training (arXiv 2407.15549), its inner loop",
+            faithfulness="variant",
+            note="one vector for all tokens and rows; refused without a retrained model or controls to compare with",
+            means="data",
+        ),
+        _attack(
             "residual:logit_lens",
             summary="answers read from an earlier layer, through the final norm and the output layer",
             source="logit lens (nostalgebraist, 2020)",

@@ -200,6 +200,14 @@ def _writers(block: nn.Module, width: int) -> Iterator[Any]:
             yield module
 
 
+def last_writer(block: nn.Module, model: Any) -> Any:
+    """The last of them."""
+    writers = list(_writers(block, _width(model)))
+    if not writers:
+        raise UserError(f"{type(model).__name__}: no layer of a block is known to write to the residual stream")
+    return writers[-1]
+
+
 def _drawn(
     attack: str, victim: Victim, name: Literal["forget", "retain"], count: int, generator: torch.Generator
 ) -> list[Item]:

@@ -116,7 +116,7 @@ def digests_of(base: str | Path | None, contents: Mapping[str, Sequence[Any]], r
 
 def attacked_files(attack: AttackResult) -> dict[str, dict[str, Any]]:
     """The files that an attack was made on, with their digests, where it was on files."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for did in (attack.did, *attack.links):
         files = did.get("files")
         found |= {name: file for name, file in files.items() if "sha256" in file} if isinstance(files, dict) else {}

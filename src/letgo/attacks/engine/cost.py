@@ -40,6 +40,7 @@ _PASSES: Mapping[str, Passes] = {
     "in_context": lambda settings, items: 1.0 + settings["shots"],
     "sample": lambda settings, items: float(settings["samples"] or settings["k"]),
     "relearn": _trained,
+    "perturb_latent": lambda settings, items: (1.0 + BACKWARD) * settings["steps"] * settings["batch_size"] / items,
     "suffix": _searched,
     # Each prompt goes through the model and, to compare, through another one, or another prompt does.
     "ablate_direction": lambda settings, items: 2.0 * min(settings["prompts"], items) / items,

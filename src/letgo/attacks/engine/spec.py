@@ -107,7 +107,7 @@ def check_attacks(plans: Sequence[AttackSpec], victim: Victim | None = None) -> 
     for plan in plans:
         for place, (name, settings) in enumerate(plan.links):
             later = place < len(plan.links) - 1
-            link = replace(without, earlier=_NoModel.load if place else None, later=later)
+            link = replace(without, earlier=_left_nothing if place else None, later=later)
             for seed in plan.seeds if victim else plan.seeds[:1]:
                 try:
                     _apply_link(link, plan, name, settings, seed)
@@ -142,6 +142,10 @@ def _apply_link(victim: Victim, plan: AttackSpec, name: str, settings: Mapping[s
 
 class _ModelNeeded(Exception):
     """An attack has come as far as it can without a model."""
+
+
+def _left_nothing(victim: Victim) -> NoReturn:
+    raise _ModelNeeded
 
 
 class _Unknown:
