@@ -6,9 +6,11 @@ import pytest
 
 import letgo
 from letgo.attacks.engine.base import Victim
+from letgo.attacks.engine.cost import evaluations, passes, trains
 from letgo.attacks.engine.run import run_attack
 from letgo.attacks.engine.spec import apply_attack, check_attacks, missing_attacks, plan_attack, plan_attacks
 from letgo.attacks.engine.target import measured, open_target
+from letgo.auditing.gate import check
 from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
 from letgo.core.progress import Quiet
@@ -20,6 +22,7 @@ from letgo.runs.record import AttackSummary, attack_matches
 from letgo.runs.results import read_result
 from tests import tiny
 from tests.reference.attacks import chain_over_the_disk
+from tests.report import runs as made_runs
 
 RELEARN = "relearn:steps=2,learning_rate=0.001"
 
@@ -219,3 +222,28 @@ def test_short_labels_keep_chains_apart():
         "noise:sigma=0.1 then quantize bits=8",
         "noise",
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "passed"),
+    [
+        ("survived(relearn then quantize4)", True),
+        ("kept(relearn then quantize) >= 0", True),
+        ("kept(relearn then quantize) > 1", False),
+        ("survived(*)", True),
+        ("survived('relearn:steps=5 then quantize:bits=4')", True),
+    ],
+)
+def test_a_gate_names_a_chain(asked, passed):
+    chain = made_runs.quantize(name="relearn:steps=5 then quantize", settings={"bits": 4}, survived=True)
+    assert check(made_runs.result(attacks=[chain]), asked).passed is passed
+    with pytest.raises(UserError, match="no attack matches"):
+        check(made_runs.result(attacks=[chain]), "survived(quantize)")
+
+
+def test_a_plan_counts_every_link():
+    alone, more = plan_attack("relearn:steps=5,seeds=2"), plan_attack("relearn:steps=5,seeds=2 then suffix")
+    assert passes(more, 8) == passes(alone, 8) + 2 * passes(plan_attack("suffix"), 8)
+    assert evaluations(more) == evaluations(alone) == 2, "the weights have changed, so all is measured again"
+    assert trains(more)
+    assert not trains(plan_attack("quantize then relearn:lora=2"))

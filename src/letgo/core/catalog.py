@@ -245,9 +245,16 @@ def parse_chain(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def links_of(name: str, settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Each link's own name and settings, of a chain's (`parse_chain`)."""
+    """Each link's own name and settings, of a chain's (`parse_chain`). A record's name may be anybody's: a link in it
+    that can't be parsed is its own name."""
     *earlier, last = split_chain(name)
-    return [*map(parse_spec, earlier), (last, settings)]
+    links = list[tuple[str, Mapping[str, Any]]]()
+    for link in earlier:
+        try:
+            links.append(parse_spec(link))
+        except UserError:
+            links.append((link, {}))
+    return [*links, (last, settings)]
 
 
 def _key(name: str) -> str:
