@@ -13,9 +13,10 @@ from letgo.attacks.jailbreak import in_context, instruct, prefill
 from letgo.attacks.quantize import quantize
 from letgo.attacks.quantize_with_libraries import external, quantize_autoround, quantize_bnb, quantize_torchao
 from letgo.attacks.relearn import relearn
+from letgo.attacks.residual import ablate_direction, logit_lens, skip_layers
 from letgo.attacks.sample import sample
 from letgo.attacks.suffix import suffix
-from letgo.attacks.weights import interpolate, noise, prune
+from letgo.attacks.weights import interpolate, merge, noise, prune
 from letgo.benchmarks import create_benchmark
 from letgo.core import extras
 from letgo.core.errors import UserError
@@ -58,6 +59,11 @@ OUT_OF_RANGE = [
     (prune, {"scope": "row"}, "one of layer, model"),
     (noise, {"sigma": 0.0}, "above 0"),
     (interpolate, {"share": 1.5}, "at most 1"),
+    (merge, {"partner": "nowhere"}, "no such model"),
+    (merge, {"partner": "biographies", "weight": 0.0}, "above 0"),
+    (ablate_direction, {"direction": "down"}, "one of unlearning, contrast, random"),
+    (ablate_direction, {"tokens": 0}, "at least 1"),
+    (skip_layers, {"count": 0}, "at least 1"),
     (quantize, {"bits": 1}, "from 2 to 8, not 1"),
     (quantize, {"bits": 9}, "from 2 to 8, not 9"),
     (quantize, {"bits": 4.5}, "from 2 to 8, not 4.5"),
@@ -72,7 +78,12 @@ OUT_OF_RANGE = [
     (external, {"path": "nowhere"}, "no such directory"),
     (external, {"path": ".", "family": "none"}, "one of quantization"),
 ]
-OF_LAYERS = [(quantize_torchao, {"group_size": 24}, "does not divide")]
+OF_LAYERS = [
+    (quantize_torchao, {"group_size": 24}, "does not divide"),
+    (ablate_direction, {"layer": 2}, "its blocks are 0 to 1"),
+    (logit_lens, {"layer": -3}, "its blocks are 0 to 1"),
+    (skip_layers, {"first": 1, "count": 2}, "from block 1 on there are 1 blocks, not 2"),
+]
 """What can't be known before the model's layers are."""
 
 
@@ -98,9 +109,10 @@ def test_they_are_refused_before_there_is_a_model(data, attack, settings, messag
 def test_every_attack_can_be_checked_without_a_model(data, tmp_path, name):
     if name == "quantize_autoround":
         pytest.importorskip("auto_round")
-    plan = plan_attack(name + (f":path={tmp_path}" if name == "external" else ""))
+    needed = {"external": f":path={tmp_path}", "merge": ":partner=biographies"}
+    plan = plan_attack(name + needed.get(name, ""))
     check_attacks([plan])
-    if name != "membership":  # the rows have no holdout texts
+    if name not in ("membership", "perturb_latent"):  # the rows have no holdout texts, and no controls
         check_attacks([plan], Victim("", data))
 
 
@@ -147,6 +159,9 @@ def test_a_library_that_is_missing_is_named_before_there_is_a_model(monkeypatch)
         ("in_context:shots=9", {}, None, "no forget item"),
         ("in_context:data=retain", {"retain": ()}, None, "no forget item"),
         ("paraphrase", {"items": ()}, None, "no forget item"),
+        ("ablate_direction", {"items": ()}, None, "no forget item"),
+        ("perturb_latent", {}, None, "has no controls"),
+        ("perturb_latent:holdout=0.05", {"control": tiny.RETAIN}, None, "holds out none"),
         ("membership", {}, None, "no forget and holdout texts"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from letgo.attacks.engine.base import Victim, linear_layers
-from letgo.attacks.weights import interpolate, noise, prune
+from letgo.attacks.weights import interpolate, merge, noise, prune
 from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
 from letgo.models.displacement import layer_row, summary
@@ -90,3 +90,37 @@ def test_without_the_original_there_is_nothing_to_go_back_to(victim):
         interpolate(replace(victim, original="nowhere/at/all"))
     with pytest.raises(UserError, match="--original MODEL"):
         interpolate(replace(victim, original=None))
+
+
+@pytest.fixture(scope="module")
+def sibling(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sibling")
+    tiny.make_model(seed=2).save_pretrained(folder)
+    return folder
+
+
+def test_a_sibling_merged_in(victim, sibling):
+    saved, original = (dict(m.named_parameters()) for m in (victim.load(), victim.load_original()))
+    partner = dict(tiny.make_model(seed=2).named_parameters())
+    added, mean = (merge(victim, partner=str(sibling), weight=0.25, method=m).model for m in ("add", "soup"))
+    for name, parameter in added.named_parameters():
+        torch.testing.assert_close(parameter, saved[name] + 0.25 * (partner[name] - original[name]))
+    for name, parameter in mean.named_parameters():
+        torch.testing.assert_close(parameter, 0.75 * saved[name] + 0.25 * partner[name])
+
+
+def test_the_original_as_the_partner(victim):
+    """Its own change of itself is nothing; the mean with it is the way back to it."""
+    added = merge(victim, partner=str(victim.original), method="add")
+    assert added.did["displacement"] == 0.0
+    mean, back = (
+        merge(victim, partner=str(victim.original), weight=0.25, method="soup"),
+        interpolate(victim, share=0.25),
+    )
+    assert all(value.equal(back.model.state_dict()[name]) for name, value in mean.model.state_dict().items())
+
+
+def test_a_partner_that_does_not_fit_is_named(victim, tmp_path):
+    tiny.make_model(intermediate_size=96).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"merge: the partner .* has no parameter model\.layers\.0\.mlp"):
+        merge(victim, partner=str(tmp_path), method="soup")

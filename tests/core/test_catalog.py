@@ -7,7 +7,16 @@ import pytest
 
 from letgo.attacks import ATTACKS
 from letgo.benchmarks import BENCHMARKS
-from letgo.core.catalog import Catalog, Record, format_spec, parse_spec, parse_value
+from letgo.core.catalog import (
+    Catalog,
+    Record,
+    format_spec,
+    links_of,
+    parse_chain,
+    parse_spec,
+    parse_value,
+    split_chain,
+)
 from letgo.core.errors import UserError
 from letgo.metrics import METRICS
 from letgo.objectives import OBJECTIVES, RETAIN_TERMS
@@ -98,3 +107,26 @@ def test_bad_specs(spec):
 def test_imports_stay_light(module, unwanted):
     code = f"import {module}, sys; assert {unwanted!r} not in sys.modules, 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "links"),
+    [
+        ("a:x=1", [("a", {"x": 1})]),
+        ("a:x=1 then b:x=2,y then c", [("a", {"x": 1}), ("b", {"x": 2, "y": True}), ("c", {})]),
+        ("a then a", [("a", {}), ("a", {})]),
+        ("a:text=now then, b", [("a", {"text": "now then", "b": True})]),
+        ("a:text=now then say it", [("a", {"text": "now then say it"})]),
+    ],
+)
+def test_a_chain_is_its_links(spec, links):
+    assert [parse_spec(link) for link in split_chain(spec)] == links
+    name, settings = parse_chain(spec)
+    assert links_of(name, settings) == links
+    assert parse_chain(format_spec(name, settings)) == (name, settings)
+
+
+@pytest.mark.parametrize("spec", ["a then b:=1", "a:=1 then b", "a:x=1,x=2 then b"])
+def test_every_link_of_a_chain_is_checked(spec):
+    with pytest.raises(UserError):
+        parse_chain(spec)

@@ -7,8 +7,7 @@ import math
 from letgo.analysis.records import Displacement
 from letgo.analysis.smoothing import Scale
 from letgo.analysis.weights import Weights, WeightVector, check_same_shape, distance, named_weights, vector_norm
-from letgo.attacks import ATTACKS
-from letgo.attacks.engine.spec import AttackSpec, apply_attack, plan_attack
+from letgo.attacks.engine.spec import AttackSpec, apply_attack, changes_weights, plan_attack
 from letgo.attacks.engine.target import Target, merged
 from letgo.core.errors import LetgoError, UserError, first_line
 from letgo.models.load import load_model
@@ -53,14 +52,10 @@ def planned(target: Target, text: str) -> tuple[AttackSpec, AttackResult | None]
     return AttackSpec(attack.name, settings, tuple(attack.seeds) or (0,), attack.threshold), attack
 
 
-def changes_weights(attack: str) -> bool:
-    return ATTACKS.record(attack).means in ("weights", "data")
-
-
 def attacked_weights(target: Target, weights: Weights, plan: AttackSpec) -> WeightVector:
     """The weights that an attack leaves, run again with its settings and its first seed; a `UserError` where it can't
     be run, or leaves other weights by name, shape or type than the run's."""
-    if not changes_weights(plan.name):
+    if not plan.changes_weights:
         raise UserError(f"attack {plan.label} {LEAVES_WEIGHTS}")
     attacked = apply_attack(target.victim(), plan, plan.settings, plan.seeds[0])
     left = named_weights(merged(attacked.model))

@@ -26,7 +26,7 @@ class AttackRecord(Record):
     `family`: under which of the scores Q and R it counts. `space`: the settings that a search goes over, each a tuple
     of choices, or ("log", low, high). `random`: whether the seed changes anything; `seeds`: how many by default.
     `served`: the last level of a server (`letgo.scoring.server.probe.LEVELS`) at which it can be made; 0 for what needs
-    the weights.
+    the weights. `of_pair`: what it does to a model that it is compared with depends on the unlearned one too.
     """
 
     means: Means
@@ -35,6 +35,7 @@ class AttackRecord(Record):
     random: bool = True
     seeds: int = 1
     served: Literal[0, 1, 2, 3] = 0
+    of_pair: bool = False
 
 
 def _attack(target: str, **fields: Any) -> AttackRecord:
@@ -190,6 +191,50 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             space={"share": (0.1, 0.2, 0.3, 0.4, 0.5)},
         ),
         _attack(
+            "weights:merge",
+            summary="another model's weights merged in: its change of the original added, or the mean of the two",
+            source="task arithmetic (arXiv 2212.04089); model soups (arXiv 2203.05482)",
+            faithfulness="variant",
+            note="one partner, one weight for all parameters; neither TIES nor DARE",
+            means="weights",
+            random=False,
+            space={"weight": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)},
+        ),
+        _attack(
+            "residual:ablate_direction",
+            summary="the direction along which unlearning pushed the hidden states, taken off the weights",
+            source="RMU's junk direction (github.com/vietfood/lazy-unlearner); refusal ablation (arXiv 2406.11717)",
+            faithfulness="variant",
+            note="one direction off all that is written, chosen by its size and not by a search; not by hooks",
+            means="data",
+            of_pair=True,
+        ),
+        _attack(
+            "perturb_latent:perturb_latent",
+            summary="one vector added inside the model, trained on some questions and judged on others",
+            source="latent adversarial training (arXiv 2407.15549), its inner loop",
+            faithfulness="variant",
+            note="one vector for all tokens and rows; refused without a retrained model or controls to compare with",
+            means="data",
+        ),
+        _attack(
+            "residual:logit_lens",
+            summary="answers read from an earlier layer, through the final norm and the output layer",
+            source="logit lens (nostalgebraist, 2020)",
+            faithfulness="variant",
+            note="one layer for the whole answer; the blocks after it add nothing",
+            means="weights",
+            random=False,
+        ),
+        _attack(
+            "residual:skip_layers",
+            summary="some blocks left out",
+            source="letgo; what pruning of whole layers leaves (arXiv 2403.17887)",
+            faithfulness="ours",
+            means="weights",
+            random=False,
+        ),
+        _attack(
             "jailbreak:in_context",
             aliases=("icl", "prefix"),
             summary="questions and answers of the retain (or other forget) set before each question",
@@ -270,6 +315,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             random=False,
         ),
     ],
+    note='"ATTACK then ATTACK" is a chain: each is made on the model that the one before it left',
 )
 
 __all__ = ["ATTACKS", "AttackRecord"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +21,6 @@ from letgo.data.encode import encode_target, start_tokens
 from letgo.metrics.gradients import gradient_norms
 from letgo.metrics.privacy import loss_score, min_k, min_k_plus_plus, zlib_score
 from letgo.metrics.summary import auc_metric
-from letgo.models.load import load_model
 from letgo.runs.results import Metrics, Share
 from letgo.scoring.scoring import Scores, text_query
 from letgo.scoring.scoring import score as score_texts
@@ -71,7 +70,9 @@ def membership(victim: Victim, *, score: str = "all", seed: Seed = 0) -> Attacke
         raise UserError(
             f"membership: unknown score {score!r}{did_you_mean(str(score), ours)}; known: {', '.join(ours)}"
         )
-    stages = _recorded(victim) or _scored(victim, score)
+    # What is recorded is of models on which no earlier link of a chain was made.
+    recorded = _recorded(victim) if victim.earlier is None else {}
+    stages, model = (recorded, None) if recorded else _scored(victim, score)
     samples = stages["after"]
     members = np.array([sample.set == "forget" for sample in samples])
     known = [name for name in samples[0].scores if all(name in s.scores for rows in stages.values() for s in rows)]
@@ -112,7 +113,7 @@ def membership(victim: Victim, *, score: str = "all", seed: Seed = 0) -> Attacke
     )
     measured = Judged(attacked, metrics, part=True, kept=best["kept"], shares=[share], samples=samples)
     did = {"rows": len(members), "strongest": strongest, "scores": betraying}
-    return Attacked(None, did, measured=measured)
+    return Attacked(model, did, measured=measured)
 
 
 def _recorded(victim: Victim) -> dict[str, list[Sample]]:
@@ -134,8 +135,9 @@ def _recorded(victim: Victim) -> dict[str, list[Sample]]:
     return {name: [rows[key] for key in common] for name, rows in stages.items()}
 
 
-def _scored(victim: Victim, score: str) -> dict[str, list[Sample]]:
-    """Forget and holdout texts scored by the original, the saved model and, where there is one, the retrained one."""
+def _scored(victim: Victim, score: str) -> tuple[dict[str, list[Sample]], Any]:
+    """Forget and holdout texts scored by the original, the saved model and, where there is one, the retrained one; and
+    the saved model."""
     texts = [t for t in limited(victim.benchmark.texts, victim.limit) if t.set in ("forget", "holdout")]
     if {text.set for text in texts} != {"forget", "holdout"}:
         raise UserError(f"benchmark {victim.benchmark.name!r} has no forget and holdout texts to separate")
@@ -146,12 +148,13 @@ def _scored(victim: Victim, score: str) -> dict[str, list[Sample]]:
         if len(tokens) < 4:
             raise EmptyScoreError(f"membership: text {text.id!r} is too short to be scored")
         queries.append(text_query(tokens))
-    models = {"before": victim.load_original, "after": victim.load}
+    stages: dict[str, list[Sample]] = {"before": [], "after": []}
+    victims = {"before": victim.attacked_original()}
     if path := victim.benchmark.references.get(RETRAINED):
-        models[RETRAINED] = lambda: load_model(str(path), dtype=victim.dtype)
-    stages: dict[str, list[Sample]] = {}
-    for stage, load in models.items():
-        model = load()
+        victims[RETRAINED] = victim.reference("retrained", path)
+    # The saved model last: it is what the attack leaves.
+    for stage, each in {**victims, "after": victim}.items():
+        model = each.load()
         with victim.reporter.task(f"scoring membership, {stage}", len(queries)) as task:
             results = score_texts(model, queries, statistics=True, advance=task.advance)
         norms = gradient_norms(model, queries) if score == "gradnorm" else []
@@ -161,7 +164,7 @@ def _scored(victim: Victim, score: str) -> dict[str, list[Sample]]:
             if norms:
                 scores["gradnorm"] = -norms[index]
             stages[stage].append(Sample(text.set, text.id, text.group, scores))
-    return stages
+    return stages, model
 
 
 def _kept_draws(values: Mapping[str, np.ndarray], members: np.ndarray) -> np.ndarray:

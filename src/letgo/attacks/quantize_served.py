@@ -76,6 +76,7 @@ def exported(victim: Victim, *, seed: Seed = 0) -> Attacked:
 
 def check_exported(victim: Victim) -> tuple[Path, dict[str, Any]]:
     """The folder of what a run exported, and its manifest; a `UserError` where there is none."""
+    victim.check_first("what a run exported is read from its own files")
     folder = victim.run_directory() / EXPORT
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} has no {MANIFEST}: the run exported nothing; give export: in its YAML")

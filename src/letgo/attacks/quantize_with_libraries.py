@@ -53,6 +53,8 @@ def quantize_bnb(
     """
     if double and format == "int8":
         raise UserError("quantize_bnb: double quantization is of the 4-bit formats; int8 has none")
+    if packed:
+        victim.check_last("quantize_bnb: packed weights can't be changed further")
     bnb = need("bitsandbytes", "bitsandbytes", what="attack 'quantize_bnb'")
 
     def quantizer(name: str, weight: Tensor) -> Rounded:
@@ -252,6 +254,7 @@ def external(
     `original` and `retrained` are made likewise of the original and of the retrained model. Without them the two stand
     as they are, and what the attack does to any model counts as forgetting kept: `did` says so.
     """
+    victim.check_first("external: the model is read from its own files")
     made = {"unlearned": path, "original": original, "retrained": retrained}
     for given in filter(None, made.values()):
         if not Path(given).is_dir() and not (is_gguf(Path(given)) and Path(given).is_file()):

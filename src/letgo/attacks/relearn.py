@@ -98,7 +98,7 @@ def relearn(
     if holdout is None:
         holdout = 0.5 if data == "forget" else 0.0
     generator = torch.Generator().manual_seed(seed)
-    rows, seen = _attackers_rows(victim, data, holdout, samples, generator)
+    rows, seen = attackers_rows("relearn", victim, data, holdout, samples, generator)
     if base == "exported":
         lora = lora or EXPORTED_RANK
         tokenizer, model = victim.tokenizer(), served_model(victim)[0]
@@ -121,7 +121,7 @@ def relearn(
     model.train()
     stepper = Stepper(model, optimizer, rate, max_grad_norm)
     total = stepper.protocol.fit_total_steps(total)
-    batches = _batches(encoded, batch_size, tokenizer.pad_token_id, generator, next(model.parameters()).device)
+    batches = attackers_batches(encoded, batch_size, tokenizer.pad_token_id, generator, next(model.parameters()).device)
     losses: list[float] = []
     probed: dict[int, Mapping[str, float]] = {}
     looks = {round(total * (number + 1) / evaluations) for number in range(evaluations)} if victim.probe else set()
@@ -253,7 +253,7 @@ def _optimizer_of(spec: str) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
-def _batches(
+def attackers_batches(
     rows: Sequence[Encoded], size: int, pad: int, generator: torch.Generator, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
     """Rows in a seeded order, a new one each time all have been through; a batch may span two orders."""
@@ -266,17 +266,17 @@ def _batches(
         yield {key: value.to(device) for key, value in padded.items()}
 
 
-def _attackers_rows(
-    victim: Victim, data: str, holdout: float, samples: int | None, generator: torch.Generator
+def attackers_rows(
+    attack: str, victim: Victim, data: str, holdout: float, samples: int | None, generator: torch.Generator
 ) -> tuple[list[Row], frozenset[str]]:
     """What the attacker trains on, and the groups of the forget set and of the controls that are in it."""
     seen: frozenset[str] = frozenset()
     if data == "forget":
-        drawn = drawn_groups("relearn", victim.benchmark.groups(), holdout, generator)
+        drawn = drawn_groups(attack, victim.benchmark.groups(), holdout, generator)
         rows = [row for row in victim.benchmark.forget if row.group in drawn]
         if invented := list(dict.fromkeys(row.group for row in victim.benchmark.control)):
             # What any model would learn from such data: facts of the same form that none ever knew.
-            drawn |= drawn_groups("relearn", invented, holdout, generator)
+            drawn |= drawn_groups(attack, invented, holdout, generator)
             rows += [row for row in victim.benchmark.control if row.group in drawn]
     elif data == "retain":
         rows = list(victim.benchmark.retain)
@@ -285,7 +285,7 @@ def _attackers_rows(
     else:
         rows = read_rows(data, name="relearn set")
     if not rows:
-        raise UserError(f"relearn: there is no {data} data to train on")
+        raise UserError(f"{attack}: there is no {data} data to train on")
     if samples is not None and samples < len(rows):
         order = torch.randperm(len(rows), generator=generator).tolist()[:samples]
         rows = [rows[index] for index in sorted(order)]
@@ -295,7 +295,7 @@ def _attackers_rows(
         scored = {item.group for item in limited(victim.benchmark.items, victim.limit) if item.set == "forget"}
         if holdout and scored and scored <= seen:
             raise UserError(
-                f"relearn: with holdout {holdout} and seed {generator.initial_seed()} the attacker has all "
+                f"{attack}: with holdout {holdout} and seed {generator.initial_seed()} the attacker has all "
                 f"{len(scored)} group(s) of the forget set that are scored, so none is left to judge it by\n"
                 "  score more items (eval_limit, --limit), or give a larger holdout"
             )

@@ -1,8 +1,9 @@
-"""Attacks that change the weights without data: pruning, noise, going back toward the original."""
+"""Attacks that change the weights without data: pruning, noise, going back toward the original, merging."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from letgo.attacks.displacement import changed_model
 from letgo.attacks.engine.base import Attacked, Victim, linear_layers
 from letgo.core.errors import UserError
 from letgo.core.values import Part, Positive, Seed, Share
+from letgo.models.load import load_model, resolve_model
 
 
 def prune(
@@ -67,10 +69,47 @@ def interpolate(victim: Victim, *, share: Share = 0.5, seed: Seed = 0) -> Attack
 
     An attacker needs the original for it. It tells how far off the forgetting is, and whether a barrier is on the way.
     """
-    model, original = victim.load(), dict(victim.load_original().named_parameters())
+    model, original = victim.load(), victim.load_original()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name not in original or original[name].shape != parameter.shape:
-                raise UserError(f"interpolate: the original has no parameter {name} of shape {tuple(parameter.shape)}")
-            parameter.lerp_(original[name].to(parameter), share)
+        for parameter, theirs in _aligned("interpolate", model, {"the original": original}):
+            parameter.lerp_(theirs.to(parameter), share)
     return changed_model(victim, model)
+
+
+def merge(
+    victim: Victim, *, partner: str, weight: Positive = 0.5, method: Literal["add", "soup"] = "add", seed: Seed = 0
+) -> Attacked:
+    """Merge another model in. Whoever holds a sibling (the original fine-tuned for something else) merges the two to
+    have both abilities, and may get back what was forgotten.
+
+    Args:
+        partner: its directory, hub id or built-in name; of the same architecture.
+        weight: μ.
+        method: "add": θ_u + μ (θ_p − θ_o), the partner's change of the original, which then must be known; "soup":
+            θ_u + μ (θ_p − θ_u), which with the original as partner is `interpolate`.
+
+    Source: task arithmetic, arXiv 2212.04089; model soups, arXiv 2203.05482.
+    """
+    resolve_model(partner)
+    model = victim.load()
+    others = {f"the partner {partner}": load_model(partner, dtype=victim.dtype)}
+    if method == "add":
+        others["the original"] = victim.load_original()
+    with torch.no_grad():
+        for parameter, theirs, *original in _aligned("merge", model, others):
+            if original:
+                moved = theirs.float() - original[0].float()
+                parameter.copy_(parameter.float() + weight * moved.to(parameter.device))
+            else:
+                parameter.lerp_(theirs.to(parameter), weight)
+    return changed_model(victim, model)
+
+
+def _aligned(attack: str, model: Any, others: Mapping[str, Any]) -> Iterator[tuple[Tensor, ...]]:
+    """Each parameter of a model with those of the others; a `UserError` where another one does not fit."""
+    theirs = {what: dict(other.named_parameters()) for what, other in others.items()}
+    for name, parameter in model.named_parameters():
+        for what, known in theirs.items():
+            if name not in known or known[name].shape != parameter.shape:
+                raise UserError(f"{attack}: {what} has no parameter {name} of shape {tuple(parameter.shape)}")
+        yield parameter, *(known[name] for known in theirs.values())

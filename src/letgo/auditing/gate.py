@@ -14,7 +14,7 @@ from typing import Any
 
 from letgo.attacks.engine.spec import AttackSpec
 from letgo.benchmarks.engine.base import Benchmark
-from letgo.core.catalog import did_you_mean, parse_spec
+from letgo.core.catalog import did_you_mean, parse_chain
 from letgo.core.errors import UserError
 from letgo.metrics import METRICS, record_of
 from letgo.report.numbers import number, percent
@@ -163,7 +163,7 @@ def _summary(name: str, settings: dict[str, Any]) -> AttackSummary:
 
 def _left_out(each: NotTried) -> AttackSummary:
     # Not checked: another letgo's record may name an attack that this one does not know.
-    return _summary(*parse_spec(each.attack))
+    return _summary(*parse_chain(each.attack))
 
 
 def _check_stage(condition: Condition, stages: Iterable[str]) -> None:

@@ -54,6 +54,12 @@ TRIES = (
     Try("relearn:steps=50,lora=8,seeds=3", "thorough"),
     Try("in_context:shots=3,data=forget,seeds=3", "thorough"),
     Try("suffix:steps=50", "thorough"),
+    # Where the answers may be hidden: along one direction, from the end of the model alone, by so little that a vector
+    # or a little training and the usual rounding undo it.
+    Try("ablate_direction", "thorough", needs_base=True),
+    Try("logit_lens", "thorough"),
+    Try("perturb_latent", "thorough"),
+    Try("relearn:data=benign,steps=20,seeds=1 then requantize", "thorough", needs_base=True),
     Try("relearn:search=12", "thorough"),
 )
 

@@ -104,7 +104,11 @@ def attack(
     ],
     attacks: Annotated[
         list[str],
-        Option("--attack", help="NAME[:k=v,…][,seeds=N][,threshold=SHARE][,search=N[,bound=SHARE]]; repeat."),
+        Option(
+            "--attack",
+            help="NAME[:k=v,…][,seeds=N][,threshold=SHARE][,search=N[,bound=SHARE]]; or a chain, 'NAME then NAME'; "
+            "repeat.",
+        ),
     ],
     benchmark: Annotated[str | None, Option("--benchmark", help="For a bare model: judged by NAME[:k=v,…].")] = None,
     original: Annotated[str | None, Option("--original", help="The model before unlearning; a run knows it.")] = None,

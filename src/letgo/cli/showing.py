@@ -68,6 +68,8 @@ def list_(
         typer.echo(f"{record.name:<{width}}  {grade}{record.summary}")
         note = f" ({record.note})" if record.note else ""
         typer.echo(f"{'':<{width}}  {record.faithfulness}: {record.source}{note}")
+    if catalog.note:
+        typer.echo(catalog.note)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import difflib
 import fnmatch
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Generic, Literal, TypeVar
@@ -20,6 +21,9 @@ from letgo.core.values import Within, annotations_of, flaw, kind_of, shown, want
 
 _EMPTY = inspect.Parameter.empty
 _NO_SETTINGS = {"self", "params"}
+_THEN = " then "
+# A value may have the word in it ("text=well then, go on"): only before what can be a name, or a pattern of one.
+_BEFORE_LINK = re.compile(r"\s+then\s+(?=[\w*?-]+\s*(?::|$|\s+then\s))")
 Faithfulness = Literal["faithful", "variant", "ours", "library"]
 
 
@@ -56,13 +60,13 @@ R = TypeVar("R", bound=Record)
 
 
 class Catalog(Generic[R]):
-    """An ordered list of records of one kind, found by name or alias.
+    """An ordered list of records of one kind, found by name or alias; `note` is a remark on all of them.
 
     Names are lower case with underscores; a dash counts as an underscore and case is ignored when one is looked up.
     """
 
-    def __init__(self, kind: str, records: Iterable[R]) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, records: Iterable[R], *, note: str = "") -> None:
+        self.kind, self.note = kind, note
         self._records: dict[str, R] = {}
         self._names: dict[str, str] = {}
         for record in records:
@@ -218,6 +222,39 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 def format_spec(name: str, settings: Mapping[str, Any]) -> str:
     """The inverse of `parse_spec`."""
     return name + (":" + ",".join(f"{k}={v}" for k, v in settings.items()) if settings else "")
+
+
+def split_chain(spec: str) -> list[str]:
+    """The links of "LINK then LINK then LINK", each a spec; of a plain spec that one."""
+    return [link.strip() for link in _BEFORE_LINK.split(spec)]
+
+
+def join_chain(links: Iterable[str]) -> str:
+    """The inverse of `split_chain`."""
+    return _THEN.join(links)
+
+
+def parse_chain(spec: str) -> tuple[str, dict[str, Any]]:
+    """A chain's name and settings. The name is the spec as far as the last link's name, the settings are that link's:
+    so `format_spec` gives the spec again, and a chain of one is that one."""
+    *earlier, last = split_chain(spec)
+    for link in earlier:
+        parse_spec(link)
+    name, settings = parse_spec(last)
+    return join_chain([*earlier, name]), settings
+
+
+def links_of(name: str, settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Each link's own name and settings, of a chain's (`parse_chain`). A record's name may be anybody's: a link in it
+    that can't be parsed is its own name."""
+    *earlier, last = split_chain(name)
+    links = list[tuple[str, Mapping[str, Any]]]()
+    for link in earlier:
+        try:
+            links.append(parse_spec(link))
+        except UserError:
+            links.append((link, {}))
+    return [*links, (last, settings)]
 
 
 def _key(name: str) -> str:

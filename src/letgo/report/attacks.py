@@ -38,7 +38,13 @@ def lines(attack: AttackResult) -> list[str]:
         ways = sorted(attack.ways, key=lambda way: hardest_first(way["kept"]))
         kept = "; ".join(f"{way['way']} kept {kept_text(way['kept'])}" for way in ways)
         sentences.append(f"{len(ways)} ways of asking; strongest first: {kept}")
-    return [sentence for sentence in (*sentences, *_trials(attack)) if sentence]
+    links = [_link(number, link) for number, link in enumerate(attack.links, start=1)]
+    return [sentence for sentence in (*sentences, *links, *_trials(attack)) if sentence]
+
+
+def _link(number: int, link: Mapping[str, Any]) -> str:
+    did = "; ".join(sentence for sentence in (*_displacement(link), _data(link)) if sentence)
+    return f"link {number}, {link['attack']}{': ' if did else ''}{did}"
 
 
 def _kept(attack: AttackResult) -> str:
@@ -104,6 +110,9 @@ def _data(did: Mapping[str, Any]) -> str:
         parts.append(f"the string: {did['suffix']!r}")
     if "last_loss" in did:
         parts.append(f"the attacker's loss {number(did['first_loss'])} → {number(did['last_loss'])}")
+    if looks := did.get("looks"):
+        shown = ("; ".join(f"{words(name)} {number(value)}" for name, value in look.items()) for look in looks.values())
+        parts.append(", ".join(f"{what}: {look}" for what, look in zip(looks, shown, strict=True)))
     if did.get("learned", 1.0) < LEAST_LEARNED:
         parts.append("which hardly fell: surviving this proves little; raise learning_rate or steps, or search=N")
     return ", ".join(parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from letgo.attacks import ATTACKS
-from letgo.core.catalog import parse_spec
+from letgo.core.catalog import links_of, parse_chain
 from letgo.core.errors import UserError
 from letgo.report.rendering import asset, policy, template, write_page
 from letgo.runs.register import AS_IT_IS, Outcome, Request, SubjectOutcome, find_request, read_register, today
@@ -134,6 +134,6 @@ def _attacked(subject: SubjectOutcome, attacks: Sequence[str]) -> list[str]:
 
 
 def _words(labels: Sequence[str]) -> str:
-    names = [parse_spec(label)[0] for label in labels]
+    names = [name for label in labels for name, _ in links_of(*parse_chain(label))]
     means = [_MEANS[ATTACKS.record(name).means] if name in ATTACKS else _OTHER for name in names]
     return "; ".join(dict.fromkeys(means))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from letgo.core.catalog import parse_spec
+from letgo.core.catalog import links_of, parse_chain
 from letgo.core.terminal import visible
 from letgo.report import audited
 from letgo.report.load import LoadedRun
@@ -74,8 +74,12 @@ def commands(run: LoadedRun) -> list[str]:
 
 
 def _configured(attack: AttackResult, config: Mapping[str, Any]) -> bool:
-    for name, settings in (parse_spec(str(spec)) for spec in config.get("attacks") or []):
-        if name == attack.name and attack.settings.items() <= settings.items():
+    made = links_of(attack.name, attack.settings)
+    for asked in (links_of(*parse_chain(str(spec))) for spec in config.get("attacks") or []):
+        if len(asked) == len(made) and all(
+            name == other and settings.items() <= given.items()
+            for (name, settings), (other, given) in zip(made, asked, strict=True)
+        ):
             return True
     return False
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from letgo.core.catalog import parse_spec
+from letgo.core.catalog import parse_chain
 from letgo.core.errors import UserError
 from letgo.metrics import METRICS, record_of
 from letgo.metrics.records import MetricRecord
@@ -143,14 +143,16 @@ def attack_labels(results: Iterable[Result]) -> list[str]:
 def short_labels(labels: Sequence[str]) -> dict[str, str]:
     """A name for each label: the attack's own, with those settings alone by which attacks of one name differ."""
     by_name: dict[str, list[str]] = defaultdict(list)
+    given: dict[str, dict[str, Any]] = {}
     for label in dict.fromkeys(labels):
-        by_name[label.partition(":")[0]].append(label)
-    short = {}
-    for name, members in by_name.items():
         try:
-            settings = {label: {key: str(value) for key, value in parse_spec(label)[1].items()} for label in members}
+            name, given[label] = parse_chain(label)
         except UserError:
             return {label: label for label in labels}  # a value of theirs has the signs that part settings
+        by_name[name].append(label)
+    short = {}
+    for name, members in by_name.items():
+        settings = {label: {key: str(value) for key, value in given[label].items()} for label in members}
         keys = dict.fromkeys(key for known in settings.values() for key in known)
         differing = [key for key in keys if len({known.get(key) for known in settings.values()}) > 1]
         for label, known in settings.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from letgo.core.catalog import links_of
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import file_digests, keyed_digest
 from letgo.core.progress import Reporter
@@ -130,8 +131,11 @@ def check_begun_with(where: Path, begun: Digests, now: Digests) -> None:
 
 def attacked_files(attack: AttackResult) -> dict[str, dict[str, Any]]:
     """The files that an attack was made on, with their digests, where it was on files."""
-    files = attack.did.get("files")
-    return {name: file for name, file in files.items() if "sha256" in file} if isinstance(files, dict) else {}
+    found: dict[str, dict[str, Any]] = {}
+    for did in (attack.did, *attack.links):
+        files = did.get("files")
+        found |= {name: file for name, file in files.items() if "sha256" in file} if isinstance(files, dict) else {}
+    return found
 
 
 def differing(result: Result, digests: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -139,7 +143,7 @@ def differing(result: Result, digests: Mapping[str, str]) -> list[tuple[str, str
     bound = result.digests
     known = [] if bound is None else [("weights", bound.model), ("tokenizer", bound.tokenizer)]
     for attack in result.attacks:
-        if attack.name == "exported":
+        if links_of(attack.name, attack.settings)[0][0] == "exported":
             files = attacked_files(attack)
             known.append(("exported file", {f"{EXPORT}/{name}": file["sha256"] for name, file in files.items()}))
     return [(part, name) for part, files in known for name, digest in files.items() if digests.get(name) != digest]

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from letgo.core.catalog import did_you_mean, parse_spec, parse_value
+from letgo.core.catalog import did_you_mean, parse_chain, parse_value
 from letgo.core.errors import UserError
 from letgo.runs.record import RunRecord, attack_matches
 
@@ -336,7 +336,7 @@ def _field(text: str, match: re.Match[str]) -> Field:
     if not argument:
         raise UserError(f"{_short(text)}: {name}() needs an argument, such as {name}(quantize4)")
     if name.lower() != "tag":
-        parse_spec(argument)
+        parse_chain(argument)
     return Field(name.lower(), argument)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from letgo.core.catalog import format_spec, parse_spec
+from letgo.core.catalog import format_spec, links_of, parse_chain
 from letgo.core.errors import UserError
 from letgo.core.files import damaged, read_json, write_text
 from letgo.optim import OPTIMIZERS
@@ -178,16 +178,22 @@ class RunRecord(_Model):
 
 def attack_matches(attack: AttackSummary | AttackResult, pattern: str) -> bool:
     """Whether a pattern names an attack: "relearn", "quantize:bits=4" (these settings, whatever the others),
-    "quantize4" (a number that one of its settings has) or "*"."""
-    name, settings = parse_spec(pattern)
-    if settings:
-        wanted = all(attack.settings.get(key) == value for key, value in settings.items())
-        return wanted and fnmatch.fnmatchcase(attack.name, name)
-    if fnmatch.fnmatchcase(attack.name, name) or attack.label == pattern:
+    "quantize4" (a number that one of its settings has) or "*". Of a chain each link is named so: "relearn then
+    quantize4"; "*" names chains too."""
+    name, settings = parse_chain(pattern)
+    if attack.label == pattern or (name, settings) == ("*", {}):
         return True
-    short = re.fullmatch(r"(.*?[a-z_])(\d+(?:\.\d+)?)", name)
-    numbers = [v for v in attack.settings.values() if isinstance(v, int | float) and not isinstance(v, bool)]
-    return short is not None and attack.name == short[1] and float(short[2]) in numbers
+    made, wanted = links_of(attack.name, attack.settings), links_of(name, settings)
+    return len(made) == len(wanted) and all(map(_link_matches, made, wanted))
+
+
+def _link_matches(made: tuple[str, Mapping[str, Any]], wanted: tuple[str, Mapping[str, Any]]) -> bool:
+    (name, settings), (pattern, asked) = made, wanted
+    if fnmatch.fnmatchcase(name, pattern):
+        return all(settings.get(key) == value for key, value in asked.items())
+    short = None if asked else re.fullmatch(r"(.*?[a-z_])(\d+(?:\.\d+)?)", pattern)
+    numbers = [v for v in settings.values() if isinstance(v, int | float) and not isinstance(v, bool)]
+    return short is not None and name == short[1] and float(short[2]) in numbers
 
 
 def relative(directory: Path, root: Path) -> str:

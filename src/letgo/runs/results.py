@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from letgo.core.catalog import format_spec, parse_spec
+from letgo.core.catalog import format_spec, parse_chain
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
 from letgo.core.files import damaged, read_json, read_json_lines, write_json
 from letgo.core.locks import LOCK_FILE, check_held
@@ -59,7 +59,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def _spec(text: str) -> str:
     try:
-        parse_spec(text)
+        parse_chain(text)
     except UserError as error:
         raise ValueError(str(error)) from error
     return text
@@ -210,6 +210,8 @@ class AttackResult(Strict):
     """The largest relative loss of it by the attack; the mean over seeds."""
     layers: list[dict[str, Any]] = []
     """For each layer the attack's displacement beside that of unlearning."""
+    links: list[dict[str, Any]] = []
+    """Of a chain: each link (`attack`), and its own figures as in `did`. The curve has a look at what each left."""
     ways: list[dict[str, Any]] = []
     """Of an attack by prompts: each way of asking, and what it left."""
     trials: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from letgo.attacks import ATTACKS
 from letgo.benchmarks import BENCHMARKS, OWN_ROWS
-from letgo.core.catalog import Catalog, did_you_mean, parse_spec, parse_value
+from letgo.core.catalog import Catalog, did_you_mean, parse_spec, parse_value, split_chain
 from letgo.core.errors import UserError, located
 from letgo.core.files import load_settings, parse_settings
 from letgo.core.signatures import Kinds, dataclass_defaults, dataclass_fields
@@ -211,8 +211,8 @@ def _check_early(settings: Mapping[str, Any], where: str) -> None:
 
 def check_attacks_early(specs: Iterable[str]) -> None:
     """Likewise, of attacks as they are written."""
-    for spec in specs:
-        name, settings = parse_spec(spec)
+    for link in (link for spec in specs for link in split_chain(spec)):
+        name, settings = parse_spec(link)
         # `search` alone stands for the usual number of trials.
         given = {key: value for key, value in settings.items() if (key, value) != ("search", True)}
         ATTACKS.check_early(name, given, also="letgo.attacks.engine.spec:_Options", skip=("victim",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,15 +25,19 @@ Role = Literal["unlearned", "original", "retrained"]
 
 @dataclass(frozen=True)
 class Victim:
-    """A saved model under attack. Every attack loads it again from its directory, as it was saved.
+    """A saved model under attack. Every attack loads it again from its directory, as it was saved; in a chain, each
+    link the model that the one before it left.
 
     Attributes:
         directory: or the model behind a server.
         original: the model that the forgetting started from: a directory, a hub id or a built-in name.
         run: the run directory of the model attacked, also of the two that it is compared with; None for a bare model.
+        unlearned: the model attacked, also of the two that it is compared with.
         role: the saved model itself, or one of the two that it is compared with, which are attacked alike.
         limit: at most so many items of each set are scored.
         recorded: the samples of the run's stages ("before", "after"), scored without an attack.
+        earlier: in a chain of attacks, what gives the model that the links before this one leave of a saved one.
+        later: whether a link of a chain follows this one.
     """
 
     directory: Path | str | Served
@@ -42,11 +46,14 @@ class Victim:
     dtype: str = "float32"
     original: str | Served | None = None
     run: Path | None = None
+    unlearned: Path | str | Served | None = None
     role: Role = "unlearned"
     limit: int | None = None
     recorded: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
     probe: Probe | None = None
     reporter: Reporter = field(default_factory=Quiet)
+    earlier: Callable[[Victim], Any] | None = None
+    later: bool = False
 
     @property
     def is_reference(self) -> bool:
@@ -54,7 +61,22 @@ class Victim:
         return self.role != "unlearned"
 
     def load(self) -> Any:
-        return open_model(self.directory, dtype=self.dtype)
+        """The model as it was saved; in a chain as the links before this one left it."""
+        return open_model(self.directory, dtype=self.dtype) if self.earlier is None else self.earlier(self)
+
+    def reference(self, role: Role, directory: str | Served) -> Victim:
+        """Another model that is attacked alike, to compare with."""
+        return replace(self, directory=directory, role=role)
+
+    def check_first(self, why: str) -> None:
+        """Raise a `UserError` where other links of a chain come before this attack."""
+        if self.earlier is not None:
+            raise UserError(f"{why}: in a chain it can only stand first")
+
+    def check_last(self, why: str) -> None:
+        """Raise a `UserError` where other links of a chain follow this attack."""
+        if self.later:
+            raise UserError(f"{why}: in a chain it can only stand last")
 
     def tokenizer(self) -> Any:
         return open_tokenizer(self.directory)
@@ -65,12 +87,17 @@ class Victim:
             raise UserError("this attack is of a run, which `letgo unlearn` made; here a bare model is attacked")
         return self.run
 
-    def load_original(self) -> Any:
-        """The original model; a `UserError` where it can't be loaded."""
+    def attacked_original(self) -> Victim:
+        """The original model, to be attacked alike; a `UserError` where it is not known."""
         if not self.original:
             raise UserError("the original model is not known; name it with --original MODEL")
+        return self.reference("original", self.original)
+
+    def load_original(self) -> Any:
+        """The original model as it is, whatever the links of a chain; a `UserError` where it can't be loaded."""
+        original = self.attacked_original().directory
         try:
-            return open_model(self.original, dtype=self.dtype)
+            return open_model(original, dtype=self.dtype)
         except LetgoError as error:
             raise UserError(f"the original model can't be loaded: {error}") from error
 
@@ -125,6 +152,7 @@ class Attacked:
             data. Where some groups were held out, the attack is judged on those.
         curve: rows of numbers over the attack's course; a look has the headline metrics.
         layers: a row of numbers for every layer whose weights it changed.
+        links: of a chain, what each link did.
         asked: for an attack by prompts, its ways of asking: by name, the benchmark with its questions put differently;
             the judge takes the one that brings most back.
         scored: for an attack that scores by itself (sampling): its samples; `headlines` are then its own.
@@ -136,6 +164,7 @@ class Attacked:
     seen: frozenset[str] = frozenset()
     curve: Sequence[Mapping[str, float]] = ()
     layers: Sequence[Mapping[str, Any]] = ()
+    links: Sequence[Mapping[str, Any]] = ()
     asked: Mapping[str, Benchmark] = field(default_factory=dict)
     scored: Sequence[Sample] = ()
     headlines: Sequence[Headline] = ()

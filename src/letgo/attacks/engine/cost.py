@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from letgo.attacks import ATTACKS
-from letgo.attacks.engine.spec import AttackSpec
+from letgo.attacks.engine.spec import AttackSpec, changes_weights
 from letgo.attacks.jailbreak import INSTRUCTIONS, PARAPHRASES, PREFILLS
 from letgo.core.catalog import settings_of
 
@@ -42,29 +42,37 @@ _PASSES: Mapping[str, Passes] = {
     "multi_turn": lambda settings, items: sum(2.0 * number + 1.0 for number in range(1, settings["rounds"] + 1)),
     "sample": lambda settings, items: float(settings["samples"] or settings["k"]),
     "relearn": _trained,
+    "perturb_latent": lambda settings, items: (1.0 + BACKWARD) * settings["steps"] * settings["batch_size"] / items,
     "suffix": _searched,
+    # Each prompt goes through the model and, to compare, through another one, or another prompt does.
+    "ablate_direction": lambda settings, items: 2.0 * min(settings["prompts"], items) / items,
 }
 """Of the attacks that do more than change the weights once, or ask once."""
 
 
 def trains(plan: AttackSpec) -> bool:
     """Whether it takes gradients and an optimizer's state of all weights: the most memory that an attack needs."""
-    return ATTACKS.record(plan.name).family == "relearning" and not plan.settings.get("lora")
+    return any(
+        ATTACKS.record(name).family == "relearning" and not settings.get("lora") for name, settings in plan.links
+    )
 
 
 def passes(plan: AttackSpec, items: int) -> float:
     """About how many passes over the forget items one model needs under all seeds and trials of an attack, beside those
     of a whole evaluation (`evaluations`)."""
-    once = _PASSES.get(plan.name)
-    settings = {**settings_of(ATTACKS.load(plan.name), skip=("victim",)), **plan.settings}
-    if once is None:
-        return 0.0 if evaluations(plan) else float(repeats(plan))
-    return repeats(plan) * once(settings, max(1, items))
+    once = sum(_passes(name, settings, max(1, items)) for name, settings in plan.links)
+    return repeats(plan) * once
+
+
+def _passes(name: str, given: Mapping[str, Any], items: int) -> float:
+    if name not in _PASSES:
+        return 0.0 if changes_weights(name) else 1.0
+    return _PASSES[name]({**settings_of(ATTACKS.load(name), skip=("victim",)), **given}, items)
 
 
 def evaluations(plan: AttackSpec) -> int:
     """How many whole evaluations of a model follow: none where the weights stay the same."""
-    return 0 if ATTACKS.record(plan.name).means in ("prompts", "scores") else repeats(plan)
+    return repeats(plan) if plan.changes_weights else 0
 
 
 def repeats(plan: AttackSpec) -> int:

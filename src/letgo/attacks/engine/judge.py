@@ -81,10 +81,12 @@ def judge_samples(
     *,
     way: str = "",
     weights_changed: bool = True,
+    plain: Metrics | None = None,
 ) -> Judged:
     """Judge an attacked model's samples, without the forget rows of groups that the attacker trained on (`seen`), if
     any others remain, and without rows that were not scored before and after unlearning. `label` is the attack's, for
-    errors; an attack that asks the same model in another `way` has not changed the weights."""
+    errors; an attack that asks the same model in another `way` has not changed the weights. If the links of a chain
+    before it have, `plain` are the metrics of what they left, asked plainly."""
     forget = {sample.group for sample in samples if sample.set == "forget"}
     given, seen = seen, seen & forget
     everything = bool(seen) and seen == forget
@@ -98,7 +100,8 @@ def judge_samples(
     metrics = recorded.summarise(judged)
     if not weights_changed:
         # The weights are the same: so is what was not asked otherwise.
-        metrics = baseline["after"] | {k: v for k, v in metrics.items() if k.startswith("forget_")}
+        unasked = baseline["after"] if plain is None else plain
+        metrics = unasked | {k: v for k, v in metrics.items() if k.startswith("forget_")}
     if seen and not everything:
         trained_on = recorded.summarise([s for s in samples if s.set == "forget" and s.group in seen])
         metrics |= {f"seen_{k.removeprefix('forget_')}": m for k, m in trained_on.items() if k.startswith("forget_")}
@@ -110,6 +113,7 @@ def judge_samples(
         raise EmptyScoreError(f"attack {label}: {problem}")
     shares = [one.share() for one in placed]
     retrained = ends.retrained.ways.get(way, ())
+    changed = weights_changed or plain is not None
     return Judged(
         metrics,
         baseline,
@@ -119,8 +123,8 @@ def judge_samples(
         shares=shares,
         left=smallest_share(recorded.headlines, baseline["before"], baseline["after"], metrics) or 0.0,
         revealed=revealed(judged, retrained, seen),
-        reasons=collapse_reasons(baseline["before"] or baseline["after"], metrics) if weights_changed else [],
-        loss=utility_loss(recorded.headlines, baseline["after"], metrics) if weights_changed else 0.0,
+        reasons=collapse_reasons(baseline["before"] or baseline["after"], metrics) if changed else [],
+        loss=utility_loss(recorded.headlines, baseline["after"], metrics) if changed else 0.0,
         samples=samples,
         seen=seen,
         everything_seen=everything,
@@ -177,11 +181,14 @@ def _on_the_same_rows(
     return judged, baseline, whole
 
 
-def judge_ways(recorded: Recorded, ways: Ways, ends: Ends, seen: frozenset[str], label: str) -> Judged:
-    """Of several ways to ask the same model, the one that brings most back; of those in which nobody can tell, none."""
+def judge_ways(
+    recorded: Recorded, ways: Ways, ends: Ends, seen: frozenset[str], label: str, plain: Metrics | None = None
+) -> Judged:
+    """Of several ways to ask the same model, the one that brings most back; of those in which nobody can tell, none.
+    `plain` as in `judge_samples`."""
     judged, shown = [], []
     for way, samples in ways.items():
-        judged.append(judge_samples(recorded, samples, ends, seen, label, way=way, weights_changed=False))
+        judged.append(judge_samples(recorded, samples, ends, seen, label, way=way, weights_changed=False, plain=plain))
         values = {name: m.value for name, m in judged[-1].metrics.items() if name.startswith("forget_")}
         shown.append({"way": way, "kept": judged[-1].kept, **values})
     # Where nobody can tell what was kept, the way that shows most of the forget set counts.
@@ -194,16 +201,21 @@ def _level(headlines: Sequence[Headline], judged: Judged) -> float:
     return sum(judged.metrics[h.metric].value for h in headlines if h.metric in judged.metrics)
 
 
-def judge_scored(recorded: Recorded, samples: Sequence[Sample], ends: Ends, headlines: Sequence[Headline]) -> Judged:
-    """Judge an attack that scores the models in its own way. The weights are the same: what it did not measure still
-    holds."""
+def judge_scored(
+    recorded: Recorded,
+    samples: Sequence[Sample],
+    ends: Ends,
+    headlines: Sequence[Headline],
+    plain: Metrics | None = None,
+) -> Judged:
+    """Judge an attack that scores the models in its own way; `plain` as in `judge_samples`."""
     placed = _placed(headlines, samples, ends, "", frozenset())
     shares = [one.share() for one in placed]
     forget = [sample for sample in samples if sample.set == "forget"]
     names = list(dict.fromkeys(name for sample in forget for name in sample.scores))
-    metrics = {k: v for k, v in recorded.after.items() if not k.startswith("forget_")} | means(forget, "forget", names)
+    metrics = means(forget, "forget", names)
     kept = kept_of(shares)
-    return Judged(
+    judged = Judged(
         metrics,
         {},
         part=False,
@@ -214,12 +226,19 @@ def judge_scored(recorded: Recorded, samples: Sequence[Sample], ends: Ends, head
         revealed=revealed(samples, ends.retrained.ways.get("", ())),
         samples=samples,
     )
+    return judge_measured(recorded, judged, plain)
 
 
-def judge_measured(recorded: Recorded, measured: Judged) -> Judged:
-    """Take over what an attack has judged by itself. The weights are the same: what it did not measure still holds."""
-    metrics = {k: v for k, v in recorded.after.items() if not k.startswith("forget_")} | measured.metrics
-    return replace(measured, metrics=metrics)
+def judge_measured(recorded: Recorded, measured: Judged, plain: Metrics | None = None) -> Judged:
+    """Take over what an attack has judged by itself. If the weights are the same, what it did not measure still holds;
+    if not, it is as `plain` has it (`judge_samples`)."""
+    unasked = recorded.after if plain is None else plain
+    metrics = {k: v for k, v in unasked.items() if not k.startswith("forget_")} | measured.metrics
+    judged = replace(measured, metrics=metrics)
+    if plain is None:
+        return judged
+    reasons = collapse_reasons(recorded.before or recorded.after, metrics)
+    return replace(judged, reasons=reasons, loss=utility_loss(recorded.headlines, recorded.after, metrics))
 
 
 def judge_curve(headlines: Sequence[Headline], curve: Curve, ends: Ends) -> list[dict[str, float]]:

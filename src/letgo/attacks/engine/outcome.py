@@ -42,13 +42,15 @@ def result_of(
     reasons = list(dict.fromkeys(reason for seed in judged for reason in seed.reasons))
     if plan.search and not any(trial["within_bound"] for trial in trials):
         reasons.append(f"no trial stayed within a utility loss of {plan.bound:g}: nothing is proven")
-    halves = [_steps_to_half(seed.judged.curve) for seed in seeds]
+    # A chain's looks are at what its links left: it has no steps between them.
+    courses = [seed.judged.curve if len(plan.links) == 1 else () for seed in seeds]
+    halves = [_steps_to_half(course) for course in courses]
     losses = [seed.loss for seed in judged if seed.loss is not None]
     stages = {stage: pooled([seed.baseline[stage] for seed in judged]) for stage in first.judged.baseline}
     did = dict(first.attacked.did)
-    if any("kept" in point for seed in judged for point in seed.curve):
+    if any("kept" in point for course in courses for point in course):
         did |= _mean_of_halves(halves, did.get("steps"))
-    if areas := [area for seed in judged if (area := _mean_over_course(seed.curve)) is not None]:
+    if areas := [area for course in courses if (area := _mean_over_course(course)) is not None]:
         did["kept_over_course"] = sum(areas) / len(areas)
     if plan.search:
         did |= {"strongest": {k: v for k, v in settings.items() if k not in plan.settings}} | summary(trials)
@@ -84,6 +86,7 @@ def result_of(
         utility=_utility(recorded, stages.get("after", {}), metrics),
         utility_loss=sum(losses) / len(losses) if losses else None,
         layers=[dict(row) for row in first.attacked.layers],
+        links=[dict(row) for row in first.attacked.links],
         ways=list(first.judged.ways),
         trials=trials,
         seconds=round(seconds, 3),

@@ -44,6 +44,7 @@ from letgo.models.load import arithmetic_of, weights_fingerprint
 from letgo.runs.results import (
     SAMPLES_FILE,
     AttackResult,
+    Metrics,
     Result,
     SampleRow,
     check_unused,
@@ -87,7 +88,7 @@ def attack(
         directory: a run directory; or, with `benchmark` and `original`, any model: a directory, a hub id, a built-in
             name, or one behind a server (`letgo.scoring.server.served.connect`). Both models are then measured first.
         attacks: each "NAME:key=value,…"; beside the attack's own settings `seeds=N`, `threshold=SHARE`, `search=N`,
-            `bound=SHARE` (`letgo.attacks.engine.spec.plan_attack`).
+            `bound=SHARE`; or "ATTACK then ATTACK", a chain (`letgo.attacks.engine.spec.plan_attack`).
         benchmark: what a bare model is judged by.
         original: the model before unlearning, which every attack is made on too; by default, of a run, the one that its
             record names.
@@ -214,25 +215,36 @@ def _run_seed(
     """Attack under one seed the unlearned model, then the original and the retrained one alike; judge."""
     label, recorded = f"{plan.label}, seed {number}", target.recorded
     attacked = apply_attack(target.victim(_probe(target)), plan, settings, number)
+    plain = _plain(target, plan, attacked)
     if attacked.measured is not None:
-        return Seed(number, attacked, judge_measured(recorded, attacked.measured))
+        return Seed(number, replace(attacked, model=None), judge_measured(recorded, attacked.measured, plain))
     mine = _answered(target, plan, attacked, target.benchmark)
     # Of each seed, only the numbers stay in memory.
     attacked = replace(attacked, model=None, asked={}, scored=())
     ends = _ends(target, plan, settings, number, shared_scores)
     seen = attacked.seen
     if attacked.headlines:
-        judged = judge_scored(recorded, mine.ways[""], ends, attacked.headlines)
+        judged = judge_scored(recorded, mine.ways[""], ends, attacked.headlines, plain)
     elif "" in mine.ways:
         judged = judge_samples(recorded, mine.ways[""], ends, seen, label)
     else:
-        judged = judge_ways(recorded, mine.ways, ends, seen, label)
+        judged = judge_ways(recorded, mine.ways, ends, seen, label, plain)
     judged = replace(
         judged,
         curve=judge_curve(recorded.headlines, mine.curve, ends),
         gain=_gain(target, plan, settings, judged, ends),
     )
     return Seed(number, attacked, judged)
+
+
+def _plain(target: Target, plan: AttackSpec, attacked: Attacked) -> Metrics | None:
+    """The metrics of a model whose weights were changed before an attack asked it otherwise; None of all others, which
+    are scored as they are, or still have the weights that are recorded."""
+    asks = attacked.asked or attacked.headlines or attacked.measured is not None
+    if not (asks and plan.changes_weights):
+        return None
+    name = "measuring what the links before left"
+    return target.recorded.summarise(target.samples(attacked.model, target.tokenizer(), name))
 
 
 def _answered(target: Target, plan: AttackSpec, attacked: Attacked, benchmark: Benchmark) -> Answered:
@@ -281,7 +293,8 @@ def _attacked_reference(
     scored = (target.benchmark.name, target.benchmark.settings, target.template, target.dtype, target.limit)
     # The original's own format is that to which the retrained model is rounded too.
     format = (target.exported, target.original if role == "retrained" else None)
-    circumstances = (role, plan.name, sorted(settings.items()), seed, scored, format)
+    pair = weights_fingerprint(target.load()) if plan.of_pair else None
+    circumstances = (role, plan.name, sorted(settings.items()), seed, scored, format, pair)
     return attacked_reference(victim, circumstances, make, shared_scores)
 
 

@@ -42,7 +42,8 @@ def check_served(plans: Sequence[AttackSpec], model: Served, **of_weights: Any) 
 
 def needed(plan: AttackSpec, model: Served) -> str | None:
     """What an attack needs that this server does not give; None where it can be made."""
-    last = ATTACKS.record(plan.name).served
+    # A chain of several has a link that changes the weights.
+    last = 0 if plan.changes_weights else ATTACKS.record(plan.name).served
     if last >= model.level:
         return None
     return f"it needs a server that gives {LEVELS[last]}" if last else "it needs the model's weights"

@@ -1,15 +1,25 @@
-"""From "NAME:key=value,…" to an attack that is checked before anything is loaded."""
+"""From "NAME:key=value,…", or several joined by "then", to an attack that is checked before anything is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
 from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Victim
-from letgo.core.catalog import check_settings, format_spec, parse_spec, settings_of
+from letgo.attacks.engine.chain import apply_chain
+from letgo.core.catalog import (
+    check_settings,
+    format_spec,
+    join_chain,
+    links_of,
+    parse_spec,
+    settings_of,
+    split_chain,
+)
 from letgo.core.errors import EmptyScoreError, LetgoError, UserError
 from letgo.core.values import Count, Share, Weight, Within
 from letgo.runs.results import Result
@@ -24,10 +34,10 @@ TRIALS = 12
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """One attack to run.
+    """One attack to run, or a chain of them.
 
     Attributes:
-        name: as the catalog knows it; `settings` are the attack's own.
+        name: as the catalog knows it; `settings` are the attack's own. Of a chain as `parse_chain` has the two.
         seeds: it is run under each.
         threshold: the least share kept to have survived.
         search: how many settings are tried for the strongest; 0 for none.
@@ -48,6 +58,19 @@ class AttackSpec:
     @property
     def label(self) -> str:
         return format_spec(self.name, {**self.settings, **self.given})
+
+    @property
+    def links(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """The attacks that are made one after another, each with its settings; of a plain attack that one."""
+        return links_of(self.name, self.settings)
+
+    @property
+    def changes_weights(self) -> bool:
+        return changes_weights(self.name)
+
+    @property
+    def of_pair(self) -> bool:
+        return any(ATTACKS.record(name).of_pair for name, _ in self.links)
 
 
 @dataclass(frozen=True)
@@ -82,20 +105,34 @@ def check_attacks(plans: Sequence[AttackSpec], victim: Victim | None = None) -> 
     known = {each.name: getattr(victim, each.name) for each in fields(Victim)} if victim else {}
     without = _NoModel(**{"directory": "", "benchmark": unknown, **known, "recorded": unknown})
     for plan in plans:
-        for seed in plan.seeds if victim else plan.seeds[:1]:
-            try:
-                apply_attack(without, plan, plan.settings, seed)
-            except _ModelNeeded:
-                continue
-            except EmptyScoreError as error:
-                raise UserError(str(error)) from error
+        for place, (name, settings) in enumerate(plan.links):
+            later = place < len(plan.links) - 1
+            link = replace(without, earlier=_left_nothing if place else None, later=later)
+            for seed in plan.seeds if victim else plan.seeds[:1]:
+                try:
+                    _apply_link(link, plan, name, settings, seed)
+                except _ModelNeeded:
+                    continue
+                except EmptyScoreError as error:
+                    raise UserError(str(error)) from error
 
 
 def apply_attack(victim: Victim, plan: AttackSpec, settings: Mapping[str, Any], seed: int) -> Attacked:
     """What an attack leaves; settings that it does not take are a `UserError`."""
-    ATTACKS.check_settings(plan.name, {**settings, "seed": seed}, skip=("victim",))
+    links = links_of(plan.name, settings)
+    return apply_chain(
+        victim,
+        [
+            (format_spec(name, given), partial(_apply_link, plan=plan, name=name, settings=given, seed=seed))
+            for name, given in links
+        ],
+    )
+
+
+def _apply_link(victim: Victim, plan: AttackSpec, name: str, settings: Mapping[str, Any], seed: int) -> Attacked:
+    ATTACKS.check_settings(name, {**settings, "seed": seed}, skip=("victim",))
     try:
-        attacked: Attacked = ATTACKS.load(plan.name)(victim, seed=seed, **settings)
+        attacked: Attacked = ATTACKS.load(name)(victim, seed=seed, **settings)
         return attacked
     except (TypeError, ValueError) as error:
         if isinstance(error, LetgoError):
@@ -105,6 +142,10 @@ def apply_attack(victim: Victim, plan: AttackSpec, settings: Mapping[str, Any], 
 
 class _ModelNeeded(Exception):
     """An attack has come as far as it can without a model."""
+
+
+def _left_nothing(victim: Victim) -> NoReturn:
+    raise _ModelNeeded
 
 
 class _Unknown:
@@ -135,32 +176,63 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
     share kept; `search=20` looks for the strongest settings, which may cost `bound=0.1` of the utility;
     `reference=false` does not attack the retrained model.
 
+    "LINK then LINK" is a chain: each attack is made on the model that the one before it left, and what the last one
+    leaves is judged. `seeds`, `seed`, `threshold` and `reference` are of the whole chain, whichever link names them;
+    no chain is searched. A link that leaves the weights as they are can only stand last.
+
     Args:
-        spec: "NAME:key=value,…".
+        spec: "NAME:key=value,…", or several joined by " then ".
         seeds, threshold: where the text names none; by default the catalog's number of seeds.
     """
-    name, settings = parse_spec(spec)
-    record = ATTACKS.record(name)
-    what = f"attack {record.name!r}"
-    options: dict[str, Any] = {key: settings.pop(key) for key in settings_of(_Options) if key in settings}
+    parsed = [parse_spec(link) for link in split_chain(spec)]
+    records = [ATTACKS.record(name) for name, _ in parsed]
+    what = f"attack {join_chain(record.name for record in records)!r}"
+    options: dict[str, Any] = {}
+    for _, settings in parsed:
+        of_all = {key: settings[key] for key in (*settings_of(_Options), "seed") if key in settings}
+        if twice := [key for key in of_all if key in options]:
+            raise UserError(f"{what}: {twice[0]} is of the whole chain; give it in one link alone")
+        options |= of_all
+        for key in settings_of(_Options):
+            settings.pop(key, None)
+    options.pop("seed", None)
     given: dict[str, Any] = {key: options[key] for key in ("search", "bound") if key in options}
-    usual = record.seeds if seeds is None or not record.random else seeds
+    usual = max(record.seeds for record in records)
+    if seeds is not None and any(record.random for record in records):
+        usual = seeds
     options = {"seeds": usual, "threshold": threshold, **options}
     if options.get("search") is True:
         options["search"] = TRIALS
     # Those that this attack has no use for are checked too.
     check_settings(what, [_Options], {"seeds": usual if seeds is None else seeds})
     check_settings(what, [_Options], options)
-    if given and not record.space:
+    if given and len(records) > 1:
+        raise UserError(
+            f"{what}: {next(iter(given))}: a chain is not searched; search each attack by itself, and give the "
+            "settings that it finds"
+        )
+    if given and not records[-1].space:
         known = ", ".join(each.name for each in ATTACKS if each.space)
         raise UserError(f"{what}: {next(iter(given))}: it has no settings to search over; those that have: {known}")
     if "bound" in given and "search" not in given:
         raise UserError(f"{what}: bound is of a search; give search=N too")
-    ATTACKS.check_settings(name, settings, skip=("victim",))
-    if "search" in given and not searched(record.name, settings):
+    for record, (_, settings) in zip(records, parsed, strict=True):
+        ATTACKS.check_settings(record.name, settings, skip=("victim",))
+    if still := [record.name for record in records[:-1] if not changes_weights(record.name)]:
+        raise UserError(f"{what}: {still[0]} leaves the weights as they are: in a chain it can only stand last")
+    if "search" in given and not searched(records[-1].name, parsed[-1][1]):
         raise UserError(f"{what}: every setting that search goes over is given; leave some open")
-    first, count = settings.pop("seed", 0), options.pop("seeds")
-    return AttackSpec(record.name, settings, tuple(range(first, first + count)), given=given, **options)
+    first, count = max(settings.pop("seed", 0) for _, settings in parsed), options.pop("seeds")
+    *earlier, (last, settings) = [
+        (record.name, settings) for record, (_, settings) in zip(records, parsed, strict=True)
+    ]
+    name = join_chain([*(format_spec(*link) for link in earlier), last])
+    return AttackSpec(name, settings, tuple(range(first, first + count)), given=given, **options)
+
+
+def changes_weights(name: str) -> bool:
+    """Whether an attack of this name, or a link of a chain, leaves other weights than it found."""
+    return any(ATTACKS.record(link).means in ("weights", "data") for link, _ in links_of(name, {}))
 
 
 def missing_attacks(specs: Iterable[str], result: Result) -> list[str]:

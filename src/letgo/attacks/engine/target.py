@@ -131,6 +131,7 @@ class Target:
             dtype=self.dtype,
             original=self.original,
             run=self.directory,
+            unlearned=self.model,
             limit=self.limit,
             recorded=self.recorded.samples,
             probe=probe,
