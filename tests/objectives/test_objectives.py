@@ -23,6 +23,7 @@ SETTINGS = {
     "npo": {"beta": 0.3},
     "dpo": {"beta": 0.4},
     "idk_dpo": {"beta": 0.4},
+    "altpo": {"beta": 0.4},
     "wga": {"beta": 0.7},
     "satimp": {"beta1": 2.0, "beta2": 0.5},
     "undial": {"strength": 3.0},
@@ -135,6 +136,8 @@ HAND = part_of([[0, 1, 2], [2, 1, 0]], [[-100, 1, 2], [-100, -100, 0]])
         # p − 1, and p²/2 − p³/3.
         ("wga", {"beta": 1.0}, {}, (1 / 3 + 1 / 4 + 1 / 2) / 3 - 1),
         ("satimp", {"beta1": 2.0, "beta2": 1.0}, {}, sum(p**2 / 2 - p**3 / 3 for p in (1 / 3, 1 / 4, 1 / 2)) / 3),
+        # The highest logit above the mean of the three, of the rows (0, 0, 0), (log 2, 0, 0) and again the second.
+        ("pdu", {"retain_loss": "none"}, {}, 2 * (2 / 3 * math.log(2.0)) ** 2 / 3),
         # −log(1 − p) of 1/3, 1/4 and 1/2.
         ("ce_u", {}, {}, -(math.log(2 / 3) + math.log(3 / 4) + math.log(1 / 2)) / 3),
         # γ = log 2 at the reference itself: (2/5, 1/5, 2/5); (4/7, 2/7, 1/7); (1/3, 1/3, 1/3).
@@ -433,6 +436,7 @@ def test_bad_settings(make_it, message):
         ("npo", {"beta": 0}),
         ("simnpo", {"beta": -1}),
         ("dpo", {"beta": 0}),
+        ("altpo", {"beta": 0}),
         ("wga", {"beta": -0.1}),
         ("satimp", {"beta1": 0}),
         ("satimp", {"beta2": -1}),

@@ -75,6 +75,25 @@ def dpo(model, original, batch, beta=0.1):
     return sum(losses) / len(losses)
 
 
+def altpo(model, original, batch, beta=0.1):
+    return 2 / beta * dpo(model, original, batch, beta)
+
+
+def logit_margin(model, original, batch):
+    part = batch["forget"]
+
+    def of_row(row):
+        return [(max(logits) - sum(logits) / len(logits)) ** 2 for logits, _ in row_logits(model, part, row)]
+
+    return over_tokens(part, of_row)
+
+
+def dual_weight(weight, retain_loss, bound, rate):
+    """λ after a step of dual ascent."""
+    moved = weight + rate * (retain_loss - bound)
+    return moved if moved > 0 else 0.0
+
+
 def preference_optimization(model, original, batch):
     return -over_tokens(batch["alternative"], lambda row: row_tokens(model, batch["alternative"], row))
 

@@ -16,7 +16,7 @@ from letgo.core.catalog import Catalog, Record, check_settings, settings_of
 from letgo.core.errors import UserError
 from letgo.core.values import Weight
 from letgo.objectives.records import ObjectiveRecord, TermRecord
-from letgo.objectives.schedules import parse_schedule
+from letgo.objectives.schedules import Dual, parse_schedule
 
 if TYPE_CHECKING:
     from letgo.objectives.objective import Objective as Objective
@@ -113,6 +113,17 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             kl=(),
             **_DPO,
         ),
+        ObjectiveRecord(
+            name="altpo",
+            summary=f"an invented answer preferred to the one to forget; {_RETAINED['ce']}",
+            source="AltPO (arXiv 2409.13474)",
+            faithfulness="variant",
+            note="the row's field `alternative` is its invented answer; several a question are several rows",
+            alternative="own",
+            hidden="label",
+            retain="ce",
+            **_DPO | {"target": "letgo.objectives.preference:altpo"},
+        ),
         *_presets(
             name="idk_dpo",
             summary="a refusal preferred to the answer to forget",
@@ -152,6 +163,18 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             retain_weight=1200.0,
             hidden="layer",
             trainable="letgo.objectives.rmu:trainable_pattern",
+        ),
+        ObjectiveRecord(
+            name="pdu",
+            target="letgo.objectives.pdu:logit_margin",
+            summary=f"the highest logit drawn down to the mean of all; {_RETAINED['ce']}, its weight a dual variable",
+            source="PDU (arXiv 2506.05314)",
+            faithfulness="variant",
+            note="λ moves once a step of the optimizer, not once a micro-batch; the warm-up is a share of the run",
+            hidden="label",
+            retain="ce",
+            retain_weight=100.0,
+            schedule="dual",
         ),
         *_presets(
             name="undial",
@@ -300,7 +323,7 @@ def create_objective(
     *,
     retain_loss: str | None = None,
     retain_weight: Weight | None = None,
-    retain_weight_schedule: str = "constant",
+    retain_weight_schedule: str | None = None,
     forget_weight: Weight = 1.0,
     **settings: Any,
 ) -> Objective:
@@ -311,7 +334,7 @@ def create_objective(
         retain_loss: the retain term, in place of the preset's.
         retain_weight: λ; by default the record's (1, except for methods whose source has another).
         retain_weight_schedule: what λ is multiplied by over the run: "constant", "linear:start=0,end=1", "cosine:…",
-            "step:at=0.5,…".
+            "step:at=0.5,…"; or "dual:bound=0.3,…", by which λ follows the retain loss. By default the record's.
         forget_weight: w, the forget term's weight.
         settings: of the forget term or the retain term (`npo`: beta); one that both know goes to both.
 
@@ -328,8 +351,15 @@ def create_objective(
     retain_term = RETAIN_TERMS.load(retain_record.name)
     check_settings(f"objective {record.name!r}", [term, retain_term], settings, skip=NOT_SETTINGS)
     known, of_retain = (settings_of(t, skip=NOT_SETTINGS) for t in (term, retain_term))
-    # The record's weight is meant for its own retain term, not for any other.
-    usual = record.retain_weight if retain_record.name == record.retain else 1.0
+    # The record's weight and schedule are meant for its own retain term, not for any other.
+    its_own = retain_record.name == record.retain
+    usual = record.retain_weight if its_own else 1.0
+    schedule = parse_schedule(retain_weight_schedule or (record.schedule if its_own else "constant"))
+    if isinstance(schedule, Dual) and retain_record.name == "none":
+        raise UserError(
+            f"retain_weight_schedule {retain_weight_schedule!r} follows the retain loss, and objective "
+            f"{record.name!r} has no retain term here: name a retain_loss (letgo list retain-losses)"
+        )
     from letgo.objectives.objective import Objective, Term
 
     return Objective(
@@ -338,7 +368,7 @@ def create_objective(
         retain=Term(retain_record, retain_term, {k: v for k, v in settings.items() if k in of_retain}),
         retain_weight=usual if retain_weight is None else float(retain_weight),
         forget_weight=float(forget_weight),
-        schedule=parse_schedule(retain_weight_schedule),
+        schedule=schedule,
     )
 
 

@@ -16,7 +16,7 @@ from letgo.models.forward import block_number
 from letgo.models.head import OutputHead, check_head, reference_head
 from letgo.objectives.joint import joined
 from letgo.objectives.records import ObjectiveRecord, TermRecord
-from letgo.objectives.schedules import Schedule, constant
+from letgo.objectives.schedules import Dual, Schedule, constant
 
 Batch = Mapping[str, Mapping[str, Tensor]]
 
@@ -49,7 +49,8 @@ class Objective:
     `reference_layer_hidden` packed, (tokens, width), rows in order. The part `alternative` is aligned with `forget`,
     row by row.
 
-    s is the schedule of the retain term's weight, a function of progress p in [0, 1].
+    s is the schedule of the retain term's weight, a function of progress p in [0, 1]. Where it is `Dual`, λ itself
+    moves, by `after_step`, and s is 1.
     """
 
     record: ObjectiveRecord
@@ -57,13 +58,19 @@ class Objective:
     retain: Term
     retain_weight: float
     forget_weight: float = 1.0
-    schedule: Schedule = constant
+    schedule: Schedule | Dual = constant
     reference_head: OutputHead | None = None
     """The output layer that stored hidden states go through; set by `prepare`."""
 
     @property
     def needs_retain(self) -> bool:
-        return self.retain.record.name != "none" and self.retain_weight != 0.0
+        # A dual variable comes back from 0.
+        return self.retain.record.name != "none" and (self.retain_weight != 0.0 or self.dual)
+
+    @property
+    def dual(self) -> bool:
+        """Whether the retain loss moves the retain term's weight."""
+        return isinstance(self.schedule, Dual)
 
     @property
     def _terms(self) -> dict[str, Term]:
@@ -136,7 +143,19 @@ class Objective:
 
     def retain_weight_at(self, progress: float) -> float:
         """λ s(p)."""
+        if isinstance(self.schedule, Dual):
+            return self.retain_weight
         return self.retain_weight * self.schedule(min(1.0, max(0.0, progress)))
+
+    def after_step(self, retain_loss: float, progress: float) -> None:
+        """Move λ, where it is a dual variable.
+
+        Args:
+            retain_loss: of the whole step, over its micro-batches and processes.
+            progress: the share of the run that was done before the step.
+        """
+        if isinstance(self.schedule, Dual):
+            self.retain_weight = self.schedule.moved(self.retain_weight, retain_loss, progress)
 
     def total(self, terms: Mapping[str, Tensor], progress: float = 0.0) -> Tensor:
         """The loss: the weighted sum of the terms after this share of the run."""

@@ -28,6 +28,8 @@ class ObjectiveRecord(TermRecord):
     retain: str = "none"
     retain_weight: float = 1.0
     """The retain term's weight where none is given."""
+    schedule: str = "constant"
+    """Its schedule where none is given."""
     alternative: Literal["refusal", "own"] | None = None
     """What the part `alternative` holds: a refusal, or the row's own field `alternative`."""
     trainable: str | None = None

@@ -61,6 +61,12 @@ def check_parts(args: UnlearnConfig) -> None:
             f"optimizer {args.optimizer} takes the forget and the retain term apart, and objective {args.objective} "
             "has no retain term here: name a retain_loss (letgo list retain-losses), or an objective that has one"
         )
+    batched = (args.optimizer_args or {}).get("engine") == "batched"
+    if objective is not None and objective.dual and batched:
+        raise UserError(
+            "retain_weight_schedule: dual follows the retain loss of every step, and engine: batched evaluates only the "
+            "sum of both terms: take engine: in_place"
+        )
     kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
     try:
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(kwargs))
