@@ -273,6 +273,46 @@ def test_dpo_equals_trl(tokenizer, tmp_path):
     torch.testing.assert_close(gradient(model, found), gradient(model, expected), rtol=1e-4, atol=1e-6)
 
 
+def test_a_student_begins_as_the_teacher_where_nothing_is_damaged(tokenizer):
+    model = make("llama").double()
+    objective, batch, original = prepared("undo", model, tokenizer, alpha=0.0)
+    note = objective.begin(model)
+    assert "1 of the teacher's weights and 0 of noise (seed 0)" in note
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
+    assert abs(float(objective(model, batch).detach())) < 1e-12
+    assert create_objective("npo").begin(model) is None
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.25, 0.0), (0.5, 0.1), (0.8, 2.0)])
+def test_a_damaged_students_weights(tokenizer, alpha, beta):
+    """Trained matrices get Xavier's noise, vectors shrink, the frozen ones stay; another seed is other noise."""
+    students = {}
+    for seed in (0, 0, 1):
+        model = make("gpt2").double()
+        model.transformer.wpe.weight.requires_grad_(False)
+        objective, batch, original = prepared("undo", model, tokenizer, alpha=alpha, beta=beta, seed=seed)
+        objective.begin(model)
+        assert float(objective(model, batch).detach()) > 1e-6
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+        if seed in students:
+            assert all(torch.equal(weights[name], students[seed][name]) for name in weights)
+        students[seed] = weights
+    before = dict(original.named_parameters())
+    for name, weight in students[0].items():
+        noise = (weight - (1 - alpha) * before[name].detach()) / alpha
+        if name.endswith("wpe.weight"):
+            assert torch.equal(weight, before[name])
+        elif weight.dim() == 1 or not beta:
+            assert noise.abs().max() < 1e-15, name
+        else:
+            most = beta * math.sqrt(6 / sum(weight.shape))
+            # The largest of n even draws is below 0.9 of the end with a chance of 0.9^n.
+            assert 0.9 * most < noise.abs().max() <= most, name
+            assert not torch.equal(weight, students[1][name])
+            expected = reference.damaged(before[name].detach(), (noise / beta).flatten(), alpha, beta)
+            torch.testing.assert_close(weight.flatten(), expected.double(), rtol=1e-6, atol=1e-7)
+
+
 # -- masks, padding, windows -------------------------------------------------------------------------------------------
 
 

@@ -43,6 +43,7 @@ def ten_steps(name, architecture, grade, tokenizer):
     base = name.removesuffix("_gdr").removesuffix("_klr")
     model = make(architecture, layers=1, width=8)
     objective, batch, _ = prepared(name, model, tokenizer, **SETTINGS.get(base, {}))
+    objective.begin(model)
     if pattern := objective.trainable_pattern(model):
         freeze_all_but(model, pattern)
     kind, settings = GRADES[grade]

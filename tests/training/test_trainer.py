@@ -424,6 +424,30 @@ def test_a_dual_retain_weight_survives_a_resume(tmp_path, tokenizer, grade):
     assert weights_fingerprint(resumed.model) == weights_fingerprint(whole.model)
 
 
+def test_a_student_is_taught_by_the_model_as_it_was_and_resumes(tmp_path, tokenizer):
+    settings = {
+        "objective": "undo",
+        "objective_args": {"alpha": 0.6, "seed": 4},
+        "max_steps": 40,
+        "learning_rate": 5e-3,
+    }
+    settings |= {"save_strategy": "steps", "save_steps": 20, "save_total_limit": 2}
+    whole = make_trainer(tmp_path / "whole", tokenizer, **settings)
+    whole.train()
+    losses = [row["loss"] for row in whole.history]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5]), "it comes nearer to the teacher"
+    assert any("0.4 of the teacher's weights" in note and "seed 4" in note for note in whole.notes)
+    resumed = make_trainer(tmp_path / "whole", tokenizer, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-20"))
+    assert weights_fingerprint(resumed.model) == weights_fingerprint(whole.model)
+    assert resumed.history == whole.history
+
+
+def test_a_student_is_not_made_of_adapters():
+    with pytest.raises(UserError, match=r"undo changes the weights before it trains them.*leave lora_rank out"):
+        check_parts(UnlearnConfig(objective="undo", lora_rank=2))
+
+
 def test_a_dual_weight_refuses_an_engine_that_sees_no_terms():
     with pytest.raises(UserError, match="take engine: in_place"):
         check_parts(UnlearnConfig(optimizer="zo_sgd", optimizer_args={"engine": "batched", "rank": 2}, **PDU))

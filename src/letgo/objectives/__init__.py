@@ -212,6 +212,17 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             ce=("ceu_gdr",),
         ),
         ObjectiveRecord(
+            name="undo",
+            target="letgo.objectives.undo:undo",
+            summary="an unlearned model distilled into a copy of it whose weights were damaged",
+            source="UNDO (arXiv 2506.06278)",
+            faithfulness="variant",
+            note=f"KL {_LABELS_ALONE}; the noise has a seed",
+            parts=(),
+            retain="kl",
+            start="letgo.objectives.undo:damage",
+        ),
+        ObjectiveRecord(
             name="ft",
             target="letgo.objectives.likelihood:no_term",
             summary="fine-tuning on the retain set alone",

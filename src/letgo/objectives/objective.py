@@ -128,9 +128,19 @@ class Objective:
         """A regular expression for the names of the parameters that the method trains; None for any."""
         if self.record.trainable is None:
             return None
-        pattern: Callable[..., str] = resolve_name(self.record.trainable)
-        wanted = settings_of(pattern, skip=("model",))
-        return pattern(model, **{k: v for k, v in self.forget.settings.items() if k in wanted})
+        return self._by_settings(self.record.trainable, model)
+
+    def begin(self, model: Any) -> str | None:
+        """Change the model's weights to those that training begins from, where the method has such, once all that it
+        needs of the model as it was is taken. Returns a note for the record; None where nothing was changed."""
+        return None if self.record.start is None else self._by_settings(self.record.start, model)
+
+    def _by_settings(self, target: str, model: Any) -> str:
+        """What a function of the record's own gives of the model and of those of the forget term's settings that it
+        has."""
+        function: Callable[..., str] = resolve_name(target)
+        wanted = settings_of(function, skip=("model",))
+        return function(model, **{k: v for k, v in self.forget.settings.items() if k in wanted})
 
     def terms(self, model: Any, batch: Batch, part: str | None = None) -> dict[str, Tensor]:
         """The terms by name, each a scalar: "forget", and "retain" (not yet weighted) where there is one; only one of

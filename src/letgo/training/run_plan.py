@@ -61,10 +61,15 @@ def check_parts(args: UnlearnConfig) -> None:
             f"optimizer {args.optimizer} takes the forget and the retain term apart, and objective {args.objective} "
             "has no retain term here: name a retain_loss (letgo list retain-losses), or an objective that has one"
         )
+    if objective is not None and objective.record.start and args.lora_rank:
+        raise UserError(
+            f"objective {args.objective} changes the weights before it trains them, and adapters leave the model's own "
+            "as they are: leave lora_rank out"
+        )
     batched = (args.optimizer_args or {}).get("engine") == "batched"
     if objective is not None and objective.dual and batched:
         raise UserError(
-            "retain_weight_schedule: dual follows the retain loss of every step, and engine: batched evaluates only the "
+            "retain_weight_schedule: dual follows the retain loss of every step, and engine: batched evaluates the "
             "sum of both terms: take engine: in_place"
         )
     kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
@@ -129,6 +134,11 @@ def check_shards(args: UnlearnConfig) -> None:
         raise UserError(
             f"strategy: fsdp2 shares out weights that are trained in steps; {args.objective} changes whole weights in "
             "one shot: take replicas, or one process"
+        )
+    if (objective := objective_of(args)) and objective.record.start:
+        raise UserError(
+            f"strategy: fsdp2 shares the weights out, and objective {args.objective} changes whole weights before it "
+            "trains them: take replicas, or one process"
         )
     if args.lora_rank:
         raise UserError(

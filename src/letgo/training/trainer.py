@@ -369,6 +369,9 @@ class UnlearnTrainer(Trainer):
         if resume_from_checkpoint and self.objective.dual:
             self.objective.retain_weight = facts_of(Path(resume_from_checkpoint))["retain_weight"]
         in_shards(self.model)
+        # A checkpoint's weights take the place of those it begins from.
+        if note := self.objective.begin(self.model):
+            self.notes.append(note)
         try:
             with rank_loss_named():
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
