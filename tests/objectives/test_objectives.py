@@ -29,6 +29,7 @@ SETTINGS = {
     "undial": {"strength": 3.0},
     "ce_u": {"ignore_first": 1},
     "rmu": {"layer": 1, "steering": 2.0, "seed": 3},
+    "rmu_lat": {"layer": 1, "steering": 2.0, "seed": 3, "inner_steps": 3, "radius": 0.1},
     "ft_l1": {"sparsity": 1e-3},
 }
 # Gemma's norms are in float32 whatever its weights are, so a batch of other rows differs in their last bits.
@@ -41,7 +42,7 @@ ALONE = [name for name in OBJECTIVES.names() if not name.endswith(("_gdr", "_klr
 def expected_forget(name, model, original, batch, settings):
     function = getattr(reference, OBJECTIVES.record(name).target.rpartition(":")[2])
     more = {key: value for key, value in settings.items() if key != "seed"}
-    if name == "rmu":
+    if name in ("rmu", "rmu_lat"):
         more["direction"] = control_vector(model.config.hidden_size, settings["seed"]).to(torch.float64)
     if name == "random_label":
         more["labels"] = random_labels(batch["forget"], model.config.vocab_size, 0)
@@ -313,6 +314,47 @@ def test_a_damaged_students_weights(tokenizer, alpha, beta):
             torch.testing.assert_close(weight.flatten(), expected.double(), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rmu_without_inner_steps_is_rmu_to_the_bit(architecture, tokenizer):
+    values = []
+    for name, settings in (("rmu_lat", {"inner_steps": 0}), ("rmu", {})):
+        model = make(architecture)
+        objective, batch, _ = prepared(name, model, tokenizer, moved=0.02, layer=1, **settings)
+        assert "latent" not in batch["forget"]
+        loss = objective(model, batch)
+        values.append((loss, gradient(model, loss)))
+    assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
+
+
+@pytest.mark.parametrize(("attacked", "radius"), [(0, 0.15), (1, 10.0)])
+def test_the_latent_attack_equals_a_plain_loop(tokenizer, attacked, radius):
+    model = make("gpt2").double()
+    settings = {"layer": 1, "attacked_layer": attacked, "inner_steps": 5, "inner_lr": 0.03, "radius": radius}
+    _, batch, _ = prepared("rmu_lat", model, tokenizer, **settings)
+    part = batch["forget"]
+    found = part["latent"].split(part["attention_mask"].sum(dim=1).tolist())
+    for row, delta in enumerate(found):
+        expected = reference.latent_attack(model, part, row, attacked, 5, 0.03, radius)
+        torch.testing.assert_close(delta, expected, rtol=1e-6, atol=1e-8)
+    lengths = part["latent"].norm(dim=1)
+    assert float(lengths.max()) <= radius * (1 + 1e-9)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_latent_attack_brings_the_words_back_and_must_reach_the_layer(tokenizer):
+    from letgo.objectives.rmu_lat import adversary, adversary_loss, no_shift
+
+    model = make("llama")
+    _, batch, _ = prepared("rmu", model, tokenizer)
+    part = batch["forget"]
+    delta = adversary(model, part, layer=1, inner_steps=16)
+    with torch.no_grad():
+        losses = [float(adversary_loss(model, part, shift, 1)) for shift in (no_shift(model, part), delta)]
+    assert losses[1] < 0.5 * losses[0]
+    with pytest.raises(UserError, match="attacked_layer 2 lies above layer 1"):
+        adversary(model, part, layer=1, attacked_layer=2)
+
+
 # -- masks, padding, windows -------------------------------------------------------------------------------------------
 
 
@@ -483,6 +525,8 @@ def test_bad_settings(make_it, message):
         ("undial", {"strength": -1}),
         ("ce_u", {"ignore_first": -1}),
         ("rmu", {"steering": 0}),
+        ("rmu_lat", {"radius": 0}),
+        ("rmu_lat", {"inner_steps": -1}),
         ("ft_l1", {"sparsity": -1}),
     ],
 )

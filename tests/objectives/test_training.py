@@ -26,6 +26,7 @@ GRADES = {
 SETTINGS = {
     "simnpo": {"beta": 0.5},
     "rmu": {"steering": 2.0, "retain_weight": 10.0},
+    "rmu_lat": {"steering": 2.0, "retain_weight": 10.0, "inner_steps": 2},
     "satimp": {"beta1": 1.0},
     "ft_l1": {"sparsity": 1e-4},
 }

@@ -165,6 +165,41 @@ def rmu(model, original, batch, layer=1, steering=6.5, direction=None):
     return sum(squares) / len(squares)
 
 
+def rmu_lat(model, original, batch, layer=1, steering=6.5, direction=None, attacked_layer=None, **inner):
+    """With the shifts that the batch brings, row by row, added by a hook on the block's input."""
+    part = batch["forget"]
+    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    number = layer if attacked_layer is None else attacked_layer
+    squares, taken = [], 0
+    for row in range(len(part["labels"])):
+        length = int(part["attention_mask"][row].sum())
+        shift = part["latent"][taken : taken + length]
+        taken += length
+        hook = blocks[number].register_forward_pre_hook(lambda m, args, shift=shift: (args[0] + shift, *args[1:]))
+        squares += [((h - steering * direction) ** 2).sum() / len(h) for h in after_block(model, part, row, layer)]
+        hook.remove()
+    return sum(squares) / len(squares)
+
+
+def latent_attack(model, part, row, block, steps, lr, radius):
+    """δ of one row alone: Adam by hand on the row's mean loss, projected after every step."""
+    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    width = model.config.hidden_size
+    delta = torch.zeros(int(part["attention_mask"][row].sum()), width, dtype=torch.float64)
+    first, second = torch.zeros_like(delta), torch.zeros_like(delta)
+    for step in range(1, steps + 1):
+        delta.requires_grad_()
+        hook = blocks[block].register_forward_pre_hook(lambda m, args, shift=delta: (args[0] + shift, *args[1:]))
+        logps = row_tokens(model, part, row)
+        hook.remove()
+        [slope] = torch.autograd.grad(-sum(logps) / len(logps), [delta])
+        first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+        unbiased = first / (1 - 0.9**step), second / (1 - 0.999**step)
+        delta = delta.detach() - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+        delta = torch.stack([d if d.norm() <= radius else radius * d / d.norm() for d in delta])
+    return delta
+
+
 def no_term(model, original, batch):
     return torch.zeros(())
 

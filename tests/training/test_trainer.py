@@ -443,6 +443,34 @@ def test_a_student_is_taught_by_the_model_as_it_was_and_resumes(tmp_path, tokeni
     assert resumed.history == whole.history
 
 
+@pytest.mark.parametrize("grade", ["first order", "hybrid"])
+def test_a_latent_attack_is_made_before_every_step_and_leaves_no_trace(tmp_path, tokenizer, monkeypatch, grade):
+    """A resumed run is the same to the bit, and the adversary meets the weights of its own step."""
+    from letgo.objectives.objective import Objective
+
+    attacked = Objective.attacked
+    seen = []
+    settings = {"grade": grade, "objective": "rmu_lat", "objective_args": {"layer": 1, "inner_steps": 2}}
+    settings |= {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 2, "gradient_accumulation_steps": 2}
+
+    def watched(objective, model, batch):
+        seen.append(weights_fingerprint(model))
+        after = attacked(objective, model, batch)
+        assert float(after["forget"]["latent"].abs().max()) > 0
+        assert weights_fingerprint(model) == seen[-1]
+        return after
+
+    monkeypatch.setattr(Objective, "attacked", watched)
+    whole = make_trainer(tmp_path, tokenizer, **settings)
+    whole.train()
+    assert len(seen) == 2 * 8
+    assert len(set(seen)) == 8
+    resumed = make_trainer(tmp_path, tokenizer, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert weights_fingerprint(resumed.model) == weights_fingerprint(whole.model)
+    assert resumed.history == whole.history
+
+
 def test_a_student_is_not_made_of_adapters():
     with pytest.raises(UserError, match=r"undo changes the weights before it trains them.*leave lora_rank out"):
         check_parts(UnlearnConfig(objective="undo", lora_rank=2))

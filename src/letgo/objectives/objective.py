@@ -119,7 +119,7 @@ class Objective:
             for term in (self.forget, self.retain):
                 if term.record.hidden == "layer":
                     term.settings["layer"] = number
-        if check and "label" in kinds:
+        if check and ("label" in kinds or self.record.adversary):
             check_head(model)
         if any(term.reads_hidden for term in self._terms.values()):
             self.reference_head = reference_head(model)
@@ -128,19 +128,29 @@ class Objective:
         """A regular expression for the names of the parameters that the method trains; None for any."""
         if self.record.trainable is None:
             return None
-        return self._by_settings(self.record.trainable, model)
+        pattern: str = self._by_settings(self.record.trainable, model)
+        return pattern
 
     def begin(self, model: Any) -> str | None:
         """Change the model's weights to those that training begins from, where the method has such, once all that it
         needs of the model as it was is taken. Returns a note for the record; None where nothing was changed."""
-        return None if self.record.start is None else self._by_settings(self.record.start, model)
+        note: str | None = None if self.record.start is None else self._by_settings(self.record.start, model)
+        return note
 
-    def _by_settings(self, target: str, model: Any) -> str:
+    def attacked(self, model: Any, batch: Batch) -> Batch:
+        """A batch with what the method's own adversary adds to the forget rows' hidden states, as the weights are
+        now; the batch as it is where the method has none."""
+        if self.record.adversary is None:
+            return batch
+        latent = self._by_settings(self.record.adversary, model, batch["forget"])
+        return batch if latent is None else {**batch, "forget": {**batch["forget"], "latent": latent}}
+
+    def _by_settings(self, target: str, model: Any, *parts: Any) -> Any:
         """What a function of the record's own gives of the model and of those of the forget term's settings that it
         has."""
-        function: Callable[..., str] = resolve_name(target)
-        wanted = settings_of(function, skip=("model",))
-        return function(model, **{k: v for k, v in self.forget.settings.items() if k in wanted})
+        function: Callable[..., Any] = resolve_name(target)
+        wanted = settings_of(function, skip=("model", *PARTS))
+        return function(model, *parts, **{k: v for k, v in self.forget.settings.items() if k in wanted})
 
     def terms(self, model: Any, batch: Batch, part: str | None = None) -> dict[str, Tensor]:
         """The terms by name, each a scalar: "forget", and "retain" (not yet weighted) where there is one; only one of

@@ -34,5 +34,8 @@ class ObjectiveRecord(TermRecord):
     """What the part `alternative` holds: a refusal, or the row's own field `alternative`."""
     trainable: str | None = None
     """Where the method says itself which parameters it trains: the function that gives a pattern of their names."""
+    adversary: str | None = None
+    """Where the forget rows' hidden states are attacked before each step: the function that gives what is added to
+    them (the part's `latent`), or None."""
     start: str | None = None
     """Where training begins from other weights than the model's: the function that changes them, and gives a note."""

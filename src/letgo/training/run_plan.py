@@ -135,10 +135,11 @@ def check_shards(args: UnlearnConfig) -> None:
             f"strategy: fsdp2 shares out weights that are trained in steps; {args.objective} changes whole weights in "
             "one shot: take replicas, or one process"
         )
-    if (objective := objective_of(args)) and objective.record.start:
+    if (objective := objective_of(args)) and (objective.record.start or objective.record.adversary):
+        why = "changes whole weights before it trains them" if objective.record.start else "attacks whole models"
         raise UserError(
-            f"strategy: fsdp2 shares the weights out, and objective {args.objective} changes whole weights before it "
-            "trains them: take replicas, or one process"
+            f"strategy: fsdp2 shares the weights out, and objective {args.objective} {why}: take replicas, or one "
+            "process"
         )
     if args.lora_rank:
         raise UserError(

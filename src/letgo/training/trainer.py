@@ -234,10 +234,13 @@ class UnlearnTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Trainer's own, but for a step that needs a closure: then the batch is only kept."""
+        inputs = self._prepare_inputs(inputs)
+        model.train()
+        # Of the model inside: what wraps it waits for a backward pass of its weights.
+        inputs = self.objective.attacked(self.model, inputs)
         if not self.drive.protocol.needs_closure:
             return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
-        self._window.append(self._prepare_inputs(inputs))
+        self._window.append(inputs)
         return torch.zeros((), device=self.args.device)
 
     def compute_loss(
