@@ -127,7 +127,7 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
         *_presets(
             name="idk_dpo",
             summary="a refusal preferred to the answer to forget",
-            source=f"{_DPO_SOURCE}; with refusals: {_NPO.split(',')[0]}",
+            source=f"{_DPO_SOURCE}, without NPO's factor 2/β; with refusals: {_NPO.split(',')[0]}",
             aliases=("idkdpo",),
             ce=(),
             kl=(),
@@ -220,7 +220,8 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             target="letgo.objectives.distillation:ce_u",
             summary="cross-entropy to the model's own distribution without the label",
             source="CE-U (arXiv 2503.01224)",
-            note=f"{_ITS_GRADIENT}: without the entropy of that distribution",
+            note=f"{_ITS_GRADIENT}: without the entropy of that distribution; the mean is over all label tokens, those "
+            "that are left out too",
             aliases=("ceu",),
             ce=("ceu_gdr",),
         ),
