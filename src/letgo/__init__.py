@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from letgo.analysis.landscape import landscape as landscape
     from letgo.analysis.records import read_analyses as read_analyses
     from letgo.analysis.sharpness import sharpness as sharpness
+    from letgo.analysis.spectrum import spectrum as spectrum
     from letgo.attacks.engine.outcome import robustness as robustness
     from letgo.attacks.engine.spec import plan_attack as plan_attack
     from letgo.auditing.audit import audit as audit
@@ -90,6 +91,7 @@ _PUBLIC = {
     "read_grid": "letgo.sweep.grid",
     "read_result": "letgo.runs.results",
     "sharpness": "letgo.analysis.sharpness",
+    "spectrum": "letgo.analysis.spectrum",
     "read_sweep": "letgo.runs.sweeps",
     "robustness": "letgo.attacks.engine.outcome",
     "run_requests": "letgo.training.erasure",

@@ -44,6 +44,13 @@ ANALYSES: Catalog[Record] = Catalog(
             faithfulness="variant",
             note="the noise is on the weights, and the events are that questions' answers are revealed",
         ),
+        Record(
+            name="spectrum",
+            target="letgo.analysis.spectrum:spectrum",
+            summary="over how many directions unlearning and each attack spread their change of every weight matrix",
+            source="letgo",
+            faithfulness="ours",
+        ),
     ],
 )
 
