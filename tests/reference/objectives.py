@@ -249,6 +249,17 @@ def embedding_difference(model, original, batch, layer=1):
     return sum(squares) / len(squares)
 
 
+def soft_collapse(gradient: torch.Tensor, rank: int, power: float = 1.0) -> torch.Tensor:
+    """From the right, then from the left, component by component."""
+    u, s, vh = torch.linalg.svd(gradient, full_matrices=False)
+    shrink = 1 - (s[rank - 1] / s[:rank]) ** power
+    for i in range(rank):
+        gradient = gradient - shrink[i] * (gradient @ vh[i])[:, None] * vh[i][None]
+    for i in range(rank):
+        gradient = gradient - shrink[i] * u[:, i][:, None] * (u[:, i] @ gradient)[None]
+    return gradient
+
+
 # -- one shot ----------------------------------------------------------------------------------------------------------
 
 

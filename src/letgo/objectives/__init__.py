@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from letgo.core.catalog import Catalog, Record, check_settings, settings_of
 from letgo.core.errors import UserError
 from letgo.core.values import Weight
-from letgo.objectives.records import ObjectiveRecord, TermRecord
+from letgo.objectives.records import ObjectiveRecord, OneShotRecord, TermRecord
 from letgo.objectives.schedules import Dual, parse_schedule
 
 if TYPE_CHECKING:
@@ -307,10 +307,10 @@ RETAIN_TERMS: Catalog[TermRecord] = Catalog(
     ],
 )
 
-ONE_SHOT: Catalog[Record] = Catalog(
+ONE_SHOT: Catalog[OneShotRecord] = Catalog(
     "one-shot method",
     [
-        Record(
+        OneShotRecord(
             name="task_vector",
             target="letgo.objectives.one_shot.task_vector:task_vector",
             summary="the change that fine-tuning on the forget set makes, subtracted",
@@ -318,7 +318,7 @@ ONE_SHOT: Catalog[Record] = Catalog(
             faithfulness="faithful",
             aliases=("tv",),
         ),
-        Record(
+        OneShotRecord(
             name="whp",
             target="letgo.objectives.one_shot.whos_harry_potter:whos_harry_potter",
             summary="who's Harry Potter: taught what a model made fonder of the forget set would not say",
@@ -327,13 +327,24 @@ ONE_SHOT: Catalog[Record] = Catalog(
             note="without the dictionary of anchored terms, which another model has to write",
             aliases=("whos_harry_potter",),
         ),
-        Record(
+        OneShotRecord(
             name="influence",
             target="letgo.objectives.one_shot.influence:influence",
             summary="influence unlearning: one Newton step away from the forget set",
             source="SOUL (arXiv 2404.18239), section 4; WoodFisher (arXiv 2004.14340)",
             faithfulness="faithful",
             aliases=("influence_unlearning", "iu", "woodfisher"),
+        ),
+        OneShotRecord(
+            name="repselect",
+            target="letgo.objectives.one_shot.repselect:repselect",
+            summary="one step up the forget set's loss, the dominant components of its gradient damped",
+            source="RepSelect (arXiv 2606.17168), its simple form, with the adaptive step",
+            faithfulness="variant",
+            note="decompositions are exact, the step is bounded on the retain set; the default rank is assumed to be "
+            "an eighth of the smaller side for every width",
+            aliases=("rep_select",),
+            adapters=False,
         ),
     ],
 )

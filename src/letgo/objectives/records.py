@@ -22,6 +22,14 @@ class TermRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OneShotRecord(Record):
+    """A record of a method that changes the weights in one shot."""
+
+    adapters: bool = True
+    """Whether it can change adapters in the place of a model's own weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveRecord(TermRecord):
     """`target` is the forget term; `retain` the retain term that this name brings along."""
 

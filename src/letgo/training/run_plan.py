@@ -92,6 +92,8 @@ def objective_of(args: UnlearnConfig) -> Objective | None:
     settings = args.objective_args or {}
     if METHODS.record(args.objective).name in ONE_SHOT:
         ONE_SHOT.check_settings(args.objective, settings, skip=("model", "data"))
+        if args.lora_rank and not ONE_SHOT.record(args.objective).adapters:
+            raise UserError(f"{args.objective} changes matrices of the model itself, not adapters: leave lora_rank out")
         if args.moved_every:
             raise UserError(f"moved_every measures steps, and {args.objective} takes none: leave it out")
         if args.evaluate_every:
