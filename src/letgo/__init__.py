@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from letgo.analysis.certificate import certificate as certificate
     from letgo.analysis.connectivity import connectivity as connectivity
+    from letgo.analysis.depth import depth as depth
     from letgo.analysis.landscape import landscape as landscape
     from letgo.analysis.records import read_analyses as read_analyses
     from letgo.analysis.sharpness import sharpness as sharpness
@@ -76,6 +77,7 @@ _PUBLIC = {
     "connectivity": "letgo.analysis.connectivity",
     "check": "letgo.auditing.gate",
     "create_benchmark": "letgo.benchmarks",
+    "depth": "letgo.analysis.depth",
     "create_objective": "letgo.objectives",
     "create_optimizer": "letgo.optim",
     "evaluate": "letgo.benchmarks.engine.evaluate",

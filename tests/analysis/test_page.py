@@ -9,6 +9,7 @@ import pytest
 
 from letgo.analysis.certificate import certificate
 from letgo.analysis.connectivity import connectivity
+from letgo.analysis.depth import depth
 from letgo.analysis.landscape import landscape
 from letgo.analysis.records import GridPoint, Landscape, LandscapeAxis, Mark, write_analysis
 from letgo.analysis.sharpness import sharpness
@@ -28,6 +29,7 @@ def analysed(run, other):
     landscape(run, directions=["original"], points=3, limit=2)
     sharpness(run, steps=1, draws=2, trace_draws=1, limit=2)
     certificate(run, draws=20, limit=2, utility_draws=1)
+    depth(run, retrained=str(other), threshold=0.0)
     spectrum(run, rerun=False)
     return run
 

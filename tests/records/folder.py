@@ -11,6 +11,8 @@ from letgo.analysis.records import (
     Certificate,
     Change,
     Connectivity,
+    Depth,
+    DepthLayer,
     Displacement,
     GridPoint,
     Landscape,
@@ -42,6 +44,7 @@ FILES = (
     "analysis-landscape.json",
     "analysis-sharpness.json",
     "analysis-certificate.json",
+    "analysis-depth.json",
     "analysis-spectrum.json",
 )
 """The records of a run."""
@@ -67,7 +70,7 @@ def write(root: Path) -> Path:
     return root
 
 
-def analyses() -> list[Connectivity | Landscape | Sharpness | Certificate | Spectrum]:
+def analyses() -> list[Connectivity | Landscape | Sharpness | Certificate | Depth | Spectrum]:
     shared = {
         "subject": "bad",
         "settings": {"points": 3},
@@ -90,6 +93,7 @@ def analyses() -> list[Connectivity | Landscape | Sharpness | Certificate | Spec
         fall={"forget": 0.1},
         average={"forget": MeanEstimate(value=0.1, standard_error=0.01, n=4)},
     )
+    layer = DepthLayer(layer=0, retrained=0.5, unlearned=0.2, counted=3)
     matrix = MatrixSpectrum(name="m", norm=1.0, relative=0.1, stable_rank=2.0, energy=0.9)
     names: tuple[Literal["unlearning", "attack"], ...] = ("unlearning", "attack")
     changes = [Change(name=n, what=n, norm=1.0, relative=0.1, matrices=[matrix], undone=0.5, kept=1.0) for n in names]
@@ -122,5 +126,6 @@ def analyses() -> list[Connectivity | Landscape | Sharpness | Certificate | Spec
             certified=["yes"],
             not_certified=["no"],
         ),
+        Depth(**shared, score=made.metric(0.5), left_out=1, layers=[layer], broken=["it is broken"]),
         Spectrum(**shared, top=8, changes=changes),
     ]

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from letgo.core.errors import not_writable
 from letgo.core.files import write_text
-from letgo.runs.results import Metrics, Strict, read_document
+from letgo.runs.results import Metric, Metrics, Strict, read_document
 
 SCHEMA = 1
-KINDS = ("connectivity", "landscape", "sharpness", "certificate", "spectrum")
+KINDS = ("connectivity", "landscape", "sharpness", "certificate", "depth", "spectrum")
 
 
 class MeanEstimate(Strict):
@@ -216,6 +216,28 @@ class Certificate(AnalysisEntry):
     not_certified: list[str]
 
 
+class DepthLayer(Strict):
+    """What the original loses of the answers, in nats a token, when a block's output is another model's; means over
+    rows."""
+
+    layer: int
+    retrained: float
+    unlearned: float
+    counted: int
+    """Rows for which the layer counts."""
+
+
+class Depth(AnalysisEntry):
+    kind: Literal["depth"] = "depth"
+    score: Metric
+    """UDS: 1 is erased as in the retrained model, 0 held as in the original."""
+    left_out: int
+    """Rows for which no layer counts."""
+    layers: list[DepthLayer]
+    broken: list[str] = Field(default_factory=list)
+    """Why the unlearned model is broken: then a high score says nothing."""
+
+
 class MatrixSpectrum(Strict):
     """The change Δ of one weight matrix; None for what a change of zeros, or a matrix of zeros, has not."""
 
@@ -257,7 +279,9 @@ class AnalysisFile(Strict):
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     kind: str
-    entries: list[Annotated[Connectivity | Landscape | Sharpness | Certificate | Spectrum, Field(discriminator="kind")]]
+    entries: list[
+        Annotated[Connectivity | Landscape | Sharpness | Certificate | Depth | Spectrum, Field(discriminator="kind")]
+    ]
 
 
 def _file(directory: Path, kind: str) -> Path:

@@ -1,5 +1,5 @@
 """Commands that look around a model in weight space: analyze connectivity, landscape, sharpness, certificate,
-spectrum."""
+depth, spectrum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, re
 
 analyze = typer.Typer(
     no_args_is_help=True,
-    help="Look around a model in weight space: lines, planes, sharpness, a certificate, spectra of changes.",
+    help="Look around a model in weight space: lines, planes, sharpness, a certificate, depth, spectra of changes.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(analyze, name="analyze")
@@ -114,6 +114,17 @@ def certificate(
     limit: LimitOption = 20,
 ) -> None:
     """A radius of weight changes within which the smoothed model does not reveal, with confidence."""
+
+
+@_analysis
+def depth(
+    run: RunArgument,
+    retrained: Annotated[
+        str | None, Option("--retrained", help="A model that never saw the forget set; the benchmark's by default.")
+    ] = None,
+    threshold: Annotated[float, Option("--threshold", help="A layer counts above it, in nats a token.")] = 0.05,
+) -> None:
+    """In which layers the forget set's answers still are: states patched into the original."""
 
 
 @partial(_analysis, without=("limit",))

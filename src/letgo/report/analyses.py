@@ -10,6 +10,7 @@ from typing import Any
 from letgo.analysis.records import (
     Certificate,
     Connectivity,
+    Depth,
     Landscape,
     MeanEstimate,
     Sharpness,
@@ -222,6 +223,26 @@ def _certificate(entry: Certificate, identifier: str) -> AnalysisView:
     return AnalysisView(entry, identifier, "Certificate", [sentence], drawn, tables, lists)
 
 
+def _depth(entry: Depth, identifier: str) -> AnalysisView:
+    low, high = entry.score.ci95
+    sentences = [
+        f"The unlearning depth score is {number(entry.score.value)} ({number(low)} to {number(high)}, n "
+        f"{entry.score.n:,}): 1 where every layer has lost the answers as the retrained model’s has, 0 where it holds "
+        "them as the original’s."
+    ]
+    if entry.left_out:
+        sentences.append(f"{entry.left_out} rows are left out: no layer of the retrained model takes from them.")
+    if entry.broken:
+        sentences.append(
+            f"The unlearned model is broken, so the score says nothing of forgetting: {'; '.join(entry.broken)}."
+        )
+    header = ["layer", "lost with the retrained model’s states", "lost with the unlearned model’s", "rows that count"]
+    rows = [[str(e.layer), number(e.retrained), number(e.unlearned), f"{e.counted:,}"] for e in entry.layers]
+    caption = "Nats a token that the original loses of the answers"
+    table = AnalysisTable(caption, header, rows, folded=len(rows) > MOST_ROWS)
+    return AnalysisView(entry, identifier, "Unlearning depth", sentences, [], [table])
+
+
 def _spectrum(entry: Spectrum, identifier: str) -> AnalysisView:
     energy = f"energy of the top {entry.top}"
     rows, tables, sentences = [], [], []
@@ -271,6 +292,7 @@ _VIEWS: Mapping[str, Callable[[Any, str], AnalysisView]] = {
     "landscape": _landscape,
     "sharpness": _sharpness,
     "certificate": _certificate,
+    "depth": _depth,
     "spectrum": _spectrum,
 }
 
