@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pkgutil import resolve_name
 
 import pytest
 import torch
 
+from letgo.core.catalog import settings_of
 from letgo.core.errors import UserError
 from letgo.models.forward import stack_rows
 from letgo.objectives import OBJECTIVES, RETAIN_TERMS, create_objective
@@ -495,6 +497,16 @@ def test_presets_are_their_parts():
     assert (rmu.retain.record.name, rmu.retain_weight) == ("embedding", 1200.0)
     assert create_objective("rmu", retain_loss="ce").retain_weight == 1.0
     assert create_objective("rmu", retain_weight=5).retain_weight == 5.0
+
+
+def test_what_a_record_names_beside_its_term_has_the_terms_defaults():
+    for record in OBJECTIVES:
+        settings = settings_of(OBJECTIVES.load(record.name))
+        for named in (record.trainable, record.adversary, record.start):
+            if named is not None:
+                theirs = settings_of(resolve_name(named), skip=("model", "forget"))
+                assert theirs
+                assert theirs == {key: settings[key] for key in theirs}, named
 
 
 @pytest.mark.parametrize(

@@ -476,9 +476,14 @@ def test_a_student_is_not_made_of_adapters():
         check_parts(UnlearnConfig(objective="undo", lora_rank=2))
 
 
-def test_a_dual_weight_refuses_an_engine_that_sees_no_terms():
+def test_a_dual_weight_refuses_an_engine_that_sees_no_terms(tmp_path, tokenizer):
+    batched = {"engine": "batched", "rank": 2}
+    for optimizer, options in (("zo_sgd", batched), ("fozo", {"zo_lr": 1e-3, "zo_options": batched})):
+        with pytest.raises(UserError, match="take engine: in_place"):
+            check_parts(UnlearnConfig(optimizer=optimizer, optimizer_args=options, **PDU))
+    trainer = make_trainer(tmp_path, tokenizer, optimizer="zo_sgd", optimizer_args=batched, max_steps=1, **PDU)
     with pytest.raises(UserError, match="take engine: in_place"):
-        check_parts(UnlearnConfig(optimizer="zo_sgd", optimizer_args={"engine": "batched", "rank": 2}, **PDU))
+        trainer.train()
 
 
 def test_the_epochs_planned_are_the_epochs_run(tmp_path, tokenizer):

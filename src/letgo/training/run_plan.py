@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,18 @@ def plan_run(args: UnlearnConfig) -> RunPlan:
     return plan
 
 
+NO_TERMS = (
+    "retain_weight_schedule: dual follows the retain loss of every step, and engine: batched evaluates the sum of both "
+    "terms alone: take engine: in_place"
+)
+
+
+def _batched(settings: Mapping[str, Any]) -> bool:
+    """Whether an optimizer's settings, or those of one inside it, ask for the batched engine."""
+    inner = (value for value in settings.values() if isinstance(value, Mapping))
+    return settings.get("engine") == "batched" or any(map(_batched, inner))
+
+
 def check_parts(args: UnlearnConfig) -> None:
     """Check what the config names, and the settings of each: objective, optimizer, schedule, benchmark.
     Nothing is loaded.
@@ -66,12 +79,8 @@ def check_parts(args: UnlearnConfig) -> None:
             f"objective {args.objective} changes the weights before it trains them, and adapters leave the model's own "
             "as they are: leave lora_rank out"
         )
-    batched = (args.optimizer_args or {}).get("engine") == "batched"
-    if objective is not None and objective.dual and batched:
-        raise UserError(
-            "retain_weight_schedule: dual follows the retain loss of every step, and engine: batched evaluates the "
-            "sum of both terms: take engine: in_place"
-        )
+    if objective is not None and objective.dual and _batched(args.optimizer_args or {}):
+        raise UserError(NO_TERMS)
     kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
     try:
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(kwargs))

@@ -40,7 +40,7 @@ from letgo.training.checkpoints import facts_of, last_checkpoint, mark_complete,
 from letgo.training.config import UnlearnConfig
 from letgo.training.distributed import TrainingRanks, load_whole_weights
 from letgo.training.looks import Looks, is_look, look_of, looks_in
-from letgo.training.run_plan import fitted_steps, optimizer_settings
+from letgo.training.run_plan import NO_TERMS, fitted_steps, optimizer_settings
 
 
 class UnlearnTrainer(Trainer):
@@ -409,6 +409,8 @@ class UnlearnTrainer(Trainer):
         """After a step: let its retain loss, the mean over its evaluations in all processes, move a dual λ."""
         if not self.objective.dual:
             return
+        if not self._retain_losses and self.training_ranks.count == 1:
+            raise UserError(NO_TERMS)
         # What a zeroth-order optimizer evaluates too far away may be NaN; it leaves that out too.
         losses = [loss for loss in self._retain_losses if math.isfinite(loss)]
         self._retain_losses.clear()
