@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from letgo.analysis.certificate import certificate as certificate
     from letgo.analysis.connectivity import connectivity as connectivity
+    from letgo.analysis.depth import depth as depth
     from letgo.analysis.landscape import landscape as landscape
     from letgo.analysis.records import read_analyses as read_analyses
     from letgo.analysis.sharpness import sharpness as sharpness
+    from letgo.analysis.spectrum import spectrum as spectrum
     from letgo.attacks.engine.outcome import robustness as robustness
     from letgo.attacks.engine.spec import plan_attack as plan_attack
     from letgo.auditing.audit import audit as audit
@@ -75,6 +77,7 @@ _PUBLIC = {
     "connectivity": "letgo.analysis.connectivity",
     "check": "letgo.auditing.gate",
     "create_benchmark": "letgo.benchmarks",
+    "depth": "letgo.analysis.depth",
     "create_objective": "letgo.objectives",
     "create_optimizer": "letgo.optim",
     "evaluate": "letgo.benchmarks.engine.evaluate",
@@ -90,6 +93,7 @@ _PUBLIC = {
     "read_grid": "letgo.sweep.grid",
     "read_result": "letgo.runs.results",
     "sharpness": "letgo.analysis.sharpness",
+    "spectrum": "letgo.analysis.spectrum",
     "read_sweep": "letgo.runs.sweeps",
     "robustness": "letgo.attacks.engine.outcome",
     "run_requests": "letgo.training.erasure",

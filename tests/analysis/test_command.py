@@ -5,7 +5,7 @@ import json
 import pytest
 
 
-@pytest.mark.parametrize("name", ["", "connectivity", "landscape", "sharpness", "certificate"])
+@pytest.mark.parametrize("name", ["", "connectivity", "landscape", "sharpness", "certificate", "depth", "spectrum"])
 def test_help(letgo, name):
     code, out, _ = letgo("analyze", *filter(None, [name]), "--help")
     assert code == 0
@@ -19,9 +19,12 @@ def test_json_is_one_document_and_goes_where_it_is_told(letgo, run, other, tmp_p
         "landscape": (run, "--direction", "random", "--points", 3, "--span", -0.5, 0.5),
         "sharpness": (run, "--radius", 0.1, "--radius", 0.2, "--steps", 1, "--draws", 1, "--trace-draws", 0),
         "certificate": (run, "--sigma", 0.01, "--draws", 20, "--utility-draws", 1, "--no-rerun"),
+        "depth": (run, "--retrained", other, "--threshold", 0.0),
+        "spectrum": (run, "--top", 2, "--no-rerun"),
     }
     for kind, words in commands.items():
-        code, out, _ = letgo("analyze", kind, *words, *quick)
+        limited = quick[2:] if kind in ("depth", "spectrum") else quick
+        code, out, _ = letgo("analyze", kind, *words, *limited)
         assert code == 0
         made = json.loads(out)
         assert made["kind"] == kind
@@ -46,6 +49,9 @@ def test_mistakes_exit_2_with_one_message(letgo, run, tmp_path):
         (("landscape", tmp_path), "is not a run directory"),
         (("sharpness", run, "--output", run / "config.json"), "is a file; name a directory"),
         (("connectivity", run), "needs two models"),
+        (("depth", run), "needs the retrained model: name it with --retrained MODEL"),
+        (("spectrum", run, "--top", 0), "top must be at least 1"),
+        (("spectrum", run, "--limit", 3), "No such option: --limit"),
     ):
         code, out, err = letgo("analyze", *words)
         assert code == 2

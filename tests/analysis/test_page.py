@@ -9,9 +9,11 @@ import pytest
 
 from letgo.analysis.certificate import certificate
 from letgo.analysis.connectivity import connectivity
+from letgo.analysis.depth import depth
 from letgo.analysis.landscape import landscape
 from letgo.analysis.records import GridPoint, Landscape, LandscapeAxis, Mark, write_analysis
 from letgo.analysis.sharpness import sharpness
+from letgo.analysis.spectrum import spectrum
 from letgo.report import write_report
 from letgo.report.analyses import in_text, view
 from letgo.report.contours import contour, levels
@@ -27,13 +29,21 @@ def analysed(run, other):
     landscape(run, directions=["original"], points=3, limit=2)
     sharpness(run, steps=1, draws=2, trace_draws=1, limit=2)
     certificate(run, draws=20, limit=2, utility_draws=1)
+    depth(run, retrained=str(other), threshold=0.0)
+    spectrum(run, rerun=False)
     return run
 
 
 def test_every_drawing_is_named_and_has_its_table(analysed, tmp_path):
     page = Page(write_report([analysed], tmp_path / "report.html"))
     text = page.text
-    for said in ("Around it in weight space", "What is certified", "What is not", "Linear mode connectivity"):
+    for said in (
+        "Around it in weight space",
+        "What is certified",
+        "What is not",
+        "Linear mode connectivity",
+        "Spectrum of the change",
+    ):
         assert said in text
     for title in (
         "Losses from run to other",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from letgo.core.errors import UserError
 from letgo.core.files import read_json_lines
 from letgo.data.encode import IGNORE
 from letgo.metrics.composite import forget_quality_metric
-from letgo.metrics.memorization import rouge_l_recall
+from letgo.metrics.memorization import rouge_l_recall, truth_ratio_prob_mean
 from letgo.runs.results import read_result
 from tests import shaped, tiny
 from tests.reference import tofu as reference
@@ -549,6 +550,9 @@ def test_the_published_logs_give_the_published_figures(data):
         assert low < metrics["model_utility"].value < high
         assert 0.02 < high - low < 0.1
     ratios = [[s.scores["truth_ratio"] for s in samples[name] if s.set == "forget"] for name in PUBLISHED]
+    # Shares of the right answer fall as the ratios rise: the test can't tell the two forms apart.
+    shares = [[truth_ratio_prob_mean(ratio) for ratio in of_model] for of_model in ratios]
+    assert ks_2samp(*shares).pvalue == pytest.approx(ks_2samp(*ratios).pvalue, rel=1e-9)
     test = ks_2samp(*ratios)
     assert test.statistic == pytest.approx(0.396667, abs=5e-7)
     metric = forget_quality_metric(*ratios)
@@ -558,6 +562,27 @@ def test_the_published_logs_give_the_published_figures(data):
 
 
 # -- the whole path ----------------------------------------------------------------------------------------------------
+
+
+def test_both_aggregators_of_the_truth_ratio_by_the_published_losses(data):
+    benchmark = create_benchmark("tofu", split="forget01", data=str(data))
+    for name in PUBLISHED:
+        log = json.loads((real("tofu_eval_logs") / f"llama2-7b_{name}.json").read_text())
+        metrics = benchmark.summarise(logged(name))
+        for which, file in _LOGS.items():
+            losses = [
+                (log[file]["avg_paraphrased_loss"][n], log[file]["average_perturb_loss"][n])
+                for n in log[file]["gt_loss"]
+            ]
+            right = [math.exp(-loss) for loss, _ in losses]
+            wrong = [math.exp(-sum(others) / len(others)) for _, others in losses]
+            shares = [c / (c + x) for c, x in zip(right, wrong, strict=True)]
+            folded = [
+                min(x / c, c / x) if which == "forget" else max(0.0, 1 - x / c)
+                for c, x in zip(right, wrong, strict=True)
+            ]
+            found = [metrics[f"{which}_truth_ratio{form}"].value for form in ("_prob_mean", "")]
+            assert found == pytest.approx([sum(shares) / len(shares), sum(folded) / len(folded)], rel=1e-9)
 
 
 def test_unlearn_eval_report_offline(directories, data, retained, whole_path):

@@ -62,6 +62,12 @@ CASES = {
     "sam": (SAM, 4, ROUNDING),
     "kl": (SGD | {"objective": "npo_klr"}, 4, ROUNDING),
     "rmu": (SGD | {"objective": "rmu", "objective_args": {"layer": 1}}, 4, ROUNDING),
+    "rmu_lat": (SGD | {"objective": "rmu_lat", "objective_args": {"layer": 1, "inner_steps": 2}}, 4, ROUNDING),
+    "a dual retain weight": (
+        SGD | {"objective": "pdu", "retain_weight": 1.0, "retain_weight_schedule": "dual:warmup=0"},
+        4,
+        ROUNDING,
+    ),
     "zeroth order, rows shared": (ZO, 4, ESTIMATED),
     "zeroth order, directions shared": (ZO | {"share": "directions", "per_device_train_batch_size": 4}, 4, 0.0),
     "hybrid, rows shared": (FOZO, 4, ROUNDING + ESTIMATED),

@@ -18,6 +18,7 @@ from letgo.metrics.memorization import (
     normalised_probability,
     probability,
     truth_ratio,
+    truth_ratio_prob_mean,
     truth_ratio_score,
 )
 from letgo.metrics.privacy import membership_auc, min_k, privacy_leakage
@@ -55,6 +56,11 @@ def test_truth_ratio_scores():
     assert truth_ratio_score(0.25, forget=False) == 0.75
     assert truth_ratio_score(4.0, forget=False) == 0.0
     assert truth_ratio_score(0.0, forget=True) == 0.0
+    assert [truth_ratio_prob_mean(ratio) for ratio in (0.0, 1.0, 3.0)] == [1.0, 0.5, 0.25]
+    right, wrong = T([-0.5, -0.7]), [T([-1.0]), T([-2.0, -1.0])]
+    c, x = math.exp(-0.6), math.exp(-1.25)
+    assert truth_ratio_prob_mean(truth_ratio(right, wrong)) == pytest.approx(c / (c + x))
+    assert 0.0 < truth_ratio_prob_mean(truth_ratio(T([-1e6]), wrong)) < 1e-300
 
 
 def test_no_tokens_no_score():

@@ -80,7 +80,7 @@ def prepared(name: str, model: Any, tokenizer: Any, *, moved: float = 0.0, **set
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.add_(moved * noise.to(parameter.dtype))
     batch = collate_pairs(0)([dataset[index] for index in range(len(dataset))])
-    return objective, {part: batch[part] for part in objective.parts}, original
+    return objective, objective.attacked(model, {part: batch[part] for part in objective.parts}), original
 
 
 def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def rows_of(part: dict[str, torch.Tensor], cut: slice) -> dict[str, torch.Tensor
     """Some rows of a part, with their share of what is packed."""
     labels = (part["labels"][:, 1:] != -100).sum(dim=1).tolist()
     real = part["attention_mask"].sum(dim=1).tolist()
-    packed = {"reference_hidden": labels, "reference_layer_hidden": real}
+    packed = {"reference_hidden": labels, "reference_layer_hidden": real, "latent": real}
     return {
         key: torch.cat(value.split(packed[key])[cut]) if key in packed else value[cut] for key, value in part.items()
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pkgutil import resolve_name
 
 import pytest
 import torch
 
+from letgo.core.catalog import settings_of
 from letgo.core.errors import UserError
 from letgo.models.forward import stack_rows
 from letgo.objectives import OBJECTIVES, RETAIN_TERMS, create_objective
@@ -23,11 +25,13 @@ SETTINGS = {
     "npo": {"beta": 0.3},
     "dpo": {"beta": 0.4},
     "idk_dpo": {"beta": 0.4},
+    "altpo": {"beta": 0.4},
     "wga": {"beta": 0.7},
     "satimp": {"beta1": 2.0, "beta2": 0.5},
     "undial": {"strength": 3.0},
     "ce_u": {"ignore_first": 1},
     "rmu": {"layer": 1, "steering": 2.0, "seed": 3},
+    "rmu_lat": {"layer": 1, "steering": 2.0, "seed": 3, "inner_steps": 3, "radius": 0.1},
     "ft_l1": {"sparsity": 1e-3},
 }
 # Gemma's norms are in float32 whatever its weights are, so a batch of other rows differs in their last bits.
@@ -40,7 +44,7 @@ ALONE = [name for name in OBJECTIVES.names() if not name.endswith(("_gdr", "_klr
 def expected_forget(name, model, original, batch, settings):
     function = getattr(reference, OBJECTIVES.record(name).target.rpartition(":")[2])
     more = {key: value for key, value in settings.items() if key != "seed"}
-    if name == "rmu":
+    if name in ("rmu", "rmu_lat"):
         more["direction"] = control_vector(model.config.hidden_size, settings["seed"]).to(torch.float64)
     if name == "random_label":
         more["labels"] = random_labels(batch["forget"], model.config.vocab_size, 0)
@@ -135,6 +139,8 @@ HAND = part_of([[0, 1, 2], [2, 1, 0]], [[-100, 1, 2], [-100, -100, 0]])
         # p − 1, and p²/2 − p³/3.
         ("wga", {"beta": 1.0}, {}, (1 / 3 + 1 / 4 + 1 / 2) / 3 - 1),
         ("satimp", {"beta1": 2.0, "beta2": 1.0}, {}, sum(p**2 / 2 - p**3 / 3 for p in (1 / 3, 1 / 4, 1 / 2)) / 3),
+        # The highest logit above the mean of the three, of the rows (0, 0, 0), (log 2, 0, 0) and again the second.
+        ("pdu", {"retain_loss": "none"}, {}, 2 * (2 / 3 * math.log(2.0)) ** 2 / 3),
         # −log(1 − p) of 1/3, 1/4 and 1/2.
         ("ce_u", {}, {}, -(math.log(2 / 3) + math.log(3 / 4) + math.log(1 / 2)) / 3),
         # γ = log 2 at the reference itself: (2/5, 1/5, 2/5); (4/7, 2/7, 1/7); (1/3, 1/3, 1/3).
@@ -268,6 +274,87 @@ def test_dpo_equals_trl(tokenizer, tmp_path):
     torch.testing.assert_close(found, expected)
     assert abs(float(found.detach()) - math.log(2)) > 1e-3, "the model has moved from the reference"
     torch.testing.assert_close(gradient(model, found), gradient(model, expected), rtol=1e-4, atol=1e-6)
+
+
+def test_a_student_begins_as_the_teacher_where_nothing_is_damaged(tokenizer):
+    model = make("llama").double()
+    objective, batch, original = prepared("undo", model, tokenizer, alpha=0.0)
+    note = objective.begin(model)
+    assert "1 of the teacher's weights and 0 of noise (seed 0)" in note
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
+    assert abs(float(objective(model, batch).detach())) < 1e-12
+    assert create_objective("npo").begin(model) is None
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.25, 0.0), (0.5, 0.1), (0.8, 2.0)])
+def test_a_damaged_students_weights(tokenizer, alpha, beta):
+    """Trained matrices get Xavier's noise, vectors shrink, the frozen ones stay; another seed is other noise."""
+    students = {}
+    for seed in (0, 0, 1):
+        model = make("gpt2").double()
+        model.transformer.wpe.weight.requires_grad_(False)
+        objective, batch, original = prepared("undo", model, tokenizer, alpha=alpha, beta=beta, seed=seed)
+        objective.begin(model)
+        assert float(objective(model, batch).detach()) > 1e-6
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+        if seed in students:
+            assert all(torch.equal(weights[name], students[seed][name]) for name in weights)
+        students[seed] = weights
+    before = dict(original.named_parameters())
+    for name, weight in students[0].items():
+        noise = (weight - (1 - alpha) * before[name].detach()) / alpha
+        if name.endswith("wpe.weight"):
+            assert torch.equal(weight, before[name])
+        elif weight.dim() == 1 or not beta:
+            assert noise.abs().max() < 1e-15, name
+        else:
+            most = beta * math.sqrt(6 / sum(weight.shape))
+            # The largest of n even draws is below 0.9 of the end with a chance of 0.9^n.
+            assert 0.9 * most < noise.abs().max() <= most, name
+            assert not torch.equal(weight, students[1][name])
+            expected = reference.damaged(before[name].detach(), (noise / beta).flatten(), alpha, beta)
+            torch.testing.assert_close(weight.flatten(), expected.double(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rmu_without_inner_steps_is_rmu_to_the_bit(architecture, tokenizer):
+    values = []
+    for name, settings in (("rmu_lat", {"inner_steps": 0}), ("rmu", {})):
+        model = make(architecture)
+        objective, batch, _ = prepared(name, model, tokenizer, moved=0.02, layer=1, **settings)
+        assert "latent" not in batch["forget"]
+        loss = objective(model, batch)
+        values.append((loss, gradient(model, loss)))
+    assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
+
+
+@pytest.mark.parametrize(("attacked", "radius"), [(0, 0.15), (1, 10.0)])
+def test_the_latent_attack_equals_a_plain_loop(tokenizer, attacked, radius):
+    model = make("gpt2").double()
+    settings = {"layer": 1, "attacked_layer": attacked, "inner_steps": 5, "inner_lr": 0.03, "radius": radius}
+    _, batch, _ = prepared("rmu_lat", model, tokenizer, **settings)
+    part = batch["forget"]
+    found = part["latent"].split(part["attention_mask"].sum(dim=1).tolist())
+    for row, delta in enumerate(found):
+        expected = reference.latent_attack(model, part, row, attacked, 5, 0.03, radius)
+        torch.testing.assert_close(delta, expected, rtol=1e-6, atol=1e-8)
+    lengths = part["latent"].norm(dim=1)
+    assert float(lengths.max()) <= radius * (1 + 1e-9)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_latent_attack_brings_the_words_back_and_must_reach_the_layer(tokenizer):
+    from letgo.objectives.rmu_lat import adversary, adversary_loss, no_shift
+
+    model = make("llama")
+    _, batch, _ = prepared("rmu", model, tokenizer)
+    part = batch["forget"]
+    delta = adversary(model, part, layer=1, inner_steps=16)
+    with torch.no_grad():
+        losses = [float(adversary_loss(model, part, shift, 1)) for shift in (no_shift(model, part), delta)]
+    assert losses[1] < 0.5 * losses[0]
+    with pytest.raises(UserError, match="attacked_layer 2 lies above layer 1"):
+        adversary(model, part, layer=1, attacked_layer=2)
 
 
 # -- masks, padding, windows -------------------------------------------------------------------------------------------
@@ -412,6 +499,16 @@ def test_presets_are_their_parts():
     assert create_objective("rmu", retain_weight=5).retain_weight == 5.0
 
 
+def test_what_a_record_names_beside_its_term_has_the_terms_defaults():
+    for record in OBJECTIVES:
+        settings = settings_of(OBJECTIVES.load(record.name))
+        for named in (record.trainable, record.adversary, record.start):
+            if named is not None:
+                theirs = settings_of(resolve_name(named), skip=("model", "forget"))
+                assert theirs
+                assert theirs == {key: settings[key] for key in theirs}, named
+
+
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
@@ -433,12 +530,15 @@ def test_bad_settings(make_it, message):
         ("npo", {"beta": 0}),
         ("simnpo", {"beta": -1}),
         ("dpo", {"beta": 0}),
+        ("altpo", {"beta": 0}),
         ("wga", {"beta": -0.1}),
         ("satimp", {"beta1": 0}),
         ("satimp", {"beta2": -1}),
         ("undial", {"strength": -1}),
         ("ce_u", {"ignore_first": -1}),
         ("rmu", {"steering": 0}),
+        ("rmu_lat", {"radius": 0}),
+        ("rmu_lat", {"inner_steps": -1}),
         ("ft_l1", {"sparsity": -1}),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +16,14 @@ from letgo.objectives.likelihood import label_counts, sequence_logps
 from letgo.objectives.one_shot import Data
 from letgo.objectives.one_shot.data import batches_of, fine_tune
 from letgo.objectives.one_shot.influence import gradients_held, influence, inverse_fisher_product
+from letgo.objectives.one_shot.repselect import (
+    attached,
+    collapsed,
+    drawn_out,
+    mlp_layers,
+    repselect,
+    within_budget,
+)
 from letgo.objectives.one_shot.task_vector import task_vector
 from letgo.objectives.one_shot.whos_harry_potter import generic, generic_loss, whos_harry_potter
 from letgo.objectives.retain import cross_entropy
@@ -219,3 +229,104 @@ def test_bad_settings(data, method, settings, message):
 def test_influence_needs_a_retain_set(data):
     with pytest.raises(UserError, match="needs a retain set"):
         influence(make("llama"), Data(data.forget))
+
+
+# -- RepSelect ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "power"), [("soft", 1.0), ("quadratic", 2.0)])
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7)])
+def test_the_top_of_a_gradients_spectrum_is_turned_round(kind, power, shape):
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = collapsed(gradient, 3, kind)
+    torch.testing.assert_close(found, reference.soft_collapse(gradient, 3, power))
+    before, after = torch.linalg.svdvals(gradient), torch.linalg.svdvals(found)
+    turned = before[:3] * (before[2] / before[:3]) ** (2 * power)
+    torch.testing.assert_close(after.sort().values, torch.cat([turned, before[3:]]).sort().values)
+    hard = torch.linalg.svdvals(collapsed(gradient, 3, "hard"))
+    torch.testing.assert_close(
+        hard, torch.cat([before[3:], torch.zeros(3, dtype=torch.float64)]), rtol=1e-9, atol=1e-12
+    )
+    assert collapsed(gradient, 0) is gradient
+    torch.testing.assert_close(collapsed(gradient, 1), gradient)
+    rank_one = torch.outer(gradient[:, 0], gradient[0])
+    assert torch.isfinite(collapsed(rank_one, 4)).all(), "components of size 0 divide nothing"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_repselect_without_collapse_and_adapters_is_a_step_of_gradient_ascent(data, architecture):
+    model = make(architecture).double()
+    changed = copy.deepcopy(model)
+    repselect(changed, data, rank=0, draw_out_lr=0.0, step=0.02, batch_size=2)
+    parts = list(data.forget(2))
+    sum(cross_entropy(model, part) for part in parts).backward()
+    after = dict(changed.named_parameters())
+    for name, p in model.named_parameters():
+        of_mlp = ".mlp." in name and name.endswith("weight")
+        torch.testing.assert_close(after[name], p + 0.02 * p.grad if of_mlp else p, rtol=1e-10, atol=1e-12)
+    assert loss_on(changed, data.forget) > loss_on(model, data.forget)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_gradient_is_taken_with_what_the_adapters_have_learnt(data, architecture):
+    """The adapters by hand: B A added to the weights, plain SGD; then the gradient there, collapsed."""
+    model = make(architecture).double()
+    layers = mlp_layers(model)
+    adapters = drawn_out(model, layers, data, 0.1, 2, 2, 5)
+    assert all(float(b.detach().abs().max()) > 0 for _, b in adapters.values())
+    merged = copy.deepcopy(model)
+    for name, (a, b) in adapters.items():
+        weight = merged.get_submodule(name).weight
+        with torch.no_grad():
+            weight.add_(b @ a if architecture == "llama" else (b @ a).T)
+    [part] = data.forget(100)
+    with attached(layers, adapters):
+        torch.testing.assert_close(cross_entropy(model, part), cross_entropy(merged, part))
+    assert float(cross_entropy(merged, part).detach()) < float(cross_entropy(model, part).detach())
+    changed = copy.deepcopy(model)
+    repselect(changed, data, rank=2, draw_out_lr=0.1, draw_out_rank=2, step=0.01, batch_size=2, seed=5)
+    sum(cross_entropy(merged, each) for each in data.forget(2)).backward()
+    for name, layer in layers.items():
+        expected = layer.weight + 0.01 * reference.soft_collapse(merged.get_submodule(name).weight.grad, 2)
+        torch.testing.assert_close(changed.get_submodule(name).weight, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_repselect_spends_its_budget_and_forgets(data):
+    model = learnt(data)
+    before = copy.deepcopy(model)
+    notes = []
+    repselect(model, replace(data, say=notes.append), budget=0.05, draw_out_lr=1e-3)
+    [part] = data.retain(100)
+    logps = [torch.cat([l.log_softmax(-1)[None] for r in range(len(part["labels"]))
+             for l, _ in reference.row_logits(m, part, r)]) for m in (before, model)]  # noqa: E741  # fmt: skip
+    divergence = float((logps[0].exp() * (logps[0] - logps[1])).sum(-1).mean().detach())
+    assert 0.95 * 0.05 * (1 - 1e-4) <= divergence <= 0.05 * (1 + 1e-4)
+    assert loss_on(model, data.forget) > loss_on(before, data.forget)
+    assert "of the weights' length" in notes[0]
+
+
+@pytest.mark.parametrize("start", [1e-6, 1.0, 1e6])
+def test_the_largest_step_within_a_budget(start):
+    tried = []
+
+    def after(alpha):
+        tried.append(alpha)
+        return math.nan if alpha > 50 else alpha**2
+
+    assert 0.95 * 4 <= within_budget(after, 4.0, start) ** 2 <= 4.0
+    assert len(tried) < 25
+    jump = within_budget(lambda alpha: 0.0 if alpha <= 3 else math.inf, 4.0, start)
+    assert jump == pytest.approx(3.0, rel=1e-6)
+    assert jump <= 3.0
+    with pytest.raises(UserError, match="no step keeps the KL divergence within 4"):
+        within_budget(lambda alpha: math.inf, 4.0, start)
+
+
+def test_repselect_needs_matrices_and_a_bound(data):
+    model = make("llama")
+    with pytest.raises(UserError, match="needs a retain set, on which its step is bounded"):
+        repselect(model, Data(data.forget))
+    for parameter in model.model.layers.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(UserError, match="none is trained here"):
+        repselect(model, data)

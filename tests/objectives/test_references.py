@@ -117,7 +117,7 @@ def test_refusals_are_a_function_of_seed_and_place(tokenizer):
 def test_answers_that_cannot_be_had_are_a_users_mistake():
     with pytest.raises(UserError, match="row 1: a row of 'text' has no prompt"):
         alternative_answers("refusal", read_rows([{"text": "red"}]))
-    with pytest.raises(UserError, match=r"needs a field 'alternative'.*\n.*idk_dpo"):
+    with pytest.raises(UserError, match=r"need a field 'alternative'.*\n.*idk_dpo"):
         alternative_answers("own", read_rows(tiny.FORGET))
     assert alternative_answers("own", read_rows(FORGET))[0] == "old amberton"
 
@@ -157,6 +157,22 @@ def test_schedules(spec, values):
         assert float(objective.total(terms, progress)) == pytest.approx(1 + 4 * value)
 
 
+def test_a_dual_weight_moves_by_the_retain_loss_and_comes_back_from_zero():
+    objective = create_objective(
+        "npo_gdr", retain_weight=1.0, retain_weight_schedule="dual:bound=0.5,rate=2,warmup=0.5"
+    )
+    weights = []
+    for loss, progress in ((9.0, 0.0), (9.0, 0.4), (0.75, 0.5), (0.0, 0.6), (0.1, 0.7), (1.5, 0.8)):
+        objective.after_step(loss, progress)
+        weights.append(objective.retain_weight_at(progress))
+        assert objective.needs_retain
+    assert weights == pytest.approx([1.0, 1.0, 1.5, 0.5, 0.0, 2.0])
+    plain = create_objective("npo_gdr", retain_weight=3.0)
+    plain.after_step(9.0, 1.0)
+    assert plain.retain_weight_at(1.0) == 3.0
+    assert not create_objective("pdu", retain_loss="kl").dual, "the bound is on the record's own retain loss"
+
+
 def test_cosine_is_flat_at_both_ends():
     schedule = parse_schedule("cosine")
     assert schedule(0.25) == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
@@ -167,6 +183,8 @@ def test_cosine_is_flat_at_both_ends():
     [
         ("liner", "did you mean 'linear'"),
         ("linear:begin=0", "no setting 'begin'"),
+        ("dual:rate=0", "above 0"),
+        ("dual:warmup=1", "below 1"),
         ("linear:start=-1", "at least 0"),
         ("linear:start=high", "at least 0"),
         ("constant:start=1", "its settings: none"),
@@ -175,3 +193,5 @@ def test_cosine_is_flat_at_both_ends():
 def test_bad_schedules(spec, message):
     with pytest.raises(UserError, match=message):
         create_objective("graddiff", retain_weight_schedule=spec)
+    with pytest.raises(UserError, match="follows the retain loss, and objective 'ga' has no retain term"):
+        create_objective("ga", retain_weight_schedule="dual")

@@ -26,6 +26,7 @@ GRADES = {
 SETTINGS = {
     "simnpo": {"beta": 0.5},
     "rmu": {"steering": 2.0, "retain_weight": 10.0},
+    "rmu_lat": {"steering": 2.0, "retain_weight": 10.0, "inner_steps": 2},
     "satimp": {"beta1": 1.0},
     "ft_l1": {"sparsity": 1e-4},
 }
@@ -43,6 +44,7 @@ def ten_steps(name, architecture, grade, tokenizer):
     base = name.removesuffix("_gdr").removesuffix("_klr")
     model = make(architecture, layers=1, width=8)
     objective, batch, _ = prepared(name, model, tokenizer, **SETTINGS.get(base, {}))
+    objective.begin(model)
     if pattern := objective.trainable_pattern(model):
         freeze_all_but(model, pattern)
     kind, settings = GRADES[grade]

@@ -168,6 +168,8 @@ def test_large_models_need_no_weights(large):
         (2, "fsdp2", {"lora_rank": 2}, "train them on replicas"),
         (2, "fsdp2", {"base_quantization": "nf4", "lora_rank": 2}, "adapters on a base in shards are not supported"),
         (2, "fsdp2", {"objective": "task_vector"}, "changes whole weights in one shot"),
+        (2, "fsdp2", {"objective": "undo"}, "undo changes whole weights before it trains them"),
+        (2, "fsdp2", {"objective": "rmu_lat"}, "rmu_lat attacks whole models"),
         (2, "zero3", {}, r"no strategy 'zero3' \(single, ddp, fsdp2\)"),
     ],
 )

@@ -15,6 +15,8 @@ CASES = {
     "task_vector": ({}, ["evaluate", "train", "step"]),
     "whp": ({}, ["evaluate", "reinforce", "reinforce, step", "targets", "train", "step"]),
     "whp, soft": ({"targets": "soft"}, ["evaluate", "reinforce", "reinforce, step", "targets", "train", "step"]),
+    "repselect": ({}, ["evaluate", "gradient", "collapse", "search"]),
+    "repselect, step": ({"step": 0.1}, ["evaluate", "gradient", "collapse"]),
     "influence": ({}, ["evaluate", "mean gradient", "curvature", "step"]),
     "influence, gnb": ({"hessian": "gnb"}, ["evaluate", "mean gradient", "curvature", "divide"]),
 }
@@ -37,6 +39,10 @@ def test_there_is_a_case_of_every_method():
 @pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}, {"trainable": r"layers\.2\.mlp"}], ids=str)
 def test_stages(job, name, changes):
     settings, phases = CASES[name]
+    if "lora_rank" in changes and not ONE_SHOT.record(name.partition(",")[0]).adapters:
+        with pytest.raises(UserError, match="leave lora_rank out"):
+            made(job | changes, name.partition(",")[0], **settings)
+        return
     found = made(job | changes, name.partition(",")[0], **settings)
     assert [p.name for p in found.phases if p.name != "evaluate after"] == phases
     assert all(value >= 0 for p in found.phases for value in p.items.values())

@@ -173,6 +173,12 @@ def test_settings_change_the_plan_the_way_they_change_a_run(job):
     assert "merged model" in made(job, lora_rank=2, save_merged=True).disk
     rmu = made(job, objective="rmu", objective_args={"layer": 0, "trained_layers": 1})
     assert rmu.flops["train"] < 0.5 * plain.flops["train"]
+    inner = {n: made(job, objective="rmu_lat", objective_args={"inner_steps": n}) for n in (0, 2, 4)}
+    assert "attack on hidden states" not in inner[0].flops
+    assert inner[4].flops["attack on hidden states"] == 2 * inner[2].flops["attack on hidden states"]
+    # A pass of the adversary is one through the whole model and back; a step of RMU's stops at its layer.
+    assert inner[2].flops["attack on hidden states"] > inner[2].flops["train"]
+    assert phase(inner[2], "attack on hidden states").items["activations"] > 0
     more = made(job, per_device_train_batch_size=4)
     assert phase(more, "train").items["activations"] > 1.5 * phase(plain, "train").items["activations"]
     longer = made(job, max_steps=8)
@@ -184,7 +190,7 @@ def test_settings_change_the_plan_the_way_they_change_a_run(job):
 
 
 @pytest.mark.parametrize(
-    "objective", ["npo_gdr", "npo_klr", "undial", "rmu", "idk_dpo", "simnpo", "random_label", "ft_l1"]
+    "objective", ["npo_gdr", "npo_klr", "undial", "rmu", "pdu", "undo", "idk_dpo", "simnpo", "random_label", "ft_l1"]
 )
 def test_every_kind_of_objective_is_followed(job, objective):
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from letgo.analysis.records import (
     Barrier,
     Bound,
     Certificate,
+    Change,
     Connectivity,
+    Depth,
+    DepthLayer,
     Displacement,
     GridPoint,
     Landscape,
     LandscapeAxis,
     LinearPath,
     Mark,
+    MatrixSpectrum,
     MeanEstimate,
     PathPoint,
     QuestionBound,
@@ -22,6 +27,7 @@ from letgo.analysis.records import (
     Reach,
     Sharpness,
     Smoothed,
+    Spectrum,
     write_analysis,
 )
 from letgo.runs import Index
@@ -38,6 +44,8 @@ FILES = (
     "analysis-landscape.json",
     "analysis-sharpness.json",
     "analysis-certificate.json",
+    "analysis-depth.json",
+    "analysis-spectrum.json",
 )
 """The records of a run."""
 
@@ -62,7 +70,7 @@ def write(root: Path) -> Path:
     return root
 
 
-def analyses() -> list[Connectivity | Landscape | Sharpness | Certificate]:
+def analyses() -> list[Connectivity | Landscape | Sharpness | Certificate | Depth | Spectrum]:
     shared = {
         "subject": "bad",
         "settings": {"points": 3},
@@ -85,6 +93,10 @@ def analyses() -> list[Connectivity | Landscape | Sharpness | Certificate]:
         fall={"forget": 0.1},
         average={"forget": MeanEstimate(value=0.1, standard_error=0.01, n=4)},
     )
+    layer = DepthLayer(layer=0, retrained=0.5, unlearned=0.2, counted=3)
+    matrix = MatrixSpectrum(name="m", norm=1.0, relative=0.1, stable_rank=2.0, energy=0.9)
+    names: tuple[Literal["unlearning", "attack"], ...] = ("unlearning", "attack")
+    changes = [Change(name=n, what=n, norm=1.0, relative=0.1, matrices=[matrix], undone=0.5, kept=1.0) for n in names]
     bound = Bound(revealed=1, draws=20, alpha=0.01, p_lower=0.8, radius=0.3)
     smoothed = Smoothed(
         sigma=0.1,
@@ -114,4 +126,6 @@ def analyses() -> list[Connectivity | Landscape | Sharpness | Certificate]:
             certified=["yes"],
             not_certified=["no"],
         ),
+        Depth(**shared, score=made.metric(0.5), left_out=1, layers=[layer], broken=["it is broken"]),
+        Spectrum(**shared, top=8, changes=changes),
     ]

@@ -75,6 +75,25 @@ def dpo(model, original, batch, beta=0.1):
     return sum(losses) / len(losses)
 
 
+def altpo(model, original, batch, beta=0.1):
+    return 2 / beta * dpo(model, original, batch, beta)
+
+
+def logit_margin(model, original, batch):
+    part = batch["forget"]
+
+    def of_row(row):
+        return [(max(logits) - sum(logits) / len(logits)) ** 2 for logits, _ in row_logits(model, part, row)]
+
+    return over_tokens(part, of_row)
+
+
+def dual_weight(weight, retain_loss, bound, rate):
+    """λ after a step of dual ascent."""
+    moved = weight + rate * (retain_loss - bound)
+    return moved if moved > 0 else 0.0
+
+
 def preference_optimization(model, original, batch):
     return -over_tokens(batch["alternative"], lambda row: row_tokens(model, batch["alternative"], row))
 
@@ -146,8 +165,52 @@ def rmu(model, original, batch, layer=1, steering=6.5, direction=None):
     return sum(squares) / len(squares)
 
 
+def rmu_lat(model, original, batch, layer=1, steering=6.5, direction=None, attacked_layer=None, **inner):
+    """With the shifts that the batch brings, row by row, added by a hook on the block's input."""
+    part = batch["forget"]
+    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    number = layer if attacked_layer is None else attacked_layer
+    squares, taken = [], 0
+    for row in range(len(part["labels"])):
+        length = int(part["attention_mask"][row].sum())
+        shift = part["latent"][taken : taken + length]
+        taken += length
+        hook = blocks[number].register_forward_pre_hook(lambda m, args, shift=shift: (args[0] + shift, *args[1:]))
+        squares += [((h - steering * direction) ** 2).sum() / len(h) for h in after_block(model, part, row, layer)]
+        hook.remove()
+    return sum(squares) / len(squares)
+
+
+def latent_attack(model, part, row, block, steps, lr, radius):
+    """δ of one row alone: Adam by hand on the row's mean loss, projected after every step."""
+    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    width = model.config.hidden_size
+    delta = torch.zeros(int(part["attention_mask"][row].sum()), width, dtype=torch.float64)
+    first, second = torch.zeros_like(delta), torch.zeros_like(delta)
+    for step in range(1, steps + 1):
+        delta.requires_grad_()
+        hook = blocks[block].register_forward_pre_hook(lambda m, args, shift=delta: (args[0] + shift, *args[1:]))
+        logps = row_tokens(model, part, row)
+        hook.remove()
+        [slope] = torch.autograd.grad(-sum(logps) / len(logps), [delta])
+        first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+        unbiased = first / (1 - 0.9**step), second / (1 - 0.999**step)
+        delta = delta.detach() - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+        delta = torch.stack([d if d.norm() <= radius else radius * d / d.norm() for d in delta])
+    return delta
+
+
 def no_term(model, original, batch):
     return torch.zeros(())
+
+
+def undo(model, original, batch):
+    return torch.zeros(())
+
+
+def damaged(weight, noise, alpha, beta):
+    """A student's weights, entry by entry."""
+    return torch.tensor([(1 - alpha) * w + alpha * beta * n for w, n in zip(weight.flatten(), noise, strict=True)])
 
 
 def l1_sparsity(model, original, batch, sparsity=1e-6):
@@ -184,6 +247,17 @@ def embedding_difference(model, original, batch, layer=1):
         now, before = after_block(model, part, row, layer), after_block(original, part, row, layer).detach()
         squares += [((a - b) ** 2).sum() / len(a) for a, b in zip(now, before, strict=True)]
     return sum(squares) / len(squares)
+
+
+def soft_collapse(gradient: torch.Tensor, rank: int, power: float = 1.0) -> torch.Tensor:
+    """From the right, then from the left, component by component."""
+    u, s, vh = torch.linalg.svd(gradient, full_matrices=False)
+    shrink = 1 - (s[rank - 1] / s[:rank]) ** power
+    for i in range(rank):
+        gradient = gradient - shrink[i] * (gradient @ vh[i])[:, None] * vh[i][None]
+    for i in range(rank):
+        gradient = gradient - shrink[i] * u[:, i][:, None] * (u[:, i] @ gradient)[None]
+    return gradient
 
 
 # -- one shot ----------------------------------------------------------------------------------------------------------

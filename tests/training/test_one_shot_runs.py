@@ -17,6 +17,7 @@ CASES = {
     "whp": {"reinforce_lr": 1e-3, "lr": 1e-3, "epochs": 1, "targets": "soft"},
     "influence": {"alpha": 0.1, "damping": 1e-2},
     "influence, gnb": {"hessian": "gnb", "alpha": 0.1, "damping": 1e-2},
+    "repselect": {"draw_out_lr": 0.1, "batch_size": 2},
     "ft": {},
     "ft_l1": {"sparsity": 1e-4},
 }
@@ -58,6 +59,7 @@ def test_a_run_from_its_settings(job, name):
     [
         ({"objective": "task_vector", "objective_args": {"alhpa": 1}}, "did you mean 'alpha'"),
         ({"objective": "influence", "retain": None}, "needs a retain set"),
+        ({"objective": "repselect", "lora_rank": 2}, "not adapters: leave lora_rank out"),
         ({"objective": "ft", "retain": None}, "there is no retain set"),
         ({"objective": "whp", "objective_args": {"targets": "warm"}}, "targets must be one of hard, soft"),
     ],

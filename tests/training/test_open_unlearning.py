@@ -150,6 +150,23 @@ def test_overrides_lie_over_the_config_and_another_trainer_takes_its_settings_aw
         ),
         ("WGA", {"gamma": 0.1}, {"objective": "wga_gdr", "forget_weight": 0.1, "objective_args": {"beta": 1.0}}),
         ("DPO", {"beta": 0.1, "gamma": 0.5}, {"objective": "idk_dpo_gdr", "forget_weight": 10.0}),
+        ("PDU", {}, {"objective": "pdu", "retain_weight": 1.0, "retain_weight_schedule": "constant"}),
+        (
+            "PDU",
+            {
+                "alpha": 100.0,
+                "primal_dual": True,
+                "retain_loss_eps": 0.3,
+                "dual_step_size": 5,
+                "dual_warmup_epochs": 5,
+            },
+            {
+                "retain_loss": "ce",
+                "retain_weight": 100.0,
+                "retain_weight_schedule": "dual:bound=0.3,rate=5.0,warmup=0.5",
+            },
+        ),
+        ("PDU", {"primal_dual": True, "alpha": 0.0}, {"retain_loss": "ce", "retain_weight": 0.0}),
         (
             "RMU",
             {
@@ -321,7 +338,6 @@ def test_what_letgo_does_not_do_is_listed_with_its_reason(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trainer": {"handler": "PDU"}}, r"no objective for trainer PDU \(primal-dual"),
         ({"trainer": {"handler": "SimNPOO"}}, "did you mean 'SimNPO'"),
         ({"trainer": {"handler": "FinetuneTrainer"}}, "not unlearning: benchmark tofu:learn=full"),
         ({"trainer": {}}, "no trainer is named"),

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from letgo.benchmarks.user_rows import user_rows
 from letgo.core.errors import NonFiniteLossError, UserError
-from letgo.data import ForgetRetainDataset, encode_rows, read_rows
+from letgo.data import ForgetRetainDataset, encode_rows, pad_rows, read_rows
 from letgo.models.load import weights_fingerprint
 from letgo.objectives import OBJECTIVES as OBJECTIVE_CATALOG
 from letgo.optim import OPTIMIZERS as OPTIMIZER_CATALOG
@@ -16,7 +16,7 @@ from letgo.training.checkpoints import COMPLETE, last_checkpoint
 from letgo.training.config import UnlearnConfig
 from letgo.training.looks import looks_of
 from letgo.training.prepare import prepare_model, take_references
-from letgo.training.run_plan import objective_of, planned_steps
+from letgo.training.run_plan import check_parts, objective_of, planned_steps
 from letgo.training.trainer import UnlearnTrainer
 from tests import tiny
 
@@ -352,6 +352,138 @@ def test_the_retain_weights_schedule_follows_the_run_and_survives_a_resume(tmp_p
     resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "cut")))
     assert resumed.history == whole.history
     assert weights_fingerprint(resumed.model) == weights_fingerprint(whole.model)
+
+
+PDU = {"objective": "pdu", "retain_weight": 2.0, "retain_weight_schedule": "dual:bound=3.9,rate=0.5,warmup=0.25"}
+"""Around the retain loss that the tiny model has at first, so that λ goes up and down."""
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(4, 1), (1, 4), (2, 2)])
+def test_a_dual_retain_weight_follows_a_plain_loop(tmp_path, tokenizer, size, accumulation):
+    """56 steps, however the windows are cut: the weights and λ of a loop over whole batches, by the reference."""
+    from tests.reference import objectives as reference
+
+    steps = 56
+    trainer = make_trainer(
+        tmp_path,
+        tokenizer,
+        model=tiny.make_model().double(),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        optimizer="sgd",
+        optimizer_args={},
+        learning_rate=0.05,
+        max_grad_norm=0,
+        max_steps=steps,
+        retain=[{"text": "red blue"}, *tiny.RETAIN],
+        **PDU,
+    )
+    windows = []
+    original = trainer.get_batch_samples
+    trainer.get_batch_samples = lambda *args: windows.append(original(*args)) or windows[-1]
+    trainer.train()
+
+    model, weight, weights = tiny.make_model().double(), 2.0, []
+    for number, (window, _) in enumerate(windows):
+        indices = {name: [int(i) for batch in window for i in batch[name]["index"]] for name in ("forget", "retain")}
+        rows = {name: [getattr(trainer.train_dataset, name)[i] for i in places] for name, places in indices.items()}
+        batch = {name: pad_rows(chosen, 0) for name, chosen in rows.items()}
+        retain = reference.cross_entropy(model, None, batch)
+        loss = reference.logit_margin(model, None, batch) + weight * retain
+        loss.backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.05 * p.grad
+                p.grad = None
+        if number >= steps / 4:
+            weight = reference.dual_weight(weight, float(retain.detach()), 3.9, 0.5)
+        weights.append(weight)
+    assert len(windows) == steps
+    assert len(set(weights)) > 20
+    last_zero = max(number for number, weight in enumerate(weights) if weight == 0.0)
+    assert weights[-1] > 0.0, f"λ was 0 after step {last_zero}, and came back"
+    assert [row["retain_weight"] for row in trainer.history] == pytest.approx(weights, rel=1e-6)
+    for (key, found), (_, expected) in zip(trainer.model.named_parameters(), model.named_parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("grade", ["first order", "adaptive zeroth order", "hybrid"])
+def test_a_dual_retain_weight_survives_a_resume(tmp_path, tokenizer, grade):
+    settings = {"grade": grade, "save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2, **PDU}
+    whole = make_trainer(tmp_path / "whole", tokenizer, moved_every=3, **settings)
+    whole.train()
+    cut = make_trainer(tmp_path / "cut", tokenizer, callbacks=[Stop(5)], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    resumed = make_trainer(tmp_path / "cut", tokenizer, **settings)
+    resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "cut")))
+    weights = [row["retain_weight"] for row in whole.history]
+    assert weights[0] == weights[1] == 2.0
+    assert len(set(weights)) == 7
+    assert [row["retain_weight"] for row in resumed.history] == weights
+    assert weights_fingerprint(resumed.model) == weights_fingerprint(whole.model)
+
+
+def test_a_student_is_taught_by_the_model_as_it_was_and_resumes(tmp_path, tokenizer):
+    settings = {
+        "objective": "undo",
+        "objective_args": {"alpha": 0.6, "seed": 4},
+        "max_steps": 40,
+        "learning_rate": 5e-3,
+    }
+    settings |= {"save_strategy": "steps", "save_steps": 20, "save_total_limit": 2}
+    whole = make_trainer(tmp_path / "whole", tokenizer, **settings)
+    whole.train()
+    losses = [row["loss"] for row in whole.history]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5]), "it comes nearer to the teacher"
+    assert any("0.4 of the teacher's weights" in note and "seed 4" in note for note in whole.notes)
+    resumed = make_trainer(tmp_path / "whole", tokenizer, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-20"))
+    assert weights_fingerprint(resumed.model) == weights_fingerprint(whole.model)
+    assert resumed.history == whole.history
+
+
+@pytest.mark.parametrize("grade", ["first order", "hybrid"])
+def test_a_latent_attack_is_made_before_every_step_and_leaves_no_trace(tmp_path, tokenizer, monkeypatch, grade):
+    """A resumed run is the same to the bit, and the adversary meets the weights of its own step."""
+    from letgo.objectives.objective import Objective
+
+    attacked = Objective.attacked
+    seen = []
+    settings = {"grade": grade, "objective": "rmu_lat", "objective_args": {"layer": 1, "inner_steps": 2}}
+    settings |= {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 2, "gradient_accumulation_steps": 2}
+
+    def watched(objective, model, batch):
+        seen.append(weights_fingerprint(model))
+        after = attacked(objective, model, batch)
+        assert float(after["forget"]["latent"].abs().max()) > 0
+        assert weights_fingerprint(model) == seen[-1]
+        return after
+
+    monkeypatch.setattr(Objective, "attacked", watched)
+    whole = make_trainer(tmp_path, tokenizer, **settings)
+    whole.train()
+    assert len(seen) == 2 * 8
+    assert len(set(seen)) == 8
+    resumed = make_trainer(tmp_path, tokenizer, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert weights_fingerprint(resumed.model) == weights_fingerprint(whole.model)
+    assert resumed.history == whole.history
+
+
+def test_a_student_is_not_made_of_adapters():
+    with pytest.raises(UserError, match=r"undo changes the weights before it trains them.*leave lora_rank out"):
+        check_parts(UnlearnConfig(objective="undo", lora_rank=2))
+
+
+def test_a_dual_weight_refuses_an_engine_that_sees_no_terms(tmp_path, tokenizer):
+    batched = {"engine": "batched", "rank": 2}
+    for optimizer, options in (("zo_sgd", batched), ("fozo", {"zo_lr": 1e-3, "zo_options": batched})):
+        with pytest.raises(UserError, match="take engine: in_place"):
+            check_parts(UnlearnConfig(optimizer=optimizer, optimizer_args=options, **PDU))
+    trainer = make_trainer(tmp_path, tokenizer, optimizer="zo_sgd", optimizer_args=batched, max_steps=1, **PDU)
+    with pytest.raises(UserError, match="take engine: in_place"):
+        trainer.train()
 
 
 def test_the_epochs_planned_are_the_epochs_run(tmp_path, tokenizer):

@@ -44,6 +44,22 @@ ANALYSES: Catalog[Record] = Catalog(
             faithfulness="variant",
             note="the noise is on the weights, and the events are that questions' answers are revealed",
         ),
+        Record(
+            name="depth",
+            target="letgo.analysis.depth:depth",
+            summary="in which layers the forget set's answers still are, by patching states into the original",
+            source="unlearning depth score, UDS (arXiv 2605.24614)",
+            faithfulness="variant",
+            note="all tokens of an answer count, where the source marks an entity in each",
+            aliases=("uds",),
+        ),
+        Record(
+            name="spectrum",
+            target="letgo.analysis.spectrum:spectrum",
+            summary="over how many directions unlearning and each attack spread their change of every weight matrix",
+            source="letgo",
+            faithfulness="ours",
+        ),
     ],
 )
 

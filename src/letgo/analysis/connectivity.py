@@ -13,9 +13,9 @@ from torch import Tensor
 
 from letgo.analysis.frame import Analysis, AnalysisOptions
 from letgo.analysis.losses import RowLosses, smaller_benchmark
+from letgo.analysis.neighbours import check_tokenizers
 from letgo.analysis.records import Barrier, Connectivity, LinearPath, PathPoint
 from letgo.analysis.weights import Weights, check_same_shape, distance, named_weights
-from letgo.attacks.engine.target import Target
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.values import Count
@@ -59,7 +59,7 @@ def connectivity(
         raise UserError(f"points must be at least 3 (both ends and what lies between), not {points}")
     analysis = Analysis(Connectivity, list(models), {"points": points, "metrics": metrics}, limit, **options)
     targets = analysis.targets
-    _check_tokenizers(targets)
+    check_tokenizers({target.name: target.tokenizer() for target in targets})
     smaller = smaller_benchmark(analysis.target.benchmark, limit) if metrics else None
     alphas = [number / (points - 1) for number in range(points)]
     paths: list[LinearPath] = []
@@ -150,13 +150,3 @@ def _path(
         barriers={key: barrier(measured, [point.values[key].value for point in points]) for key in shared},
         lost=[a for a, v in line if v is None],
     )
-
-
-def _check_tokenizers(targets: Sequence[Target]) -> None:
-    first = targets[0].tokenizer()
-    for other in targets[1:]:
-        if other.tokenizer().get_vocab() != first.get_vocab():
-            raise UserError(
-                f"{targets[0].name} and {other.name} have different tokenizers: the same numbers mean other tokens, "
-                "so nothing can be measured between them"
-            )

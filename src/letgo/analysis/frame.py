@@ -70,7 +70,9 @@ class Analysis(Generic[Entry]):
         reporter: Reporter | None = None,
     ) -> None:
         self.start = time.perf_counter()
-        ANALYSES.check_settings(record.__name__, {**settings, "limit": limit}, skip=("run", "models"))
+        # An analysis of weights alone has no rows, and no limit.
+        of_rows = {} if limit is None else {"limit": limit}
+        ANALYSES.check_settings(record.__name__, {**settings, **of_rows}, skip=("run", "models"))
         if isinstance(models, str | Path):
             _check_run(models, benchmark)
             models = [models]

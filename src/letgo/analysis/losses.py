@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -118,6 +118,12 @@ class RowLosses:
             low, high = (math.log(bound) if bound > 0 else 0.0 for bound in interval)
             metrics[name] = Metric(value=loss, n=len(rows.rows), ci95=(low, high))
         return metrics
+
+    def parts(self, model: Any, name: str) -> Iterator[tuple[list[Encoded], dict[str, Tensor]]]:
+        """A set's rows a batch at a time, with their tensors on the model's device."""
+        rows = self.sets[name]
+        for batch in rows.batches:
+            yield [rows.rows[index] for index in batch], self._tensors(model, rows, batch)
 
     def terms(self, model: Any, name: str) -> list[LossTerm]:
         """Functions whose values sum to a set's loss, one a batch, each with its gradient."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from letgo.analysis.records import Displacement
 from letgo.analysis.smoothing import Scale
@@ -25,9 +27,25 @@ def original_of(target: Target) -> str:
 
 def other_weights(name: str, model: str, weights: Weights, target: Target, dtype: str) -> WeightVector:
     """Another model's weights, checked against the target's."""
-    theirs = named_weights(merged(load_model(model, dtype=dtype)))
-    check_same_shape(weights.originals, theirs, (target.name, name))
+    return named_weights(other_model(name, model, weights.originals, target, dtype))
+
+
+def other_model(name: str, model: str, weights: WeightVector, target: Target, dtype: str) -> Any:
+    """Another model, checked against the target's weights."""
+    theirs = merged(load_model(model, dtype=dtype))
+    check_same_shape(weights, named_weights(theirs), (target.name, name))
     return theirs
+
+
+def check_tokenizers(named: Mapping[str, Any]) -> None:
+    """Raise a `UserError` unless the tokenizers, by their models' names, have one vocabulary."""
+    (first, tokenizer), *others = named.items()
+    for name, other in others:
+        if other.get_vocab() != tokenizer.get_vocab():
+            raise UserError(
+                f"{first} and {name} have different tokenizers: the same numbers mean other tokens, so nothing can be "
+                "measured between them"
+            )
 
 
 def planned(target: Target, text: str) -> tuple[AttackSpec, AttackResult | None]:

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from letgo.core.errors import not_writable
 from letgo.core.files import write_text
-from letgo.runs.results import Metrics, Strict, read_document
+from letgo.runs.results import Metric, Metrics, Strict, read_document
 
 SCHEMA = 1
-KINDS = ("connectivity", "landscape", "sharpness", "certificate")
+KINDS = ("connectivity", "landscape", "sharpness", "certificate", "depth", "spectrum")
 
 
 class MeanEstimate(Strict):
@@ -216,12 +216,72 @@ class Certificate(AnalysisEntry):
     not_certified: list[str]
 
 
+class DepthLayer(Strict):
+    """What the original loses of the answers, in nats a token, when a block's output is another model's; means over
+    rows."""
+
+    layer: int
+    retrained: float
+    unlearned: float
+    counted: int
+    """Rows for which the layer counts."""
+
+
+class Depth(AnalysisEntry):
+    kind: Literal["depth"] = "depth"
+    score: Metric
+    """UDS: 1 is erased as in the retrained model, 0 held as in the original."""
+    left_out: int
+    """Rows for which no layer counts."""
+    layers: list[DepthLayer]
+    broken: list[str] = Field(default_factory=list)
+    """Why the unlearned model is broken: then a high score says nothing."""
+
+
+class MatrixSpectrum(Strict):
+    """The change Δ of one weight matrix; None for what a change of zeros, or a matrix of zeros, has not."""
+
+    name: str
+    norm: float
+    """‖Δ‖_F."""
+    relative: float | None
+    """‖Δ‖_F over the matrix's own norm before."""
+    stable_rank: float | None
+    """‖Δ‖_F² / σ_1²."""
+    energy: float | None
+    """Σ σ_i² of the top components over ‖Δ‖_F²."""
+
+
+class Change(Strict):
+    """How unlearning, or an attack, changed the weights."""
+
+    name: str
+    what: Literal["unlearning", "attack"]
+    norm: float
+    relative: float | None
+    """The norm over ‖θ‖ before."""
+    matrices: list[MatrixSpectrum]
+    undone: float | None = None
+    """Of an attack: the share of unlearning's change that it takes back."""
+    kept: float | None = None
+    """Of an attack: the share of the forgetting that it leaves, as recorded."""
+
+
+class Spectrum(AnalysisEntry):
+    kind: Literal["spectrum"] = "spectrum"
+    top: int
+    """Components that the energy is over."""
+    changes: list[Change]
+
+
 class AnalysisFile(Strict):
     """A file of analyses of one kind, schema 1."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     kind: str
-    entries: list[Annotated[Connectivity | Landscape | Sharpness | Certificate, Field(discriminator="kind")]]
+    entries: list[
+        Annotated[Connectivity | Landscape | Sharpness | Certificate | Depth | Spectrum, Field(discriminator="kind")]
+    ]
 
 
 def _file(directory: Path, kind: str) -> Path:

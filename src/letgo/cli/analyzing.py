@@ -1,9 +1,11 @@
-"""Commands that look around a model in weight space: analyze connectivity, landscape, sharpness, certificate."""
+"""Commands that look around a model in weight space: analyze connectivity, landscape, sharpness, certificate,
+depth, spectrum."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from letgo.cli.common import JsonFlag, QuietFlag, app, passed_on, print_json, re
 
 analyze = typer.Typer(
     no_args_is_help=True,
-    help="Look around a model in weight space: lines, planes, sharpness, a certificate.",
+    help="Look around a model in weight space: lines, planes, sharpness, a certificate, depth, spectra of changes.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(analyze, name="analyze")
@@ -36,9 +38,9 @@ def _shared(
     """The options that all analyses have."""
 
 
-def _analysis(options: Callable[..., None]) -> None:
+def _analysis(options: Callable[..., None], *, without: Sequence[str] = ()) -> None:
     """Add a subcommand: the analysis of the function's name, with the function's options, which are called as the
-    analysis' arguments are, and the shared ones. What was not given is left to the analysis."""
+    analysis' arguments are, and the shared ones but those in `without`. What was not given is left to the analysis."""
     name = options.__name__
 
     def command(**given: Any) -> None:
@@ -51,7 +53,7 @@ def _analysis(options: Callable[..., None]) -> None:
 
     # An option of the function comes in place of a shared one of its name.
     specific, shared = (inspect.signature(source, eval_str=True).parameters for source in (options, _shared))
-    merged = {**specific, **shared, **specific}
+    merged = {**specific, **{key: each for key, each in shared.items() if key not in without}, **specific}
     command.__signature__ = inspect.Signature(list(merged.values()))  # type: ignore[attr-defined]
     analyze.command(name, help=options.__doc__)(command)
 
@@ -112,3 +114,23 @@ def certificate(
     limit: LimitOption = 20,
 ) -> None:
     """A radius of weight changes within which the smoothed model does not reveal, with confidence."""
+
+
+@_analysis
+def depth(
+    run: RunArgument,
+    retrained: Annotated[
+        str | None, Option("--retrained", help="A model that never saw the forget set; the benchmark's by default.")
+    ] = None,
+    threshold: Annotated[float, Option("--threshold", help="A layer counts above it, in nats a token.")] = 0.05,
+) -> None:
+    """In which layers the forget set's answers still are: states patched into the original."""
+
+
+@partial(_analysis, without=("limit",))
+def spectrum(
+    run: RunArgument,
+    top: Annotated[int, Option("--top", help="Components that the energy is over.")] = 8,
+    rerun: Annotated[bool, Option("--rerun/--no-rerun", help="Run attacks again, for their changes.")] = True,
+) -> None:
+    """Over how many directions unlearning and each attack spread their change of every weight matrix."""

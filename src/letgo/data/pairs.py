@@ -140,7 +140,7 @@ def _part_rows(part: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]
     # Packed quantities: how many entries each row has.
     packed = {
         "reference_hidden": (part["labels"][:, 1:] != IGNORE).sum(dim=1).tolist(),
-        "reference_layer_hidden": part["attention_mask"].sum(dim=1).tolist(),
+        **dict.fromkeys(("reference_layer_hidden", "latent"), part["attention_mask"].sum(dim=1).tolist()),
     }
     taken: dict[str, Tensor] = {}
     for key, value in part.items():

@@ -77,6 +77,15 @@ METRICS: Catalog[MetricRecord] = Catalog(
             meaning="how likely wrong answers are against the right one, reworded",
             amount=False,
         ),
+        MetricRecord(
+            name="truth_ratio_prob_mean",
+            target="letgo.metrics.memorization:truth_ratio_prob_mean",
+            summary="share of the paraphrased right answer in its likelihood and that of wrong ones",
+            source="open-unlearning (arXiv 2506.12618), truth_ratio with the aggregator prob_mean",
+            faithfulness="faithful",
+            meaning="the right answer's share, reworded, of its likelihood and that of wrong answers; 0.5 is even",
+            amount=False,
+        ),
         _faithful(
             name="forget_quality",
             target="letgo.metrics.memorization:forget_quality",

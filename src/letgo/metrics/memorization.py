@@ -59,6 +59,12 @@ def truth_ratio_score(ratio: float, *, forget: bool) -> float:
     return max(0.0, 1.0 - ratio)
 
 
+def truth_ratio_prob_mean(ratio: float) -> float:
+    """P(right) / (P(right) + P̄(wrong)) = 1 / (1 + R), with P, P̄ and R of `truth_ratio`: what open-unlearning averages
+    on every set under its aggregator `prob_mean`. 0.5 where wrong answers are as likely as right ones."""
+    return 1.0 / (1.0 + ratio)
+
+
 def forget_quality(unlearned: Sequence[float], retrained: Sequence[float]) -> float:
     """p-value of the two-sample Kolmogorov-Smirnov test between truth ratios of the unlearned and the retrained model
     on the same forget rows (TOFU, section 2.2.2). High: indistinguishable. Two samples of n without overlap give
@@ -72,6 +78,9 @@ def forget_quality(unlearned: Sequence[float], retrained: Sequence[float]) -> fl
 
 def extraction_strength(matches: Sequence[bool] | Tensor) -> float:
     """1 − k*/n, with k* the length of the shortest prefix of the n tokens after which every token is the likeliest.
+
+    An answer of which not even the last token is foreseen scores 0 (open-unlearning counts k* up to n − 1 at most, and
+    gives 1/n there).
 
     Args:
         matches: whether each token is the likeliest at its place (`Scores.matches`).

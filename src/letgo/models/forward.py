@@ -95,6 +95,31 @@ def hidden_after(model: Any, layer: int, **inputs: Any) -> Tensor:
     return caught[0]
 
 
+@contextmanager
+def shifted(model: Any, layer: int, shift: Tensor) -> Iterator[None]:
+    """Within: block number `layer` reads its input plus `shift`, of the input's shape (rows, length, width)."""
+    name, blocks = find_blocks(model)
+    owner_name, _, attribute = name.rpartition(".")
+    changed = [_Shifted(block, shift) if number == layer else block for number, block in enumerate(blocks)]
+    with _replaced(unwrapped(model).get_submodule(owner_name), attribute, nn.ModuleList(changed)):
+        yield
+
+
+class _Shifted(nn.Module):
+    """A block behind a sum. The sum is outside the block: one that is recomputed in the backward pass keeps it."""
+
+    def __init__(self, block: nn.Module, shift: Tensor) -> None:
+        super().__init__()
+        self.block, self.shift = block, shift
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.block(hidden_states + self.shift.to(hidden_states.dtype), *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # What a model asks of its blocks, such as the kind of their attention.
+        return super().__getattr__(name) if name == "block" else getattr(self.block, name)
+
+
 def output_layer(model: Any) -> nn.Module:
     """The module that turns hidden states into logits."""
     bare = unwrapped(model)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from letgo.core.catalog import Catalog, Record, check_settings, settings_of
 from letgo.core.errors import UserError
 from letgo.core.values import Weight
-from letgo.objectives.records import ObjectiveRecord, TermRecord
-from letgo.objectives.schedules import parse_schedule
+from letgo.objectives.records import ObjectiveRecord, OneShotRecord, TermRecord
+from letgo.objectives.schedules import Dual, parse_schedule
 
 if TYPE_CHECKING:
     from letgo.objectives.objective import Objective as Objective
@@ -113,10 +113,21 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             kl=(),
             **_DPO,
         ),
+        ObjectiveRecord(
+            name="altpo",
+            summary=f"an invented answer preferred to the one to forget; {_RETAINED['ce']}",
+            source="AltPO (arXiv 2409.13474)",
+            faithfulness="variant",
+            note="the row's field `alternative` is its invented answer; several a question are several rows",
+            alternative="own",
+            hidden="label",
+            retain="ce",
+            **_DPO | {"target": "letgo.objectives.preference:altpo"},
+        ),
         *_presets(
             name="idk_dpo",
             summary="a refusal preferred to the answer to forget",
-            source=f"{_DPO_SOURCE}; with refusals: {_NPO.split(',')[0]}",
+            source=f"{_DPO_SOURCE}, without NPO's factor 2/β; with refusals: {_NPO.split(',')[0]}",
             aliases=("idkdpo",),
             ce=(),
             kl=(),
@@ -153,6 +164,31 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             hidden="layer",
             trainable="letgo.objectives.rmu:trainable_pattern",
         ),
+        ObjectiveRecord(
+            name="rmu_lat",
+            target="letgo.objectives.rmu_lat:rmu_lat",
+            summary="rmu while an adversary shifts the forget set's hidden states to bring its words back",
+            source="latent adversarial training (arXiv 2407.15549), on RMU (arXiv 2403.03218)",
+            faithfulness="variant",
+            note="the adversary attacks every step anew, on the forget set alone; one control vector for the whole run",
+            retain="embedding",
+            retain_weight=1200.0,
+            hidden="layer",
+            trainable="letgo.objectives.rmu:trainable_pattern",
+            adversary="letgo.objectives.rmu_lat:adversary",
+        ),
+        ObjectiveRecord(
+            name="pdu",
+            target="letgo.objectives.pdu:logit_margin",
+            summary=f"the highest logit drawn down to the mean of all; {_RETAINED['ce']}, its weight a dual variable",
+            source="PDU (arXiv 2506.05314)",
+            faithfulness="variant",
+            note="λ moves once a step of the optimizer, not once a micro-batch; the warm-up is a share of the run",
+            hidden="label",
+            retain="ce",
+            retain_weight=100.0,
+            schedule="dual",
+        ),
         *_presets(
             name="undial",
             target="letgo.objectives.distillation:undial",
@@ -184,9 +220,21 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             target="letgo.objectives.distillation:ce_u",
             summary="cross-entropy to the model's own distribution without the label",
             source="CE-U (arXiv 2503.01224)",
-            note=f"{_ITS_GRADIENT}: without the entropy of that distribution",
+            note=f"{_ITS_GRADIENT}: without the entropy of that distribution; the mean is over all label tokens, those "
+            "that are left out too",
             aliases=("ceu",),
             ce=("ceu_gdr",),
+        ),
+        ObjectiveRecord(
+            name="undo",
+            target="letgo.objectives.undo:undo",
+            summary="an unlearned model distilled into a copy of it whose weights were damaged",
+            source="UNDO (arXiv 2506.06278)",
+            faithfulness="variant",
+            note=f"KL {_LABELS_ALONE}; the noise has a seed",
+            parts=(),
+            retain="kl",
+            start="letgo.objectives.undo:damage",
         ),
         ObjectiveRecord(
             name="ft",
@@ -259,10 +307,10 @@ RETAIN_TERMS: Catalog[TermRecord] = Catalog(
     ],
 )
 
-ONE_SHOT: Catalog[Record] = Catalog(
+ONE_SHOT: Catalog[OneShotRecord] = Catalog(
     "one-shot method",
     [
-        Record(
+        OneShotRecord(
             name="task_vector",
             target="letgo.objectives.one_shot.task_vector:task_vector",
             summary="the change that fine-tuning on the forget set makes, subtracted",
@@ -270,7 +318,7 @@ ONE_SHOT: Catalog[Record] = Catalog(
             faithfulness="faithful",
             aliases=("tv",),
         ),
-        Record(
+        OneShotRecord(
             name="whp",
             target="letgo.objectives.one_shot.whos_harry_potter:whos_harry_potter",
             summary="who's Harry Potter: taught what a model made fonder of the forget set would not say",
@@ -279,13 +327,24 @@ ONE_SHOT: Catalog[Record] = Catalog(
             note="without the dictionary of anchored terms, which another model has to write",
             aliases=("whos_harry_potter",),
         ),
-        Record(
+        OneShotRecord(
             name="influence",
             target="letgo.objectives.one_shot.influence:influence",
             summary="influence unlearning: one Newton step away from the forget set",
             source="SOUL (arXiv 2404.18239), section 4; WoodFisher (arXiv 2004.14340)",
             faithfulness="faithful",
             aliases=("influence_unlearning", "iu", "woodfisher"),
+        ),
+        OneShotRecord(
+            name="repselect",
+            target="letgo.objectives.one_shot.repselect:repselect",
+            summary="one step up the forget set's loss, the dominant components of its gradient damped",
+            source="RepSelect (arXiv 2606.17168), its simple form, with the adaptive step",
+            faithfulness="variant",
+            note="decompositions are exact, the step is bounded on the retain set; the default rank is assumed to be "
+            "an eighth of the smaller side for every width",
+            aliases=("rep_select",),
+            adapters=False,
         ),
     ],
 )
@@ -300,7 +359,7 @@ def create_objective(
     *,
     retain_loss: str | None = None,
     retain_weight: Weight | None = None,
-    retain_weight_schedule: str = "constant",
+    retain_weight_schedule: str | None = None,
     forget_weight: Weight = 1.0,
     **settings: Any,
 ) -> Objective:
@@ -311,7 +370,7 @@ def create_objective(
         retain_loss: the retain term, in place of the preset's.
         retain_weight: λ; by default the record's (1, except for methods whose source has another).
         retain_weight_schedule: what λ is multiplied by over the run: "constant", "linear:start=0,end=1", "cosine:…",
-            "step:at=0.5,…".
+            "step:at=0.5,…"; or "dual:bound=0.3,…", by which λ follows the retain loss. By default the record's.
         forget_weight: w, the forget term's weight.
         settings: of the forget term or the retain term (`npo`: beta); one that both know goes to both.
 
@@ -328,8 +387,15 @@ def create_objective(
     retain_term = RETAIN_TERMS.load(retain_record.name)
     check_settings(f"objective {record.name!r}", [term, retain_term], settings, skip=NOT_SETTINGS)
     known, of_retain = (settings_of(t, skip=NOT_SETTINGS) for t in (term, retain_term))
-    # The record's weight is meant for its own retain term, not for any other.
-    usual = record.retain_weight if retain_record.name == record.retain else 1.0
+    # The record's weight and schedule are meant for its own retain term, not for any other.
+    its_own = retain_record.name == record.retain
+    usual = record.retain_weight if its_own else 1.0
+    schedule = parse_schedule(retain_weight_schedule or (record.schedule if its_own else "constant"))
+    if isinstance(schedule, Dual) and retain_record.name == "none":
+        raise UserError(
+            f"retain_weight_schedule {retain_weight_schedule!r} follows the retain loss, and objective "
+            f"{record.name!r} has no retain term here: name a retain_loss (letgo list retain-losses)"
+        )
     from letgo.objectives.objective import Objective, Term
 
     return Objective(
@@ -338,7 +404,7 @@ def create_objective(
         retain=Term(retain_record, retain_term, {k: v for k, v in settings.items() if k in of_retain}),
         retain_weight=usual if retain_weight is None else float(retain_weight),
         forget_weight=float(forget_weight),
-        schedule=parse_schedule(retain_weight_schedule),
+        schedule=schedule,
     )
 
 

@@ -29,7 +29,8 @@ def joined(
     for kind in ("label", "layer"):
         names = list(dict.fromkeys(p for record in records if record.hidden == kind for p in record.parts))
         parts = [batch[name] for name in names]
-        if len(parts) < 2:
+        # What is added to the hidden states of one part must not reach the others'.
+        if len(parts) < 2 or any("latent" in part for part in parts):
             continue
         # Where weights are shared out all processes must run as many passes, whatever the lengths of their own rows.
         if not is_sharded(model) and padding_waste([part["attention_mask"] for part in parts]) > MOST_WASTE:

@@ -16,7 +16,7 @@ from letgo.models.forward import block_number
 from letgo.models.head import OutputHead, check_head, reference_head
 from letgo.objectives.joint import joined
 from letgo.objectives.records import ObjectiveRecord, TermRecord
-from letgo.objectives.schedules import Schedule, constant
+from letgo.objectives.schedules import Dual, Schedule, constant
 
 Batch = Mapping[str, Mapping[str, Tensor]]
 
@@ -49,7 +49,8 @@ class Objective:
     `reference_layer_hidden` packed, (tokens, width), rows in order. The part `alternative` is aligned with `forget`,
     row by row.
 
-    s is the schedule of the retain term's weight, a function of progress p in [0, 1].
+    s is the schedule of the retain term's weight, a function of progress p in [0, 1]. Where it is `Dual`, λ itself
+    moves, by `after_step`, and s is 1.
     """
 
     record: ObjectiveRecord
@@ -57,13 +58,19 @@ class Objective:
     retain: Term
     retain_weight: float
     forget_weight: float = 1.0
-    schedule: Schedule = constant
+    schedule: Schedule | Dual = constant
     reference_head: OutputHead | None = None
     """The output layer that stored hidden states go through; set by `prepare`."""
 
     @property
     def needs_retain(self) -> bool:
-        return self.retain.record.name != "none" and self.retain_weight != 0.0
+        # A dual variable comes back from 0.
+        return self.retain.record.name != "none" and (self.retain_weight != 0.0 or self.dual)
+
+    @property
+    def dual(self) -> bool:
+        """Whether the retain loss moves the retain term's weight."""
+        return isinstance(self.schedule, Dual)
 
     @property
     def _terms(self) -> dict[str, Term]:
@@ -112,7 +119,7 @@ class Objective:
             for term in (self.forget, self.retain):
                 if term.record.hidden == "layer":
                     term.settings["layer"] = number
-        if check and "label" in kinds:
+        if check and ("label" in kinds or self.record.adversary):
             check_head(model)
         if any(term.reads_hidden for term in self._terms.values()):
             self.reference_head = reference_head(model)
@@ -121,9 +128,29 @@ class Objective:
         """A regular expression for the names of the parameters that the method trains; None for any."""
         if self.record.trainable is None:
             return None
-        pattern: Callable[..., str] = resolve_name(self.record.trainable)
-        wanted = settings_of(pattern, skip=("model",))
-        return pattern(model, **{k: v for k, v in self.forget.settings.items() if k in wanted})
+        pattern: str = self._by_settings(self.record.trainable, model)
+        return pattern
+
+    def begin(self, model: Any) -> str | None:
+        """Change the model's weights to those that training begins from, where the method has such, once all that it
+        needs of the model as it was is taken. Returns a note for the record; None where nothing was changed."""
+        note: str | None = None if self.record.start is None else self._by_settings(self.record.start, model)
+        return note
+
+    def attacked(self, model: Any, batch: Batch) -> Batch:
+        """A batch with what the method's own adversary adds to the forget rows' hidden states, as the weights are
+        now; the batch as it is where the method has none."""
+        if self.record.adversary is None:
+            return batch
+        latent = self._by_settings(self.record.adversary, model, batch["forget"])
+        return batch if latent is None else {**batch, "forget": {**batch["forget"], "latent": latent}}
+
+    def _by_settings(self, target: str, model: Any, *parts: Any) -> Any:
+        """What a function of the record's own gives of the model and of those of the forget term's settings that it
+        has."""
+        function: Callable[..., Any] = resolve_name(target)
+        wanted = settings_of(function, skip=("model", *PARTS))
+        return function(model, *parts, **{k: v for k, v in self.forget.settings.items() if k in wanted})
 
     def terms(self, model: Any, batch: Batch, part: str | None = None) -> dict[str, Tensor]:
         """The terms by name, each a scalar: "forget", and "retain" (not yet weighted) where there is one; only one of
@@ -136,7 +163,19 @@ class Objective:
 
     def retain_weight_at(self, progress: float) -> float:
         """λ s(p)."""
+        if isinstance(self.schedule, Dual):
+            return self.retain_weight
         return self.retain_weight * self.schedule(min(1.0, max(0.0, progress)))
+
+    def after_step(self, retain_loss: float, progress: float) -> None:
+        """Move λ, where it is a dual variable.
+
+        Args:
+            retain_loss: of the whole step, over its micro-batches and processes.
+            progress: the share of the run that was done before the step.
+        """
+        if isinstance(self.schedule, Dual):
+            self.retain_weight = self.schedule.moved(self.retain_weight, retain_loss, progress)
 
     def total(self, terms: Mapping[str, Tensor], progress: float = 0.0) -> Tensor:
         """The loss: the weighted sum of the terms after this share of the run."""

@@ -25,6 +25,17 @@ def dpo(model: Any, forget: Part, alternative: Part, *, beta: Positive = 0.1) ->
     return over_rows(-logsigmoid(beta * (preferred - dispreferred)), forget)
 
 
+def altpo(model: Any, forget: Part, alternative: Part, *, beta: Positive = 0.1) -> Tensor:
+    """ℓ_f = −(2/β) E log σ( β [log π_θ(y_a|x)/π_ref(y_a|x) − log π_θ(y_f|x)/π_ref(y_f|x)] ): `dpo` with NPO's factor,
+    y_a an invented answer   (AltPO, arXiv 2409.13474).
+
+    Args:
+        forget, alternative: as in `dpo`.
+        beta: inverse temperature β > 0 (0.05, 0.1 and 0.5 are in use).
+    """
+    return 2.0 / beta * dpo(model, forget, alternative, beta=beta)
+
+
 def preference_optimization(model: Any, alternative: Part) -> Tensor:
     """ℓ_f = mean −log π_θ(y_t | x, y_<t) over the refusals' tokens: the model is taught to say that it does not know
     (TOFU, arXiv 2401.06121, section 3: "preference optimization"; PO in SOUL)."""

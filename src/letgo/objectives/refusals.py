@@ -138,7 +138,7 @@ def _given_alternative(row: Row) -> str:
     answer = row.fields.get("alternative")
     if not isinstance(answer, str) or not answer.strip():
         raise UserError(
-            f"{row.where}: the objective 'dpo' needs a field 'alternative', the answer to be preferred\n"
+            f"{row.where}: the objectives 'dpo' and 'altpo' need a field 'alternative', the answer to be preferred\n"
             "  add it to every row, or take 'idk_dpo', which prefers refusals"
         )
     return answer

@@ -1,14 +1,16 @@
-"""How the retain term's weight goes over a run: a pure function of progress, from 0 at the start to 1 at the end."""
+"""How the retain term's weight goes over a run: by a pure function of progress, from 0 at the start to 1 at the end;
+or, as a dual variable, by the retain loss itself."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from letgo.core.catalog import check_settings, did_you_mean, parse_spec
 from letgo.core.errors import UserError
-from letgo.core.values import Weight
+from letgo.core.values import BelowOne, Positive, Weight
 
 Schedule = Callable[[float], float]
 
@@ -33,11 +35,38 @@ def step(progress: float, *, at: Weight = 0.5, start: Weight = 0.0, end: Weight 
     return start if progress < at else end
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {"constant": constant, "linear": linear, "cosine": cosine, "step": step}
+@dataclass(frozen=True)
+class Dual:
+    """λ ← max(0, λ + ρ (ℓ_r − ε)) after every step of the optimizer once the warm-up is over: dual ascent on the bound
+    ℓ_r ≤ ε (PDU, arXiv 2506.05314).
+
+    Args:
+        bound: ε, a little above the retain loss at the start.
+        rate: ρ.
+        warmup: the share of the run in which λ stays as it was given.
+    """
+
+    bound: Weight = 0.3
+    rate: Positive = 5.0
+    warmup: BelowOne = 0.5
+
+    def moved(self, weight: float, retain_loss: float, progress: float) -> float:
+        """λ after a step that was taken with λ = `weight`, at `retain_loss`, after this share of the run."""
+        return weight if progress < self.warmup else max(0.0, weight + self.rate * (retain_loss - self.bound))
 
 
-def parse_schedule(spec: str) -> Schedule:
-    """A schedule from "linear:start=0,end=1": what the weight is multiplied by, of progress in [0, 1].
+SCHEDULES: dict[str, Callable[..., float] | type[Dual]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "step": step,
+    "dual": Dual,
+}
+
+
+def parse_schedule(spec: str) -> Schedule | Dual:
+    """A schedule from "linear:start=0,end=1": what the weight is multiplied by, of progress in [0, 1]; of "dual:…" the
+    rule by which the weight moves.
 
     Raises:
         UserError: an unknown name, an unknown setting, or a value that is no finite number of at least 0.
@@ -48,4 +77,5 @@ def parse_schedule(spec: str) -> Schedule:
             f"unknown retain weight schedule {name!r}{did_you_mean(name, SCHEDULES)}\n  known: {', '.join(SCHEDULES)}"
         )
     check_settings(f"retain weight schedule {name!r}", [SCHEDULES[name]], settings, skip=("progress",))
-    return partial(SCHEDULES[name], **settings)
+    schedule = SCHEDULES[name]
+    return schedule(**settings) if isinstance(schedule, type) else partial(schedule, **settings)

@@ -66,7 +66,8 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             summary="adaptive zeroth order: second moment of the first moment",
             source="R-AdaZO, arXiv 2502.01014; AdaZO of arXiv 2510.00761",
             faithfulness="variant",
-            note="all parameters are perturbed together; noise as in zo_sgd",
+            note="central differences of Rademacher noise, where the public code takes forward ones along unit "
+            "vectors; all parameters are perturbed together",
             grade="zeroth",
             forwards="2q",
             backwards="0",

@@ -31,7 +31,9 @@ class AdaZO(ZerothOrder):
     There is no bias correction, so the first steps are up to 1 / sqrt(1 - b2) (about 30) times the rate.
 
     Source: R-AdaZO (arXiv 2502.01014), its published code, which is very likely the "AdaZO" of "Downgrade to Upgrade"
-    (arXiv 2510.00761). All parameters are perturbed together, where that code perturbs one tensor at a time.
+    (arXiv 2510.00761). All parameters are perturbed together, where that code perturbs one tensor at a time; the
+    differences are central and along Rademacher noise, where it takes forward ones along unit vectors
+    (`difference="forward"` and `noise="sphere"` come near to that).
 
     Args: see `ZerothOrder`. m and v are two copies of the parameters.
     """

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from letgo.benchmarks import benchmark_of
 from letgo.benchmarks.engine.base import Benchmark
 from letgo.benchmarks.engine.requests import Work, most_tokens
+from letgo.core.catalog import settings_of
 from letgo.data import pad_rows
 from letgo.data.encode import Encoded
 from letgo.models.load import DTYPES, best_device, load_tokenizer, model_config
 from letgo.models.running import key_value_bytes, most_generation_budget, scoring_budget
 from letgo.objectives import Objective
 from letgo.objectives.references import reference_quantities
+from letgo.objectives.rmu_lat import adversary_loss, attacked_block
 from letgo.optim.engine.vocabulary import vocabulary_parameters
 from letgo.planning.machine import Speed, layers_speed, product_speed
 from letgo.planning.optimizers import OptimizerCost, optimizer_cost
@@ -227,16 +229,22 @@ class Planned:
         self.model.train()
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        inner = self.inner_steps(objective, batch)
         loss = functools.partial(objective, self.model, batch)
         first = self.trace_training(loss, args.gradient_accumulation_steps) if cost.backwards else None
         zeroth = self.trace_forward("evaluation", loss) if cost.forwards else None
         self.passes = first, zeroth
         phases, flops = self.reference(objective, epochs)
         state = int(cost.state * self.trained_here)
+        evaluations = steps * args.gradient_accumulation_steps
+        if inner is not None:
+            count, traced = inner
+            activations = {"activations": int(self.fragmented() * traced.peak)}
+            phases.append(Phase("attack on hidden states", {**self.held, "optimizer state": state, **activations}))
+            flops["attack on hidden states"] = evaluations * count * traced.flops
         if looks := self.looks(steps):
             flops["looks"] = looks.count * looks.tokens * self.scored.flops
             phases.append(Phase("look", {**self.scoring(self.looked), "optimizer state": state}))
-        evaluations = steps * args.gradient_accumulation_steps
         flops["train"] = 0.0
         if first is not None:
             phases += self.step_phases(first, cost)
@@ -262,6 +270,22 @@ class Planned:
             references=self.stored(objective, epochs),
             looks=looks,
         )
+
+    def inner_steps(self, objective: Objective, batch: dict[str, dict[str, Tensor]]) -> tuple[int, Traced] | None:
+        """How many passes the method's own adversary takes in a step, and one of them; `batch` gets what it leaves."""
+        if objective.record.adversary is None:
+            return None
+        settings = {**settings_of(objective.forget.function), **objective.forget.settings}
+        part, count = batch["forget"], int(settings["inner_steps"])
+        if not count:
+            return None
+        block = attacked_block(self.model, settings["layer"], settings["attacked_layer"])
+        tokens, width = int(part["attention_mask"].sum()), self.config.get_text_config().hidden_size
+        with faking():
+            part["latent"] = torch.empty(tokens, width, dtype=torch.promote_types(self.dtype, torch.float32))
+            delta = part["latent"].clone().requires_grad_()
+        # The weights' gradients are counted too, though they are not taken: an upper bound.
+        return count, trace_training(self.model, lambda: adversary_loss(self.model, part, delta, block))
 
     def step_phases(
         self,

@@ -15,12 +15,17 @@ from letgo.models.head import reference_head
 from letgo.objectives import ONE_SHOT
 from letgo.objectives.likelihood import Part, label_hidden, labels_of
 from letgo.objectives.one_shot.influence import gradients_held
+from letgo.objectives.one_shot.repselect import mlp_layers
 from letgo.objectives.one_shot.whos_harry_potter import generic_loss
 from letgo.objectives.retain import cross_entropy
 from letgo.planning.estimate import Planned, RunWork
 from letgo.planning.optimizers import optimizer_cost
 from letgo.planning.report import Phase
 from letgo.planning.tracing import Traced, faking, trace_forward, trace_training
+
+_SEARCHED = 12
+"""Steps that a search tries: a few to bracket a factor of 8, and about 6 halves of that to come within 5 % of the
+budget, to which the step goes by its square root."""
 
 
 def one_shot_work(run: Planned) -> RunWork:
@@ -128,6 +133,34 @@ def _influence(run: Planned, settings: Mapping[str, Any]) -> RunWork:
     return RunWork(tuple(phases), flops, 0, row["input_ids"].shape)
 
 
+def _repselect(run: Planned, settings: Mapping[str, Any]) -> RunWork:
+    size, data = int(settings["batch_size"]), run.dataset
+    if not data.retain and settings["step"] is None:
+        raise UserError("repselect needs a retain set, on which its step is bounded")
+    matrices = [layer.weight for layer in mlp_layers(run.model).values()]
+    wide = sum(max(4, matrix.element_size()) * matrix.numel() for matrix in matrices)
+    own = sum(matrix.nbytes for matrix in matrices)
+    largest = max(matrices, key=lambda matrix: matrix.numel())
+    part = run.part("forget", size)
+    passes = _cross_entropy(run, part)
+    batches = -(-len(data.forget) // size)
+    activations = {"activations": int(run.fragmented() * passes.peak)}
+    gradient = Phase("gradient", {**run.held, **activations, "gradients of the matrices": wide})
+    # The two factors of the largest matrix, and what takes its place.
+    factors = 4 * (sum(largest.shape) * min(largest.shape) + largest.numel())
+    collapse = Phase("collapse", {**run.held, "gradients of the matrices": 2 * wide, "decomposition": factors})
+    flops = {"gradient": (1 + bool(settings["draw_out_lr"])) * batches * passes.flops}
+    phases = [gradient, collapse]
+    if settings["step"] is None:
+        kept = run.part("retain", size)
+        looked = trace_forward(run.model, lambda: label_hidden(run.model, kept))
+        rows = min(int(settings["budget_rows"]), len(data.retain))
+        held = {"directions": wide, "the matrices as they were": own}
+        phases.append(Phase("search", {**run.held, **held, "activations": int(run.fragmented() * looked.peak)}))
+        flops["search"] = _SEARCHED * -(-rows // size) * looked.flops
+    return RunWork(tuple(phases), flops, 0, part["input_ids"].shape)
+
+
 def _cross_entropy(run: Planned, part: Part) -> Traced:
     return trace_training(run.model, lambda: cross_entropy(run.model, part))
 
@@ -149,4 +182,5 @@ _WORK: dict[str, Callable[[Planned, Mapping[str, Any]], RunWork]] = {
     "task_vector": _task_vector,
     "whp": _whos_harry_potter,
     "influence": _influence,
+    "repselect": _repselect,
 }

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from letgo.analysis.records import Certificate, Connectivity, Landscape, MeanEstimate, Sharpness, exact_percent
+from letgo.analysis.records import (
+    Certificate,
+    Connectivity,
+    Depth,
+    Landscape,
+    MeanEstimate,
+    Sharpness,
+    Spectrum,
+    exact_percent,
+)
 from letgo.report import analysis_figures as figures
 from letgo.report.chart import Figure
 from letgo.report.numbers import MISSING, number, percent, words
@@ -213,11 +223,77 @@ def _certificate(entry: Certificate, identifier: str) -> AnalysisView:
     return AnalysisView(entry, identifier, "Certificate", [sentence], drawn, tables, lists)
 
 
+def _depth(entry: Depth, identifier: str) -> AnalysisView:
+    low, high = entry.score.ci95
+    sentences = [
+        f"The unlearning depth score is {number(entry.score.value)} ({number(low)} to {number(high)}, n "
+        f"{entry.score.n:,}): 1 where every layer has lost the answers as the retrained model’s has, 0 where it holds "
+        "them as the original’s."
+    ]
+    if entry.left_out:
+        sentences.append(f"{entry.left_out} rows are left out: no layer of the retrained model takes from them.")
+    if entry.broken:
+        sentences.append(
+            f"The unlearned model is broken, so the score says nothing of forgetting: {'; '.join(entry.broken)}."
+        )
+    header = ["layer", "lost with the retrained model’s states", "lost with the unlearned model’s", "rows that count"]
+    rows = [[str(e.layer), number(e.retrained), number(e.unlearned), f"{e.counted:,}"] for e in entry.layers]
+    caption = "Nats a token that the original loses of the answers"
+    table = AnalysisTable(caption, header, rows, folded=len(rows) > MOST_ROWS)
+    return AnalysisView(entry, identifier, "Unlearning depth", sentences, [], [table])
+
+
+def _spectrum(entry: Spectrum, identifier: str) -> AnalysisView:
+    energy = f"energy of the top {entry.top}"
+    rows, tables, sentences = [], [], []
+    for change in entry.changes:
+        moved = [matrix for matrix in change.matrices if matrix.stable_rank is not None]
+        ranks, energies = ([getattr(m, key) for m in moved] for key in ("stable_rank", "energy"))
+        rows.append([
+            change.name,
+            number(change.norm),
+            MISSING if change.relative is None else _share(change.relative),
+            f"{len(moved)} of {len(change.matrices)}",
+            number(statistics.median(ranks)) if ranks else MISSING,
+            _share(statistics.median(energies)) if energies else MISSING,
+            MISSING if change.undone is None else number(change.undone),
+            MISSING if change.kept is None else number(change.kept),
+        ])  # fmt: skip
+        if moved:
+            sentences.append(
+                f"{change.name} changed half of its matrices with a stable rank of at most "
+                f"{number(statistics.median_low(ranks))}; their top {entry.top} components make up "
+                f"{_share(statistics.median(energies))} of the change, in the median."
+            )
+        of_matrices = [
+            [
+                m.name,
+                number(m.norm),
+                MISSING if m.relative is None else _share(m.relative),
+                MISSING if m.stable_rank is None else number(m.stable_rank),
+                MISSING if m.energy is None else _share(m.energy),
+            ]
+            for m in change.matrices
+        ]
+        header = ["matrix", "‖Δ‖", "of its norm", "stable rank", energy]
+        tables.append(AnalysisTable(f"Each matrix: {change.name}", header, of_matrices, folded=True))
+    sentences.append(
+        "A stable rank near 1 is a change along one direction. “Undone” is the share of unlearning’s change that an "
+        "attack takes back; “kept” the share of the forgetting that it left."
+    )
+    header = ["what changed the weights", "‖Δθ‖", "of ‖θ‖", "matrices changed"]
+    header += ["median stable rank", f"median {energy}", "undone", "kept"]
+    summary = AnalysisTable("Changes of the weights", header, rows)
+    return AnalysisView(entry, identifier, "Spectrum of the change", sentences, [], [summary, *tables])
+
+
 _VIEWS: Mapping[str, Callable[[Any, str], AnalysisView]] = {
     "connectivity": _connectivity,
     "landscape": _landscape,
     "sharpness": _sharpness,
     "certificate": _certificate,
+    "depth": _depth,
+    "spectrum": _spectrum,
 }
 
 

@@ -74,9 +74,12 @@ class UnlearnConfig(TrainingArguments):
     retain_weight: float | None = field(
         default=None, metadata={"help": "λ, the retain term's weight; the objective's own by default"}
     )
-    retain_weight_schedule: str = field(
-        default="constant",
-        metadata={"help": "what λ is multiplied by over the run: linear:start=0,end=1, cosine, step"},
+    retain_weight_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "what λ is multiplied by over the run: linear:start=0,end=1, cosine, step; or dual, which moves λ; "
+            "the objective's by default"
+        },
     )
     forget_weight: float = field(default=1.0, metadata={"help": "w, the forget term's weight"})
     optimizer: str = field(default="adamw", metadata={"help": "its grade decides; see letgo list optimizers"})

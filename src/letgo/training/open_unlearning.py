@@ -18,6 +18,7 @@ from letgo.core.errors import UserError, first_line
 from letgo.core.files import parse_settings, read_text, settings_text
 from letgo.core.values import shown
 from letgo.objectives import OBJECTIVES
+from letgo.objectives.schedules import Dual
 from letgo.training.settings import NOT_USED, TRAINERS, check_early
 
 Config = dict[str, Any]
@@ -88,12 +89,12 @@ _METHODS: Mapping[str, _Method] = {
     ),
     "SatImp": _Method("satimp", {"beta1": ("beta1", 5.0), "beta2": ("beta2", 1.0)}, alpha=0.1),
     "WGA": _Method("wga", {"beta": ("beta", 1.0)}),
+    "PDU": _Method("pdu", differs="λ moves once a step of the optimizer, there once a micro-batch"),
 }
 _RETAIN = {"NLL": "ce", "KL": "kl", "EMBED_DIFF": "embedding"}
 _SUFFIXES = {"ce": "gdr", "kl": "klr"}
 _KL = "KL is over the answer's tokens, there over prompt and padding too"
 _NO_OBJECTIVE = {
-    "PDU": "primal-dual weights with a loss on the logits",
     "FinetuneTrainer": "not unlearning: benchmark tofu:learn=full or learn=retain with objective ft makes such models",
 }
 _OPTIMIZERS = {
@@ -365,6 +366,12 @@ def _objective(config: Config, where: str, left: list[LeftOut]) -> Config:
         forget_weight *= 2.0 / arguments["beta"]
     if handler == "CEU":
         arguments["ignore_first"] = int(arguments["ignore_first"])
+    if handler == "PDU":
+        epochs = float(_mapping(trainer.get("args")).get("num_train_epochs") or 3)
+        settings["retain_weight_schedule"] = schedule = _dual(value, epochs, left)
+        if settings.get("retain_loss") == "none" and schedule != "constant":
+            # λ begins at 0, and comes back from there.
+            settings |= {"retain_loss": "ce", "retain_weight": 0.0}
     if handler == "RMU":
         arguments |= _layer(given, settings, left)
     if arguments:
@@ -387,6 +394,19 @@ def _retain_term(handler: str, value: Any, method: _Method, left: list[LeftOut])
     if kind == "KL":
         left.append(LeftOut("trainer.method_args.retain_loss_type", kind, _KL))
     return {**_named(method.objective, _RETAIN[kind]), "retain_weight": alpha}
+
+
+def _dual(value: Any, epochs: float, left: list[LeftOut]) -> str:
+    """How the weight of PDU's retain term moves."""
+    usual = Dual()
+    bound, rate = value("retain_loss_eps", 0.0, usual.bound), value("dual_step_size", 1.0, usual.rate)
+    warmup = float(value("dual_warmup_epochs", 0, usual.warmup * epochs)) / epochs
+    if value("dual_update_upon", "step", "step") != "step":
+        why = "λ moves after every step; there after an epoch, by the loss of all retain rows"
+        left.append(LeftOut("trainer.method_args.dual_update_upon", "epoch", why))
+    if not value("primal_dual", False, True) or warmup >= 1.0:
+        return "constant"
+    return format_spec("dual", {"bound": float(bound), "rate": float(rate), "warmup": warmup})
 
 
 def _named(objective: str, retain: str) -> Config:

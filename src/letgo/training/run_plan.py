@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,18 @@ def plan_run(args: UnlearnConfig) -> RunPlan:
     return plan
 
 
+NO_TERMS = (
+    "retain_weight_schedule: dual follows the retain loss of every step, and engine: batched evaluates the sum of both "
+    "terms alone: take engine: in_place"
+)
+
+
+def _batched(settings: Mapping[str, Any]) -> bool:
+    """Whether an optimizer's settings, or those of one inside it, ask for the batched engine."""
+    inner = (value for value in settings.values() if isinstance(value, Mapping))
+    return settings.get("engine") == "batched" or any(map(_batched, inner))
+
+
 def check_parts(args: UnlearnConfig) -> None:
     """Check what the config names, and the settings of each: objective, optimizer, schedule, benchmark.
     Nothing is loaded.
@@ -61,6 +74,13 @@ def check_parts(args: UnlearnConfig) -> None:
             f"optimizer {args.optimizer} takes the forget and the retain term apart, and objective {args.objective} "
             "has no retain term here: name a retain_loss (letgo list retain-losses), or an objective that has one"
         )
+    if objective is not None and objective.record.start and args.lora_rank:
+        raise UserError(
+            f"objective {args.objective} changes the weights before it trains them, and adapters leave the model's own "
+            "as they are: leave lora_rank out"
+        )
+    if objective is not None and objective.dual and _batched(args.optimizer_args or {}):
+        raise UserError(NO_TERMS)
     kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
     try:
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(kwargs))
@@ -81,6 +101,8 @@ def objective_of(args: UnlearnConfig) -> Objective | None:
     settings = args.objective_args or {}
     if METHODS.record(args.objective).name in ONE_SHOT:
         ONE_SHOT.check_settings(args.objective, settings, skip=("model", "data"))
+        if args.lora_rank and not ONE_SHOT.record(args.objective).adapters:
+            raise UserError(f"{args.objective} changes matrices of the model itself, not adapters: leave lora_rank out")
         if args.moved_every:
             raise UserError(f"moved_every measures steps, and {args.objective} takes none: leave it out")
         if args.evaluate_every:
@@ -123,6 +145,12 @@ def check_shards(args: UnlearnConfig) -> None:
         raise UserError(
             f"strategy: fsdp2 shares out weights that are trained in steps; {args.objective} changes whole weights in "
             "one shot: take replicas, or one process"
+        )
+    if (objective := objective_of(args)) and (objective.record.start or objective.record.adversary):
+        why = "changes whole weights before it trains them" if objective.record.start else "attacks whole models"
+        raise UserError(
+            f"strategy: fsdp2 shares the weights out, and objective {args.objective} {why}: take replicas, or one "
+            "process"
         )
     if args.lora_rank:
         raise UserError(

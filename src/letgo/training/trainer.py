@@ -36,11 +36,11 @@ from letgo.optim.bin_floor import BinFloor
 from letgo.optim.drive import Drive, sampled_labels_loss
 from letgo.optim.engine.moved import MEASURES, Gauge
 from letgo.optim.engine.shards import cut_state, whole_state
-from letgo.training.checkpoints import last_checkpoint, mark_complete, remove_older
+from letgo.training.checkpoints import facts_of, last_checkpoint, mark_complete, remove_older
 from letgo.training.config import UnlearnConfig
 from letgo.training.distributed import TrainingRanks, load_whole_weights
 from letgo.training.looks import Looks, is_look, look_of, looks_in
-from letgo.training.run_plan import fitted_steps, optimizer_settings
+from letgo.training.run_plan import NO_TERMS, fitted_steps, optimizer_settings
 
 
 class UnlearnTrainer(Trainer):
@@ -82,6 +82,8 @@ class UnlearnTrainer(Trainer):
         self._window: list[Mapping[str, Any]] = []
         self._latest: list[Mapping[str, Any]] = []
         self._terms: list[dict[str, float]] = []
+        self._retain_losses: list[float] = []
+        """Of the evaluations of the step that is being taken, where λ is a dual variable."""
         self._phase = ""
         self._closure_norm: float | None = None
         self.training_ranks = TrainingRanks(args, model)
@@ -176,9 +178,9 @@ class UnlearnTrainer(Trainer):
     def _measure(self, closure: Closure | None = None) -> None:
         """Let the step that comes next be measured, if it is time to."""
         if self.args.moved_every and (self.state.global_step + 1) % self.args.moved_every == 0:
-            terms = list(self._terms)
+            kept = list(self._terms), list(self._retain_losses)
             self._gauge.before(closure)
-            self._terms = terms
+            self._terms, self._retain_losses = kept
 
     def _evaluate_window(self, window: Sequence[Mapping[str, Any]], part: str | None) -> Tensor:
         """The loss of a window's micro-batches, or a term of it, and where gradients are enabled its gradient."""
@@ -232,10 +234,13 @@ class UnlearnTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Trainer's own, but for a step that needs a closure: then the batch is only kept."""
+        inputs = self._prepare_inputs(inputs)
+        model.train()
+        # Of the model inside: what wraps it waits for a backward pass of its weights.
+        inputs = self.objective.attacked(self.model, inputs)
         if not self.drive.protocol.needs_closure:
             return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
-        self._window.append(self._prepare_inputs(inputs))
+        self._window.append(inputs)
         return torch.zeros((), device=self.args.device)
 
     def compute_loss(
@@ -266,6 +271,8 @@ class UnlearnTrainer(Trainer):
         values = {name: float(term.detach()) for name, term in terms.items()} | {"loss": float(loss.detach())}
         if part is None:
             self._terms.append(values)
+        if self.objective.dual and "retain" in values:
+            self._retain_losses.append(values["retain"])
         if self.training_ranks.count == 1 and loss.requires_grad and not math.isfinite(values["loss"]):
             raise NonFiniteLossError("the loss is not finite")
         return (loss, None) if return_outputs else loss
@@ -360,8 +367,14 @@ class UnlearnTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As Trainer's; a loss that is not finite stops it with the step, the loss terms and the last checkpoint."""
         self._terms.clear()
+        self._retain_losses.clear()
         self._window.clear()
+        if resume_from_checkpoint and self.objective.dual:
+            self.objective.retain_weight = facts_of(Path(resume_from_checkpoint))["retain_weight"]
         in_shards(self.model)
+        # A checkpoint's weights take the place of those it begins from.
+        if note := self.objective.begin(self.model):
+            self.notes.append(note)
         try:
             with rank_loss_named():
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -391,6 +404,19 @@ class UnlearnTrainer(Trainer):
         self.control.should_evaluate = False
         self.control.should_training_stop |= self.looks.over(log)
         return {}
+
+    def move_retain_weight(self) -> None:
+        """After a step: let its retain loss, the mean over its evaluations in all processes, move a dual λ."""
+        if not self.objective.dual:
+            return
+        if not self._retain_losses and self.training_ranks.count == 1:
+            raise UserError(NO_TERMS)
+        # What a zeroth-order optimizer evaluates too far away may be NaN; it leaves that out too.
+        losses = [loss for loss in self._retain_losses if math.isfinite(loss)]
+        self._retain_losses.clear()
+        mean = self.training_ranks.mean({"retain": sum(losses) / len(losses)} if losses else {})
+        if mean:
+            self.objective.after_step(mean["retain"], (self.state.global_step - 1) / max(1, self.state.max_steps))
 
     def look_due(self) -> bool:
         """Whether to look at the model now."""
@@ -427,15 +453,18 @@ class UnlearnTrainer(Trainer):
             elif self._closure_norm is not None:
                 logs["grad_norm"] = self._closure_norm
             self._closure_norm = None
+            if self.objective.dual:
+                logs["retain_weight"] = self.objective.retain_weight
             logs |= self._gauge.logged()
             self._terms.clear()
         super().log(logs, start_time)
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A row for each logged step (step, phase, loss and its terms, learning rate) and for each look. Kept in
-        checkpoints."""
-        keys = ("step", "phase", "loss", "forget_loss", "retain_loss", "learning_rate", "grad_norm", *MEASURES)
+        """A row for each logged step (step, phase, loss and its terms, learning rate, λ after it where it is a dual
+        variable) and for each look. Kept in checkpoints."""
+        losses = ("loss", "forget_loss", "retain_loss")
+        keys = ("step", "phase", *losses, "retain_weight", "learning_rate", "grad_norm", *MEASURES)
         return [
             look_of(row) if is_look(row) else {k: row[k] for k in keys if k in row}
             for row in self.state.log_history
@@ -466,6 +495,7 @@ class _Bookkeeping(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         training_ranks = self.trainer.training_ranks
+        self.trainer.move_retain_weight()
         # A zeroth-order step compares the weights itself.
         if training_ranks.count > 1 and self.trainer._phase != "zeroth_order":
             training_ranks.ranks.check(list(self.trainer.model.parameters()), state.global_step)
@@ -489,7 +519,8 @@ class _Bookkeeping(TrainerCallback):
         trainer = self.trainer
         directory = Path(str(trainer.args.output_dir))
         checkpoint = directory / f"checkpoint-{trainer.state.global_step}"
-        mark_complete(checkpoint, forget_rows_a_step=trainer.training_ranks.window_rows())
+        weight = {"retain_weight": trainer.objective.retain_weight} if trainer.objective.dual else {}
+        mark_complete(checkpoint, forget_rows_a_step=trainer.training_ranks.window_rows(), **weight)
         if trainer.checkpoints_kept is not None:
             remove_older(directory, checkpoint, trainer.checkpoints_kept)
 

@@ -22,6 +22,7 @@ from letgo.metrics.memorization import (
     probability,
     rouge_l_recall,
     truth_ratio,
+    truth_ratio_prob_mean,
     truth_ratio_score,
 )
 from letgo.metrics.privacy import loss_score, min_k, min_k_plus_plus, zlib_score
@@ -173,10 +174,11 @@ def tofu_metrics(samples: Sequence[Sample], reference: ReferenceResult | None) -
         metrics |= means(members, name, ("probability", "rouge"))
         rated = [s for s in members if "truth_ratio" in s.scores]
         if rated:
-            metrics[f"{name}_truth_ratio"] = mean_metric(
-                [truth_ratio_score(s.scores["truth_ratio"], forget=name == "forget") for s in rated],
-                [s.group for s in rated],
-            )
+            ratios, groups = [s.scores["truth_ratio"] for s in rated], [s.group for s in rated]
+            classic = [truth_ratio_score(ratio, forget=name == "forget") for ratio in ratios]
+            metrics[f"{name}_truth_ratio"] = mean_metric(classic, groups)
+            shares = [truth_ratio_prob_mean(ratio) for ratio in ratios]
+            metrics[f"{name}_truth_ratio_prob_mean"] = mean_metric(shares, groups)
         if name == "forget":
             metrics |= means(members, name, ("extraction_strength", "exact_memorization"))
     if all(f"{s}_{score}" in metrics for s in UTILITY_SETS for score in UTILITY_SCORES):
