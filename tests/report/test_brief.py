@@ -44,9 +44,9 @@ def _of_a_sweep(folder, reached):
 
 def test_it_recommends_what_kept_most_and_says_how_sure_that_is(folder):
     found = brief([folder])
-    assert [entry.line.name for entry in found.entries] == ["npo, adamw", "npo, fozo"]
+    assert [entry.line.name for entry in found.entries] == ["adamw", "fozo"]
     assert [entry.grade for entry in found.entries] == ["first order", "hybrid"]
-    assert found.recommendation[0].startswith("Take npo, fozo: under its hardest attack (quantize:bits=4")
+    assert found.recommendation[0].startswith("Take fozo: under its hardest attack (quantize:bits=4")
     assert "it keeps 91 % of the forgetting (95 % interval 83 % to 98 %)" in found.recommendation[0]
     assert "it survived 3 of 3 attacks" in found.recommendation[0]
     assert "It is the best of 2 settings by these same figures" in found.recommendation[1]
@@ -67,7 +67,7 @@ def test_what_cannot_be_told_apart_is_said(tmp_path):
     run_of(tmp_path / "a", 0.6)
     run_of(tmp_path / "b", 0.9, optimizer="fozo")
     told = " ".join(brief([tmp_path]).recommendation)
-    assert "can't be told apart from npo, adamw (60 %)" in told, "one seed shows no difference, however large"
+    assert "can't be told apart from adamw (60 %)" in told, "one seed shows no difference, however large"
     assert "kept less" not in told
     assert "rest on 1 seed a setting: with fewer than 3 no difference" in told
 
@@ -77,17 +77,17 @@ def test_the_cheapest_of_those_as_good_is_named(tmp_path):
         run_of(tmp_path / f"a{seed}", first, seed=seed, seconds={"unlearn": 10.0})
         run_of(tmp_path / f"b{seed}", second, optimizer="fozo", seed=seed, seconds={"unlearn": 90.0})
     told = " ".join(brief([tmp_path]).recommendation)
-    assert "Take npo, fozo" in told
-    assert "npo, adamw (85 %) is as good: the whole 95 % interval" in told
-    assert "Of these npo, adamw is the cheapest: 10 s of unlearning instead of 1 min 30 s" in told
+    assert "Take fozo" in told
+    assert "adamw (85 %) is as good: the whole 95 % interval" in told
+    assert "Of these adamw is the cheapest: 10 s of unlearning instead of 1 min 30 s" in told
 
 
 def test_runs_that_broke_or_missed_their_target_are_not_recommended(folder):
     _of_a_sweep(folder, reached={"adamw"})
     found = brief([folder])
-    assert found.recommendation[0].startswith("Take npo, adamw")
+    assert found.recommendation[0].startswith("Take adamw")
     assert "did not survive every attack" in " ".join(found.recommendation)
-    assert found.notes == ["npo, fozo: never reached the target (runs 4, 5, 6)"]
+    assert found.notes == ["fozo: never reached the target (runs 4, 5, 6)"]
 
 
 def test_report_says_what_differences_are_against(folder, tmp_path):
@@ -95,11 +95,11 @@ def test_report_says_what_differences_are_against(folder, tmp_path):
         page = write_report([folder], tmp_path / "out" / "report.html").read_text()
         return html_text.unescape(page[page.index("Differences are against") :].split(", over the seeds")[0])
 
-    assert note() == "Differences are against npo, adamw (of the attacked settings the first)"
+    assert note() == "Differences are against adamw (of the attacked settings the first)"
     _of_a_sweep(folder, reached={"fozo"})
-    assert note() == "Differences are against npo, fozo (of the attacked settings the first that reached its target)"
+    assert note() == "Differences are against fozo (of the attacked settings the first that reached its target)"
     _of_a_sweep(folder, reached=set())
-    assert note().endswith("npo, adamw (of the attacked settings the first; none reached its target)")
+    assert note().endswith("adamw (of the attacked settings the first; none reached its target)")
 
 
 def test_a_setting_that_forgot_more_than_all_others_is_told_apart(folder):
@@ -110,7 +110,7 @@ def test_a_setting_that_forgot_more_than_all_others_is_told_apart(folder):
         lower = result.after["forget_accuracy"].model_copy(update={"value": 0.2})
         write_result(run, result.model_copy(update={"after": result.after | {"forget_accuracy": lower}}))
     told = " ".join(brief([folder]).recommendation)
-    assert "Take npo, fozo" in told
+    assert "Take fozo" in told
     assert "It also forgot more than every other setting (forget accuracy 0.20; the others 0.50)" in told
 
 

@@ -12,7 +12,7 @@ is.
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from letgo.core.errors import UserError
 from letgo.core.statistics import Difference, Interval, holm, paired
 from letgo.report.audited import name_of_model
 from letgo.report.load import LoadedRun, find_sweep
-from letgo.report.settings import NEVER, plain, varying
+from letgo.report.numbers import MISSING, words
+from letgo.report.settings import ALWAYS, NEVER, plain, varying
 from letgo.runs.results import AttackResult
 
 LEVEL = 0.05
@@ -112,7 +113,7 @@ class Kept:
 
 
 def lines_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> list[Line]:
-    """Runs gathered into lines, named by the settings in which the lines differ. A sweep in one of the `directories`
+    """Runs gathered into lines, named by the settings that tell the lines apart. A sweep in one of the `directories`
     says whether a line reached its target.
 
     Raises:
@@ -128,17 +129,35 @@ def lines_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> lis
     for run in runs:
         config = run.result.config
         members[repr(sorted((k, plain(v)) for k, v in config.items() if k not in _NOT_A_LINE))].append(run)
-    names = [name for name in varying([run.result.config for run in runs]) if name not in _NOT_A_LINE]
     lines = []
-    for first, *others in members.values():
-        config = first.result.config
-        values = {name: plain(config[name]) for name in names if config.get(name) is not None}
-        parts = [text if name in ("objective", "optimizer") else f"{name} {text}" for name, text in values.items()]
-        name, optimizer = ", ".join(parts) or "all runs", str(config.get("optimizer", ""))
-        if first.result.audit is not None:
-            name = f"{first.directory.resolve().name}, an audit of {name_of_model(first.result)}"
+    for (first, *others), name in zip(members.values(), _names([first for first, *_ in members.values()]), strict=True):
+        optimizer = str(first.result.config.get("optimizer", ""))
         lines.append(Line(name, optimizer, (first, *others), reached.get(first.directory.resolve())))
     return lines
+
+
+def _names(runs: Sequence[LoadedRun]) -> list[str]:
+    """A name for each run: the values of those settings that tell it from the others, and no more of them than it
+    takes; of an audit its model."""
+    configs = [run.result.config for run in runs]
+    parts: list[list[str]] = [[] for _ in runs]
+    told: list[tuple[str, ...]] = [() for _ in runs]
+    for name in (name for name in varying(configs, most=None) if name not in _NOT_A_LINE):
+        finer = [(*values, plain(config.get(name))) for values, config in zip(told, configs, strict=True)]
+        if len(set(finer)) == len(set(told)) and len(runs) > 1:
+            continue
+        told = finer
+        for own, values in zip(parts, told, strict=True):
+            if values[-1] != MISSING:
+                own.append(values[-1] if name in ALWAYS else f"{words(name)} {values[-1]}")
+    names = [
+        ", ".join(own) or "default settings"
+        if run.result.audit is None
+        else f"{run.directory.resolve().name}, an audit of {name_of_model(run.result)}"
+        for own, run in zip(parts, runs, strict=True)
+    ]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
 
 
 def _check_engines(runs: Sequence[LoadedRun]) -> None:
