@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-GOAL_SECONDS = 2.0
+GOAL_SECONDS = 1.0
 COUNTS = {"quick": 50, "full": 500}
 
 
