@@ -178,6 +178,8 @@
       details: document.getElementById($("th a", row).getAttribute("href").slice(1)),
     }));
 
+    window.addEventListener("load", () => setTimeout(() => table.classList.remove("short"), 50));
+
     // The command that makes a row, copied; shown where the browser does not let it be copied.
     rows.forEach((entry) => {
       const copy = make("button", { type: "button", className: "copy", title: "Copy the command that makes this run" });
