@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -332,3 +333,17 @@ def test_settings_are_compared_where_there_are_several(page):
     made = dict(zip(section.locator("dt").all_inner_texts(), section.locator("dd").all_inner_texts(), strict=True))
     assert sorted(made) == sorted(names)
     assert all("letgo unlearn " in commands and "letgo attack " in commands for commands in made.values())
+
+
+def test_the_brief_of_a_sweep_is_one_sheet_of_paper(tmp_path, visit):
+    for index in range(24):
+        made.write(
+            tmp_path / f"run-{index:02d}",
+            made.result(config=made.result().config | {"optimizer": f"method_{index // 2}", "seed": index % 2}),
+        )
+    page = visit(write_brief([tmp_path], tmp_path / "brief.md")[1])
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(prefer_css_page_size=True))) == 1
+    assert page.get_by_text("run-23").count() == 1
+    assert not page.get_by_text("run-23").is_visible()
+    page.get_by_text("Where each number comes from").click()
+    assert page.get_by_text("run-23").is_visible()

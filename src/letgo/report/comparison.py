@@ -61,7 +61,8 @@ class Line:
         kept: dict[Seed, list[float]] = defaultdict(list)
         for run in self.runs:
             seed = tuple(str(run.result.config.get(name)) for name in _SEEDS)
-            kept[seed] += [a.kept for a in run.result.attacks if a.label == label and a.kept is not None]
+            shares = (_share(attack) for attack in run.result.attacks if attack.label == label)
+            kept[seed] += [share for share in shares if share is not None]
         return {seed: statistics.fmean(values) for seed, values in kept.items() if values}
 
 
@@ -70,10 +71,10 @@ class Kept:
     """What one line kept under one attack.
 
     Attributes:
-        value: the mean over its runs; `worst` the least of them.
+        value: the mean over its runs that the attack did not break; `worst` the least of them.
         interval: its 95 % interval over runs; of a single run, or of runs that show no spread, the one that the first
             recorded, over groups. None where there is neither.
-        survived, of: how many of its attacks it survived.
+        survived, of: how many of its attacks it survived, of those that tell or broke the model.
         difference: from the baseline, over paired seeds; None for the baseline, and where they have no seed in common.
         p: Holm's corrected p-value; None where the paired seeds are too few for one.
     """
@@ -217,17 +218,23 @@ def compare(lines: Sequence[Line], label: str, against: Line | None) -> list[Kep
     return kept
 
 
+def _share(attack: AttackResult) -> float | None:
+    """What it left; None where that is not known, and where it broke the model: what that has kept proves nothing."""
+    return None if attack.collapsed else attack.kept
+
+
 def _kept(line: Line, label: str) -> Kept | None:
-    attacks = [attack for attack in line.attacks_of(label) if attack.kept is not None]
-    values = [attack.kept for attack in attacks if attack.kept is not None]
-    if not attacks:
+    attacks = line.attacks_of(label)
+    telling = [(attack, share) for attack in attacks if (share := _share(attack)) is not None]
+    if not telling:
         return None
-    interval = attacks[0].kept_ci95
+    values = [share for _, share in telling]
+    interval = telling[0][0].kept_ci95
     if len(set(values)) > 1:
         over_runs = paired(values, [0.0] * len(values))
         interval = max(over_runs.low, 0.0), min(over_runs.high, 1.0)
-    survived = sum(attack.survived for attack in attacks)
-    return Kept(line, statistics.fmean(values), interval, min(values), survived, len(attacks))
+    survived, of = sum(attack.survived for attack, _ in telling), sum(a.outcome != "can't tell" for a in attacks)
+    return Kept(line, statistics.fmean(values), interval, min(values), survived, of)
 
 
 def _against(kept: Kept, baseline: Line, label: str) -> Kept:
@@ -243,8 +250,11 @@ def _missing(line: Line, label: str, baseline: Line | None) -> list[str]:
     """What of a line takes no part in the comparison under an attack, though it was attacked so."""
     # Without the model before unlearning there is nothing to compare, and the page says so.
     shares = [run.result for run in line.runs if not run.result.without_original]
-    unknown = sum(attack.kept is None for result in shares for attack in result.attacks if attack.label == label)
+    attacks = [attack for result in shares for attack in result.attacks if attack.label == label]
+    unknown = sum(attack.outcome == "can't tell" for attack in attacks)
+    broken = sum(attack.collapsed for attack in attacks)
     reasons = [f"what was kept can't be told in {unknown} of its runs"] if unknown else []
+    reasons += [f"it broke {broken} of its models, which proves nothing"] if broken else []
     ours, theirs = line.by_seed(label), {} if baseline is None else baseline.by_seed(label)
     if theirs and (alone := sum(seed not in theirs for seed in ours)):
         reasons.append(f"{alone} of its {len(ours)} seeds {'is' if alone == 1 else 'are'} not among the baseline's")

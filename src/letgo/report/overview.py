@@ -194,8 +194,8 @@ def _cell(entry: Entry, label: str) -> Cell:
         about += f", worst run {worst}"
     about = f"{about}; {outcome}"
     attacks = entry.line.attacks_of(label)
-    if share is None or all(attack.collapsed for attack in attacks):
-        if (attacks and all(attack.collapsed for attack in attacks)) or (not attacks and _collapsed(entry)):
+    if share is None:
+        if all(attack.collapsed for attack in attacks) if attacks else _collapsed(entry):
             return Cell("collapsed", "✗", about)
         return Cell("unclear", "?", about) if attacks else Cell("none", MISSING, about)
     marks = ("✗" if any(a.collapsed for a in attacks) else "") + ("?" if any(a.kept is None for a in attacks) else "")
@@ -216,6 +216,6 @@ def _row(entry: Entry, label: str) -> list[str]:
         why = "the model collapsed before it" if _collapsed(entry) else "not attacked so"
         return [MISSING, MISSING, MISSING, why]
     if share is None:
-        return [kept_text(None), MISSING, MISSING, counted]
+        return [MISSING if all(attack.collapsed for attack in attacks) else kept_text(None), MISSING, MISSING, counted]
     interval = f"{percent(share.interval[0])} to {percent(share.interval[1])}" if share.interval else MISSING
     return [percent(share.value), interval, percent(share.worst), counted]
