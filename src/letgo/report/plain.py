@@ -33,7 +33,7 @@ GONE: Mapping[Word, str] = {
 }
 """The answer to whether it is gone, the worst word first."""
 UNKNOWN: Mapping[Outcome, str] = {
-    "can't tell": "Nobody can tell what {way} left: the model before unlearning no longer knows it then either.",
+    "can't tell": "Nobody can tell what {way} left: the model before unlearning {why}.",
     "collapsed": "{way} broke the model, which proves nothing.",
 }
 WHERE = {"retain": "On what it should still know", "model": "On what it is good for", "general": "On general text"}
@@ -129,6 +129,7 @@ def under(entry: BriefEntry, signs: Mapping[str, str]) -> list[str]:
     if not signs or not entry.line.attacks:
         return ["Nobody has attacked it yet, so nothing can be said about what lasts."]
     sentences = []
+    why = "is not known" if entry.results[0].without_original else "no longer knows it then either"
     for label in sorted(signs, key=lambda label: entry.kept[label].value if label in entry.kept else 2.0):
         way, attacks = f"{in_words(label)} ({signs[label]})", entry.line.attacks_of(label)
         outcomes = [attack.outcome for attack in attacks]
@@ -136,7 +137,7 @@ def under(entry: BriefEntry, signs: Mapping[str, str]) -> list[str]:
             left = f"{_capital(way)} left {percent(kept.value)} of the forgetting{interval(kept)}"
             sentences.append(f"{left}; {kept.survived} of {kept.of} runs count as having survived it.")
         for outcome in (outcome for outcome in get_args(Outcome) if outcome in UNKNOWN and outcome in outcomes):
-            text = UNKNOWN[outcome].format(way=way)
+            text = UNKNOWN[outcome].format(way=way, why=why)
             where = "" if len(outcomes) == 1 else f" (in {outcomes.count(outcome)} of {len(outcomes)} runs)"
             sentences.append(f"{_capital(text[:-1])}{where}.")
     return sentences
