@@ -4,7 +4,8 @@
 
 Synthetic runs of the real schema, 500 of them (`--quick`: 50), each with two attacks, a training history and samples.
 Opening is timed by the browser itself, from the start of navigation to the end of the load event, the median of
-several; layout and paint of what is first seen are in it.
+several; layout and paint of what is first seen are in it. Of many runs the rows far below the window follow: when they
+are all there is timed too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-GOAL_SECONDS = 2.0
+GOAL_SECONDS = 1.0
 COUNTS = {"quick": 50, "full": 500}
 
 
@@ -36,8 +37,9 @@ def make_runs(folder: Path, count: int) -> None:
         made.write_run(folder / name, made.result(run_id=name, config=config, seed=seed))
 
 
-def opened(path: Path, runs: int) -> float:
-    """Median seconds from navigation to the end of the load event and the frame after it."""
+def opened(path: Path, runs: int) -> tuple[float, float]:
+    """Median seconds from navigation to the end of the load event and the frame after it, and until all rows are laid
+    out."""
     from playwright.sync_api import sync_playwright
 
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -49,10 +51,14 @@ def opened(path: Path, runs: int) -> float:
             start = time.perf_counter()
             page.goto(path.as_uri(), wait_until="load")
             page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
-            taken.append(time.perf_counter() - start)
+            first = time.perf_counter() - start
+            page.wait_for_function("() => !document.querySelector('.short')")
+            page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+            taken.append((first, time.perf_counter() - start))
             page.close()
         browser.close()
-    return statistics.median(taken[1:])
+    first, whole = zip(*taken[1:], strict=True)
+    return statistics.median(first), statistics.median(whole)
 
 
 def main() -> None:
@@ -73,7 +79,7 @@ def main() -> None:
         written = time.perf_counter() - start
         one = write_report([folder / "one"], folder / "one.html")
         size = many.stat().st_size
-        seconds, single = opened(many, options.runs), opened(one, options.runs)
+        (seconds, whole), (single, _) = opened(many, options.runs), opened(one, options.runs)
     machine = f"{platform.machine()}, {platform.system()}"
     rows: list[dict[str, Any]] = [
         {"name": f"open {count} runs, seconds / {GOAL_SECONDS:g}", "ratio": seconds / GOAL_SECONDS, "goal": 1.0},
@@ -83,7 +89,8 @@ def main() -> None:
         row |= {"better": "lower", "runs": options.runs, "machine": machine}
         goal = "" if row["goal"] is None else f"  goal {row['goal']:.2f}"
         print(f"{row['name']:<44} {row['ratio']:7.3f}{goal}")
-    print(f"opened in {seconds:.2f} s (one run: {single:.2f} s); written in {written:.1f} s; {size / 1e6:.1f} MB")
+    print(f"opened in {seconds:.2f} s, all rows {whole:.2f} s (one run: {single:.2f} s)")
+    print(f"written in {written:.1f} s; {size / 1e6:.1f} MB")
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
 

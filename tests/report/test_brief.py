@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import html as html_text
+import re
 
 import pytest
 
 from letgo.core.errors import UserError
 from letgo.optim.registry import GRADES, OPTIMIZERS
 from letgo.report import write_report
-from letgo.report.brief import brief, write_brief
-from letgo.runs.results import read_result, write_result
+from letgo.report.brief import MOST_ROWS, brief, write_brief
+from letgo.runs.results import Audit, NotTried, read_result, write_result
 from letgo.runs.sweeps import CellState, GroupState, Sweep, write_sweep
 from tests.report import runs as made
 from tests.report.test_comparison import run_of
@@ -42,52 +43,137 @@ def _of_a_sweep(folder, reached):
     write_sweep(folder, Sweep(source="grid.yaml", fingerprint="x", document={}, groups=groups))
 
 
-def test_it_recommends_what_kept_most_and_says_how_sure_that_is(folder):
+def said(found, word):
+    """The answer to the question that has this word."""
+    (section,) = [section for section in found.sections if word in section.question]
+    return " ".join(section.answer)
+
+
+def test_it_answers_the_questions_of_who_decides(folder):
     found = brief([folder])
-    assert [entry.line.name for entry in found.entries] == ["npo, adamw", "npo, fozo"]
-    assert [entry.grade for entry in found.entries] == ["first order", "hybrid"]
-    assert found.recommendation[0].startswith("Take npo, fozo: under its hardest attack (quantize:bits=4")
-    assert "it keeps 91 % of the forgetting (95 % interval 83 % to 98 %)" in found.recommendation[0]
-    assert "it survived 3 of 3 attacks" in found.recommendation[0]
-    assert "It is the best of 2 settings by these same figures" in found.recommendation[1]
-    assert found.recommendation[-1] == "Under that attack every other setting kept less over the same seeds."
+    assert [(entry.letter, entry.line.name) for entry in found.entries] == [("A", "fozo"), ("B", "adamw")]
+    assert [entry.grade for entry in found.entries] == ["hybrid", "first order"]
     assert [row[0] for row in found.runs] == ["1", "2", "3", "4", "5", "6"]
+    assert said(found, "whose data").startswith("6 runs were to make the model m forget ?, asked in 80 questions.")
+    assert "the data of 20 subjects, whom the report names" in said(found, "whose data")
+    assert said(found, "gone").startswith(
+        "Yes, as far as these questions show: so ended 3 of 3 runs of setting A, the most robust of 2"
+    )
+    assert "Of 20 subjects none can still be brought out of the model" in said(found, "gone")
+    assert "at most 14 % of such subjects can" in said(found, "gone")
+    assert said(found, "Under what") == (
+        "Storing the model's numbers more coarsely (K1) left 91 % of the forgetting (95 % interval 83 % to 98 %); "
+        "3 of 3 runs count as having survived it."
+    )
+    worse = "On what it should still know it is 5 % worse (retain accuracy 0.95 before, 0.90 now)."
+    assert worse in said(found, "did it cost")
+    assert said(found, "to do").startswith("Take setting A. It is the best of 2 settings by these same figures")
+    assert "Under that attack every other setting kept less over the same seeds." in said(found, "more robust")
 
 
-def test_grades_are_the_catalogs_in_its_order(tmp_path):
+def test_no_sentence_holds_a_setting(folder):
+    words = " ".join(text for section in brief([folder]).sections for text in section.answer)
+    assert not re.search(r"quantize|bits|group_size|npo|adamw|fozo|=", words)
+
+
+def test_grades_are_the_catalogs(tmp_path):
     for name in ("fozo", "unknown", "sam", "sophia", "signsgd", "adamw", "zo_sgd"):
         run_of(tmp_path / name, 0.3, optimizer=name)
-    assert [entry.grade for entry in brief([tmp_path]).entries] == [
+    assert {entry.grade for entry in brief([tmp_path]).entries} == {
         *("zeroth order", "compressed", "first order", "second order", "smoothing", "hybrid", "unknown")
-    ]
+    }
     assert {record.grade for record in OPTIMIZERS} == set(GRADES)
 
 
 def test_what_cannot_be_told_apart_is_said(tmp_path):
     run_of(tmp_path / "a", 0.6)
     run_of(tmp_path / "b", 0.9, optimizer="fozo")
-    told = " ".join(brief([tmp_path]).recommendation)
-    assert "can't be told apart from npo, adamw (60 %)" in told, "one seed shows no difference, however large"
-    assert "kept less" not in told
-    assert "rest on 1 seed a setting: with fewer than 3 no difference" in told
+    found = brief([tmp_path])
+    robust = said(found, "more robust")
+    assert "can't be told apart from setting B (60 %)" in robust, "one seed shows no difference, however large"
+    assert "kept less" not in robust
+    assert "rest on 1 run a setting: with fewer than 3 no difference" in said(found, "to do")
 
 
-def test_the_cheapest_of_those_as_good_is_named(tmp_path):
+def test_what_a_more_robust_setting_costs_is_said(tmp_path):
     for seed, (first, second) in enumerate([(0.80, 0.81), (0.9, 0.9), (0.85, 0.86)]):
         run_of(tmp_path / f"a{seed}", first, seed=seed, seconds={"unlearn": 10.0})
-        run_of(tmp_path / f"b{seed}", second, optimizer="fozo", seed=seed, seconds={"unlearn": 90.0})
-    told = " ".join(brief([tmp_path]).recommendation)
-    assert "Take npo, fozo" in told
-    assert "npo, adamw (85 %) is as good: the whole 95 % interval" in told
-    assert "Of these npo, adamw is the cheapest: 10 s of unlearning instead of 1 min 30 s" in told
+        worse = made.metrics(0.5, 0.017, 0.8, 15.0)
+        run_of(tmp_path / f"b{seed}", second, optimizer="fozo", seed=seed, seconds={"unlearn": 90.0}, after=worse)
+    told = said(brief([tmp_path]), "more robust")
+    assert "Setting A kept 1 points more under its hardest attack than the fastest, setting B" in told
+    assert "and took 1 min 30 s instead of 10 s" in told
+    assert "What it should still know it knows worse (retain accuracy 0.80 against 0.90)" in told
+    assert "setting B (85 %) is as good: the whole 95 % interval" in told
 
 
 def test_runs_that_broke_or_missed_their_target_are_not_recommended(folder):
     _of_a_sweep(folder, reached={"adamw"})
     found = brief([folder])
-    assert found.recommendation[0].startswith("Take npo, adamw")
-    assert "did not survive every attack" in " ".join(found.recommendation)
-    assert found.notes == ["npo, fozo: never reached the target (runs 4, 5, 6)"]
+    assert [entry.line.name for entry in found.entries] == ["adamw", "fozo"]
+    assert said(found, "to do").startswith("Take setting A if one must be taken. It survived 0 of 3 attacks")
+    assert "Setting B kept more, but can't be compared" in said(found, "more robust")
+    assert found.notes == ["setting B: never reached the target (runs 4, 5, 6)"]
+    _of_a_sweep(folder, reached=set())
+    found = brief([folder])
+    assert said(found, "gone").startswith("No: of 2 settings none forgot cleanly and met every attack")
+    assert said(found, "to do") == "No setting forgot cleanly and met every attack: none of them can be recommended."
+    assert found.notes == ["settings A, B: never reached the target (runs 1, 2, 3, 4, 5, 6)"]
+
+
+def test_what_nobody_can_tell_and_what_broke_is_no_share(tmp_path):
+    for seed, changes in enumerate([{}, {"kept": None}, {"collapsed": True, "kept": 1.0}]):
+        run = run_of(tmp_path / str(seed), 0.6, seed=seed)
+        attack = run.result.attacks[0].model_copy(update=changes)
+        write_result(run.directory, run.result.model_copy(update={"attacks": [attack]}))
+    found = brief([tmp_path])
+    way = "storing the model's numbers more coarsely (K1)"
+    assert said(found, "Under what") == (
+        f"S{way[1:]} left 60 % of the forgetting; 1 of 2 runs count as having survived it. "
+        f"Nobody can tell what {way} left: the model before unlearning no longer knows it then either (in 1 of 3 runs)."
+        f" S{way[1:]} broke the model, which proves nothing (in 1 of 3 runs)."
+    )
+    assert "It survived 1 of 2 attacks" in said(found, "to do")
+    assert any("it broke 1 of its models, which proves nothing" in note for note in found.notes)
+
+
+def test_an_answer_is_that_of_the_worst_run(folder):
+    run = folder / "fozo1"
+    judged = made.judgement("partly forgotten", worst=["Peru"])
+    write_result(run, read_result(run).model_copy(update={"judgement": judged}))
+    found = brief([folder])
+    assert said(found, "gone").startswith("Only in part: so ended 1 of 3 runs of setting A")
+    assert "Of 20 subjects 1 can still be brought out" in said(found, "gone")
+    assert "It forgot only partly" in said(found, "to do")
+
+
+def test_an_audit_is_told_and_never_recommended(tmp_path):
+    about = Audit(
+        model="org/model",
+        kind="hub model",
+        weights="0" * 64,
+        base="org/base",
+        suite="quick",
+        threshold=0.5,
+        attacks=["quantize"],
+        not_tried=[NotTried(attack="suffix", reason="it needs gradients")],
+    )
+    made.write(tmp_path / "audit-1", made.result(run_id="audit-1", audit=about, attacks=[made.quantize()]))
+    found = brief([tmp_path])
+    told = said(found, "audit say of the model org/model")
+    assert "(K1) left 90 % of the forgetting" in told
+    assert "org/model, suffix: it needs gradients." in said(found, "not tried")
+    assert not any("to do" in section.question for section in found.sections)
+    assert said(found, "whose data").startswith("1 audit looked for capitals:forget")
+
+
+def test_many_settings_stay_one_table(tmp_path):
+    for index in range(MOST_ROWS + 2):
+        run_of(tmp_path / f"r{index:02d}", 0.5, config={"optimizer": "adamw", "lr": index})
+    found = brief([tmp_path])
+    assert len(found.shown) == MOST_ROWS
+    assert "2 more settings are in the report (letgo report)" in found.notes
+    assert len(found.runs) == MOST_ROWS + 2
 
 
 def test_report_says_what_differences_are_against(folder, tmp_path):
@@ -95,28 +181,29 @@ def test_report_says_what_differences_are_against(folder, tmp_path):
         page = write_report([folder], tmp_path / "out" / "report.html").read_text()
         return html_text.unescape(page[page.index("Differences are against") :].split(", over the seeds")[0])
 
-    assert note() == "Differences are against npo, adamw (of the attacked settings the first)"
+    assert note() == "Differences are against adamw (of the attacked settings the first)"
     _of_a_sweep(folder, reached={"fozo"})
-    assert note() == "Differences are against npo, fozo (of the attacked settings the first that reached its target)"
+    assert note() == "Differences are against fozo (of the attacked settings the first that reached its target)"
     _of_a_sweep(folder, reached=set())
-    assert note().endswith("npo, adamw (of the attacked settings the first; none reached its target)")
+    assert note().endswith("adamw (of the attacked settings the first; none reached its target)")
 
 
 def test_a_setting_that_forgot_more_than_all_others_is_told_apart(folder):
-    assert "forgot more" not in " ".join(brief([folder]).recommendation)
+    assert "forgot more" not in said(brief([folder]), "to do")
     for seed in SEEDS:
         run = folder / f"fozo{seed}"
         result = read_result(run)
         lower = result.after["forget_accuracy"].model_copy(update={"value": 0.2})
         write_result(run, result.model_copy(update={"after": result.after | {"forget_accuracy": lower}}))
-    told = " ".join(brief([folder]).recommendation)
-    assert "Take npo, fozo" in told
+    told = said(brief([folder]), "to do")
     assert "It also forgot more than every other setting (forget accuracy 0.20; the others 0.50)" in told
 
 
 def test_without_attacks_nothing_is_recommended(tmp_path):
     made.write(tmp_path / "bare", made.result(attacks=[]))
-    assert "nothing can be said about what lasts" in brief([tmp_path]).recommendation[0]
+    found = brief([tmp_path])
+    assert "nothing can be said about what lasts: attack them first" in said(found, "to do")
+    assert said(found, "Under what") == "Nobody has attacked it yet, so nothing can be said about what lasts."
 
 
 def test_both_forms_carry_every_run_and_escape_what_comes_from_outside(folder, tmp_path):

@@ -135,7 +135,7 @@ def test_pages_say_what_was_compared(tmp_path):
     run_of(tmp_path / "b9", 0.9, seed=9, optimizer="fozo")
     page = html.unescape(write_report([tmp_path], tmp_path / "report.html").read_text())
     brief = write_brief([tmp_path], tmp_path / "brief.md")[0].read_text().replace("\\_", "_")
-    left_out = f"npo, fozo under {LABEL}: 1 of its 4 seeds is not among the baseline's"
+    left_out = f"fozo under {LABEL}: 1 of its 4 seeds is not among the baseline's"
     assert all(left_out in text for text in (page, brief))
     assert "Student’s paired test" in page
     assert "+60 points (+58 to +62) over 3 paired seeds, p < 0.001" in page
@@ -156,7 +156,7 @@ def test_the_baseline_is_one_that_reached_the_target(tmp_path):
 def test_seeds_of_one_setting_are_one_line(tmp_path):
     runs = [run_of(tmp_path / f"{o}{s}", 0.3, optimizer=o, seed=s) for o in ("adamw", "fozo") for s in (0, 1)]
     found = lines_of(runs)
-    assert [(line.name, len(line.runs)) for line in found] == [("npo, adamw", 2), ("npo, fozo", 2)]
+    assert [(line.name, len(line.runs)) for line in found] == [("adamw", 2), ("fozo", 2)]
 
 
 def test_runs_of_two_engines_are_not_compared(tmp_path):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -14,7 +13,7 @@ import pytest
 
 from letgo.core.errors import UserError
 from letgo.report import write_report
-from letgo.report.html import spread
+from letgo.report.html import MANY, spread
 from tests.report.runs import INJECTED, metric, metrics, quantize, relearn, result, samples, write_run
 
 Make = Callable[..., Path]
@@ -241,13 +240,11 @@ def test_mistakes_are_one_clear_message(run: Make, tmp_path: Path):
     assert "samples.jsonl:2: not JSON" in Page(tmp_path / "r.html").text
 
 
-def test_many_runs_stay_small_and_quick(tmp_path: Path):
-    for index in range(100):
+def test_many_runs_stay_small(tmp_path: Path):
+    for index in range(MANY + 1):
         write_run(tmp_path / "sweep" / f"cell-{index:03d}", result(seed=index))
-    start = time.perf_counter()
     path = write_report([tmp_path / "sweep"], tmp_path / "report.html")
-    assert time.perf_counter() - start < 30
-    assert path.stat().st_size < 100 * 60_000
+    assert path.stat().st_size < (MANY + 1) * 20_000
 
 
 def test_settings_that_no_spec_can_hold_are_shown(page: Callable[..., Page]):

@@ -260,8 +260,8 @@ def subjects(before: Sequence[Any] | None, after: Sequence[Any], retrained: Sequ
 def revealed(samples: Iterable[Any], retrained: Iterable[Any] = (), seen: frozenset[str] = frozenset()) -> list[str]:
     """The groups of which some row gives its answer away that does not in the retrained model's samples (under the same
     attack); without those that the attacker was given."""
-    guessable = {(sample.set, sample.id) for sample in retrained if _gives_away(sample)}
-    telling = [s for s in samples if _gives_away(s) and (s.set, s.id) not in guessable]
+    guessable = {(s.set, s.id) for s in retrained if gives_away(s.set, s.scores)}
+    telling = [s for s in samples if gives_away(s.set, s.scores) and (s.set, s.id) not in guessable]
     return sorted({sample.group for sample in telling} - seen)
 
 
@@ -279,9 +279,9 @@ def _subjects(of: int, before: int | None, after: list[str], worst: list[str]) -
     return Subjects(of=of, before=before, after=after, worst=worst, bound=proportion_bound(len(worst), of))
 
 
-def _gives_away(sample: Any) -> bool:
-    scores = sample.scores
-    return sample.set in FORGOTTEN_SETS and any(scores.get(name, -1.0) >= least for name, least in REVEALING.items())
+def gives_away(which: str, scores: Mapping[str, float]) -> bool:
+    """Whether a row of a set, scored so, gives its answer away."""
+    return which in FORGOTTEN_SETS and any(scores.get(name, -1.0) >= least for name, least in REVEALING.items())
 
 
 def _by_id(samples: Iterable[Any], name: str, score: str) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The brief: one page for people who decide. What was forgotten, what survived which attack, what it cost, and what to
-take, with how sure that is. Every number is of a run that the page names."""
+"""The brief: one page for people who decide. What was to be forgotten, is it gone, under what, what it cost, and what
+to do, with how sure that is. Every number is of a run that the page names."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ import statistics
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markupsafe import Markup
 
 from letgo.core.errors import UserError
-from letgo.core.statistics import LEAST_SEEDS
 from letgo.optim.registry import GRADES, OPTIMIZERS
-from letgo.report import audited
-from letgo.report.comparison import MARGIN, Kept, Line, compare, compare_all, lines_of
+from letgo.report import audited, plain
+from letgo.report.comparison import Kept, Line, compare_all, lines_of
 from letgo.report.load import find_runs
-from letgo.report.numbers import MISSING, duration, number, percent, words
+from letgo.report.numbers import MISSING, number
+from letgo.report.plain import BriefEntry
 from letgo.report.rendering import asset, policy, template, write_page
 from letgo.report.table import Column, attack_labels, columns, short_labels
 from letgo.report.verdict import verdict
-from letgo.report.wording import wordings
 from letgo.runs.results import Result
 
-UNMATCHED = 0.05
-"""A setting whose forget metric is lower than all others by this much forgot more than they did."""
+MOST_ROWS = 12
+"""So many settings stand in the table; those that follow are in the report."""
 WRONG = {
     "failed": "failed",
     "collapsed": "collapsed",
@@ -40,54 +39,44 @@ WRONG = {
 
 
 @dataclass(frozen=True)
-class BriefEntry:
-    """One line of the brief's table."""
+class Section:
+    """A question, and the sentences that answer it."""
 
-    line: Line
-    grade: str
-    runs: str
-    metrics: Mapping[str, tuple[float | None, float]]
-    """The columns' metrics with their means before (None where that is not known) and after."""
-    seconds: float
-    memory: int | None
-    kept: Mapping[str, Kept]
-    words: str
-    """The runs' verdicts, each with its number of runs."""
-    subjects: str
-    """How many subjects the worst of the runs still reveals; "" where that was not measured."""
-    state: str
-    """What is wrong with it: "" where nothing is."""
-
-    @property
-    def weakest(self) -> Kept | None:
-        """Under the attack that left least."""
-        return min(self.kept.values(), key=lambda kept: kept.value, default=None)
-
-    @property
-    def forgotten(self) -> dict[str, float]:
-        """The forget metrics after unlearning."""
-        return {key: after for key, (_, after) in self.metrics.items() if key.startswith("forget_")}
+    question: str
+    answer: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Brief:
-    """All that the page says, before it is set in Markdown or HTML. `names` are short names of the labels; differences
-    are against the `baseline`; `runs` has the number, path and id of each run."""
+    """All that the page says, before it is set in Markdown or HTML. `signs` are what sentences call the attacks'
+    labels, `names` short names of the labels; differences are against the `baseline`; `runs` has the number, path and
+    id of each run."""
 
     title: str
-    forgotten: str
+    sections: Sequence[Section]
     columns: Sequence[Column]
     labels: Sequence[str]
+    signs: Mapping[str, str]
     names: Mapping[str, str]
     baseline: Line | None
     entries: Sequence[BriefEntry]
-    headings: tuple[str, str]
-    """Of `recommendation` and of `trade_off`."""
-    trade_off: Sequence[str]
-    recommendation: Sequence[str]
     notes: Sequence[str]
     problems: Sequence[str]
     runs: Sequence[tuple[str, str, str]]
+
+    @property
+    def shown(self) -> Sequence[BriefEntry]:
+        return self.entries[:MOST_ROWS]
+
+    def before(self, key: str) -> str:
+        """A metric before unlearning where it is the same for all settings shown; "" else."""
+        values = {number(entry.metrics[key][0]) for entry in self.shown if key in entry.metrics}
+        return values.pop() if len(values) == 1 else ""
+
+    @property
+    def tested(self) -> bool:
+        """Whether some difference from the baseline has a p-value."""
+        return any(kept.p is not None for entry in self.entries for kept in entry.kept.values())
 
 
 def write_brief(directories: Sequence[Path], output: Path, say: Callable[[str], None] = warnings.warn) -> list[Path]:
@@ -119,31 +108,36 @@ def brief(directories: Sequence[Path]) -> Brief:
     if not runs:
         raise UserError("there is no unlearning run in what was given, so there is nothing to brief on")
     numbers = {run.directory: str(i) for i, run in enumerate(runs, 1)}
-    lines = sorted(lines_of(runs, directories), key=lambda line: [*GRADES.values(), "unknown"].index(_grade(line)))
-    results = [run.result for run in runs]
+    lines, results = lines_of(runs, directories), [run.result for run in runs]
     labels = attack_labels(results)
     comparison = compare_all(lines, labels)
     shown = columns([result for result in results if result.after] or results)
-    entries = [_entry(line, numbers, shown, comparison.kept[line]) for line in lines]
-    notes = [f"{entry.line.name}: {entry.state} (runs {entry.runs})" for entry in entries if entry.state]
-    audits = [run.result for run in runs if run.result.audit]
+    made = [_entry(line, numbers, shown, comparison.kept[line]) for line in lines]
     # Nobody takes an audited model because of its audit: what is recommended are settings of letgo's own runs.
-    able = [entry for entry in entries if not entry.line.runs[0].result.audit]
-    recommendation = _recommendation(able, labels) if able else []
+    audits = [entry for entry in made if entry.results[0].audit]
+    able = plain.chosen([entry for entry in made if entry not in audits], labels)
+    rest = sorted((entry for entry in made if entry not in (*able, *audits)), key=lambda entry: _place(entry.grade))
+    entries = [replace(entry, letter=_letter(i)) for i, entry in enumerate([*able, *rest, *audits])]
+    able, own = entries[: len(able)], entries[: len(made) - len(audits)]
+    signs = {label: f"K{i}" for i, label in enumerate(labels, 1)}
+    notes = []
+    for state in dict.fromkeys(entry.state for entry in entries if entry.state):
+        wrong = [entry for entry in entries if entry.state == state]
+        named = f"setting{'s' if len(wrong) > 1 else ''} {', '.join(entry.letter for entry in wrong)}"
+        notes.append(f"{named}: {state} (runs {', '.join(entry.runs for entry in wrong)})")
+    if len(entries) > MOST_ROWS:
+        notes.append(f"{len(entries) - MOST_ROWS} more settings are in the report (letgo report)")
     return Brief(
         title=_title(results),
-        forgotten=_forgotten(results),
+        sections=[Section("What was to be forgotten, and whose data is it?", plain.what(results))]
+        + (_own(able, own, labels, signs) if own else [])
+        + _audited(entries[len(own) :], signs),
         columns=shown,
         labels=labels,
+        signs=signs,
         names=short_labels(labels),
         baseline=comparison.baseline,
         entries=entries,
-        headings=("What to take", "The trade-off") if able else ("What the audit says", "What was not tried"),
-        trade_off=[
-            *(_trade_off(able, grade) for grade in dict.fromkeys(entry.grade for entry in able)),
-            *(text for result in audits for text in _not_tried(result)),
-        ],
-        recommendation=[*recommendation, *(text for result in audits for text in _audited(result))],
         notes=[
             *notes,
             *(f"not compared: {reason}" for reason in comparison.left_out),
@@ -154,24 +148,53 @@ def brief(directories: Sequence[Path]) -> Brief:
     )
 
 
+def _own(
+    able: Sequence[BriefEntry], own: Sequence[BriefEntry], labels: Sequence[str], signs: Mapping[str, str]
+) -> list[Section]:
+    """The answers on letgo's own runs: of the setting that is best, or that none forgot."""
+    if not able:
+        states = "; ".join(
+            f"setting {entry.letter} {entry.state or 'tells nothing under some attack'}" for entry in own[:4]
+        )
+        return [
+            Section(
+                "Is it gone?", [f"No: of {len(own)} settings none forgot cleanly and met every attack ({states})."]
+            ),
+            Section("What to do?", plain.to_do(able, labels)),
+        ]
+    return [
+        Section("Is it gone?", plain.gone(able[0], len(able))),
+        Section("Under what?", plain.under(able[0], signs)),
+        Section("What did it cost?", plain.cost(able[0])),
+        Section("What would a more robust setting cost?", plain.more_robust(able, own)),
+        Section("What to do?", plain.to_do(able, labels)),
+    ]
+
+
+def _audited(audits: Sequence[BriefEntry], signs: Mapping[str, str]) -> list[Section]:
+    if not audits:
+        return []
+    found = [Section(f"What does the audit say of {entry.name}?", plain.audit(entry, signs)) for entry in audits]
+    untried = [text for entry in audits for result in entry.results for text in plain.not_tried(result)]
+    return [*found, Section("What was not tried?", untried)]
+
+
+def _letter(index: int) -> str:
+    """A, B, …, Z, A1, B1, …"""
+    return f"{chr(ord('A') + index % 26)}{index // 26 or ''}"
+
+
+def _place(grade: str) -> int:
+    known = list(GRADES.values())
+    return known.index(grade) if grade in known else len(known)
+
+
 def _title(results: Sequence[Result]) -> str:
     made = {Path(str(result.config.get("model") or "a model")).name for result in results if result.audit is None}
     seen = {audited.name_of_model(result) for result in results if result.audit is not None}
     named = (("Unlearning", made), ("Audit of", seen))
     parts = [f"{what} {' and '.join(sorted(names))}" for what, names in named if names]
     return "; ".join(parts)
-
-
-def _audited(result: Result) -> list[str]:
-    """What an audit comes to, without names of subjects."""
-    judged = verdict(result, names=False)
-    return [f"{audited.name_of_model(result)}: {judged.headline}", *judged.sentences]
-
-
-def _not_tried(result: Result) -> list[str]:
-    name = audited.name_of_model(result)
-    reasons = [f"{name}, {each.attack}: {each.reason}." for each in audited.not_tried(result)]
-    return [*reasons, f"{name}: {audited.limits(result)}"]
 
 
 def _grade(line: Line) -> str:
@@ -195,6 +218,7 @@ def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kep
     if line.reached is False:
         state.append("never reached the target")
     return BriefEntry(
+        letter="",
         line=line,
         grade=MISSING if line.runs[0].result.audit else _grade(line),
         runs=", ".join(numbers[run.directory] for run in line.runs),
@@ -203,7 +227,7 @@ def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kep
         memory=max((max(r.peak_memory_bytes.values()) for r in measured if r.peak_memory_bytes), default=None),
         kept=kept,
         words=_words(measured),
-        subjects=_subjects(measured),
+        subjects=plain.most_revealing(measured),
         state="; ".join(state),
     )
 
@@ -211,131 +235,3 @@ def _entry(line: Line, numbers: Mapping[Path, str], shown: Sequence[Column], kep
 def _words(results: Sequence[Result]) -> str:
     counts = Counter(result.judgement.word for result in results if result.judgement)
     return ", ".join(f"{count} {word}" if len(results) > 1 else word for word, count in counts.items())
-
-
-def _subjects(results: Sequence[Result]) -> str:
-    people = [result.judgement.subjects for result in results if result.judgement and result.judgement.subjects]
-    if not people:
-        return ""
-    worst = max(people, key=lambda subjects: subjects.bound)
-    return f"{len(worst.worst)} of {worst.of} (at most {percent(worst.bound)})"
-
-
-def _forgotten(results: Sequence[Result]) -> str:
-    data = {str(result.config.get("benchmark") or result.config.get("forget") or "?") for result in results}
-    measured = [result.before or result.after for result in results]
-    counts = [metric.n for metrics in measured for key, metric in metrics.items() if key.startswith("forget_")]
-    asked = f", asked in {max(counts)} questions{wordings(results)}" if counts else ""
-    audits = sum(result.audit is not None for result in results)
-    what = f"{len(results)} runs were to forget"
-    if audits == len(results):
-        what = f"{audits} audit{'s' if audits > 1 else ''} looked for"
-    return f"{what} {', '.join(sorted(data))}{asked}."
-
-
-def _trade_off(entries: Sequence[BriefEntry], grade: str) -> str:
-    """What the settings of a grade kept at the least, and what they took."""
-    of_grade = [entry for entry in entries if entry.grade == grade]
-    members = [entry for entry in of_grade if not entry.state]
-    left_out = len(of_grade) - len(members)
-    if not members:
-        return f"{grade.capitalize()}: none of its {left_out} settings forgot cleanly."
-    parts = ["never attacked"]
-    if shares := [entry.weakest.value for entry in members if entry.weakest is not None]:
-        span = " to ".join(dict.fromkeys((percent(min(shares)), percent(max(shares)))))
-        parts = [f"kept {span} under its hardest attack"]
-    parts.append(f"{duration(statistics.fmean([entry.seconds for entry in members]))} of unlearning")
-    if len(members) == 1 and members[0].forgotten:
-        parts.append(", ".join(f"{words(key)} {number(after)}" for key, after in members[0].forgotten.items()))
-    aside = f" ({left_out} not counted: see the table)" if left_out else ""
-    return f"{grade.capitalize()}, {len(members)} setting{'s' if len(members) > 1 else ''}{aside}: {'; '.join(parts)}."
-
-
-def _recommendation(entries: Sequence[BriefEntry], labels: Sequence[str]) -> list[str]:
-    """The line that keeps most under its hardest attack, and the others that are as good, the cheapest first."""
-    if not labels:
-        return ["No run was attacked, so nothing can be said about what lasts: attack them first (letgo attack)."]
-    able = [entry for entry in entries if not entry.state and len(entry.kept) == len(labels)]
-    if not able:
-        return ["No setting forgot cleanly and met every attack: none of them can be recommended."]
-    best = max(able, key=lambda entry: min(kept.value for kept in entry.kept.values()))
-    label, hardest = min(best.kept.items(), key=lambda item: item[1].value)
-    survived = sum(kept.survived for kept in best.kept.values())
-    of = sum(kept.of for kept in best.kept.values())
-    sentences = [
-        f"Take {best.line.name}: under its hardest attack ({label}) it keeps {percent(hardest.value)} of the "
-        f"forgetting{_interval(hardest)}, and it survived {survived} of {of} attacks."
-    ]
-    if others := [entry for entry in able if entry is not best]:
-        sentences.append(
-            f"It is the best of {len(able)} settings by these same figures, and what is chosen so looks better than it "
-            "is: run it once more with new seeds before you rely on its figure. No test holds it against the others."
-        )
-        sentences += [*_unmatched(best, others), *_as_good(best, others, label)]
-    if "partly" in best.words:
-        revealed = f": {best.subjects} subjects are revealed" if best.subjects else ""
-        sentences.append(f"It forgot only partly{revealed}. The best of these settings is not good enough to rely on.")
-    if survived < of:
-        sentences.append("It did not survive every attack: what it forgot must not be relied on to stay hidden.")
-    few = min(len(entry.line.runs) for entry in able)
-    if few < LEAST_SEEDS:
-        plural = "s" if few > 1 else ""
-        sentences.append(
-            f"The figures rest on {few} seed{plural} a setting: with fewer than {LEAST_SEEDS} no difference between "
-            "settings can be tested."
-        )
-    return sentences
-
-
-def _interval(kept: Kept) -> str:
-    if kept.interval is None:
-        return ""
-    low, high = map(percent, kept.interval)
-    return f" (95 % interval {low} to {high})"
-
-
-def _as_good(best: BriefEntry, others: Sequence[BriefEntry], label: str) -> list[str]:
-    """The settings that are alike with the best one under an attack, and those that can't be told apart from it: the
-    interval of their difference over paired seeds reaches zero. The cheapest of them by name."""
-    gaps = {kept.line: kept for kept in compare([entry.line for entry in others], label, best.line)}
-    alike = [entry for entry in others if gaps[entry.line].alike]
-    open_ = [entry for entry in others if entry not in alike and _open(gaps[entry.line])]
-    sentences = []
-    if alike:
-        sentences.append(
-            f"Under that attack {_names(alike, label)} is as good: the whole 95 % interval of the difference over "
-            f"paired seeds lies within {percent(MARGIN)}."
-        )
-    if open_:
-        sentences.append(f"Under that attack it can't be told apart from {_names(open_, label)} over these seeds.")
-    if not alike and not open_:
-        sentences.append("Under that attack every other setting kept less over the same seeds.")
-    cheapest = min([*alike, *open_], key=lambda entry: entry.seconds, default=best)
-    if cheapest.seconds < best.seconds:
-        sentences.append(
-            f"Of these {cheapest.line.name} is the cheapest: {duration(cheapest.seconds)} of unlearning instead of "
-            f"{duration(best.seconds)}."
-        )
-    return sentences
-
-
-def _open(kept: Kept) -> bool:
-    return kept.difference is None or kept.difference.high >= 0.0
-
-
-def _names(entries: Sequence[BriefEntry], label: str) -> str:
-    names = [f"{e.line.name} ({percent(e.kept[label].value)})" for e in sorted(entries, key=lambda e: e.seconds)]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _unmatched(best: BriefEntry, others: Sequence[BriefEntry]) -> list[str]:
-    """A warning where the best setting also forgot more than all others: then more was to be brought back."""
-    for key, after in best.forgotten.items():
-        rest = [entry.forgotten[key] for entry in others if key in entry.forgotten]
-        if Column(key).better.startswith("lower") and rest and after <= min(rest) - UNMATCHED:
-            span = " to ".join(dict.fromkeys((number(min(rest)), number(max(rest)))))
-            return [
-                f"It also forgot more than every other setting ({words(key)} {number(after)}; the others {span}): "
-                "part of what it kept may come of that, not of its optimizer."
-            ]
-    return []

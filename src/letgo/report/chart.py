@@ -1,5 +1,5 @@
-"""Charts as inline SVG: a plot with two axes, or strips under one; each with its legend, a description for those who do
-not see it, and the data table behind it.
+"""Charts as inline SVG: a plot with two axes, strips under one, or a matrix of cells; each with its legend, a
+description for those who do not see it, and the data table behind it.
 
 Colours come from the page's style sheet by class, never from attributes, so that one drawing serves light, dark and
 print. All text is escaped.
@@ -20,6 +20,8 @@ WIDTH, HEIGHT = 520, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 18, 50
 CHARACTER = 7.2
 """A label's width is taken as this many units a character."""
+LARGE, LINE = 9.6, 18.0
+"""The same of the largest letters that the style sheet sets (on narrow screens), and the height of a line of them."""
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -90,7 +92,7 @@ class Key:
 class Figure:
     """A drawing with a description for those who do not see it, and the data table behind it."""
 
-    plot: Plot | Strips
+    plot: Plot | Strips | Matrix
     identifier: str
     title: str
     caption: str
@@ -113,12 +115,13 @@ class Figure:
 
 class Plot:
     """A frame with two linear axes that takes what is drawn on it. Bands and heat lie beneath the grid; signs are
-    written last, so that they keep clear of every shape."""
+    written last, so that they keep clear of every shape. In a plot that is kept `clear` a sign that finds no free place
+    is left out."""
 
     height = HEIGHT
 
-    def __init__(self, across: Axis, up: Axis) -> None:
-        self.across, self.up = across, up
+    def __init__(self, across: Axis, up: Axis, *, clear: bool = False) -> None:
+        self.across, self.up, self.clear = across, up, clear
         self.under: list[Markup] = []
         self.parts: list[Markup] = []
         self.legend: list[Key] = []
@@ -237,11 +240,11 @@ class Plot:
 
     def label(self, x: float, y: float, text: str, class_: str = "label") -> None:
         """Write `text` near a marker at (x, y) in drawing units: in the nearest free box inside the frame."""
-        width, height = CHARACTER * len(text), 14.0
+        width, height = (LARGE * len(text), LINE) if self.clear else (CHARACTER * len(text), 14.0)
         # A value within a heat map is on a shade; a name may stand in the margin.
         most = WIDTH - RIGHT if class_ == "level" else WIDTH - 2
         boxes: list[Box] = []
-        for reach in (1.0, 1.7, 2.6, 3.6):
+        for reach in (1.0, 1.7, 2.6, 3.6, *((5.0, 6.5) if self.clear else ())):
             for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (0.8, -0.8), (-0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)):
                 left = x + dx * reach * 12 - (width if dx < 0 else width / 2 if dx == 0 else 0)
                 top = y + dy * reach * 14 - height / 2
@@ -252,6 +255,12 @@ class Plot:
             return sum(_overlap(box, other) for other in self._taken) + (0 if inside else 1000)
 
         best = min(boxes, key=badness)
+        if self.clear:
+            if badness(best) > 0:
+                return
+            near = (min(max(x, best[0]), best[2]), min(max(y, best[1]), best[3]))
+            if math.dist((x, y), near) > 18:
+                self.parts.append(tag("path", class_="leader", d=f"M{x:.1f} {y:.1f}L{near[0]:.1f} {near[1]:.1f}"))
         self._taken.append((best[0] - 5, best[1], best[2] + 5, best[3]))
         self.parts.append(tag("text", text, class_=class_, x=best[0], y=best[3] - 3))
 
@@ -308,13 +317,76 @@ class Strips:
             parts.append(tag("text", text, class_="tick", x=at, y=top - self.above, text_anchor=anchor))
         for index, row in enumerate(self.rows):
             y = top + index * 46
-            name = row.name if len(row.name) <= self.longest else f"{row.name[: self.longest - 1]}…"
             parts += [
-                tag("text", name, class_="label", x=left, y=y + self.label),
+                tag("text", _cut(row.name, self.longest), class_="label", x=left, y=y + self.label),
                 tag("text", row.value, class_="label", x=right, y=y + self.label, text_anchor="end"),
                 *row.draw(y, left, scale),
             ]
         return parts
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a matrix: the class of its shade ("unclear" is hatched), what stands on it, and what is shown under the
+    pointer."""
+
+    class_: str
+    text: str
+    hint: str
+
+
+class Matrix:
+    """Rows of shaded cells under the heads of their columns. Names and heads are cut to the room that they have;
+    `pattern` is the identifier of the hatching."""
+
+    row_height = 28.0
+
+    def __init__(self, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], pattern: str) -> None:
+        self.rows, self.pattern = rows, pattern
+        self.legend: list[Key] = []
+        self.longest = min(max(len(name) for name, _ in rows), 24)
+        self.left = self.longest * LARGE + 8
+        self.width = (WIDTH - self.left - 2) / len(heads)
+        self.heads = [_broken(head, int(self.width / LARGE), 3) for head in heads]
+        self.top = max(map(len, self.heads)) * LINE + 8
+        self.height = round(self.top + self.row_height * len(rows) + 2)
+
+    def drawn(self) -> list[Markup]:
+        parts = [tag("defs", _hatch(self.pattern))]
+        for index, lines in enumerate(self.heads):
+            middle = self.left + (index + 0.5) * self.width
+            for above, line in enumerate(reversed(lines)):
+                y = self.top - 8 - above * LINE
+                parts.append(tag("text", line, class_="tick", x=middle, y=y, text_anchor="middle"))
+        for index, (name, cells) in enumerate(self.rows):
+            y = self.top + index * self.row_height
+            parts.append(tag("text", _cut(name, self.longest), x=self.left - 8, y=y + 19, text_anchor="end"))
+            parts += [self._cell(cell, self.left + column * self.width, y) for column, cell in enumerate(cells)]
+        return parts
+
+    def _cell(self, cell: Cell, x: float, y: float) -> Markup:
+        box = {"x": x + 1, "y": y + 1, "width": self.width - 2, "height": self.row_height - 2}
+        shapes = [tag("rect", class_=f"heat {cell.class_}", **box)]
+        if cell.class_ == "unclear":
+            shapes.append(tag("rect", fill=f"url(#{self.pattern})", **box))
+        middle = x + self.width / 2
+        text = tag("text", cell.text, class_=f"on {cell.class_}", x=middle, y=y + 19, text_anchor="middle")
+        return tag("g", tag("title", cell.hint), *shapes, text)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _broken(text: str, most: int, lines: int) -> list[str]:
+    """Text in lines of at most so many characters, cut where there are too many."""
+    broken: list[str] = []
+    for word in text.split():
+        if broken and len(broken[-1]) + 1 + len(word) <= most:
+            broken[-1] += f" {word}"
+        else:
+            broken.append(_cut(word, most))
+    return broken if len(broken) <= lines else [*broken[: lines - 1], _cut(f"{broken[lines - 1]}…", most)]
 
 
 def mark_key(shape: str, class_: str, text: str, sign: str = "") -> Key:
@@ -325,12 +397,12 @@ def rule_key(text: str, sign: str) -> Key:
     return Key(_sample(tag("line", class_="here", x1=10, x2=10, y1=1, y2=19)), text, sign)
 
 
-def shade_key(class_: str, text: str) -> Key:
-    return Key(_sample(tag("rect", class_=f"heat {class_} swatch", x=1, y=3, width=18, height=14)), text)
+def shade_key(class_: str, text: str, sign: str = "") -> Key:
+    return Key(_sample(tag("rect", class_=f"heat {class_} swatch", x=1, y=3, width=18, height=14)), text, sign)
 
 
-def band_key(pattern: str, text: str) -> Key:
-    return Key(_sample(tag("defs", _hatch(pattern)), *_hatched(pattern, 1, 3, 28, 14), width=30), text)
+def band_key(pattern: str, text: str, sign: str = "") -> Key:
+    return Key(_sample(tag("defs", _hatch(pattern)), *_hatched(pattern, 1, 3, 28, 14), width=30), text, sign)
 
 
 def _hatch(identifier: str) -> Markup:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from letgo.core.catalog import format_spec
 from letgo.report.chart import Axis, Figure, Plot, domain
-from letgo.report.comparison import Comparison, Line, compare_all, lines_of
-from letgo.report.load import LoadedRun, find_sweep
+from letgo.report.comparison import Comparison, Line, compare_all
+from letgo.report.load import find_sweep
 from letgo.report.numbers import MISSING, number, words
-from letgo.report.table import Column, attack_labels, short_labels
+from letgo.report.table import Column, short_labels
 from letgo.runs.sweeps import Sweep
 
 MOST_DRAWN = 8
@@ -40,10 +40,10 @@ class Compared:
         return [line.name for line in self.lines if line.reached is False]
 
 
-def compared(runs: Sequence[LoadedRun], directories: Sequence[Path], columns: Sequence[Column]) -> Compared | None:
-    """The comparison of the runs' settings; None where there is only one, or none was attacked."""
-    runs = [run for run in runs if run.result.before and run.result.after]
-    lines, labels = lines_of(runs, directories), attack_labels([run.result for run in runs])
+def compared(
+    lines: Sequence[Line], labels: Sequence[str], directories: Sequence[Path], columns: Sequence[Column]
+) -> Compared | None:
+    """The comparison of settings; None where there is only one, or none was attacked."""
     if len(lines) < 2 or not labels:
         return None
     figures = [figure for figure in (bits_figure(lines, "bits"), steps_figure(lines, "steps")) if figure is not None]

@@ -12,7 +12,7 @@ is.
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from letgo.core.errors import UserError
 from letgo.core.statistics import Difference, Interval, holm, paired
 from letgo.report.audited import name_of_model
 from letgo.report.load import LoadedRun, find_sweep
-from letgo.report.settings import NEVER, plain, varying
+from letgo.report.numbers import MISSING, words
+from letgo.report.settings import ALWAYS, NEVER, plain, varying
 from letgo.runs.results import AttackResult
 
 LEVEL = 0.05
@@ -60,7 +61,8 @@ class Line:
         kept: dict[Seed, list[float]] = defaultdict(list)
         for run in self.runs:
             seed = tuple(str(run.result.config.get(name)) for name in _SEEDS)
-            kept[seed] += [a.kept for a in run.result.attacks if a.label == label and a.kept is not None]
+            shares = (_share(attack) for attack in run.result.attacks if attack.label == label)
+            kept[seed] += [share for share in shares if share is not None]
         return {seed: statistics.fmean(values) for seed, values in kept.items() if values}
 
 
@@ -69,10 +71,10 @@ class Kept:
     """What one line kept under one attack.
 
     Attributes:
-        value: the mean over its runs; `worst` the least of them.
+        value: the mean over its runs that the attack did not break; `worst` the least of them.
         interval: its 95 % interval over runs; of a single run, or of runs that show no spread, the one that the first
             recorded, over groups. None where there is neither.
-        survived, of: how many of its attacks it survived.
+        survived, of: how many of its attacks it survived, of those that tell or broke the model.
         difference: from the baseline, over paired seeds; None for the baseline, and where they have no seed in common.
         p: Holm's corrected p-value; None where the paired seeds are too few for one.
     """
@@ -112,7 +114,7 @@ class Kept:
 
 
 def lines_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> list[Line]:
-    """Runs gathered into lines, named by the settings in which the lines differ. A sweep in one of the `directories`
+    """Runs gathered into lines, named by the settings that tell the lines apart. A sweep in one of the `directories`
     says whether a line reached its target.
 
     Raises:
@@ -128,17 +130,35 @@ def lines_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> lis
     for run in runs:
         config = run.result.config
         members[repr(sorted((k, plain(v)) for k, v in config.items() if k not in _NOT_A_LINE))].append(run)
-    names = [name for name in varying([run.result.config for run in runs]) if name not in _NOT_A_LINE]
     lines = []
-    for first, *others in members.values():
-        config = first.result.config
-        values = {name: plain(config[name]) for name in names if config.get(name) is not None}
-        parts = [text if name in ("objective", "optimizer") else f"{name} {text}" for name, text in values.items()]
-        name, optimizer = ", ".join(parts) or "all runs", str(config.get("optimizer", ""))
-        if first.result.audit is not None:
-            name = f"{first.directory.resolve().name}, an audit of {name_of_model(first.result)}"
+    for (first, *others), name in zip(members.values(), _names([first for first, *_ in members.values()]), strict=True):
+        optimizer = str(first.result.config.get("optimizer", ""))
         lines.append(Line(name, optimizer, (first, *others), reached.get(first.directory.resolve())))
     return lines
+
+
+def _names(runs: Sequence[LoadedRun]) -> list[str]:
+    """A name for each run: the values of those settings that tell it from the others, and no more of them than it
+    takes; of an audit its model."""
+    configs = [run.result.config for run in runs]
+    parts: list[list[str]] = [[] for _ in runs]
+    told: list[tuple[str, ...]] = [() for _ in runs]
+    for name in (name for name in varying(configs, most=None) if name not in _NOT_A_LINE):
+        finer = [(*values, plain(config.get(name))) for values, config in zip(told, configs, strict=True)]
+        if len(set(finer)) == len(set(told)) and len(runs) > 1:
+            continue
+        told = finer
+        for own, values in zip(parts, told, strict=True):
+            if values[-1] != MISSING:
+                own.append(values[-1] if name in ALWAYS else f"{words(name)} {values[-1]}")
+    names = [
+        ", ".join(own) or "default settings"
+        if run.result.audit is None
+        else f"{run.directory.resolve().name}, an audit of {name_of_model(run.result)}"
+        for own, run in zip(parts, runs, strict=True)
+    ]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
 
 
 def _check_engines(runs: Sequence[LoadedRun]) -> None:
@@ -198,17 +218,23 @@ def compare(lines: Sequence[Line], label: str, against: Line | None) -> list[Kep
     return kept
 
 
+def _share(attack: AttackResult) -> float | None:
+    """What it left; None where that is not known, and where it broke the model: what that has kept proves nothing."""
+    return None if attack.collapsed else attack.kept
+
+
 def _kept(line: Line, label: str) -> Kept | None:
-    attacks = [attack for attack in line.attacks_of(label) if attack.kept is not None]
-    values = [attack.kept for attack in attacks if attack.kept is not None]
-    if not attacks:
+    attacks = line.attacks_of(label)
+    telling = [(attack, share) for attack in attacks if (share := _share(attack)) is not None]
+    if not telling:
         return None
-    interval = attacks[0].kept_ci95
+    values = [share for _, share in telling]
+    interval = telling[0][0].kept_ci95
     if len(set(values)) > 1:
         over_runs = paired(values, [0.0] * len(values))
         interval = max(over_runs.low, 0.0), min(over_runs.high, 1.0)
-    survived = sum(attack.survived for attack in attacks)
-    return Kept(line, statistics.fmean(values), interval, min(values), survived, len(attacks))
+    survived, of = sum(attack.survived for attack, _ in telling), sum(a.outcome != "can't tell" for a in attacks)
+    return Kept(line, statistics.fmean(values), interval, min(values), survived, of)
 
 
 def _against(kept: Kept, baseline: Line, label: str) -> Kept:
@@ -224,8 +250,11 @@ def _missing(line: Line, label: str, baseline: Line | None) -> list[str]:
     """What of a line takes no part in the comparison under an attack, though it was attacked so."""
     # Without the model before unlearning there is nothing to compare, and the page says so.
     shares = [run.result for run in line.runs if not run.result.without_original]
-    unknown = sum(attack.kept is None for result in shares for attack in result.attacks if attack.label == label)
+    attacks = [attack for result in shares for attack in result.attacks if attack.label == label]
+    unknown = sum(attack.outcome == "can't tell" for attack in attacks)
+    broken = sum(attack.collapsed for attack in attacks)
     reasons = [f"what was kept can't be told in {unknown} of its runs"] if unknown else []
+    reasons += [f"it broke {broken} of its models, which proves nothing"] if broken else []
     ours, theirs = line.by_seed(label), {} if baseline is None else baseline.by_seed(label)
     if theirs and (alone := sum(seed not in theirs for seed in ours)):
         reasons.append(f"{alone} of its {len(ours)} seeds {'is' if alone == 1 else 'are'} not among the baseline's")

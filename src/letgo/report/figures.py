@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
-from letgo.report.chart import Axis, Figure, Plot, Point, Strip, Strips, band_key, domain, mark_key
+from letgo.report.chart import Axis, Figure, Plot, Point, Strip, Strips, band_key, domain
 from letgo.report.numbers import MISSING, kept_text, measured, number, percent, words
 from letgo.report.table import TableRow, columns, rows
 from letgo.runs.results import AttackResult, Metric, Metrics, Result
@@ -16,17 +16,13 @@ MOST_POINTS = 400
 """A training curve is thinned to about so many points a line."""
 MOST_ROWS = 60
 """And the table behind it to about so many rows."""
-MOST_NAMED = 30
-"""Up to so many runs carry their number in the plot of all runs."""
-CLASSES = {"survived": "reference", "broken": "attack", "after": "after"}
-"""By how a run ended, the class of its mark in the plot of all runs."""
 PHASES = {"first_order": "first order", "zeroth_order": "zeroth order"}
 
 
 def trade_off(result: Result, identifier: str) -> Figure | None:
     """Forgetting against utility: each measured model is a point with its 95 % intervals; lines join before, after and
     attacks. Left is forgotten, top is useful; an attack that brings the knowledge back goes right."""
-    axes = _axes([result])
+    axes = axes_of([result])
     if axes is None:
         return None
     forget, retain = axes
@@ -36,7 +32,7 @@ def trade_off(result: Result, identifier: str) -> Figure | None:
     points = {row.stage: _point(row.metrics, axes) for row in shown}
     attacks = [row.stage for row in shown if row.attack is not None]
     bounds = {row.stage: (_bounds(row.metrics[forget]), _bounds(row.metrics[retain])) for row in shown}
-    plot = _plane(axes, [x for xs, _ in bounds.values() for x in xs], [y for _, ys in bounds.values() for y in ys])
+    plot = plane(axes, [x for xs, _ in bounds.values() for x in xs], [y for _, ys in bounds.values() for y in ys])
     for row in shown:
         (x, y), ((left, right), (low, high)) = points[row.stage], bounds[row.stage]
         plot.strokes([(left, y, right, y), (x, low, x, high)], f"reach {row.kind}")
@@ -61,51 +57,6 @@ def trade_off(result: Result, identifier: str) -> Figure | None:
         "and to the left; an attack that brings the knowledge back moves it right.",
         "; ".join(description),
         header=["model", *map(words, axes)],
-        table=table,
-    )
-
-
-def all_runs(results: Sequence[Result], names: Sequence[str], identifier: str) -> Figure | None:
-    """Every run a point (after unlearning), with a tail to where its hardest attack brought it."""
-    axes = _axes(results)
-    if axes is None:
-        return None
-    forget, retain = axes
-    shown = [(i, result) for i, result in enumerate(results, 1) if {forget, retain} <= result.after.keys()]
-    if not shown:
-        return None
-    hardest: dict[int, AttackResult | None] = {}
-    for i, result in shown:
-        attacks = [attack for attack in result.attacks if {forget, retain} <= attack.metrics.keys()]
-        hardest[i] = min(attacks, key=lambda attack: attack.order, default=None)
-    metrics = [result.after for _, result in shown] + [attack.metrics for attack in hardest.values() if attack]
-    plot = _plane(axes, [m[forget].value for m in metrics], [m[retain].value for m in metrics])
-    plot.strokes(
-        [(*_point(r.after, axes), *_point(attack.metrics, axes)) for i, r in shown if (attack := hardest[i])],
-        "join attack",
-    )
-    table = []
-    for i, result in shown:
-        attack = hardest[i]
-        survived = bool(result.attacks) and all(attack.survived for attack in result.attacks)
-        kind = "broken" if result.status != "finished" else "survived" if survived else "after"
-        name, sign = f"{i}: {names[i - 1]}", str(i) if len(shown) <= MOST_NAMED else ""
-        plot.mark(_point(result.after, axes), kind, CLASSES[kind], sign, name)
-        end = MISSING if attack is None else f"{number(attack.metrics[forget].value)} ({attack.label})"
-        table.append([name, measured(result.after[forget]), measured(result.after[retain]), end])
-    plot.legend = [
-        mark_key("survived", "reference", "survived every attack made on it"),
-        mark_key("after", "after", "not attacked, or did not survive an attack"),
-        mark_key("broken", "attack", "collapsed or failed"),
-    ]
-    return Figure(
-        plot,
-        identifier,
-        "Forgetting, utility and robustness of all runs",
-        "Each run after unlearning is a point, under its number in the table; its tail ends where the hardest attack "
-        "brought it. Best is up and to the left, with no tail.",
-        f"{len(shown)} runs; the figures are in the table that follows.",
-        header=["run", f"{words(forget)} after", f"{words(retain)} after", f"{words(forget)} after the hardest attack"],
         table=table,
     )
 
@@ -259,7 +210,7 @@ def _thinned(points: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str
     return thinned if not points or thinned[-1] is points[-1] else [*thinned, points[-1]]
 
 
-def _axes(results: Sequence[Result]) -> tuple[str, str] | None:
+def axes_of(results: Sequence[Result]) -> tuple[str, str] | None:
     """Forget and retain metric of the plots: the first of the main table's that some run has."""
     known = {key for result in results for key in result.after}
     keys = [column.key for column in columns(results) if column.key in known]
@@ -284,11 +235,13 @@ def _bounds(metric: Metric) -> tuple[float, float]:
     return (low if math.isfinite(low) else metric.value, high if math.isfinite(high) else metric.value)
 
 
-def _plane(axes: tuple[str, str], across: Sequence[float], up: Sequence[float]) -> Plot:
+def plane(axes: tuple[str, str], across: Sequence[float], up: Sequence[float], *, clear: bool = False) -> Plot:
     """A plot of forgetting against utility, with room for these values."""
     forget, retain = map(words, axes)
     return Plot(
-        Axis(f"{forget}  (← forgotten)", *domain(across)), Axis(f"{retain}  (useful →)", *domain(up, close=True))
+        Axis(f"{forget}  (← forgotten)", *domain(across)),
+        Axis(f"{retain}  (useful →)", *domain(up, close=True)),
+        clear=clear,
     )
 
 

@@ -7,7 +7,8 @@ SHA-256; what a model wrote is escaped by jinja2, so it is text wherever it stan
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,17 +19,20 @@ from letgo.analysis.records import read_analyses
 from letgo.core.errors import UserError
 from letgo.core.files import damaged
 from letgo.core.terminal import visible
-from letgo.report import answers, audited, figures
+from letgo.report import answers, audited, figures, overview
 from letgo.report.analyses import AnalysisView, view
 from letgo.report.chart import Figure
 from letgo.report.compared import compared
+from letgo.report.comparison import lines_of
 from letgo.report.load import LoadedRun, find_runs
+from letgo.report.numbers import number
 from letgo.report.rendering import asset, policy, template, write_page
 from letgo.report.settings import settings, varying
+from letgo.report.subjects import Revealed
 from letgo.report.table import Column, attack_labels, columns, keys, rows, short_labels
-from letgo.report.verdict import overall, verdict
+from letgo.report.verdict import KINDS, Kind, overall, verdict
 from letgo.report.wording import wording_caution
-from letgo.runs.results import ON_TRAINED_ROWS
+from letgo.runs.results import ON_TRAINED_ROWS, Result
 
 ANSWERS_IN_ALL = 600
 """Questions shown in one page, shared out among the runs."""
@@ -64,6 +68,8 @@ class RunView:
     run: LoadedRun
     most_answers: int
     curves: dict[str, int]
+    short: str = ""
+    """Its name beside the other runs."""
 
     def __post_init__(self) -> None:
         self.anchor = f"run-{self.index}"
@@ -74,6 +80,7 @@ class RunView:
         self.limits = audited.limits(self.result)
         if self.result.audit is not None:
             self.title += visible(f", an audit of {audited.name_of_model(self.result)}")
+        self.short = self.short or self.title
         self.verdict = verdict(self.result)
         self.caution = wording_caution(self.result)
         self.notes = [note for note in self.result.notes if note != ON_TRAINED_ROWS]  # The caution says it.
@@ -105,13 +112,16 @@ class RunView:
             # What no schema says: losses of other names than the grid's, a grid with holes.
             raise damaged(directory, f"the parts of an analysis don't fit each other ({error!r})") from error
 
-    def answers(self) -> list[AnswerSet]:
-        samples, sets = self.run.samples(), []
+    def read_samples(self, revealed: Revealed) -> None:
+        """Take from the samples what is shown of them: `answers`, and what they reveal."""
+        samples = self.run.samples()
+        revealed.add(self.index, self.result, samples)
+        self.answers = []
         for name, title in SETS.items():
             stages, questions = answers.collect(samples, name)
             if questions:
-                sets.append(AnswerSet(name, title, stages, spread(questions, self.most_answers), len(questions)))
-        return sets
+                shown = spread(questions, self.most_answers)
+                self.answers.append(AnswerSet(name, title, stages, shown, len(questions)))
 
 
 def write_report(directories: Sequence[Path], output: Path, say: Callable[[str], None] = warnings.warn) -> Path:
@@ -140,20 +150,31 @@ def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = (), problems
     shared, labels = columns(results), attack_labels(results)
     most = min(ANSWERS_A_SET, max(3, ANSWERS_IN_ALL // (2 * len(runs))))
     curves = {"most_points": 100, "most_rows": 15} if len(runs) > MANY else {}
-    views = [RunView(i, run, most, curves) for i, run in enumerate(runs, 1)]
+    judged = [run for run in runs if run.result.before and run.result.after]
+    lines = lines_of(judged, directories) if many else []
+    settled = overview.entries(lines, labels)
+    short = _short_names(runs, settled)
+    views = [RunView(i, run, most, curves, visible(short.get(run.directory, ""))) for i, run in enumerate(runs, 1)]
+    revealed = Revealed()
+    for shown in views:
+        shown.read_samples(revealed)
     statuses = [result.status for result in results]
     style, script = asset("report.css"), asset("report.js")
+    drawn = overview.heat_map(settled, labels, "all-kept"), overview.frontier(settled, labels, "all-frontier")
     return template("report.html.j2").render(
         views=views,
         problems=problems,
         single=not many,
         columns=shared,
+        before={column.key: _alike(results, column.key) for column in shared},
         labels=labels,
         names=short_labels(labels),
         varying=[name for name in varying([result.config for result in results]) if name != "seed"],
-        overview=figures.all_runs(results, [view.title for view in views], "all") if many else None,
-        compared=compared(runs, directories, shared) if many else None,
+        overview=[figure for figure in drawn if figure is not None],
+        compared=compared(lines, labels, directories, shared),
+        subjects=revealed.subjects() if many else [],
         folded=len(runs) > MANY,
+        tally=_tally(view.verdict.kind for view in views),
         overall=overall([(view.title, view.verdict) for view in views]),
         counts={s: statuses.count(s) for s in ("finished", "collapsed", "failed") if s in statuses},
         newest=max(result.created for result in results),
@@ -162,6 +183,30 @@ def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = (), problems
         script=Markup(script),
         policy=policy(style, script),
     )
+
+
+def _short_names(runs: Sequence[LoadedRun], settled: Sequence[overview.Entry]) -> dict[Path, str]:
+    """By directory: the setting's short name, with the seed (s0) where it has several runs; nothing for runs that
+    would share a name."""
+    names: dict[Path, str] = {}
+    for entry in settled:
+        for run in entry.line.runs:
+            seed = f" · s{run.result.seed}" if len(entry.line.runs) > 1 else ""
+            names[run.directory] = f"{entry.line.name}{seed}"
+    counts = Counter(names.values())
+    return {directory: name for directory, name in names.items() if counts[name] == 1}
+
+
+def _tally(kinds: Iterable[Kind]) -> str:
+    """What became of the runs, without their names."""
+    counts = Counter(kinds)
+    return "; ".join(f"{counts[kind]} {text}" for kind, text in KINDS.items() if counts[kind])
+
+
+def _alike(results: Sequence[Result], key: str) -> str:
+    """A metric before unlearning where all runs that have it show the same; "" else."""
+    shown = {number(result.before[key].value) for result in results if key in result.before}
+    return shown.pop() if len(shown) == 1 else ""
 
 
 def spread(questions: Sequence[answers.ShownQuestion], most: int) -> list[answers.ShownQuestion]:

@@ -13,16 +13,8 @@ from letgo.attacks import ATTACKS
 from letgo.core.catalog import links_of, parse_chain
 from letgo.core.errors import UserError
 from letgo.report.rendering import asset, policy, template, write_page
+from letgo.report.wording import MEANS, OTHER_MEANS
 from letgo.runs.register import AS_IT_IS, Outcome, Request, SubjectOutcome, find_request, read_register, today
-
-_MEANS = {
-    "weights": "changing the numbers that the model consists of",
-    "data": "training the model again",
-    "prompts": "asking it in ways made to get round its training",
-    "scores": "looking at how likely it finds an answer",
-}
-"""What an attacker does, in words for everybody, by `AttackRecord.means`."""
-_OTHER = "other means"
 
 
 @dataclass(frozen=True)
@@ -135,5 +127,5 @@ def _attacked(subject: SubjectOutcome, attacks: Sequence[str]) -> list[str]:
 
 def _words(labels: Sequence[str]) -> str:
     names = [name for label in labels for name, _ in links_of(*parse_chain(label))]
-    means = [_MEANS[ATTACKS.record(name).means] if name in ATTACKS else _OTHER for name in names]
+    means = [MEANS[ATTACKS.record(name).means] if name in ATTACKS else OTHER_MEANS for name in names]
     return "; ".join(dict.fromkeys(means))

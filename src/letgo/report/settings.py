@@ -45,8 +45,8 @@ def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Objective and optimizer, then the settings that are not the same in all runs, up to `MOST_VARYING` in all."""
+def varying(configs: Sequence[Mapping[str, Any]], most: int | None = MOST_VARYING) -> list[str]:
+    """Objective and optimizer, then the settings that are not the same in all runs, up to `most` in all."""
     names = dict.fromkeys(key for config in configs for key in config)
     chosen = [name for name in ALWAYS if name in names]
     for name in names:
@@ -54,7 +54,7 @@ def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         if len({plain(config.get(name)) for config in configs}) > 1:
             chosen.append(name)
-    return chosen[:MOST_VARYING]
+    return chosen[:most]
 
 
 def commands(run: LoadedRun) -> list[str]:

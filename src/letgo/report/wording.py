@@ -1,10 +1,37 @@
-"""In which words a run was asked for what it forgot, as its record has it (`config.scored.on`)."""
+"""In which words a run was asked for what it forgot, as its record has it (`config.scored.on`); and attacks in words
+for everybody."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from letgo.attacks import ATTACKS
+from letgo.core.catalog import parse_spec
+from letgo.core.errors import UserError
 from letgo.runs.results import ON_TRAINED_ROWS, TRAINED_ROWS, Result
+
+MEANS = {
+    "weights": "changing the numbers that the model consists of",
+    "data": "training the model again",
+    "prompts": "asking it in ways made to get round its training",
+    "scores": "looking at how likely it finds an answer",
+}
+"""What an attacker does, in words for everybody, by `AttackRecord.means`."""
+FAMILIES = {"quantization": "storing the model's numbers more coarsely"}
+"""The same by `AttackRecord.family`, where that says more."""
+OTHER_MEANS = "other means"
+
+
+def in_words(label: str) -> str:
+    """What the attacker of an attack does."""
+    try:
+        name = parse_spec(label)[0]
+    except UserError:
+        name = label.partition(":")[0]
+    if name not in ATTACKS:
+        return OTHER_MEANS
+    record = ATTACKS.record(name)
+    return FAMILIES.get(record.family, MEANS[record.means])
 
 
 def wording_caution(result: Result) -> str:
