@@ -18,7 +18,7 @@ from letgo.core.environment import circumstances, give_back_memory
 from letgo.core.errors import LetgoError, UserError, WorldError
 from letgo.core.files import remove_abandoned, write_json_lines, write_text
 from letgo.core.locks import only_writer
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Quiet, Reporter, usual
 from letgo.data import check_disjoint
 from letgo.metrics.judgement import judge, levels, nothing_to_forget
 from letgo.metrics.robustness import collapse_reasons
@@ -27,6 +27,7 @@ from letgo.models.files import remote_code
 from letgo.models.formats import EXPORT, MANIFEST, export_settings
 from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
 from letgo.models.save import save_model
+from letgo.report.load import LoadedRun
 from letgo.runs import record_run
 from letgo.runs.digests import digests_of, with_model
 from letgo.runs.results import (
@@ -62,14 +63,12 @@ from letgo.training.trackers import Trackers
 from letgo.training.trainer import UnlearnTrainer
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(LoadedRun):
     """A finished run: where it lies, its result, and the model that was saved (still in memory)."""
 
-    directory: Path
-    result: Result
-    model: Any = field(repr=False)
-    tokenizer: Any = field(repr=False)
+    model: Any = None
+    tokenizer: Any = None
 
 
 def unlearn(
@@ -130,7 +129,7 @@ def recorded_run(opened: Opened) -> Run | None:
     opened.reporter.say("  unlearned and measured already: its attacks and its card go on")
     processes.first_does(lambda: settle(opened))
     model = load_model(opened.directory, dtype=opened.config.dtype)
-    return Run(opened.directory, result, model, load_tokenizer(opened.directory))
+    return Run(opened.directory, result, model=model, tokenizer=load_tokenizer(opened.directory))
 
 
 def unlearned(opened: Opened) -> Run:
@@ -153,7 +152,7 @@ def unlearned(opened: Opened) -> Run:
         result = judge_run(prepared, before, after, references)
         stages = {"before": before, "after": after} | {f"reference:{name}": r for name, r in references.items()}
         processes.first_does(lambda: record(prepared, result, stages))
-        return Run(opened.directory, result, model, prepared.tokenizer)
+        return Run(opened.directory, result, model=model, tokenizer=prepared.tokenizer)
 
 
 @dataclass
@@ -222,7 +221,7 @@ def open_run(
 ) -> Opened:
     """Give the run its name and its time, in all processes: a failure is recorded by the first one alone."""
     created = processes.agreed(now())
-    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
+    reporter = usual(reporter) if processes.is_first() else Quiet()
     return Opened(
         config=config,
         # Before a Trainer exists: making the default config to compare with resets accelerate's state.
