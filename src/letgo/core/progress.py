@@ -78,7 +78,8 @@ class _LineTask:
         if now - self.last >= EVERY_SECONDS and 0 < self.done < self.total:
             note = f" ({self.note})" if self.note else ""
             left = seconds_left(now - self.start, self.done, self.total)
-            self.console.print(f"  {self.name}: {self.done}/{self.total}, about {left:.0f} s left{note}", markup=False)
+            text = f"  {self.name}: {self.done}/{self.total}, about {left:.0f} s left{note}"
+            self.console.print(text, markup=False, emoji=False)
             self.last = now
 
     def describe(self, text: str) -> None:
@@ -109,7 +110,8 @@ class Live:
         self.console = console or Console(stderr=True, file=sys.stderr)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        # `hub:ID:…` is no emoji.
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def task(self, name: str, total: int) -> Iterator[Task]:
