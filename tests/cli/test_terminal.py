@@ -40,7 +40,7 @@ def test_the_list_of_runs_fits_and_the_important_columns_go_last(letgo, folder, 
     assert "verdict" in lines[0]
     assert ("attacks" in lines[0]) == (width >= 80)
     assert ("grade" in lines[0]) == (width >= 140)
-    assert ("no room for: " in out) == (width < 140)
+    assert ("no room for: " in out) == (width < 200)
 
 
 def test_a_column_that_was_asked_for_stays_longer_than_the_usual_ones(letgo, folder, monkeypatch):

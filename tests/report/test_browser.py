@@ -41,7 +41,7 @@ def visit(browser):
         page.on("console", lambda message: page.messages.append(message.text))
         page.on("pageerror", lambda error: page.messages.append(str(error)))
         page.on("request", lambda request: page.requested.append(request.url))
-        page.goto(path.as_uri())
+        page.goto(path if isinstance(path, str) else path.as_uri())
         return page
 
     yield go
@@ -167,3 +167,24 @@ def test_settings_are_compared_where_there_are_several(page):
     made = dict(zip(section.locator("dt").all_inner_texts(), section.locator("dd").all_inner_texts(), strict=True))
     assert sorted(made) == sorted(names)
     assert all("letgo unlearn " in commands and "letgo attack " in commands for commands in made.values())
+
+
+def test_the_live_page_shows_what_comes_by_itself_and_complains_of_nothing(folder, visit):
+    import threading
+
+    from letgo.report.viewer import Viewer
+
+    with Viewer(folder) as viewer:
+        thread = threading.Thread(target=viewer.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        page = visit(viewer.address)
+        assert page.locator("#runs tbody tr").count() == 3
+        made.write_run(folder / "3-late", made.result(run_id="late"))
+        page.get_by_text("3-late").wait_for(timeout=120_000)
+        page.get_by_text("1-fozo").click()
+        page.get_by_role("heading", name="Training loss").wait_for()
+        assert page.locator("img").count() == 0, "what a model wrote stays text"
+        assert page.messages == []
+        assert {url[: len(viewer.address)] for url in page.requested} <= {viewer.address, "data:,"}
+        viewer.shutdown()
+        thread.join()

@@ -25,9 +25,9 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from letgo import __version__
+        from letgo.core.environment import versions
 
-        typer.echo(f"letgo {__version__}")
+        typer.echo(f"letgo {versions(('letgo',))['letgo']}")
         raise typer.Exit
 
 

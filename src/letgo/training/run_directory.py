@@ -9,7 +9,7 @@ from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import remove_abandoned
 from letgo.core.locks import LOCK_FILE
 from letgo.report.card import CARD_FILE, card
-from letgo.runs.results import CONFIG_FILE, Result, is_run, read_result
+from letgo.runs.results import CONFIG_FILE, LIVE_FILE, Result, is_run, read_result
 from letgo.scoring.resume_log import PARTIAL
 from letgo.training.checkpoints import checkpoints, last_checkpoint, remove_checkpoint
 from letgo.training.config import UnlearnConfig, read_config, resolved_settings
@@ -81,7 +81,7 @@ def remove_remains(directory: Path) -> None:
 
 def _remains(directory: Path) -> list[Path]:
     # Several processes have a log of scores each: its name and their number.
-    patterns = (PARTIAL.format("*") + "*", BEST.format("*"))
+    patterns = (PARTIAL.format("*") + "*", BEST.format("*"), LIVE_FILE)
     return [*checkpoints(directory), *(path for pattern in patterns for path in directory.glob(pattern))]
 
 

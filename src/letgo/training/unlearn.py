@@ -33,6 +33,7 @@ from letgo.runs.digests import digests_of, with_model
 from letgo.runs.results import (
     CONFIG_FILE,
     HISTORY_FILE,
+    LIVE_FILE,
     SAMPLES_FILE,
     Digests,
     Metrics,
@@ -305,6 +306,7 @@ def make_work(opened: Opened, benchmark: Benchmark, tokenizer: Any, model: Any) 
     trainer = UnlearnTrainer(model, config, dataset, objective=objective, looks=looks, **common)
     # A setting that the optimizer has not is refused before anything is measured.
     trainer.create_optimizer()
+    trainer.live = opened.directory / LIVE_FILE
     opened.trackers.hold(trainer)
     return trainer
 
