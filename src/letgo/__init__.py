@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from letgo.planning.optimizers import optimizer_cost as optimizer_cost
     from letgo.report import write_report as write_report
     from letgo.report.attestation import attest as attest
+    from letgo.report.load import LoadedRun as LoadedRun
+    from letgo.report.load import read_run as read_run
     from letgo.report.numbers import number as number
+    from letgo.report.plots import plot_attack as plot_attack
+    from letgo.report.plots import plot_attacks as plot_attacks
+    from letgo.report.plots import plot_looks as plot_looks
+    from letgo.report.plots import plot_runs as plot_runs
+    from letgo.report.plots import plot_trade_off as plot_trade_off
+    from letgo.report.plots import plot_training as plot_training
     from letgo.report.publish import push_to_hub as push_to_hub
     from letgo.report.verification import verify as verify
     from letgo.runs.results import Result as Result
@@ -62,6 +70,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "EmptyScoreError": "letgo.core.errors",
     "LetgoError": "letgo.core.errors",
+    "LoadedRun": "letgo.report.load",
     "NonFiniteLossError": "letgo.core.errors",
     "Plan": "letgo.planning",
     "Result": "letgo.runs.results",
@@ -87,11 +96,18 @@ _PUBLIC = {
     "optimizer_cost": "letgo.planning.optimizers",
     "plan": "letgo.planning",
     "plan_attack": "letgo.attacks.engine.spec",
+    "plot_attack": "letgo.report.plots",
+    "plot_attacks": "letgo.report.plots",
+    "plot_looks": "letgo.report.plots",
+    "plot_runs": "letgo.report.plots",
+    "plot_trade_off": "letgo.report.plots",
+    "plot_training": "letgo.report.plots",
     "push_to_hub": "letgo.report.publish",
     "read_analyses": "letgo.analysis.records",
     "read_config": "letgo.training.config",
     "read_grid": "letgo.sweep.grid",
     "read_result": "letgo.runs.results",
+    "read_run": "letgo.report.load",
     "sharpness": "letgo.analysis.sharpness",
     "spectrum": "letgo.analysis.spectrum",
     "read_sweep": "letgo.runs.sweeps",

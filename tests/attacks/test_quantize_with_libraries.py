@@ -176,7 +176,7 @@ def test_autoround_calibrates_without_the_forget_set(victim, quick_collections):
 )
 def test_a_missing_library_is_named_with_its_install_line(victim, monkeypatch, attack, module, settings, extra):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"pip install 'letgo\[{extra}\]'"):
+    with pytest.raises(UserError, match=rf"pip install .*letgo\[{extra}\]"):
         attack(victim, **settings)
 
 

@@ -97,9 +97,9 @@ def test_mmlu_alone_is_the_same_questions(model, tokenizer, data):
 def test_a_missing_library_is_named_before_anything_runs(model, tokenizer, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     benchmark = create_benchmark("wmdp:topics=bio,engine=lm_eval", data=data)
-    with pytest.raises(UserError, match=r"pip install 'letgo\[eval\]'"):
+    with pytest.raises(UserError, match=r"pip install .*letgo\[eval\]"):
         benchmark.work(model, tokenizer)
-    with pytest.raises(UserError, match=r"pip install 'letgo\[eval\]'"):
+    with pytest.raises(UserError, match=r"pip install .*letgo\[eval\]"):
         create_benchmark("lm_eval:tasks=piqa")
 
 

@@ -67,7 +67,7 @@ def test_missing_extra_names_the_install_line():
     missing = Record(
         name="x", target="no_such_package_here:y", summary="", source="", faithfulness="library", extra="heavy"
     )
-    with pytest.raises(UserError, match=r"pip install 'letgo\[heavy\]'"):
+    with pytest.raises(UserError, match=r"in letgo's checkout, pip install '\.\[heavy\]' \(letgo\[heavy\]\)"):
         Catalog("thing", [missing]).load("x")
 
 

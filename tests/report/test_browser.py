@@ -45,7 +45,7 @@ def visit(browser):
         page.on("console", lambda message: page.messages.append(message.text))
         page.on("pageerror", lambda error: page.messages.append(str(error)))
         page.on("request", lambda request: page.requested.append(request.url))
-        page.goto(path.as_uri())
+        page.goto(path if isinstance(path, str) else path.as_uri())
         return page
 
     yield go
@@ -347,3 +347,24 @@ def test_the_brief_of_a_sweep_is_one_sheet_of_paper(tmp_path, visit):
     assert not page.get_by_text("run-23").is_visible()
     page.get_by_text("Where each number comes from").click()
     assert page.get_by_text("run-23").is_visible()
+
+
+def test_the_live_page_shows_what_comes_by_itself_and_complains_of_nothing(folder, visit):
+    import threading
+
+    from letgo.report.viewer import Viewer
+
+    with Viewer(folder) as viewer:
+        thread = threading.Thread(target=viewer.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        page = visit(viewer.address)
+        assert page.locator("#runs tbody tr").count() == 3
+        made.write_run(folder / "3-late", made.result(run_id="late"))
+        page.get_by_text("3-late").wait_for(timeout=120_000)
+        page.get_by_text("1-fozo").click()
+        page.get_by_role("heading", name="Training loss").wait_for()
+        assert page.locator("img").count() == 0, "what a model wrote stays text"
+        assert page.messages == []
+        assert {url[: len(viewer.address)] for url in page.requested} <= {viewer.address, "data:,"}
+        viewer.shutdown()
+        thread.join()

@@ -18,7 +18,7 @@ from letgo.attacks.engine.target import Target, open_targets
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
 from letgo.core.fingerprints import digest_of
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter, usual
 from letgo.data.encode import Template
 from letgo.models.load import resolve_model
 from letgo.runs.results import RESULT_FILE, is_run, now
@@ -77,7 +77,7 @@ class Analysis(Generic[Entry]):
             _check_run(models, benchmark)
             models = [models]
         self.record, self.kind = record, record.__name__.lower()
-        self.dtype, self.limit, self.reporter = dtype, limit, reporter or Quiet()
+        self.dtype, self.limit, self.reporter = dtype, limit, usual(reporter)
         self.targets = open_targets(models, benchmark=benchmark, template=template, reporter=self.reporter)
         self.target = self.targets[0]
         self.folder = _folder(self.targets, output)

@@ -24,7 +24,7 @@ from letgo.core.environment import give_back_memory, peak_memory
 from letgo.core.errors import LetgoError, UserError, WorldError, as_world_error, first_line
 from letgo.core.files import remove_abandoned
 from letgo.core.locks import only_writer
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter, usual
 from letgo.core.values import Count, Share
 from letgo.data.encode import Template
 from letgo.models.files import remote_code
@@ -161,7 +161,7 @@ def audit(
         # Whoever wrote here before has ended.
         remove_abandoned(folder, older_than=0)
         _check_output(folder, resume)
-        return Auditing(asked, folder, reporter or Quiet(), query).run()
+        return Auditing(asked, folder, usual(reporter), query).run()
 
 
 def checked(

@@ -8,6 +8,7 @@ subcommands here adds them.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -92,7 +93,7 @@ def _going_on(words: list[str]) -> str:
     resumes = (
         command in ("unlearn", "sweep", "audit")
         or words[:2] == ["requests", "run"]
-        or (command == "eval" and bool({"-o", "--output"} & set(words)))
+        or (command == "eval" and any(re.match(r"-o|--output(=|$)", word) for word in words))
     )
     if not resumes and command not in ("attack", "analyze"):
         return ""

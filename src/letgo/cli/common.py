@@ -22,6 +22,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from letgo.core.environment import versions
+
+        typer.echo(f"letgo {versions(('letgo',))['letgo']}")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version, and nothing else.")
+    ] = False,
+) -> None:
+    pass
+
+
 JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on stdout, and nothing else.")]
 QuietFlag = Annotated[bool, Option("--quiet", "-q", help="No progress.")]
 NOT_PASSED = 3

@@ -174,25 +174,25 @@ def _index(root: Path | None) -> Index:
 
 
 def _print_table(records: list[RunRecord], extra: list[str], values: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from letgo.report.numbers import kept_text
     from letgo.report.table import OUTCOMES
+    from letgo.report.terminal import print_columns
 
     if not records:
         typer.echo("no run matches")
         return
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    for name in (*_SHOWN, *extra):
-        table.add_column(Text(name.replace("_", " ")), overflow="fold")
-    for record, more in zip(records, values, strict=True):
-        cells = [_shown((record.fields | {"name": record.path})[name]) for name in _SHOWN[:-1]]
-        attacks = [_shown(f"{OUTCOMES[a.outcome][0]} {a.label} {kept_text(a.kept)}") for a in record.attacks]
-        cells += ["\n".join(attacks), *(_shown(more[name]) for name in extra)]
-        table.add_row(*map(Text, cells))
-    Console().print(table)
+    shown = {
+        name.replace("_", " "): [_shown((record.fields | {"name": record.path})[name]) for record in records]
+        for name in _SHOWN[:-1]
+    }
+    shown["attacks"] = [
+        "\n".join(_shown(f"{OUTCOMES[a.outcome][0]} {a.label} {kept_text(a.kept)}") for a in record.attacks)
+        for record in records
+    ]
+    shown |= {name.replace("_", " "): [_shown(more[name]) for more in values] for name in extra}
+    # What was asked for goes last, but for what tells the runs apart and how they ended.
+    asked = [name.replace("_", " ") for name in reversed(extra)]
+    print_columns(shown, [*asked, "optimizer", "attacks", "verdict", "name"])
 
 
 def _shown(value: Any) -> str:

@@ -39,6 +39,25 @@ def brief(
 
 
 @app.command()
+def view(
+    directory: Annotated[
+        Path | None, Argument(help="A folder of runs or sweeps, or a run; by default letgo-runs, else this folder.")
+    ] = None,
+    port: Annotated[int, Option("--port", min=0, max=65535, help="By default any that is free.")] = 0,
+) -> None:
+    """Show runs and sweeps on a local page, live while they are under way. Ctrl-C ends it."""
+    import contextlib
+
+    from letgo.report.viewer import Viewer
+
+    usual = Path("letgo-runs")
+    with Viewer(directory or (usual if usual.is_dir() else Path()), port) as viewer:
+        typer.echo(f"{viewer.address}  (Ctrl-C ends it)")
+        with contextlib.suppress(KeyboardInterrupt):
+            viewer.serve_forever()
+
+
+@app.command()
 def push(
     run: Annotated[Path, Argument(help="A run directory.")],
     repo: Annotated[str, Option("--repo", help="OWNER/NAME on the hub; made if it is not there.")],

@@ -96,31 +96,26 @@ def _print_part(state: Sweep, grid: Grid, part: SweepPart, mine: Collection[str]
 def _print_table(state: Sweep, grid: Grid) -> None:
     from statistics import fmean
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from letgo.report.table import attack_labels, columns
+    from letgo.report.table import attack_labels, columns, short_labels
+    from letgo.report.terminal import print_columns
     from letgo.sweep.table import lines
 
     rows = lines(state, grid.output)
     results = [run.result for line in rows for run in line.runs]
     metrics, labels = columns(results) if rows else [], attack_labels(results)
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    table.add_column("group", overflow="fold")
-    for heading in ("seeds", *(column.title for column in metrics)):
-        table.add_column(Text(heading))
+    shown = {
+        "group": [line.name + (" *" if line.reached is False else "") for line in rows],
+        "seeds": [str(len(line.runs)) for line in rows],
+    }
+    for column in metrics:
+        means = [line.metric(column.key) for line in rows]
+        shown[column.title] = ["–" if m is None else f"{m[0]:.3g}\n{m[1]:.2g}–{m[2]:.2g}" for m in means]
+    short = {label: f"kept: {name}" for label, name in short_labels(labels).items()}
     for label in labels:
-        table.add_column(Text(f"kept: {label}"), overflow="fold")
-    for line in rows:
-        cells = []
-        for mean in (line.metric(column.key) for column in metrics):
-            cells.append("–" if mean is None else f"{mean[0]:.3g}\n{mean[1]:.2g}–{mean[2]:.2g}")
-        for label in labels:
-            kept = [attack.kept for attack in line.attacks_of(label) if attack.kept is not None]
-            cells.append(f"{fmean(kept):.0%}\nworst {min(kept):.0%}" if kept else "–")
-        table.add_row(Text(line.name + (" *" if line.reached is False else "")), str(len(line.runs)), *cells)
-    Console().print(table)
+        each = [[a.kept for a in line.attacks_of(label) if a.kept is not None] for line in rows]
+        shown[short[label]] = [f"{fmean(kept):.0%}\nworst {min(kept):.0%}" if kept else "–" for kept in each]
+    forget = [column.title for column in metrics if column.key.startswith("forget_")]
+    print_columns(shown, [*reversed(short.values()), *reversed(forget), "group"])
     if state.unreached():
         typer.echo(f"* never reached {state.target}" + (f" with {state.bound}" if state.bound else ""))
     for status in ("collapsed", "failed", "pending"):

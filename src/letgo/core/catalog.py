@@ -16,6 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Generic, Literal, TypeVar
 
 from letgo.core.errors import UserError
+from letgo.core.extras import installing
 from letgo.core.signatures import keywords
 from letgo.core.values import Within, annotations_of, flaw, kind_of, shown, wanted
 
@@ -112,7 +113,7 @@ class Catalog(Generic[R]):
             if record.extra is None or (error.name or "").startswith("letgo"):
                 raise
             raise UserError(
-                f"{self.kind} {record.name!r} needs the package {error.name!r}: pip install 'letgo[{record.extra}]'"
+                f"{self.kind} {record.name!r} needs the package {error.name!r}: {installing(record.extra)}"
             ) from error
         return getattr(module, attribute)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
 
 from letgo.core.errors import UserError
@@ -25,4 +26,28 @@ def need(module: str, extra: str, *, what: str | None = None) -> ModuleType:
         # A module missing inside an installed library is that library's fault, not a missing extra.
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise UserError(f"{what or module} needs {error.name}: pip install 'letgo[{extra}]'") from error
+        raise UserError(f"{what or module} needs {error.name}: {installing(extra)}") from error
+
+
+def installing(extra: str) -> str:
+    """The line that installs what an extra names. It names the packages themselves: of a letgo that was installed from
+    a checkout, an index has no `letgo[…]`."""
+    packages = _packages(extra)
+    line = f"pip install {' '.join(packages)}" if packages else f"in letgo's checkout, pip install '.[{extra}]'"
+    return f"{line} (letgo[{extra}])"
+
+
+def _packages(extra: str) -> list[str]:
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(line) for line in requires("letgo") or ()]
+    except PackageNotFoundError:
+        return []
+    packages = []
+    for each in wanted:
+        if each.marker is None or not each.marker.evaluate({"extra": extra}) or each.marker.evaluate({"extra": ""}):
+            continue
+        named = [f"'{each.name}{each.specifier}'"]
+        packages += named if each.name != "letgo" else [name for other in each.extras for name in _packages(other)]
+    return packages

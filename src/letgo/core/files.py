@@ -242,6 +242,12 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, private: 
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a file that others may be reading; a killed writer may leave half of the last line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file of letgo's own says; one that says nothing, or can't be read, is a `UserError`."""
     try:

@@ -22,7 +22,7 @@ from letgo.core.errors import UserError, first_line
 from letgo.core.files import write_json, write_text, written_whole
 from letgo.core.fingerprints import file_digest
 from letgo.core.locks import LOCK_FILE
-from letgo.core.progress import Quiet, Reporter, Task
+from letgo.core.progress import Reporter, Task, usual
 from letgo.core.sizes import size
 from letgo.core.values import Rounding
 from letgo.models.displacement import layer_row, summary
@@ -88,7 +88,7 @@ def export(
     Raises:
         UserError: the format can't hold this model, or there is no room for it.
     """
-    record, reporter = FORMATS.record(format), reporter or Quiet()
+    record, reporter = FORMATS.record(format), usual(reporter)
     name = resolve_model(model)
     config, tokenizer = model_config(name), load_tokenizer(name)
     weights, before, why = Weights(name), None, "the original is not known; name it with --original"

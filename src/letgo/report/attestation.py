@@ -15,7 +15,7 @@ from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_json
 from letgo.core.fingerprints import file_digests
 from letgo.core.locks import only_writer
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter, usual
 from letgo.models.adapters import BASE_FILE, MERGED
 from letgo.models.formats import EXPORT
 from letgo.report.limits import limits, not_tried
@@ -65,7 +65,7 @@ def attest(directory: str | Path, *, sign_with: str | Path | None = None, report
         UserError: no such run, or one that failed; a file is another than its record is bound to; the key can't be
             used.
     """
-    directory, reporter = Path(directory), reporter or Quiet()
+    directory, reporter = Path(directory), usual(reporter)
     result = read_result(directory)
     if result.status == "failed":
         raise UserError(f"{directory}: the run failed ({'; '.join(result.reasons)}); there is nothing to attest")

@@ -7,17 +7,30 @@ print. All text is escaped.
 
 from __future__ import annotations
 
+import base64
 import math
+import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from letgo.core.errors import UserError, not_writable
+from letgo.core.files import write_text
+from letgo.core.terminal import visible
+from letgo.report.assets import asset
 from letgo.report.contours import Segment, contour
 from letgo.report.numbers import number
 
 WIDTH, HEIGHT = 520, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 18, 50
+LEGEND_ROW = 22
+"""A row of the legend beneath a drawing that stands alone."""
+LONGEST_LEGEND = 62
+"""Characters of such a row."""
 CHARACTER = 7.2
 """A label's width is taken as this many units a character."""
 LARGE, LINE = 9.6, 18.0
@@ -50,6 +63,16 @@ def domain(values: Iterable[float], *, close: bool = False) -> tuple[float, floa
     low, high = min(finite), max(finite)
     room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     return (low - room, high + room)
+
+
+@cache
+def chart_style() -> Markup:
+    """Of the page's style sheet what concerns a drawing: the colours, light and dark, and how each class looks."""
+    sheet = asset("report.css")
+    light, dark = re.findall(r"^ *:root \{.*?\}", sheet, re.DOTALL | re.MULTILINE)[:2]
+    rules = re.findall(r"^svg .*?\}.*$", sheet, re.MULTILINE)
+    paper = "svg .paper { fill: var(--card); }"
+    return Markup("\n".join([light, f"@media (prefers-color-scheme: dark) {{ {dark} }}", paper, *rules]))
 
 
 @dataclass(frozen=True)
@@ -88,7 +111,7 @@ class Key:
     sign: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Figure:
     """A drawing with a description for those who do not see it, and the data table behind it."""
 
@@ -111,6 +134,56 @@ class Figure:
             role="img",
             aria_labelledby=f"{self.identifier}-title {self.identifier}-desc",
         )
+
+    def __repr__(self) -> str:
+        return f"<Figure: {self.title}>"
+
+    def _repr_svg_(self) -> str:
+        """The drawing with its title, legend and colours, as an SVG file of its own."""
+        foot = 30 + self.plot.height
+        lines = [
+            (key.sample if first else "", text)
+            for key in self.plot.legend
+            for first, text in _wrapped(f"{key.sign} {key.text}".strip())
+        ]
+        height = foot + LEGEND_ROW * len(lines) + 8
+        size = {"width": WIDTH, "height": height}
+        legend = []
+        for row, (sample, text) in enumerate(lines):
+            top = foot + LEGEND_ROW * row
+            legend.append(tag("svg", sample, x=10, y=top, width=30, height=18))
+            legend.append(tag("text", text, x=48, y=top + 13))
+        drawing = tag("svg", self.drawing, y=30, width=WIDTH, height=self.plot.height)
+        return visible(
+            tag(
+                "svg",
+                tag("style", chart_style()),
+                tag("rect", class_="paper", **size),
+                tag("text", self.title, class_="label", x=16, y=20),
+                drawing,
+                *legend,
+                xmlns="http://www.w3.org/2000/svg",
+                viewBox=f"0 0 {WIDTH} {height}",
+                **size,
+            )
+        )
+
+    def _repr_html_(self) -> str:
+        """As an image, so that neither its colours nor the notebook's reach into the other."""
+        source = base64.b64encode(self._repr_svg_().encode()).decode()
+        image = tag("img", alt=self.description, src=f"data:image/svg+xml;base64,{source}")
+        return visible(tag("figure", image, tag("figcaption", self.caption)))
+
+    def save(self, path: Path | str) -> Path:
+        """Write the drawing as an SVG file, whole or not at all; returns its path."""
+        path = Path(path)
+        if path.suffix.lower() != ".svg":
+            raise UserError(f"{path}: figures are written as SVG; name a file that ends in .svg")
+        try:
+            write_text(path, self._repr_svg_())
+        except OSError as error:
+            raise not_writable(path, error) from error
+        return path
 
 
 class Plot:
@@ -387,6 +460,11 @@ def _broken(text: str, most: int, lines: int) -> list[str]:
         else:
             broken.append(_cut(word, most))
     return broken if len(broken) <= lines else [*broken[: lines - 1], _cut(f"{broken[lines - 1]}…", most)]
+
+
+def _wrapped(text: str) -> list[tuple[bool, str]]:
+    """The lines that a legend's entry takes, each with whether it is the first."""
+    return [(index == 0, line) for index, line in enumerate(textwrap.wrap(text, LONGEST_LEGEND) or [""])]
 
 
 def mark_key(shape: str, class_: str, text: str, sign: str = "") -> Key:

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from letgo.core.errors import UserError
+from letgo.report.notebook import html_of
+from letgo.runs.frames import table_of
 from letgo.runs.results import CONFIG_FILE, Result, is_run, read_history, read_result, read_samples
 from letgo.runs.sweeps import SWEEP_FILE, Sweep, read_sweep
 
+FILES = {"samples": read_samples, "history": read_history}
+"""The tables of a run that lie in files of their own."""
 DEPTH = 2
 """How many levels below a given folder are searched for runs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedRun:
     """A run directory with its result; other files are read when asked for, as they are large. Of one that can't be
     read nothing is shown, and `problems` says so."""
@@ -24,6 +28,20 @@ class LoadedRun:
     directory: Path
     result: Result
     problems: list[str] = field(default_factory=list, compare=False)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.directory}: {repr(self.result).partition(': ')[2]}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, the results, and figures of the training and of the attacks."""
+        return html_of(self.result, self.history())
+
+    def to_pandas(self, table: str = "metrics") -> Any:
+        """A table of the run as a `pandas.DataFrame`: "metrics", "attacks" or "subjects" (`Result.to_pandas`),
+        "samples" (a row for each model and question) or "history" (a row for each logged step)."""
+        if table in FILES:
+            return table_of(FILES[table](self.directory))
+        return self.result.to_pandas(table)
 
     def samples(self) -> list[dict[str, Any]]:
         return self.read(read_samples)
@@ -42,6 +60,11 @@ class LoadedRun:
     @property
     def has_config(self) -> bool:
         return (self.directory / CONFIG_FILE).is_file()
+
+
+def read_run(directory: Path | str) -> LoadedRun:
+    """A run directory with its result, to look at; a missing or broken one is a `UserError`."""
+    return LoadedRun(Path(directory), read_result(Path(directory)))
 
 
 def find_runs(directories: Sequence[Path]) -> tuple[list[LoadedRun], list[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from letgo.core.errors import LetgoError, UserError, first_line
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter, usual
 from letgo.models.adapters import MERGED, read_base
 from letgo.models.files import ADAPTER_WEIGHTS, MODEL_PATTERNS, TOKENIZER_PATTERNS
 from letgo.models.formats import EXPORT
@@ -79,7 +79,7 @@ def push_to_hub(
     """
     from huggingface_hub import CommitOperationAdd, HfApi, errors
 
-    directory, reporter = Path(directory), reporter or Quiet()
+    directory, reporter = Path(directory), usual(reporter)
     check_repository(repository)
     result = read_result(directory)
     if result.evaluation or result.status == "failed":

@@ -7,7 +7,6 @@ import gzip
 import re
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -20,6 +19,7 @@ from letgo.core.statistics import LEAST_SEEDS
 from letgo.core.terminal import visible
 from letgo.report import numbers
 from letgo.report.answers import cut, marked, stage_title
+from letgo.report.assets import asset as asset
 from letgo.report.comparison import MARGIN
 from letgo.report.settings import commands, plain
 
@@ -68,11 +68,6 @@ def policy(style: str, script: str) -> str:
         f"default-src 'none'; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-
-
-def asset(name: str) -> str:
-    """A file of the templates' folder as text."""
-    return files("letgo.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _packed(text: str) -> str:

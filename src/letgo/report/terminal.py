@@ -45,6 +45,35 @@ def print_result(result: Result, console: Console) -> None:
         console.print(Text(f"! {caution}", "yellow"))
 
 
+def print_columns(
+    columns: Mapping[str, Sequence[str]], last: Sequence[str], console: Console | None = None, *, longest: int = 30
+) -> None:
+    """A table of columns by their headings that fits the terminal: what it has no room for is left out, those in
+    `last` at the very end and in that order, and named beneath.
+
+    Args:
+        longest: a wider cell is broken into lines.
+    """
+    console, kept = console or Console(), dict(columns)
+    widths = {
+        name: min(max(len(line) for cell in (name, *cells) for line in cell.split("\n")), longest)
+        for name, cells in columns.items()
+    }
+    dropped = []
+    for name in [*(name for name in reversed(columns) if name not in last), *last]:
+        if len(kept) > 1 and sum(widths[each] + 2 for each in kept) > console.width:
+            dropped.append(name)
+            del kept[name]
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    for name in kept:
+        table.add_column(Text(visible(name)), overflow="fold", max_width=longest)
+    for row in zip(*kept.values(), strict=True):
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    console.print(table)
+    if dropped:
+        console.print(Text(f"no room for: {', '.join(reversed(dropped))}", "dim"))
+
+
 def print_answers(samples: Iterable[Mapping[str, Any]], console: Console, limit: int = 4) -> None:
     """The first `limit` questions of the forget and of the retain set, with each model's answer beneath the question;
     `samples` are the rows of samples.jsonl."""

@@ -11,7 +11,7 @@ from typing import Any
 from letgo.benchmarks import benchmark_of
 from letgo.core.errors import UserError, first_line
 from letgo.core.fingerprints import file_digests
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter, usual
 from letgo.data.binding import data_key, key_id, key_path
 from letgo.models.formats import EXPORT
 from letgo.report.attestation import (
@@ -87,7 +87,7 @@ def verify(
         UserError: there is neither a statement nor a record that is bound to anything; a key can't be used; the data,
             the base or the model that is to be checked is not at hand.
     """
-    directory, reporter, found = Path(directory), reporter or Quiet(), Verification()
+    directory, reporter, found = Path(directory), usual(reporter), Verification()
     if not directory.is_dir():
         raise UserError(f"no such directory: {directory}")
     statement = _statement(directory, found)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from letgo.attacks import ATTACKS
-from letgo.core.catalog import parse_spec
+from letgo.core.catalog import links_of, parse_chain
 from letgo.core.errors import UserError
 from letgo.runs.results import ON_TRAINED_ROWS, TRAINED_ROWS, Result
 
@@ -25,9 +25,13 @@ OTHER_MEANS = "other means"
 def in_words(label: str) -> str:
     """What the attacker of an attack does."""
     try:
-        name = parse_spec(label)[0]
+        names = [name for name, _ in links_of(*parse_chain(label))]
     except UserError:
-        name = label.partition(":")[0]
+        names = [label.partition(":")[0]]
+    return ", then ".join(map(_means, names))
+
+
+def _means(name: str) -> str:
     if name not in ATTACKS:
         return OTHER_MEANS
     record = ATTACKS.record(name)

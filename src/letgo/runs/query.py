@@ -54,6 +54,8 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 _CALLS = ("survived", "attacked", "kept", "tag")
 BARE = ("forgotten", "partly_forgotten", "finished")
 """Words that are conditions by themselves."""
+FLAGS = {"lr": "learning_rate", "steps": "max_steps", "epochs": "num_train_epochs"}
+"""Fields by the names that the command's flags have."""
 _DEEPEST = 100
 """How many `not`s and groups may lie inside each other."""
 MISSING = object()
@@ -329,7 +331,7 @@ def _field(text: str, match: re.Match[str]) -> Field:
     if argument is None:
         if text[match.end("field") :].lstrip().startswith("("):
             raise _error(text, len(text), "')'")
-        return Field(name)
+        return Field(FLAGS.get(name, name))
     argument = _unquoted(argument.strip())
     if name.lower() not in _CALLS:
         raise UserError(f"{_short(text)}: unknown {name}(…){did_you_mean(name, _CALLS)}; known: {', '.join(_CALLS)}")

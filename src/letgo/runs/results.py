@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import pkgutil
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +17,7 @@ from letgo.core.catalog import format_spec, parse_chain
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
 from letgo.core.files import damaged, read_json, read_json_lines, write_json
 from letgo.core.locks import LOCK_FILE, check_held
+from letgo.runs.frames import check_table, metric_rows, table_of
 
 SCHEMA = 2
 """2: `kept` and the words are taken between the attacked original and a model that never knew; in 1 between before and
@@ -23,6 +25,9 @@ after unlearning."""
 RESULT_FILE = "result.json"
 SAMPLES_FILE = "samples.jsonl"
 HISTORY_FILE = "history.jsonl"
+LIVE_FILE = "history.partial.jsonl"
+"""The history of a run that is under way, a line for each logged step, for those who look on. Each line has the number
+of steps in all (`of`) and the time (`at`, seconds since 1970)."""
 CONFIG_FILE = "config.yaml"
 STATEMENT_FILE = "attestation.json"
 SIGNATURE_FILE = "attestation.sig"
@@ -51,6 +56,19 @@ class Strict(BaseModel):
     """A part of a schema: with these fields alone, and never changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Shown(Strict):
+    """A document that a notebook shows as a table and a figure.
+
+    What draws it lies on the report's floor, above this one, and is found by its name when a notebook asks; so are the
+    members of a catalog.
+    """
+
+    shown_by: ClassVar[str]
+
+    def _repr_html_(self) -> str:
+        return str(pkgutil.resolve_name(self.shown_by)(self))
 
 
 Document = TypeVar("Document", bound=Strict)
@@ -292,9 +310,11 @@ class Audit(Strict):
     not_tried: list[NotTried] = []
 
 
-class Result(Strict):
+class Result(Shown):
     """One run, schema 2. `before` and `after` are the model's metrics before and after unlearning; `references` holds
     other models measured the same way (the model retrained without the forget set, where it is known)."""
+
+    shown_by = "letgo.report.notebook:html_of"
 
     schema_version: Literal[2] = Field(default=2, alias="schema")
     run_id: str
@@ -355,6 +375,41 @@ class Result(Strict):
         merged = {attack.label: attack for attack in self.attacks}
         merged.update((attack.label, attack) for attack in attacks)
         return self.model_copy(update={"attacks": list(merged.values())})
+
+    def __repr__(self) -> str:
+        survived = sum(attack.survived for attack in self.attacks)
+        word = f", {self.judgement.word}" if self.judgement else ""
+        attacks = f"; survived {survived} of {len(self.attacks)} attacks" if self.attacks else ""
+        return f"<Result {self.run_id}: {self.status}{word}{attacks}>"
+
+    __str__ = __repr__
+
+    def to_pandas(self, table: str = "metrics") -> Any:
+        """A table of the record as a `pandas.DataFrame`.
+
+        Args:
+            table: "metrics" (a row for each stage and metric), "attacks" (a row each), or "subjects" (a row for each
+                one that is still revealed: by the model as it is, and by each attack).
+
+        Raises:
+            UserError: an unknown table, one that lies in the run's directory alone, or pandas is not installed.
+        """
+        check_table(table)
+        if table == "metrics":
+            stages = {"before": self.before, "after": self.after}
+            stages |= {f"reference:{name}": metrics for name, metrics in self.references.items()}
+            return table_of(metric_rows(stages | {f"attack:{a.label}": a.metrics for a in self.attacks}))
+        if table == "attacks":
+            keys = ("kept", "bound", "outcome", "survived", "threshold", "seconds", "settings")
+            attacks = [{"attack": a.label, **{key: getattr(a, key) for key in keys}} for a in self.attacks]
+            return table_of(attacks, ("attack", *keys[:-1]))
+        if table == "subjects":
+            people = self.judgement.subjects if self.judgement else None
+            revealed = [("after", people.after if people else []), *((a.label, a.revealed) for a in self.attacks)]
+            names = people.worst if people else []
+            subjects = [{"subject": name} | {by: name in whom for by, whom in revealed} for name in names]
+            return table_of(subjects, ("subject", *(by for by, _ in revealed)))
+        raise UserError(f"a result has no {table}: they lie in its directory; letgo.read_run(DIR).to_pandas({table!r})")
 
 
 class SampleRow(BaseModel):

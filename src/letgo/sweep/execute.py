@@ -17,7 +17,7 @@ from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import write_text
 from letgo.core.fingerprints import digest_of
 from letgo.core.locks import has_locks, holder, locked
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter, usual
 from letgo.runs import index_for, record_run
 from letgo.runs.results import RESULT_FILE, is_run, read_result
 from letgo.runs.sweeps import RUNS_FOLDER, SWEEP_FILE, CellState, GroupState, Sweep, TrialState, read_sweep, write_sweep
@@ -62,7 +62,7 @@ def sweep(
     Raises:
         UserError: the folder holds another sweep, or one that is at work; or the backend has not what a cell needs.
     """
-    reporter = reporter or Quiet()
+    reporter = usual(reporter)
     _check_attacks(grid)
     workers, folder = _workers(grid, reporter), grid.output
     # Looked at in this order: another part's sweep may be begun between the two.

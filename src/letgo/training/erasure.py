@@ -13,7 +13,7 @@ from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.core.files import read_json, remove_abandoned, write_json, write_json_lines
 from letgo.core.locks import LOCK_FILE, only_writer
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Reporter, usual
 from letgo.data.rows import Row, read_rows
 from letgo.metrics.judgement import FORGOTTEN_SETS, REVEALING, revealed
 from letgo.runs import Index, root_of
@@ -80,7 +80,7 @@ def run_requests(
         UserError: no request is open; a subject has no row; the settings name data; the output is used; or as of
             `unlearn`.
     """
-    register, output, reporter = Path(register), Path(output), reporter or Quiet()
+    register, output, reporter = Path(register), Path(output), usual(reporter)
     _check_settings(config)
     check_requests(register, requests)
     with only_writer(output, make=True):

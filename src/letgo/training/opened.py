@@ -12,7 +12,7 @@ from typing import Any
 from letgo.core import processes
 from letgo.core.environment import circumstances
 from letgo.core.errors import LetgoError, UserError, WorldError
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Quiet, Reporter, usual
 from letgo.runs import record_run
 from letgo.runs.results import Digests, Metrics, Result, Status, new_run_id, now, write_result
 from letgo.training.config import UnlearnConfig, dump_config, resolved_settings
@@ -70,7 +70,7 @@ def open_run(
 ) -> Opened:
     """Give the run its name and its time, in all processes: a failure is recorded by the first one alone."""
     created = processes.agreed(now())
-    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
+    reporter = usual(reporter) if processes.is_first() else Quiet()
     return Opened(
         config=config,
         # Before a Trainer exists: making the default config to compare with resets accelerate's state.

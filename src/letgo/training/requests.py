@@ -11,7 +11,7 @@ from letgo.benchmarks.engine.base import Benchmark
 from letgo.core import processes
 from letgo.core.catalog import parse_spec
 from letgo.core.errors import UserError
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Quiet, Reporter, usual
 from letgo.runs.results import Result
 from letgo.training.config import UnlearnConfig, make_config, resolved_settings
 from letgo.training.run_directory import finished_result, left_to_do
@@ -56,7 +56,7 @@ def unlearn_sequence(
     if not args.output_dir:
         raise UserError("no output directory: give output_dir (--output DIR)")
     processes.start(args.processes)
-    output, reporter = Path(args.output_dir), (reporter or Quiet()) if processes.is_first() else Quiet()
+    output, reporter = Path(args.output_dir), usual(reporter) if processes.is_first() else Quiet()
     if output.is_file():
         raise UserError(f"output {output} is a file; name a directory")
     if processes.is_first() and not resume and output.is_dir() and any(output.iterdir()):

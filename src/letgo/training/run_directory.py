@@ -10,7 +10,7 @@ from letgo.core.files import read_json, remove_abandoned, write_json
 from letgo.core.locks import LOCK_FILE
 from letgo.report.card import CARD_FILE, card
 from letgo.runs.digests import check_begun_with
-from letgo.runs.results import CONFIG_FILE, Digests, Result, is_run, read_result, validated
+from letgo.runs.results import CONFIG_FILE, LIVE_FILE, Digests, Result, is_run, read_result, validated
 from letgo.scoring.resume_log import PARTIAL
 from letgo.training.checkpoints import checkpoints, last_checkpoint, remove_checkpoint
 from letgo.training.config import UnlearnConfig, read_config, resolved_settings
@@ -97,7 +97,7 @@ def remove_remains(directory: Path) -> None:
 
 def _remains(directory: Path) -> list[Path]:
     # Several processes have a log of scores each: its name and their number.
-    patterns = (PARTIAL.format("*") + "*", BEST.format("*"), BEGUN)
+    patterns = (PARTIAL.format("*") + "*", BEST.format("*"), BEGUN, LIVE_FILE)
     return [*checkpoints(directory), *(path for pattern in patterns for path in directory.glob(pattern))]
 
 

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import functools
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from letgo.core import processes
 from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.files import append_json_line, write_json_lines
 from letgo.core.progress import Quiet, Reporter, Task
 from letgo.core.ranks_lost import rank_loss_named
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
@@ -78,6 +80,8 @@ class UnlearnTrainer(Trainer):
         args = copy.copy(args)
         self.objective, self.looks, self.reporter = objective, looks, reporter or Quiet()
         self.notes: list[str] = []
+        self.live: Path | None = None
+        """Where the history goes as it comes; None keeps it till the end."""
         """Notes for the record (such as: steps added, so that the run ends on a zeroth-order round)."""
         self._window: list[Mapping[str, Any]] = []
         self._latest: list[Mapping[str, Any]] = []
@@ -463,13 +467,14 @@ class UnlearnTrainer(Trainer):
     def history(self) -> list[dict[str, Any]]:
         """A row for each logged step (step, phase, loss and its terms, learning rate, λ after it where it is a dual
         variable) and for each look. Kept in checkpoints."""
-        losses = ("loss", "forget_loss", "retain_loss")
-        keys = ("step", "phase", *losses, "retain_weight", "learning_rate", "grad_norm", *MEASURES)
-        return [
-            look_of(row) if is_look(row) else {k: row[k] for k in keys if k in row}
-            for row in self.state.log_history
-            if "loss" in row or is_look(row)
-        ]
+        return [_history_row(row) for row in self.state.log_history if "loss" in row or is_look(row)]
+
+
+def _history_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the log as the history has it."""
+    losses = ("loss", "forget_loss", "retain_loss")
+    keys = ("step", "phase", *losses, "retain_weight", "learning_rate", "grad_norm", *MEASURES)
+    return look_of(row) if is_look(row) else {k: row[k] for k in keys if k in row}
 
 
 class _Bookkeeping(TrainerCallback):
@@ -480,12 +485,26 @@ class _Bookkeeping(TrainerCallback):
         self.task: Task | None = None
         self.context: Any = None
 
+    @property
+    def live(self) -> Path | None:
+        """Where this process tells those who look on how far it is."""
+        return self.trainer.live if processes.is_first() else None
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        row = state.log_history[-1]
+        if self.live is not None and ("loss" in row or is_look(row)):
+            # To be looked at is no reason to fail.
+            with contextlib.suppress(OSError, ValueError):
+                append_json_line(self.live, _history_row(row) | {"of": state.max_steps, "at": time.time()})
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.context = self.trainer.reporter.task("unlearning", state.max_steps)
         self.task = self.context.__enter__()
         self.task.advance(state.global_step)
         if self.trainer.looks is not None:
             self.trainer.looks.begin(state.log_history)
+        if self.live is not None:
+            write_json_lines(self.live, self.trainer.history)
         if self.trainer.look_due():
             self.trainer.evaluate()
 

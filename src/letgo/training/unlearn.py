@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from letgo.models.adapters import MERGED, Base, quick_fingerprint
 from letgo.models.files import remote_code
 from letgo.models.load import BUILTIN, arithmetic_of, context_length, load_model, load_tokenizer, weights_fingerprint
 from letgo.models.save import save_model
+from letgo.report.load import LoadedRun
 from letgo.runs.digests import digests_of, with_model
 from letgo.runs.results import (
     CONFIG_FILE,
     HISTORY_FILE,
+    LIVE_FILE,
     SAMPLES_FILE,
     Result,
     write_result,
@@ -53,14 +55,12 @@ from letgo.training.run_plan import RunPlan, objective_of, plan_run, planned_ste
 from letgo.training.trainer import UnlearnTrainer
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(LoadedRun):
     """A finished run: where it lies, its result, and the model that was saved (still in memory)."""
 
-    directory: Path
-    result: Result
-    model: Any = field(repr=False)
-    tokenizer: Any = field(repr=False)
+    model: Any = None
+    tokenizer: Any = None
 
 
 def unlearn(
@@ -121,7 +121,7 @@ def recorded_run(opened: Opened) -> Run | None:
     opened.reporter.say("  unlearned and measured already: its attacks and its card go on")
     processes.first_does(lambda: settle(opened))
     model = load_model(opened.directory, dtype=opened.config.dtype)
-    return Run(opened.directory, result, model, load_tokenizer(opened.directory))
+    return Run(opened.directory, result, model=model, tokenizer=load_tokenizer(opened.directory))
 
 
 def unlearned(opened: Opened) -> Run:
@@ -144,7 +144,7 @@ def unlearned(opened: Opened) -> Run:
         result = judge_run(prepared, before, after, references)
         stages = {"before": before, "after": after} | {f"reference:{name}": r for name, r in references.items()}
         processes.first_does(lambda: record(prepared, result, stages))
-        return Run(opened.directory, result, model, prepared.tokenizer)
+        return Run(opened.directory, result, model=model, tokenizer=prepared.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,7 @@ def make_work(opened: Opened, benchmark: Benchmark, tokenizer: Any, model: Any) 
     trainer = UnlearnTrainer(model, config, dataset, objective=objective, looks=looks, **common)
     # A setting that the optimizer has not is refused before anything is measured.
     trainer.create_optimizer()
+    trainer.live = opened.directory / LIVE_FILE
     opened.trackers.hold(trainer)
     return trainer
 

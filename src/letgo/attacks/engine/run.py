@@ -35,7 +35,7 @@ from letgo.core.catalog import check_arguments
 from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import LOCK_FILE, only_writer
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Quiet, Reporter, usual
 from letgo.core.values import Count, Share
 from letgo.data.encode import Template
 from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
@@ -116,7 +116,7 @@ def attack(
     plans = plan_attacks(attacks, seeds=seeds, threshold=threshold)
     processes.start()
     processes.first_does(lambda: _check_output(output))
-    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
+    reporter = usual(reporter) if processes.is_first() else Quiet()
     settings: dict[str, Any] = {"benchmark": benchmark, "original": original, "limit": limit, "template": template}
     folder = output or run_directory(directory)
     # Two that read the record, add to it and write it would lose what the other one added.

@@ -19,7 +19,7 @@ from letgo.core.catalog import check_arguments, format_spec
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
 from letgo.core.files import write_json_lines
-from letgo.core.progress import Quiet, Reporter
+from letgo.core.progress import Quiet, Reporter, usual
 from letgo.core.values import Count
 from letgo.data.encode import Template
 from letgo.models.files import remote_code
@@ -78,7 +78,7 @@ def evaluate(
     processes.start()
     processes.first_does(lambda: _check_output(output, resume))
     built = _built(benchmarks)
-    reporter = (reporter or Quiet()) if processes.is_first() else Quiet()
+    reporter = usual(reporter) if processes.is_first() else Quiet()
     for benchmark in built.values():
         benchmark.prepare()
     if weights is not None:
