@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from letgo.report.plots import plot_attack as plot_attack
     from letgo.report.plots import plot_attacks as plot_attacks
     from letgo.report.plots import plot_looks as plot_looks
+    from letgo.report.plots import plot_map as plot_map
     from letgo.report.plots import plot_runs as plot_runs
     from letgo.report.plots import plot_trade_off as plot_trade_off
     from letgo.report.plots import plot_training as plot_training
@@ -99,6 +100,7 @@ _PUBLIC = {
     "plot_attack": "letgo.report.plots",
     "plot_attacks": "letgo.report.plots",
     "plot_looks": "letgo.report.plots",
+    "plot_map": "letgo.report.plots",
     "plot_runs": "letgo.report.plots",
     "plot_trade_off": "letgo.report.plots",
     "plot_training": "letgo.report.plots",

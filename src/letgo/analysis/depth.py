@@ -105,7 +105,7 @@ def depth(
     return analysis.finish(
         parameters=sum(weight.numel() for weight in weights.values()),
         rows={"forget_loss": rows},
-        score=mean_metric(*map(list, zip(*counted, strict=True))),
+        score=mean_metric([value for value, _ in counted], [group for _, group in counted]),
         left_out=rows - len(counted),
         layers=layers,
         broken=broken,

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from letgo.analysis.frame import Analysis, AnalysisOptions
-from letgo.analysis.neighbours import attacked_weights, changes_weights, original_of, other_weights, planned
+from letgo.analysis.neighbours import attacked_weights, original_of, other_weights, planned
 from letgo.analysis.records import Change, MatrixSpectrum, Spectrum
 from letgo.analysis.weights import WeightVector, difference, vector_norm
+from letgo.attacks.engine.spec import changes_weights
 from letgo.core.errors import LetgoError, UserError, first_line
 
 

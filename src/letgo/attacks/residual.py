@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from letgo.attacks.displacement import changed_model
 from letgo.attacks.engine.base import Attacked, Victim, output_first
-from letgo.attacks.engine.prompts import askable, form_of, work_of
+from letgo.attacks.engine.prompts import askable, form_of, only, work_of
 from letgo.benchmarks.engine.base import Item
 from letgo.core.errors import UserError
 from letgo.core.values import Count, Natural, Seed, Within
@@ -224,7 +224,7 @@ def _drawn(
 
 def _prompts(victim: Victim, items: Sequence[Item], model: Any, tokenizer: Any) -> list[Sequence[int]]:
     """What the benchmark asks of these items, as tokens."""
-    work = work_of(victim, items, model, tokenizer)
+    work = work_of(victim, only(victim.benchmark, items), model, tokenizer)
     prompts = [ask.prompt for ask in work.asks] or [query.prefix for query in work.queries]
     if not prompts:
         raise UserError(f"ablate_direction: benchmark {victim.benchmark.name!r} asks these items without a prompt")

@@ -1,8 +1,8 @@
-"""What a notebook shows of a result, a run and a sweep: the words of the page, one table, and figures."""
+"""What a notebook shows of a result and of a run: the words of the page, one table, and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -10,12 +10,11 @@ from markupsafe import Markup
 from letgo.core.terminal import visible
 from letgo.report import figures
 from letgo.report.chart import Figure, tag
-from letgo.report.numbers import MISSING, interval, number, percent
-from letgo.report.table import attack_labels, columns, rows, short_labels
+from letgo.report.numbers import MISSING, interval, number
+from letgo.report.table import columns, rows
 from letgo.report.verdict import verdict
 from letgo.report.wording import wording_caution
-from letgo.runs.results import Result, read_result
-from letgo.runs.sweeps import Sweep
+from letgo.runs.results import Result
 
 
 def html_of(result: Result, history: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -35,41 +34,10 @@ def html_of(result: Result, history: Sequence[Mapping[str, Any]] = ()) -> str:
         figures.looks(history, "looks"),
         figures.attacked(result, "kept"),
     ]
-    return _html(f"{judged.mark} {judged.headline}", sentences, head, body, drawn)
+    return html_page(f"{judged.mark} {judged.headline}", sentences, head, body, drawn)
 
 
-def html_of_sweep(sweep: Sweep) -> str:
-    """A sweep as HTML: a row for each group with its means, and every run that is there in one figure."""
-    results = {cell.name: read_result(sweep.folder / cell.run) for cell in _ran(sweep)}
-    metrics, labels = (columns(results.values()), attack_labels(results.values())) if results else ([], [])
-    short = short_labels(labels)
-    head = ["group", "cells", *(column.title for column in metrics), *(f"kept after {short[each]}" for each in labels)]
-    body = []
-    for group in sweep.groups:
-        mine = [results[cell.name] for cell in group.cells if cell.name in results]
-        statuses = [cell.status for cell in group.cells]
-        counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-        cells = [_mean(r.after[c.key].value for r in mine if c.key in r.after) for c in metrics]
-        for label in labels:
-            cells.append(_mean((a.kept for r in mine for a in r.attacks if a.label == label), share=True))
-        name = group.name + (" (never reached the target)" if group.reached is False else "")
-        body.append([name, counts, *cells])
-    names = list(results)
-    drawn = figures.all_runs(list(results.values()), names, "all") if results else None
-    target = [f"Target: {sweep.target}" + (f", with {sweep.bound}" if sweep.bound else "")] if sweep.target else []
-    return _html(f"Sweep {sweep.folder}", target, head, body, [drawn])
-
-
-def _ran(sweep: Sweep) -> list[Any]:
-    return [cell for group in sweep.groups for cell in group.cells if cell.run is not None]
-
-
-def _mean(values: Iterable[float | None], *, share: bool = False) -> str:
-    known = [value for value in values if value is not None]
-    return (percent if share else number)(sum(known) / len(known)) if known else MISSING
-
-
-def _html(
+def html_page(
     title: str,
     sentences: Sequence[str],
     head: Sequence[str],

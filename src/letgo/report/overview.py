@@ -6,16 +6,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from markupsafe import Markup
 
 from letgo.core.terminal import visible
 from letgo.report.chart import Cell, Figure, Key, Matrix, band_key, mark_key, shade_key
-from letgo.report.comparison import Kept, Line, compare
+from letgo.report.comparison import Kept, Line, compare, lines_of
 from letgo.report.figures import axes_of, plane
+from letgo.report.load import LoadedRun
 from letgo.report.numbers import MISSING, kept_text, number, percent, words
-from letgo.report.table import Column, short_labels
+from letgo.report.table import Column, attack_labels, short_labels
 
 MOST_ROWS = 24
 """So many settings are drawn in the map, those that kept most; the others stand in the table behind it."""
@@ -67,6 +69,14 @@ def entries(lines: Sequence[Line], labels: Sequence[str]) -> list[Entry]:
     made = [Entry(0, line, kept[line]) for line in lines]
     made.sort(key=lambda entry: (entry.broken, -entry.weakest.value if entry.weakest else 1.0))
     return [replace(entry, number=place) for place, entry in enumerate(made, 1)]
+
+
+def figures_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> list[Figure]:
+    """The map and the frontier of runs, as far as there is something to draw; `directories` as of `lines_of`."""
+    labels = attack_labels([run.result for run in runs])
+    shown = entries(lines_of([run for run in runs if run.result.before and run.result.after], directories), labels)
+    drawn = heat_map(shown, labels, "all-kept"), frontier(shown, labels, "all-frontier")
+    return [figure for figure in drawn if figure is not None]
 
 
 def heat_map(shown: Sequence[Entry], labels: Sequence[str], identifier: str) -> Figure | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from letgo.core.errors import UserError
-from letgo.report import figures
+from letgo.report import figures, overview
 from letgo.report.chart import Figure
 from letgo.report.load import LoadedRun, find_runs, read_run
 from letgo.runs.record import attack_matches
@@ -51,16 +51,24 @@ def plot_looks(run: LoadedRun | Path | str) -> Figure:
     return _there(figures.looks(read_history(_directory(run)), "looks"), "it was not looked at during training")
 
 
-def plot_runs(runs: Sweep | Path | str | Iterable[AnyRun]) -> Figure:
-    """Every run a point, with a tail to where its hardest attack brought it: of a sweep, a folder, or a list."""
+def plot_runs(runs: Sweep | Path | str | Iterable[LoadedRun | Path | str]) -> Figure:
+    """The frontier of forgetting, utility and robustness: of a sweep, a folder, or a list of runs. A setting is a
+    point, with a tail to where its hardest attack brought it."""
+    return _there(_of_many(runs, "all-frontier"), "no setting was measured by a forget and a retain metric")
+
+
+def plot_map(runs: Sweep | Path | str | Iterable[LoadedRun | Path | str]) -> Figure:
+    """Setting × attack: the share of the forgetting that was kept; of a sweep, a folder, or a list of runs."""
+    return _there(_of_many(runs, "all-kept"), "nothing was attacked")
+
+
+def _of_many(runs: Sweep | Path | str | Iterable[LoadedRun | Path | str], identifier: str) -> Figure | None:
     if isinstance(runs, Sweep | Path | str):
-        loaded, _ = find_runs([runs.folder if isinstance(runs, Sweep) else Path(runs)])
-        results, names = [run.result for run in loaded], [run.directory.name for run in loaded]
+        folders = [runs.folder if isinstance(runs, Sweep) else Path(runs)]
+        loaded, _ = find_runs(folders)
     else:
-        each = list(runs)
-        results = [_result(run) for run in each]
-        names = [run.run_id if isinstance(run, Result) else _directory(run).name for run in each]
-    return _there(figures.all_runs(results, names, "all"), "no run was measured by a forget and a retain metric")
+        folders, loaded = [], [run if isinstance(run, LoadedRun) else read_run(run) for run in runs]
+    return next((each for each in overview.figures_of(loaded, folders) if each.identifier == identifier), None)
 
 
 def _result(run: AnyRun) -> Result:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -214,7 +214,7 @@ def page_of(root: Path, path: str) -> tuple[str, bool] | None:
 
 
 def _page(title: str, **values: Any) -> str:
-    defaults: Mapping[str, Any] = {"works": [], "sweeps": [], "problems": [], "drawn": [], "back": False}
+    defaults: dict[str, Any] = {"works": [], "sweeps": [], "problems": [], "drawn": [], "back": False}
     return template("view.html.j2").render(
         title=visible(title),
         style=Markup(asset("report.css")),

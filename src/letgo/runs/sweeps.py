@@ -71,7 +71,7 @@ class GroupState(Strict):
 class Sweep(Shown):
     """The whole of `sweep.json`."""
 
-    shown_by = "letgo.report.notebook:html_of_sweep"
+    shown_by = "letgo.report.notebook_of_sweeps:html_of_sweep"
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     source: str
