@@ -60,7 +60,7 @@ def print_columns(
         for name, cells in columns.items()
     }
     dropped = []
-    for name in [*(name for name in reversed(columns) if name not in last), *last]:
+    for name in [*(name for name in reversed(list(columns)) if name not in last), *last]:
         if len(kept) > 1 and sum(widths[each] + 2 for each in kept) > console.width:
             dropped.append(name)
             del kept[name]

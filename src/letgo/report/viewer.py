@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
@@ -228,7 +228,7 @@ def page_of(root: Path, path: str) -> tuple[str, bool] | None:
 
 
 def _page(title: str, **values: Any) -> str:
-    defaults: Mapping[str, Any] = {"works": [], "sweeps": [], "problems": [], "drawn": [], "back": False}
+    defaults: dict[str, Any] = {"works": [], "sweeps": [], "problems": [], "drawn": [], "back": False}
     return template("view.html.j2").render(
         title=visible(title),
         style=Markup(asset("report.css")),
