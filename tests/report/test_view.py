@@ -82,6 +82,8 @@ def test_the_first_page_has_every_run_and_sweep_with_what_is_under_way(ask):
     assert "did not survive relearn" in text
     assert 'href="/run/sweep/runs/adamw-0"' in text
     assert 'href="/run/alone%20%3Cb%3E"' in text
+    assert '<a href="/run/sweep/runs/fozo-0">fozo-0</a></th><td>0</td><td>at work</td>' in text
+    assert "fozo-1</th><td>1</td><td>pending</td>" in text
     assert "<b>" not in text.replace("<b>1 finished, 2 pending, 1 at work</b>", "")
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,7 +35,7 @@ from letgo.report.html import render
 from letgo.report.load import LoadedRun
 from letgo.report.rendering import policy, template
 from letgo.report.verdict import verdict
-from letgo.runs.results import CONFIG_FILE, LIVE_FILE, HistoryRow, Result, is_run, read_result
+from letgo.runs.results import CONFIG_FILE, LIVE_FILE, RESULT_FILE, HistoryRow, Result, is_run, read_result
 from letgo.runs.sweeps import SWEEP_FILE, Sweep, read_sweep
 
 ADDRESS = "127.0.0.1"
@@ -110,7 +112,7 @@ def works_in(root: Path) -> tuple[list[Work], list[SweepView], list[str]]:
             elif is_run(directory) or (directory / CONFIG_FILE).is_file():
                 _check_inside(directory, root)
                 works.append(_work(name, directory))
-        except UserError as error:
+        except (UserError, OSError) as error:  # one that is removed meanwhile, too
             problems.append(str(error))
     return works, [_sweep(directory, sweep, root, works) for directory, sweep in sweeps], problems
 
@@ -136,15 +138,22 @@ def _work(name: str, directory: Path) -> Work:
     work = Work(name, directory)
     busy = at_work(directory)
     if is_run(directory):
-        work.result = read_result(directory)
+        stamp = os.stat(directory / RESULT_FILE)
+        work.result = _result(directory, stamp.st_mtime_ns, stamp.st_ino)
         work.state = "attacks or card under way" if busy else work.result.status
         work.headline = verdict(work.result).headline
     else:
         work.history = read_live(directory / LIVE_FILE)
-        over = bool(work.history) and work.step >= (work.of or 0)
+        over = work.of is not None and work.step >= work.of
         under_way = "measuring" if over or not work.history else "training"
         work.state = under_way if busy else "stopped: go on with --resume"
     return work
+
+
+@lru_cache(maxsize=4096)
+def _result(directory: Path, written: int, inode: int) -> Result:
+    """A result as it was last written: a page of hundreds of runs reads each once."""
+    return read_result(directory)
 
 
 def at_work(directory: Path) -> bool:
@@ -174,14 +183,19 @@ def read_live(path: Path) -> list[dict[str, Any]]:
 
 def _sweep(directory: Path, sweep: Sweep, root: Path, works: list[Work]) -> SweepView:
     mine = {work.directory: work for work in works if work.directory.is_relative_to(directory)}
+    busy = [work for work in mine.values() if work.result is None and at_work(work.directory)]
     cells, statuses = [], []
     for group in sweep.groups:
         for cell in group.cells:
-            run = mine.get(directory / cell.run) if cell.run else None
-            cells.append({"name": cell.name, "seed": cell.seed, "status": cell.status, "reason": cell.reason})
-            cells[-1]["link"] = run.link if run else None
-            statuses.append(cell.status)
-    busy = [work for work in mine.values() if work.result is None and at_work(work.directory)]
+            run, status = mine.get(directory / cell.run) if cell.run else None, str(cell.status)
+            statuses.append(status)
+            if status == "pending":
+                # Its directory's name is its own, and the digest of what the tuning changed.
+                of_cell = re.compile(re.escape(cell.name) + "(-[0-9a-f]{6})?")
+                run = next((work for work in busy if of_cell.fullmatch(work.directory.name)), None)
+                status = "at work" if run else status
+            link = run.link if run else None
+            cells.append({"name": cell.name, "seed": cell.seed, "status": status, "reason": cell.reason, "link": link})
     counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)]
     counts += [f"{len(busy)} at work"] if busy else []
     took = [
