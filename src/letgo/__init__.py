@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from letgo.core.errors import LetgoError as LetgoError
     from letgo.core.errors import NonFiniteLossError as NonFiniteLossError
     from letgo.core.errors import UserError as UserError
+    from letgo.core.own import described as described
     from letgo.objectives import create_objective as create_objective
     from letgo.optim import create_optimizer as create_optimizer
     from letgo.planning import Plan as Plan
@@ -77,6 +78,7 @@ _PUBLIC = {
     "create_benchmark": "letgo.benchmarks",
     "create_objective": "letgo.objectives",
     "create_optimizer": "letgo.optim",
+    "described": "letgo.core.own",
     "evaluate": "letgo.benchmarks.engine.evaluate",
     "export": "letgo.training.export",
     "landscape": "letgo.analysis.landscape",

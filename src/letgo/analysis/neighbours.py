@@ -11,6 +11,7 @@ from letgo.attacks import ATTACKS
 from letgo.attacks.engine.spec import AttackSpec, apply_attack, plan_attack
 from letgo.attacks.engine.target import Target, merged
 from letgo.core.errors import LetgoError, UserError, first_line
+from letgo.core.own import check_recorded
 from letgo.models.load import load_model
 from letgo.runs.results import AttackResult
 
@@ -47,6 +48,8 @@ def planned(target: Target, text: str) -> tuple[AttackSpec, AttackResult | None]
     if not matches:
         return plan_attack(text), None
     [attack] = matches
+    if attack.name not in ATTACKS:
+        check_recorded("attack", attack.name)
     # A search is not run again: its strongest attacker is.
     settings = {key: value for key, value in attack.settings.items() if key not in ("search", "bound")}
     settings |= attack.did.get("strongest") or {}

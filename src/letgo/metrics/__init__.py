@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
+from typing import Any
 
-from letgo.core.catalog import Catalog
+from letgo.core.catalog import Catalog, Own
+from letgo.core.errors import UserError
 from letgo.metrics.records import CHANCE, FORGOTTEN, KNOWN, Headline, MetricRecord
 
 _faithful = partial(MetricRecord, faithfulness="faithful")
 _ours = partial(MetricRecord, source="letgo", faithfulness="ours")
 _ONE_LABEL = "the score is one label's; SOUL takes the likeliest label's, whichever it is"
+
+
+def _described(metric: Any) -> dict[str, Any]:
+    """Of somebody's own metric: that it is a function of a sample; nobody has said what its largest value is."""
+    names = list(inspect.signature(metric).parameters)
+    if names[:1] != ["sample"]:
+        raise UserError(f"must take (sample, …) and give a number or None; it takes ({', '.join(names)})")
+    return {"ceiling": None}
+
 
 METRICS: Catalog[MetricRecord] = Catalog(
     "metric",
@@ -252,6 +264,7 @@ METRICS: Catalog[MetricRecord] = Catalog(
             note="the smallest over the headlines; where relearning teaches all, it measures how deep the run was",
         ),
     ],
+    Own("letgo.metrics", MetricRecord, _described),
 )
 
 

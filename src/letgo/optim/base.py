@@ -148,16 +148,23 @@ class ClosureOptimizer(OptimizerProtocol, torch.optim.Optimizer):
 
 
 class _Adapted(OptimizerProtocol):
-    """The protocol for an optimizer of torch's or another library's."""
+    """The protocol for an optimizer of torch's or another library's; one whose `step` can't do without a closure
+    (L-BFGS) is given one."""
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.last_losses = []
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        self._needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+
+    @property
+    def needs_closure(self) -> bool:
+        return self._needs_closure
 
 
 def adapt(optimizer: torch.optim.Optimizer) -> OptimizerProtocol:
     """The protocol of any optimizer, also of one that accelerate has wrapped."""
     inside = unwrapped(optimizer)
-    return inside if isinstance(inside, OptimizerProtocol) else _Adapted()
+    return inside if isinstance(inside, OptimizerProtocol) else _Adapted(inside)
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -23,6 +23,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from letgo.core import processes
 from letgo.core.errors import NonFiniteLossError, UserError
+from letgo.core.own import code_in_use
 from letgo.core.progress import Quiet, Reporter, Task
 from letgo.core.ranks_lost import rank_loss_named
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
@@ -489,7 +490,8 @@ class _Bookkeeping(TrainerCallback):
         trainer = self.trainer
         directory = Path(str(trainer.args.output_dir))
         checkpoint = directory / f"checkpoint-{trainer.state.global_step}"
-        mark_complete(checkpoint, forget_rows_a_step=trainer.training_ranks.window_rows())
+        code = {name: code.sha256 for name, code in code_in_use().items()}
+        mark_complete(checkpoint, forget_rows_a_step=trainer.training_ranks.window_rows(), code=code)
         if trainer.checkpoints_kept is not None:
             remove_older(directory, checkpoint, trainer.checkpoints_kept)
 

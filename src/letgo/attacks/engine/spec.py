@@ -11,7 +11,7 @@ from letgo.attacks import ATTACKS
 from letgo.attacks.engine.base import Attacked, Victim
 from letgo.core.catalog import check_settings, format_spec, parse_spec, settings_of
 from letgo.core.errors import EmptyScoreError, LetgoError, UserError
-from letgo.core.values import Count, Share, Weight, Within
+from letgo.core.values import Count, Share, Weight, Within, shown
 from letgo.runs.results import Result
 
 THRESHOLD = 0.5
@@ -96,6 +96,8 @@ def apply_attack(victim: Victim, plan: AttackSpec, settings: Mapping[str, Any], 
     ATTACKS.check_settings(plan.name, {**settings, "seed": seed}, skip=("victim",))
     try:
         attacked: Attacked = ATTACKS.load(plan.name)(victim, seed=seed, **settings)
+        if not isinstance(attacked, Attacked):
+            raise UserError(f"attack {plan.label} returns {shown(attacked)}, which is no letgo.attacks Attacked")
         return attacked
     except (TypeError, ValueError) as error:
         if isinstance(error, LetgoError):
@@ -156,7 +158,7 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
         raise UserError(f"{what}: {next(iter(given))}: it has no settings to search over; those that have: {known}")
     if "bound" in given and "search" not in given:
         raise UserError(f"{what}: bound is of a search; give search=N too")
-    ATTACKS.check_settings(name, settings, skip=("victim",))
+    ATTACKS.check_settings(name, {"seed": 0, **settings}, skip=("victim",))
     if "search" in given and not searched(record.name, settings):
         raise UserError(f"{what}: every setting that search goes over is given; leave some open")
     first, count = settings.pop("seed", 0), options.pop("seeds")
