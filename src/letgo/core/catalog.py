@@ -208,11 +208,17 @@ def check_settings(
     if foreign and any(_takes_more(target) for target in targets):
         known |= {key: None for key in settings if not did_you_mean(key, known)}
     for target in targets:
-        kinds = {key: kind_of(value) for key, value in known.items()} | _annotations(target, foreign)
+        kinds = {key: _kind_of(value, foreign) for key, value in known.items()} | _annotations(target, foreign)
         _check(what, known, kinds, settings, None if foreign else NOT_NEGATIVE)
     missing = [key for key, default in known.items() if default is _EMPTY and key not in settings]
     if missing:
         raise UserError(f"{what} needs a value for {', '.join(missing)}")
+
+
+def _kind_of(default: Any, foreign: bool) -> Any:
+    # Others write 0 for 0.0.
+    kind = kind_of(default)
+    return float if foreign and kind is int else kind
 
 
 def _takes_more(target: Any) -> bool:

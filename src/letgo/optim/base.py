@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -148,17 +148,38 @@ class ClosureOptimizer(OptimizerProtocol, torch.optim.Optimizer):
 
 
 class _Adapted(OptimizerProtocol):
-    """The protocol for an optimizer of torch's or another library's; one whose `step` can't do without a closure
-    (L-BFGS) is given one."""
+    """The protocol for an optimizer of torch's or another library's. One whose `step` can't do without a closure
+    (L-BFGS) is given one; one that holds other weights while it trains (schedule-free ones, by `train` and `eval`) is
+    told when."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.last_losses = []
+        self._optimizer = optimizer
         closure = inspect.signature(type(optimizer).step).parameters.get("closure")
         self._needs_closure = closure is not None and closure.default is inspect.Parameter.empty
 
     @property
     def needs_closure(self) -> bool:
         return self._needs_closure
+
+    def attach(self, model: Any) -> None:
+        self._turn("train")
+
+    def finish(self) -> None:
+        self._turn("eval")
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        self._turn("eval")
+        try:
+            yield
+        finally:
+            self._turn("train")
+
+    def _turn(self, mode: str) -> None:
+        turn = getattr(self._optimizer, mode, None)
+        if callable(turn):
+            turn()
 
 
 def adapt(optimizer: torch.optim.Optimizer) -> OptimizerProtocol:

@@ -149,16 +149,16 @@ def check_shards(args: UnlearnConfig) -> None:
                 raise UserError(f"strategy: fsdp2 with optimizer {record.name!r}: {error}") from error
 
 
-def trial_optimizer(args: UnlearnConfig, *, side: int = 2) -> Any:
+def trial_optimizer(args: UnlearnConfig, tensor: Tensor | None = None) -> Any:
     """The optimizer of a config on a small tensor: what it will need is asked of it before there is a model."""
-    trial = [torch.nn.Parameter(torch.zeros(side, side))]
-    return create_optimizer(args.optimizer, trial, **optimizer_settings(args))
+    trial = torch.nn.Parameter(torch.zeros(2, 2) if tensor is None else tensor)
+    return create_optimizer(args.optimizer, [trial], **optimizer_settings(args))
 
 
 def _check_first_step(args: UnlearnConfig) -> None:
     """Let an optimizer that is not letgo's, here or inside another, take a step on a small matrix: what it can't do
     (dense gradients, say) it tells only then."""
-    optimizer = trial_optimizer(args, side=8)
+    optimizer = trial_optimizer(args, torch.linspace(0.1, 1.0, 64).reshape(8, 8))
     if all(isinstance(inner, OptimizerProtocol) for inner in every_optimizer(optimizer)):
         return
     parameters = parameters_of(optimizer)

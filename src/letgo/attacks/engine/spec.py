@@ -51,8 +51,16 @@ class AttackSpec:
 
 
 @dataclass(frozen=True)
-class _Options:
-    """What a text may set beside the attack's own settings."""
+class Options:
+    """What a text may set beside the attack's own settings.
+
+    Attributes:
+        seeds: it is run under so many seeds, from `seed` on.
+        threshold: the least share of the forgetting kept to have survived.
+        search: so many settings are tried for the strongest.
+        bound: the most utility that an attack found by search may cost.
+        reference: whether the retrained model is attacked too, where there is one.
+    """
 
     seeds: Annotated[int, Within(1, 1000)] = 1
     threshold: Share = THRESHOLD
@@ -144,15 +152,15 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
     name, settings = parse_spec(spec)
     record = ATTACKS.record(name)
     what = f"attack {record.name!r}"
-    options: dict[str, Any] = {key: settings.pop(key) for key in settings_of(_Options) if key in settings}
+    options: dict[str, Any] = {key: settings.pop(key) for key in settings_of(Options) if key in settings}
     given: dict[str, Any] = {key: options[key] for key in ("search", "bound") if key in options}
     usual = record.seeds if seeds is None or not record.random else seeds
     options = {"seeds": usual, "threshold": threshold, **options}
     if options.get("search") is True:
         options["search"] = TRIALS
     # Those that this attack has no use for are checked too.
-    check_settings(what, [_Options], {"seeds": usual if seeds is None else seeds})
-    check_settings(what, [_Options], options)
+    check_settings(what, [Options], {"seeds": usual if seeds is None else seeds})
+    check_settings(what, [Options], options)
     if given and not record.space:
         known = ", ".join(each.name for each in ATTACKS if each.space)
         raise UserError(f"{what}: {next(iter(given))}: it has no settings to search over; those that have: {known}")
