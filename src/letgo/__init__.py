@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from letgo.scoring.server.served import connect as connect
     from letgo.sweep.grid import read_grid as read_grid
     from letgo.training.attack import attack as attack
+    from letgo.training.closures import closure_trainer as closure_trainer
     from letgo.training.config import UnlearnConfig as UnlearnConfig
     from letgo.training.config import read_config as read_config
     from letgo.training.erasure import run_requests as run_requests
@@ -72,6 +73,7 @@ _PUBLIC = {
     "attest": "letgo.report.attestation",
     "audit": "letgo.auditing.audit",
     "certificate": "letgo.analysis.certificate",
+    "closure_trainer": "letgo.training.closures",
     "connect": "letgo.scoring.server.served",
     "connectivity": "letgo.analysis.connectivity",
     "check": "letgo.auditing.gate",

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+IN_A_TRAINER = "in transformers' Trainer, and TRL's: letgo.closure_trainer(Trainer); see docs/other-loops.md"
+"""The way out where a loop gives no closure."""
 Closure = Callable[[], Any]
 HessianClosure = Callable[[torch.Generator], tuple[Tensor, int]]
 ParamsT = Iterable[Any]
@@ -255,6 +257,13 @@ def check_betas(name: str, betas: Iterable[float]) -> None:
     """Raise a ValueError unless every beta is >= 0 and < 1."""
     for i, beta in enumerate(betas):
         check_number(f"{name}[{i}]", beta, high=1.0)
+
+
+def given_closure(closure: Closure | None, why: str) -> Closure:
+    """The closure of a step that can't do without one; a ValueError where there is none."""
+    if closure is None:
+        raise ValueError(f"{why}: step(closure) needs a closure\n  {IN_A_TRAINER}")
+    return closure
 
 
 def check_takes_part(closure: Closure, who: str) -> None:

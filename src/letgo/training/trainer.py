@@ -1,9 +1,9 @@
 """`UnlearnTrainer`: transformers' Trainer, driving optimizers of every grade through one closure.
 
 `Trainer` calls `optimizer.step()` without a closure, at one place, and that loop is left alone. When the next step
-needs a closure (`optimizer.needs_closure`: zeroth order, the hybrid's zeroth-order phase), `training_step` does no
-backward pass and only keeps the micro-batches of the accumulation window; a step pre-hook then hands the optimizer a
-closure over them. Checkpoints, resuming, logging, clipping and schedules stay Trainer's own.
+needs a closure (`optimizer.needs_closure`: zeroth order, the hybrid's zeroth-order phase), it is handed one over the
+micro-batches of the accumulation window (`letgo.training.closures`). Checkpoints, resuming, logging, clipping and
+schedules stay Trainer's own.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ from letgo.optim.drive import Drive, sampled_labels_loss
 from letgo.optim.engine.moved import MEASURES, Gauge
 from letgo.optim.engine.shards import cut_state, whole_state
 from letgo.training.checkpoints import last_checkpoint, mark_complete, remove_older
+from letgo.training.closures import KeepsWindow
 from letgo.training.config import UnlearnConfig
 from letgo.training.distributed import TrainingRanks, load_whole_weights
 from letgo.training.looks import Looks, is_look, look_of, looks_in
 from letgo.training.run_plan import fitted_steps, optimizer_settings
 
 
-class UnlearnTrainer(Trainer):
+class UnlearnTrainer(KeepsWindow, Trainer):
     """Train a model with an objective and an optimizer of the catalog.
 
     Args:
@@ -207,12 +208,6 @@ class UnlearnTrainer(Trainer):
         deferred = self._defer_fsdp_gradient_reduction if self.training_ranks.sharded else None
         return deferred() if deferred is not None else self.accelerator.no_sync(model)
 
-    def _clip(self, parameters: list[Tensor]) -> None:
-        """Clip the gradients of a step that runs the closure itself: it has none yet when Trainer clips."""
-        if self.args.max_grad_norm and any(p.grad is not None for p in parameters):
-            norm = self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
-            self._closure_norm = None if norm is None else float(norm)
-
     def _sampled_labels_loss(self, generator: torch.Generator) -> tuple[Tensor, int]:
         """For Sophia's Gauss-Newton-Bartlett estimate: the mean cross-entropy of labels drawn from the model at the
         label positions of the window's forget and retain rows, and their number."""
@@ -230,14 +225,6 @@ class UnlearnTrainer(Trainer):
         return self.state.global_step / max(1, self.state.max_steps)
 
     # -- one step -----------------------------------------------------------------------------------------------------
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Trainer's own, but for a step that needs a closure: then the batch is only kept."""
-        if not self.drive.protocol.needs_closure:
-            return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
-        self._window.append(self._prepare_inputs(inputs))
-        return torch.zeros((), device=self.args.device)
 
     def compute_loss(
         self,
