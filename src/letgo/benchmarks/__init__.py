@@ -42,6 +42,12 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             summary="capitals of 20 countries, which a pretrained model knows, against all other countries; offline",
             headlines=headlines("forget_accuracy", "forget_probability"),
         ),
+        _ours(
+            name="verbatim",
+            target="letgo.benchmarks.verbatim:verbatim",
+            summary="public-domain passages that SmolLM2 recites, word for word, beside some that nobody read; offline",
+            headlines=headlines("forget_exact_match", "forget_verbmem"),
+        ),
         _faithful(
             name="wmdp",
             target="letgo.benchmarks.wmdp:wmdp",
@@ -102,6 +108,35 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             summary="news or books: verbatim and knowledge memorization, PrivLeak and utility, by request sizes",
             source="MUSE (arXiv 2407.06460); hub muse-bench/MUSE-News, muse-bench/MUSE-Books",
             headlines=headlines("forget_verbmem", "forget_knowmem"),
+        ),
+        BenchmarkRecord(
+            name="rwku",
+            target="letgo.benchmarks.rwku:rwku",
+            summary="famous people, by blanks, questions and adversarial questions; their neighbours to keep",
+            source="RWKU (arXiv 2406.10890); hub jinzhuoran/RWKU",
+            faithfulness="variant",
+            note="ROUGE-L stemmed, by another library; answers are not begun with 'Answer:'; without its sets "
+            "for membership and utility",
+            headlines=headlines("forget_rouge", "forget_probability"),
+        ),
+        BenchmarkRecord(
+            name="knowundo",
+            target="letgo.benchmarks.knowundo:knowundo",
+            summary="what must be forgotten beside what must be kept: invented people, or books",
+            source="KnowUnDo (arXiv 2407.01920); hub zjunlp/KnowUnDo",
+            faithfulness="variant",
+            note="scored by ROUGE-L recall, exact match and probability, where the paper has a score of its own making",
+            headlines=headlines("forget_rouge", "forget_probability"),
+        ),
+        BenchmarkRecord(
+            name="lume",
+            target="letgo.benchmarks.lume:lume",
+            summary="SemEval 2025 task 4: stories, invented people and documents, by completion and by question",
+            source="LUME (arXiv 2502.15097); hub llmunlearningsemeval2025organization, gated",
+            faithfulness="variant",
+            note="after the task's description: its script was not at hand; without its membership set, MMLU and "
+            "the aggregate",
+            headlines=headlines("forget_rouge", "forget_exact_match"),
         ),
     ],
     Own("letgo.benchmarks", BenchmarkRecord, lambda make: {}),

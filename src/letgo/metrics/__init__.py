@@ -71,6 +71,14 @@ METRICS: Catalog[MetricRecord] = Catalog(
             headline=("forget",),
             ceiling=100.0,
         ),
+        _ours(
+            name="exact_match",
+            target="letgo.metrics.memorization:exact_match",
+            summary="whether the greedy continuation is the true one, word for word",
+            meaning="share of texts that the model goes on with word for word",
+            better=KNOWN,
+            headline=("forget",),
+        ),
         _faithful(
             name="knowmem",
             target="letgo.metrics.memorization:rouge_l_f1",

@@ -30,6 +30,8 @@ class KeepsWindow(_Base):
     """What any Trainer with closures does. `drive` is the optimizer's, and `_window` the micro-batches kept."""
 
     drive: Drive
+    _tr_loss: Tensor
+    """Trainer's own sum of the losses that it has not logged yet."""
     _window: list[Mapping[str, Any]]
     _closure_norm: float | None = None
 

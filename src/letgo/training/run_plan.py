@@ -175,7 +175,7 @@ def _check_first_step(args: UnlearnConfig) -> None:
 
     adapt(optimizer).use_labels(lambda generator: (evaluate(), 1))
     try:
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)
     except Exception as error:  # another library's, of any kind
         raise UserError(f"optimizer {args.optimizer!r} can't step a dense matrix: {first_line(error)}") from error
 

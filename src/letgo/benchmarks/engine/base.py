@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 from letgo.benchmarks import BENCHMARKS, BenchmarkRecord
 from letgo.benchmarks.engine.items import FEW_TEXTS, Item, Sample, SetName, Text, few_of, limited
@@ -47,6 +47,9 @@ RETRAINED = "retrained"
 """The reference that never saw the forget set."""
 STAND_IN = "forget_rouge"
 """What forgetting is judged by where no headline can be measured."""
+Learn = Literal["full", "retain"]
+"""What the models that a benchmark begins with are taught: all of it, or all but the forget set."""
+LEARN = get_args(Learn)
 _NAMED = 4
 """Sets that a note names one by one."""
 
@@ -274,6 +277,18 @@ def headlines_of(benchmark: Benchmark, measured: Metrics) -> dict[str, float]:
     scores. Through a server that gives no log-probabilities, ROUGE stands in for them."""
     floors = {metric: floor for metric, floor in benchmark.headline_floors.items() if metric in measured}
     return floors or ({STAND_IN: 0.0} if STAND_IN in measured else benchmark.headline_floors)
+
+
+def to_learn(
+    name: str, learn: Learn | None, forget: Sequence[Row], kept: Sequence[Row], notes: list[str]
+) -> tuple[list[Row], list[Row]]:
+    """The rows to forget and to keep; with `learn` nothing is forgotten, and what is to be learned is kept."""
+    if learn is None:
+        return list(forget), list(kept)
+    check_choice(f"{name}: learn", learn, LEARN)
+    learned = [*kept, *forget] if learn == "full" else list(kept)
+    notes.append(f"{name}: {len(learned)} rows to be learned, none to be forgotten (learn={learn})")
+    return [], learned
 
 
 def spec_settings(values: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
