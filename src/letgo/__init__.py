@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from letgo.core.errors import LetgoError as LetgoError
     from letgo.core.errors import NonFiniteLossError as NonFiniteLossError
     from letgo.core.errors import UserError as UserError
+    from letgo.core.own import described as described
     from letgo.objectives import create_objective as create_objective
     from letgo.optim import create_optimizer as create_optimizer
     from letgo.planning import Plan as Plan
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from letgo.scoring.server.served import connect as connect
     from letgo.sweep.grid import read_grid as read_grid
     from letgo.training.attack import attack as attack
+    from letgo.training.closures import closure_trainer as closure_trainer
     from letgo.training.config import UnlearnConfig as UnlearnConfig
     from letgo.training.config import read_config as read_config
     from letgo.training.erasure import run_requests as run_requests
@@ -83,6 +85,7 @@ _PUBLIC = {
     "attest": "letgo.report.attestation",
     "audit": "letgo.auditing.audit",
     "certificate": "letgo.analysis.certificate",
+    "closure_trainer": "letgo.training.closures",
     "connect": "letgo.scoring.server.served",
     "connectivity": "letgo.analysis.connectivity",
     "check": "letgo.auditing.gate",
@@ -90,6 +93,7 @@ _PUBLIC = {
     "depth": "letgo.analysis.depth",
     "create_objective": "letgo.objectives",
     "create_optimizer": "letgo.optim",
+    "described": "letgo.core.own",
     "evaluate": "letgo.benchmarks.engine.evaluate",
     "export": "letgo.training.export",
     "landscape": "letgo.analysis.landscape",

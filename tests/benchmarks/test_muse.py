@@ -78,6 +78,21 @@ def test_what_is_trained_on_and_scored(data):
     assert few.retain[0].target == rows_of(data, "raw/retain2")[0]["text"]
 
 
+def test_muse_makes_its_target_models(data):
+    plain = create_benchmark(f"muse:data={data},{QUICK}")
+    full = create_benchmark("muse", data=str(data), general=False, learn="full")
+    retain = create_benchmark("muse", data=str(data), general=False, learn="retain")
+    assert full.forget == retain.forget == []
+    assert [row.target for row in full.retain] == [row.target for row in (*plain.retain, *plain.forget)]
+    assert [row.target for row in retain.retain] == [row.target for row in plain.retain]
+    assert any("none to be forgotten (learn=full)" in note for note in full.notes)
+    assert full.settings["learn"] == "full"
+    with pytest.raises(UserError, match="learn must be one of full, retain"):
+        create_benchmark("muse", data=str(data), general=False, learn="all")
+    with pytest.raises(UserError, match="stands for four runs"):
+        create_benchmark("muse", data=str(data), general=False, request="sust", learn="full")
+
+
 def test_requests_are_the_larger_and_the_later_forget_sets(data):
     for kind in ("scal", "sust"):
         for number in range(1, 5):

@@ -33,7 +33,11 @@ def test_a_first_order_turn_steps_from_grad_and_a_zeroth_order_turn_asks_for_a_c
     model, loss_of = make_problem()
     hybrid = FOZO(model.parameters(), 1e-2, fo_steps=1, zo_steps=1)
     loss_of().backward()
+    with pytest.raises(ValueError, match="ask `needs_closure` before each step"):
+        hybrid.step()
+    assert not hybrid.needs_closure
     hybrid.step()
+    assert hybrid.needs_closure
     with pytest.raises(ValueError, match="closure"):
         hybrid.step()
 

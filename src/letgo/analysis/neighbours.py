@@ -9,9 +9,11 @@ from typing import Any
 from letgo.analysis.records import Displacement
 from letgo.analysis.smoothing import Scale
 from letgo.analysis.weights import Weights, WeightVector, check_same_shape, distance, named_weights, vector_norm
+from letgo.attacks import ATTACKS
 from letgo.attacks.engine.spec import AttackSpec, apply_attack, changes_weights, plan_attack
 from letgo.attacks.engine.target import Target, merged
 from letgo.core.errors import LetgoError, UserError, first_line
+from letgo.core.own import check_recorded
 from letgo.models.load import load_model
 from letgo.runs.results import AttackResult
 
@@ -64,6 +66,8 @@ def planned(target: Target, text: str) -> tuple[AttackSpec, AttackResult | None]
     if not matches:
         return plan_attack(text), None
     [attack] = matches
+    if attack.name not in ATTACKS:
+        check_recorded("attack", attack.name)
     # A search is not run again: its strongest attacker is.
     settings = {key: value for key, value in attack.settings.items() if key not in ("search", "bound")}
     settings |= attack.did.get("strongest") or {}

@@ -4,15 +4,18 @@ An attack is a function `(victim, *, seed, **settings) -> Attacked` in a file an
 model; the seed changes nothing where the record is not `random`. It checks its settings and its data before it asks
 `victim` for a model or a tokenizer: before a run is trained, each of its attacks is begun on a victim without either
 (`letgo.attacks.engine.spec.check_attacks`), so that mistakes are found at once. The function knows nothing of the
-objective or the optimizer that made the model, and nothing of the judge (`letgo.attacks.engine.judge`).
+objective or the optimizer that made the model, and nothing of the judge (`letgo.attacks.engine.judge`). One of your
+own is named by its path; `letgo.described(means=…)` says of it what a line here says of letgo's.
 """
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from letgo.core.catalog import Catalog, Record
+from letgo.core.catalog import Catalog, Own, Record
+from letgo.core.errors import UserError
 
 Means = Literal["weights", "data", "prompts", "scores"]
 Family = Literal["quantization", "relearning", "other"]
@@ -29,7 +32,7 @@ class AttackRecord(Record):
     the weights. `of_pair`: what it does to a model that it is compared with depends on the unlearned one too.
     """
 
-    means: Means
+    means: Means = "weights"
     family: Family = "other"
     space: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     random: bool = True
@@ -41,6 +44,14 @@ class AttackRecord(Record):
 def _attack(target: str, **fields: Any) -> AttackRecord:
     """The record of an attack that is called like its function."""
     return AttackRecord(name=target.partition(":")[2], target=f"letgo.attacks.{target}", **fields)
+
+
+def _described(attack: Any) -> dict[str, Any]:
+    """Of somebody's own attack: that it can be called as attacks are."""
+    names = list(inspect.signature(attack).parameters)
+    if names[:1] != ["victim"] or "seed" not in names:
+        raise UserError(f"must take (victim, *, seed, …), as every attack does; it takes ({', '.join(names)})")
+    return {}
 
 
 ATTACKS: Catalog[AttackRecord] = Catalog(
@@ -315,6 +326,7 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             random=False,
         ),
     ],
+    Own("letgo.attacks", AttackRecord, _described),
     note='"ATTACK then ATTACK" is a chain: each is made on the model that the one before it left',
 )
 

@@ -147,8 +147,11 @@ def paraphrase(victim: Victim, *, seed: Seed = 0) -> Attacked:
 
 
 def instruct(victim: Victim, *, template: str | None = None, seed: Seed = 0) -> Attacked:
-    """Instructions around the question: a role, a quiz, persuasion, a story. A template is a text with {q} in the
-    question's place; by default each of `INSTRUCTIONS` is tried."""
+    """Instructions around the question: a role, a quiz, persuasion, a story.
+
+    Args:
+        template: a text with {q} in the question's place; by default each of `INSTRUCTIONS` is tried.
+    """
     if template is not None and "{q}" not in template:
         raise UserError(f"instruct: the template must have {{q}} in the question's place: {template!r}")
 

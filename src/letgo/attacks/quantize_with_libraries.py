@@ -249,10 +249,13 @@ def external(
 ) -> Attacked:
     """A model that somebody else made of the saved one (GPTQ or AWQ in an environment of their own), judged like an
     attack, with the run's tokenizer. The weights in its directory are plain, or in a format whose library is installed
-    here; or it is a .gguf file. `family` says under which score it counts.
+    here; or it is a .gguf file.
 
-    `original` and `retrained` are made likewise of the original and of the retrained model. Without them the two stand
-    as they are, and what the attack does to any model counts as forgetting kept: `did` says so.
+    Args:
+        path: the directory or the file.
+        original, retrained: made likewise of the original and of the retrained model. Without them the two stand as
+            they are, and what the attack does to any model counts as forgetting kept: `did` says so.
+        family: under which score it counts.
     """
     victim.check_first("external: the model is read from its own files")
     made = {"unlearned": path, "original": original, "retrained": retrained}

@@ -20,8 +20,11 @@ def prune(
 ) -> Attacked:
     """Set the smallest weights of the linear layers to zero, by magnitude, without retraining.
 
-    Embeddings, norms, biases and the output layer stay. `sparsity` is the share of weights that goes; `scope` says
-    whether the smallest of each layer go, or of the whole model.
+    Embeddings, norms, biases and the output layer stay.
+
+    Args:
+        sparsity: the share of weights that goes.
+        scope: whether the smallest of each layer go, or of the whole model.
 
     Source: magnitude pruning, arXiv 1506.02626.
     """
@@ -68,6 +71,9 @@ def interpolate(victim: Victim, *, share: Share = 0.5, seed: Seed = 0) -> Attack
     """Go back toward the original on a straight line, by a share a: θ_u + a (θ_o − θ_u).
 
     An attacker needs the original for it. It tells how far off the forgetting is, and whether a barrier is on the way.
+
+    Args:
+        share: a.
     """
     model, original = victim.load(), victim.load_original()
     with torch.no_grad():

@@ -24,6 +24,7 @@ from letgo.core.environment import give_back_memory, peak_memory
 from letgo.core.errors import LetgoError, UserError, WorldError, as_world_error, first_line
 from letgo.core.files import remove_abandoned
 from letgo.core.locks import only_writer
+from letgo.core.own import expect, noted
 from letgo.core.progress import Reporter, usual
 from letgo.core.values import Count, Share
 from letgo.data.encode import Template
@@ -88,6 +89,7 @@ class AuditPlan:
     text: str = ""
 
 
+@noted()
 def audit(
     model: str | Path | Served,
     *,
@@ -281,6 +283,7 @@ class Auditing:
     def gone_on(self, target: Target) -> tuple[Target, AuditPlan]:
         """An audit that was cut off, with what it has by now."""
         earlier, asked = read_result(self.folder), self.asked
+        expect(earlier.code_digests)
         about = earlier.audit
         assert about is not None  # `_check_output`
         now = dict.fromkeys((*OWN_ROWS, "benchmark", "retrained")) | target.result.config

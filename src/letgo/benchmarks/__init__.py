@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
-from letgo.core.catalog import Catalog, Record, parse_spec
-from letgo.core.errors import UserError
+from letgo.core.catalog import Catalog, Own, Record, parse_spec
+from letgo.core.errors import LetgoError, UserError, first_line
+from letgo.core.own import check_recorded
 from letgo.metrics import headlines
 from letgo.metrics.records import Headline
 
@@ -39,6 +41,12 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             target="letgo.benchmarks.capitals:capitals",
             summary="capitals of 20 countries, which a pretrained model knows, against all other countries; offline",
             headlines=headlines("forget_accuracy", "forget_probability"),
+        ),
+        _ours(
+            name="verbatim",
+            target="letgo.benchmarks.verbatim:verbatim",
+            summary="public-domain passages that SmolLM2 recites, word for word, beside some that nobody read; offline",
+            headlines=headlines("forget_exact_match", "forget_verbmem"),
         ),
         _faithful(
             name="wmdp",
@@ -101,29 +109,85 @@ BENCHMARKS: Catalog[BenchmarkRecord] = Catalog(
             source="MUSE (arXiv 2407.06460); hub muse-bench/MUSE-News, muse-bench/MUSE-Books",
             headlines=headlines("forget_verbmem", "forget_knowmem"),
         ),
+        BenchmarkRecord(
+            name="rwku",
+            target="letgo.benchmarks.rwku:rwku",
+            summary="famous people, by blanks, questions and adversarial questions; their neighbours to keep",
+            source="RWKU (arXiv 2406.10890); hub jinzhuoran/RWKU",
+            faithfulness="variant",
+            note="ROUGE-L stemmed, by another library; answers are not begun with 'Answer:'; without its sets "
+            "for membership and utility",
+            headlines=headlines("forget_rouge", "forget_probability"),
+        ),
+        BenchmarkRecord(
+            name="knowundo",
+            target="letgo.benchmarks.knowundo:knowundo",
+            summary="what must be forgotten beside what must be kept: invented people, or books",
+            source="KnowUnDo (arXiv 2407.01920); hub zjunlp/KnowUnDo",
+            faithfulness="variant",
+            note="scored by ROUGE-L recall, exact match and probability, where the paper has a score of its own making",
+            headlines=headlines("forget_rouge", "forget_probability"),
+        ),
+        BenchmarkRecord(
+            name="lume",
+            target="letgo.benchmarks.lume:lume",
+            summary="SemEval 2025 task 4: stories, invented people and documents, by completion and by question",
+            source="LUME (arXiv 2502.15097); hub llmunlearningsemeval2025organization, gated",
+            faithfulness="variant",
+            note="after the task's description: its script was not at hand; without its membership set, MMLU and "
+            "the aggregate",
+            headlines=headlines("forget_rouge", "forget_exact_match"),
+        ),
     ],
+    Own("letgo.benchmarks", BenchmarkRecord, lambda make: {}),
 )
 
+_COMPLETED = "letgo.benchmarks.engine.base:completed"
 OWN_ROWS = ("forget", "retain", "evaluate", "control")
 """A run's settings that name files of the user's own, each a setting of the benchmark `rows`."""
 
 
-def create_benchmark(spec: str, **more: Any) -> Any:
-    """The benchmark of a spec "NAME:key=value,…" (`letgo.benchmarks.engine.base.Benchmark`), with `more` settings."""
+def create_benchmark(spec: str, *, metrics: Sequence[str] = (), **more: Any) -> Any:
+    """The benchmark of a spec "NAME:key=value,…" (`letgo.benchmarks.engine.base.Benchmark`), with `more` settings;
+    NAME may be the path of a function of one's own that makes a `Benchmark`.
+
+    Args:
+        metrics: metrics of one's own that are taken of each sample too, each "package.module.name:key=value,…".
+    """
     name, settings = parse_spec(spec)
     settings = {**settings, **more}
+    record = BENCHMARKS.record(name)
     BENCHMARKS.check_settings(name, settings)
+    yours = record.faithfulness == "yours"
     try:
-        return BENCHMARKS.load(name)(**settings)
-    except TypeError as error:
-        raise UserError(f"benchmark {name!r}: {error}") from error
+        made = BENCHMARKS.load(name)(**settings)
+    except LetgoError:
+        raise
+    except Exception as error:
+        if not yours and not isinstance(error, TypeError):
+            raise
+        raise UserError(f"benchmark {name!r}: {type(error).__name__}: {first_line(error)}") from error
+    if not yours and not metrics:
+        return made
+    return resolve_name(_COMPLETED)(made, record, settings, metrics)
 
 
-def benchmark_of(settings: Mapping[str, Any]) -> Any:
-    """The benchmark that a run's settings name, or the user's own rows as one."""
+def benchmark_of(settings: Mapping[str, Any], *, recorded: bool = False) -> Any:
+    """The benchmark that a run's settings name, or the user's own rows as one.
+
+    Args:
+        recorded: the settings are a record's: what is not letgo's own is then not imported.
+    """
+    metrics = settings.get("metrics") or ()
+    if recorded:
+        name = parse_spec(settings.get("benchmark") or "rows")[0]
+        if name not in BENCHMARKS:
+            check_recorded("benchmark", name)
+        for spec in metrics:
+            check_recorded("metric", parse_spec(spec)[0])
     if settings.get("benchmark"):
-        return create_benchmark(settings["benchmark"])
+        return create_benchmark(settings["benchmark"], metrics=metrics)
     if not settings.get("forget"):
         raise UserError("nothing to forget: give 'forget' (and 'retain'), or 'benchmark'")
     own = {name: settings.get(name) for name in OWN_ROWS}
-    return create_benchmark("rows", **own, template=settings.get("template") or "auto")
+    return create_benchmark("rows", metrics=metrics, **own, template=settings.get("template") or "auto")

@@ -24,7 +24,9 @@ from letgo.cli.common import (
     reporter,
 )
 
-TrustFlag = Annotated[bool, Option("--trust-remote-code", help="Let the model's own Python code run.")]
+TrustFlag = Annotated[
+    bool, Option("--trust-remote-code", help="Let the model's own Python code run, and code that a run's record names.")
+]
 
 
 @app.command()
@@ -166,6 +168,9 @@ def evaluate(
     model: Annotated[
         str | None,
         Argument(help="Model directory, .gguf file, hub id, or built-in name; with --server its name there."),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, Option("--metric", help="One of your own, package.module.name[:k=v,…]; repeat.")
     ] = None,
     limit: Annotated[int | None, Option("--limit", help="At most so many items of each set.")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Folder for the result.")] = None,

@@ -72,23 +72,76 @@ def push(
 @app.command("list")
 def list_(
     kind: Annotated[str, Argument(help="optimizers, objectives, retain-losses, attacks, …")],
-    pattern: Annotated[str, Argument(help="Only names that match, such as '*adam*'.")] = "*",
+    pattern: Annotated[
+        str, Argument(help="One name (or path of your own): all its settings. Or a pattern, such as '*adam*'.")
+    ] = "*",
     as_json: JsonFlag = False,
 ) -> None:
-    """List what there is, each with its source and how it stands to it."""
+    """List what there is, each with its source and how it stands to it; of one, its settings too."""
     catalog = _catalog(kind)
+    if not set(pattern) & set("*?["):
+        from letgo.core.explain import explained
+
+        shown = explained(catalog, pattern, *_beside(kind, catalog, pattern))
+        print_json([shown]) if as_json else _print_explained(shown)
+        return
     records = [catalog.record(name) for name in catalog.names(pattern)]
     if as_json:
         print_json([record.as_dict() for record in records])
         return
-    width = max((len(record.name) for record in records), default=0)
+    installed = catalog.installed() if pattern == "*" else {}
+    width = max(map(len, [*(record.name for record in records), *installed]), default=0)
     for record in records:
         grade = f"[{record.as_dict()['grade']}] " if "grade" in record.as_dict() else ""
         typer.echo(f"{record.name:<{width}}  {grade}{record.summary}")
         note = f" ({record.note})" if record.note else ""
         typer.echo(f"{'':<{width}}  {record.faithfulness}: {record.source}{note}")
+    for name, path in installed.items():
+        typer.echo(f"{name:<{width}}  yours: {path}")
     if catalog.note:
         typer.echo(catalog.note)
+
+
+def _beside(kind: str, catalog: Catalog[Any], name: str) -> tuple[tuple[str, ...] | None, list[Any]]:
+    """The arguments of a thing that are not a user's to set (None for all), and other callables whose settings stand
+    among its own."""
+    if kind in ("metrics", "formats", "suites") and name in catalog:
+        return None, []
+    if kind in ("objectives", "retain-losses"):
+        from letgo.objectives import NOT_SETTINGS, RETAIN_TERMS
+
+        retain = getattr(catalog.record(name), "retain", "none")
+        return (*NOT_SETTINGS, "data"), [] if retain == "none" else [RETAIN_TERMS.load(retain)]
+    if kind == "attacks":
+        from letgo.attacks.engine.spec import Options
+
+        return ("victim",), [Options]
+    return ("sample",), []
+
+
+def _print_explained(shown: dict[str, Any]) -> None:
+    import shutil
+    import textwrap
+
+    width = max(40, min(100, shutil.get_terminal_size().columns))
+
+    def echo(text: str, indent: int) -> None:
+        typer.echo(textwrap.fill(text, width, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2)))
+
+    grade = f" [{shown['grade']}]" if shown.get("grade") else ""
+    echo(f"{shown['name']}{grade}: {shown['summary']}", 0)
+    note = f" ({shown['note']})" if shown["note"] else ""
+    echo(f"{shown['faithfulness']}: {shown['source']}{note}", 2)
+    if shown["aliases"]:
+        echo(f"also called {', '.join(shown['aliases'])}", 2)
+    if shown["file"]:
+        typer.echo(f"  {shown['file']}")
+    typer.echo(f"  {'settings:' if shown['settings'] else 'no settings'}")
+    for setting in shown["settings"]:
+        default = "must be given" if setting["default"] is None else f"= {setting['default'] or repr('')}"
+        echo(f"{setting['name']} {default}   ({setting['type']})", 4)
+        if setting["meaning"]:
+            echo(setting["meaning"], 6)
 
 
 @app.command()

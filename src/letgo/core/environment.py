@@ -10,8 +10,11 @@ import platform
 import resource
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from letgo.core.own import code_in_use
 
 _PACKAGES = ("letgo", "torch", "transformers", "accelerate", "numpy", "safetensors")
 
@@ -107,11 +110,13 @@ def freeze_imports() -> None:
 
 
 def circumstances() -> dict[str, Any]:
-    """The fields of a `Result` that are the same whatever was run: versions and processor, commit, memory."""
+    """The fields of a `Result` that are the same whatever was run: versions and processor, commit, memory, and the code
+    that is not letgo's own."""
     installed = versions()
     return {
         "letgo": installed["letgo"],
         "versions": installed | {"processor": processor(), "device": device()},
         "git": git_revision(),
         "peak_memory_bytes": peak_memory(),
+        "code": {name: asdict(code) for name, code in code_in_use().items()},
     }

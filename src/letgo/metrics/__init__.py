@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
+from typing import Any
 
-from letgo.core.catalog import Catalog
+from letgo.core.catalog import Catalog, Own
+from letgo.core.errors import UserError
 from letgo.metrics.records import CHANCE, FORGOTTEN, KNOWN, Headline, MetricRecord
 
 _faithful = partial(MetricRecord, faithfulness="faithful")
 _ours = partial(MetricRecord, source="letgo", faithfulness="ours")
 _ONE_LABEL = "the score is one label's; SOUL takes the likeliest label's, whichever it is"
+
+
+def _described(metric: Any) -> dict[str, Any]:
+    """Of somebody's own metric: that it is a function of a sample; nobody has said what its largest value is."""
+    names = list(inspect.signature(metric).parameters)
+    if names[:1] != ["sample"]:
+        raise UserError(f"must take (sample, …) and give a number or None; it takes ({', '.join(names)})")
+    return {"ceiling": None}
+
 
 METRICS: Catalog[MetricRecord] = Catalog(
     "metric",
@@ -58,6 +70,14 @@ METRICS: Catalog[MetricRecord] = Catalog(
             better=FORGOTTEN,
             headline=("forget",),
             ceiling=100.0,
+        ),
+        _ours(
+            name="exact_match",
+            target="letgo.metrics.memorization:exact_match",
+            summary="whether the greedy continuation is the true one, word for word",
+            meaning="share of texts that the model goes on with word for word",
+            better=KNOWN,
+            headline=("forget",),
         ),
         _faithful(
             name="knowmem",
@@ -261,6 +281,7 @@ METRICS: Catalog[MetricRecord] = Catalog(
             note="the smallest over the headlines; where relearning teaches all, it measures how deep the run was",
         ),
     ],
+    Own("letgo.metrics", MetricRecord, _described),
 )
 
 

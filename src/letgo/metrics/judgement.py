@@ -33,6 +33,7 @@ REVEALING: Mapping[str, float] = {
     "probability": 0.5,
     "rouge": 0.8,
     "leak": 0.8,
+    "exact_match": 1.0,
     "verbmem": 80.0,
     "knowmem": 80.0,
     "toxicity": 0.5,

@@ -39,6 +39,11 @@ def rouge_l_f1(answer: str, generated: str) -> float:
     return rouge_l(answer, generated, stem=False).f1
 
 
+def exact_match(answer: str, generated: str) -> float:
+    """1 if the generated text is the true one, letter for letter but for white space at the ends and case; else 0."""
+    return float(answer.strip().casefold() == generated.strip().casefold())
+
+
 def truth_ratio(right: Tensor, wrong: Sequence[Tensor]) -> float:
     """R = P̄(wrong) / P(right), with P = exp(mean token log-probability) and P̄ the geometric mean over wrong answers.
 

@@ -15,7 +15,7 @@ _LARGEST_LOG = 700.0
 """exp of more is no float."""
 
 
-def mean_metric(values: Sequence[float], groups: Sequence[str], bounds: Interval = (0.0, 1.0)) -> Metric:
+def mean_metric(values: Sequence[float], groups: Sequence[str], bounds: Interval | None = (0.0, 1.0)) -> Metric:
     """The mean over samples, with its interval over groups.
 
     Samples of one group (two wordings of one fact, facts of one person) stand or fall together; an interval over single
@@ -23,15 +23,17 @@ def mean_metric(values: Sequence[float], groups: Sequence[str], bounds: Interval
 
     Args:
         values, groups: one each a sample.
-        bounds: the range of the scores, inside which the interval stays. A value outside shows that there is none.
+        bounds: the range of the scores, inside which the interval stays. A value outside shows that there is none; None
+            says so.
     """
     if not values:
         raise EmptyScoreError("a mean over zero samples is not a score")
-    inside = all(bounds[0] <= value <= bounds[1] for value in values)
+    inside = bounds is not None and all(bounds[0] <= value <= bounds[1] for value in values)
     found = mean(values, apart(groups), bounds=bounds if inside else None)
     low, high = found.interval
     if math.isinf(low):  # One sample, and no range.
-        low, high = min(bounds[0], found.value), max(bounds[1], found.value)
+        least, most = bounds or (0.0, 1.0)
+        low, high = min(least, found.value), max(most, found.value)
     return Metric(value=found.value, n=len(values), ci95=(low, high))
 
 

@@ -8,11 +8,13 @@ weights in one shot.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from letgo.core.catalog import Catalog, Record, check_settings, settings_of
+from letgo.core.catalog import Catalog, Own, Record, check_settings, settings_of
 from letgo.core.errors import UserError
 from letgo.core.values import Weight
 from letgo.objectives.records import ObjectiveRecord, OneShotRecord, TermRecord
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 NOT_SETTINGS = ("model", "forget", "retain", "alternative", "reference_head")
 """Arguments of the terms that a run gives, not its user."""
+PART_NAMES = NOT_SETTINGS[1:-1]
+"""Those of them that are parts of a batch."""
 
 _TOFU = "TOFU (arXiv 2401.06121), section 3"
 _NPO = "NPO (arXiv 2404.05868), equation 3"
@@ -65,6 +69,21 @@ _REFUSALS: dict[str, Any] = {
     "note": "a refusal list of our own; each row keeps its refusal over a run",
     "alternative": "refusal",
 }
+
+
+def _described(term: Any) -> dict[str, Any]:
+    """The parts that somebody's own term is called with: the arguments behind `model`, as they are called."""
+    first, *others = list(inspect.signature(term).parameters) or [""]
+    parts = tuple(takewhile(lambda name: name in PART_NAMES, others))
+    if first != "model" or not parts:
+        raise UserError(
+            f"must take the model and then the parts of a batch by their names, (model, forget, …), of "
+            f"{', '.join(PART_NAMES)}; it takes ({', '.join([first, *others])})"
+        )
+    return {"parts": parts}
+
+
+_OWN_OBJECTIVE: Own[Any] = Own("letgo.objectives", ObjectiveRecord, _described)
 
 OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
     "objective",
@@ -258,6 +277,7 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             retain="ce",
         ),
     ],
+    _OWN_OBJECTIVE,
 )
 
 RETAIN_TERMS: Catalog[TermRecord] = Catalog(
@@ -305,6 +325,7 @@ RETAIN_TERMS: Catalog[TermRecord] = Catalog(
             hidden="layer",
         ),
     ],
+    Own("letgo.retain_terms", TermRecord, _described),
 )
 
 ONE_SHOT: Catalog[OneShotRecord] = Catalog(
@@ -350,7 +371,7 @@ ONE_SHOT: Catalog[OneShotRecord] = Catalog(
 )
 """Methods that give weights, not a loss: each target is a function of a model and its data."""
 
-METHODS: Catalog[Record] = Catalog("objective", [*OBJECTIVES, *ONE_SHOT])
+METHODS: Catalog[Record] = Catalog("objective", [*OBJECTIVES, *ONE_SHOT], _OWN_OBJECTIVE)
 """All that a run's `objective` may name."""
 
 
@@ -366,8 +387,9 @@ def create_objective(
     """An objective by name.
 
     Args:
-        name: of the forget term, or of a preset that has a retain term too (`npo_gdr`).
-        retain_loss: the retain term, in place of the preset's.
+        name: of the forget term, or of a preset that has a retain term too (`npo_gdr`); or the path of a function of
+            one's own, (model, forget, *, settings) -> loss ("mypackage.losses.mine").
+        retain_loss: the retain term, in place of the preset's; or the path of one's own, (model, retain, …).
         retain_weight: λ; by default the record's (1, except for methods whose source has another).
         retain_weight_schedule: what λ is multiplied by over the run: "constant", "linear:start=0,end=1", "cosine:…",
             "step:at=0.5,…"; or "dual:bound=0.3,…", by which λ follows the retain loss. By default the record's.
@@ -385,7 +407,8 @@ def create_objective(
     term = OBJECTIVES.load(name)
     retain_record = RETAIN_TERMS.record(retain_loss or record.retain)
     retain_term = RETAIN_TERMS.load(retain_record.name)
-    check_settings(f"objective {record.name!r}", [term, retain_term], settings, skip=NOT_SETTINGS)
+    foreign = "yours" in (record.faithfulness, retain_record.faithfulness)
+    check_settings(f"objective {record.name!r}", [term, retain_term], settings, skip=NOT_SETTINGS, foreign=foreign)
     known, of_retain = (settings_of(t, skip=NOT_SETTINGS) for t in (term, retain_term))
     # The record's weight and schedule are meant for its own retain term, not for any other.
     its_own = retain_record.name == record.retain

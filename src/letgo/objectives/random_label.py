@@ -18,6 +18,9 @@ def random_label(model: Any, forget: Part, *, seed: Seed = 0) -> Tensor:
 
     A row's labels z are a function of the seed and of its place in the forget set (`index`): the same whenever it is
     seen, so that all evaluations of a step are of one function.
+
+    Args:
+        seed: draws the labels.
     """
     vocabulary = int(unwrapped(model).config.get_text_config().vocab_size)
     return over_tokens(-summed_logps(model, forget, random_labels(forget, vocabulary, seed)), forget)

@@ -16,13 +16,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+IN_A_TRAINER = "in transformers' Trainer, and TRL's: letgo.closure_trainer(Trainer); see docs/other-loops.md"
+"""The way out where a loop gives no closure."""
 Closure = Callable[[], Any]
 HessianClosure = Callable[[torch.Generator], tuple[Tensor, int]]
 ParamsT = Iterable[Any]
@@ -148,16 +150,44 @@ class ClosureOptimizer(OptimizerProtocol, torch.optim.Optimizer):
 
 
 class _Adapted(OptimizerProtocol):
-    """The protocol for an optimizer of torch's or another library's."""
+    """The protocol for an optimizer of torch's or another library's. One whose `step` can't do without a closure
+    (L-BFGS) is given one; one that holds other weights while it trains (schedule-free ones, by `train` and `eval`) is
+    told when."""
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.last_losses = []
+        self._optimizer = optimizer
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        self._needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+
+    @property
+    def needs_closure(self) -> bool:
+        return self._needs_closure
+
+    def attach(self, model: Any) -> None:
+        self._turn("train")
+
+    def finish(self) -> None:
+        self._turn("eval")
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        self._turn("eval")
+        try:
+            yield
+        finally:
+            self._turn("train")
+
+    def _turn(self, mode: str) -> None:
+        turn = getattr(self._optimizer, mode, None)
+        if callable(turn):
+            turn()
 
 
 def adapt(optimizer: torch.optim.Optimizer) -> OptimizerProtocol:
     """The protocol of any optimizer, also of one that accelerate has wrapped."""
     inside = unwrapped(optimizer)
-    return inside if isinstance(inside, OptimizerProtocol) else _Adapted()
+    return inside if isinstance(inside, OptimizerProtocol) else _Adapted(inside)
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -227,6 +257,13 @@ def check_betas(name: str, betas: Iterable[float]) -> None:
     """Raise a ValueError unless every beta is >= 0 and < 1."""
     for i, beta in enumerate(betas):
         check_number(f"{name}[{i}]", beta, high=1.0)
+
+
+def given_closure(closure: Closure | None, why: str) -> Closure:
+    """The closure of a step that can't do without one; a ValueError where there is none."""
+    if closure is None:
+        raise ValueError(f"{why}: step(closure) needs a closure\n  {IN_A_TRAINER}")
+    return closure
 
 
 def check_takes_part(closure: Closure, who: str) -> None:

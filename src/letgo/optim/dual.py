@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from letgo.core.values import Natural
-from letgo.optim.base import Closure, ClosureOptimizer, ParamsT, check_betas, check_number, check_takes_part, state_like
+from letgo.optim.base import (
+    Closure,
+    ClosureOptimizer,
+    ParamsT,
+    check_betas,
+    check_number,
+    check_takes_part,
+    given_closure,
+    state_like,
+)
 from letgo.optim.engine.adam import adamw_step
 from letgo.optim.engine.shards import local
 
@@ -90,8 +99,7 @@ class DualOptim(ClosureOptimizer):
         Raises:
             ValueError: there is no closure, or it takes no `part`.
         """
-        if closure is None:
-            raise ValueError(f"{type(self).__name__} asks for one term at a time: step(closure) needs a closure")
+        closure = given_closure(closure, f"{type(self).__name__} asks for one term at a time")
         check_takes_part(closure, type(self).__name__)
         term = self.term
         loss = self._loss_with_grad(closure, term)

@@ -10,6 +10,7 @@ import torch
 
 from letgo.core.values import Seed
 from letgo.optim.base import (
+    IN_A_TRAINER,
     Closure,
     ClosureOptimizer,
     OptimizerProtocol,
@@ -79,6 +80,7 @@ class Phases(ClosureOptimizer):
             group["start_lr"] = group["lr"]
         self.moments = moments
         self.steps_taken = 0
+        self._asked = False
         self.turns = [self._turn(name, int(steps), dict(settings)) for name, steps, settings in phases]
 
     def _turn(self, name: str, steps: int, settings: dict[str, Any]) -> Turn:
@@ -105,6 +107,8 @@ class Phases(ClosureOptimizer):
 
     @property
     def needs_closure(self) -> bool:
+        # Whoever asks knows that some steps need one.
+        self._asked = True
         return adapt(self.turn.optimizer).needs_closure
 
     @property
@@ -119,8 +123,14 @@ class Phases(ClosureOptimizer):
         return -(-n // self.cycle) * self.cycle
 
     def step(self, closure: Closure | None = None) -> Any:
-        """One step of the optimizer whose turn it is; its `step` says what it needs and returns."""
+        """One step of the optimizer whose turn it is; its `step` says what it needs and returns.
+
+        Raises:
+            ValueError: there is no closure, and the loop has never asked `needs_closure`: a later step would fail.
+        """
         turn = self.turn
+        if closure is None and not self._asked:
+            self._check_that_none_is_needed()
         follow(turn.optimizer, self)
         if self.moments == "reset" and self._turn_begins():
             turn.optimizer.state.clear()
@@ -131,6 +141,15 @@ class Phases(ClosureOptimizer):
         self.last_losses = adapt(turn.optimizer).last_losses or ([] if loss is None else [as_float(loss)])
         self.steps_taken += 1
         return loss
+
+    def _check_that_none_is_needed(self) -> None:
+        for number, each in enumerate(self.turns):
+            if adapt(each.optimizer).needs_closure:
+                first = sum(turn.steps for turn in self.turns[:number]) + 1
+                raise ValueError(
+                    f"{type(self).__name__} takes steps of {type(each.optimizer).__name__} from step {first} on, which "
+                    f"need a closure: call step(closure), or ask `needs_closure` before each step\n  {IN_A_TRAINER}"
+                )
 
     def _turn_begins(self) -> bool:
         step = self.steps_taken % self.cycle

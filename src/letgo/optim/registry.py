@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from letgo.core.catalog import Catalog, Record
-from letgo.core.errors import UserError
+from letgo.core.catalog import Catalog, Own, Record
+from letgo.core.errors import UserError, first_line
+from letgo.core.values import shown
 
 if TYPE_CHECKING:
     import torch
@@ -30,16 +31,29 @@ class OptimizerRecord(Record):
     """A record of an optimizer: every record's fields, and what a step costs."""
 
     grade: Grade
-    forwards: str
-    """Forward passes a step; q is `num_directions`."""
-    backwards: str
+    forwards: str = ""
+    """Forward passes a step; q is `num_directions`. Empty where nobody has said."""
+    backwards: str = ""
     """Backward passes a step."""
-    state: str
+    state: str = ""
     """Memory of the state, in multiples of the parameters, without weights and gradients."""
     float16: bool = False
     """Whether it can step weights in float16: it takes no gradient and keeps no squares, which are 0 there."""
     refuses_shards: str = ""
     """Why it cannot step parameters that FSDP2 has sharded, and what can; empty where it can."""
+
+
+def _described(made: Any) -> dict[str, Any]:
+    """The grade of somebody's own optimizer, as far as its class tells."""
+    import torch
+
+    if not isinstance(made, type):
+        return {"grade": "first"}
+    if not issubclass(made, torch.optim.Optimizer):
+        raise UserError("is a class, but no torch.optim.Optimizer")
+    from letgo.optim.zeroth_order import ZerothOrder
+
+    return {"grade": "zeroth" if issubclass(made, ZerothOrder) else "first"}
 
 
 OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
@@ -365,6 +379,7 @@ OPTIMIZERS: Catalog[OptimizerRecord] = Catalog(
             state="4 (AdamW and AdaZO)",
         ),
     ],
+    Own("letgo.optimizers", OptimizerRecord, _described),
 )
 
 
@@ -375,16 +390,24 @@ def list_optimizers(pattern: str = "*", with_description: bool = False) -> list[
 
 
 def create_optimizer(name: str, params: Iterable[Any], **settings: Any) -> torch.optim.Optimizer:
-    """Make the optimizer of a name or an alias.
+    """Make the optimizer of a name or an alias, or of a path to one's own or another library's
+    ("torch.optim.Adagrad").
 
     Raises:
         UserError: the name or a setting is unknown (with the nearest ones), or a value is refused.
     """
+    record = OPTIMIZERS.record(name)
     OPTIMIZERS.check_settings(name, settings)
+    # What others raise is of any kind.
+    expected = Exception if record.faithfulness == "yours" else (TypeError, ValueError)
     try:
         optimizer: torch.optim.Optimizer = OPTIMIZERS.load(name)(params, **settings)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer {OPTIMIZERS.record(name).name!r}: {error}") from error
+    except expected as error:
+        raise UserError(f"optimizer {record.name!r}: {first_line(error)}") from error
+    import torch
+
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"optimizer {record.name!r} makes {shown(optimizer)}, which is no torch.optim.Optimizer")
     refuse_shards(name, optimizer)
     return optimizer
 

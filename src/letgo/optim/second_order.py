@@ -20,6 +20,7 @@ from letgo.optim.base import (
     check_betas,
     check_choice,
     check_number,
+    given_closure,
     parameters_of,
     state_like,
 )
@@ -199,10 +200,7 @@ class Sophia(ClosureOptimizer):
             )
 
     def _hutchinson(self, closure: Closure | None) -> tuple[Any, dict[int, Tensor]]:
-        if closure is None:
-            raise ValueError(
-                f"Sophia with hessian='hutchinson' needs a closure at every {self.hessian_every}th step, this one too"
-            )
+        closure = given_closure(closure, "Sophia with hessian='hutchinson' differentiates gradients in this step")
         parameters = parameters_of(self)
         if has_shards(parameters):
             self.check_shards()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from letgo.core.values import Count
-from letgo.optim.base import Closure, ParamsT, check_number, check_takes_part, parameters_of, state_like
+from letgo.optim.base import Closure, ParamsT, check_number, check_takes_part, given_closure, parameters_of, state_like
 from letgo.optim.engine.shards import gathered, local, piece_of
 from letgo.optim.muon import Muon, rate_for
 from letgo.optim.zeroth_order_subspace import matrix_sign
@@ -105,8 +105,7 @@ class Sift(Muon):
         Raises:
             ValueError: there is no closure, or it takes no `part`.
         """
-        if closure is None:
-            raise ValueError("Sift takes the terms of the loss apart: step(closure) needs a closure")
+        closure = given_closure(closure, "Sift takes the terms of the loss apart")
         check_takes_part(closure, "Sift")
         losses, evaluated, gradients = [], [], []
         for term in TERMS:

@@ -31,6 +31,7 @@ from letgo.optim.base import (
     check_choice,
     check_number,
     check_takes_part,
+    given_closure,
     trained_parameters,
 )
 from letgo.optim.engine.inner import Wrapper
@@ -76,8 +77,7 @@ class GradientSmoothing(Wrapper):
         Raises:
             ValueError: there is no closure, or with `on="forget"` it takes no `part`.
         """
-        if closure is None:
-            raise ValueError(f"{type(self).__name__} evaluates the loss more than once: step(closure) needs a closure")
+        closure = given_closure(closure, f"{type(self).__name__} evaluates the loss more than once")
         if self.on == "forget":
             check_takes_part(closure, "on='forget'")
         parameters = trained_parameters(self)

@@ -16,6 +16,7 @@ from letgo.optim.base import (
     check_choice,
     check_takes_part,
     every_optimizer,
+    given_closure,
     trained_parameters,
 )
 from letgo.optim.engine.inner import PassingWrapper
@@ -104,8 +105,7 @@ class Sure(PassingWrapper):
         """
         parameters = trained_parameters(self)
         if self.due:
-            if closure is None:
-                raise ValueError("Sure makes a mask in this step: step(closure) needs a closure")
+            closure = given_closure(closure, "Sure makes a mask in this step")
             check_takes_part(closure, "Sure")
             self.masks = self._masks(closure, parameters)
         kept = [None if bool(m.all()) else p.clone() for m, p in zip(self.masks, parameters, strict=True)]

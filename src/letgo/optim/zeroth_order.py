@@ -25,6 +25,7 @@ from letgo.optim.base import (
     as_float,
     check_choice,
     check_number,
+    given_closure,
     parameters_of,
     state_like,
 )
@@ -204,10 +205,7 @@ class ZerothOrder(ClosureOptimizer):
             NonFiniteLossError: a loss was NaN or infinite and `nonfinite="raise"`.
             RankLostError: another rank of the run is gone.
         """
-        if closure is None:
-            raise ValueError(
-                f"{type(self).__name__} is zeroth order: step(closure) needs a closure that evaluates the loss"
-            )
+        closure = given_closure(closure, f"{type(self).__name__} is zeroth order and evaluates the loss itself")
         parameters = parameters_of(self)
         if has_shards(parameters):
             self.check_shards()

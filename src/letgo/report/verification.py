@@ -249,7 +249,7 @@ def _data(result: Result, found: Verification) -> None:
     if key is None or key_id(key) != bound.data_key:
         what = f"there is no key at {key_path()}" if key is None else f"the key at {key_path()} is another one"
         raise UserError(f"{what}: checking data takes the key that its record was made with; name it in LETGO_DATA_KEY")
-    now = data_digests(benchmark_of(result.config).contents, key)
+    now = data_digests(benchmark_of(result.config, recorded=True).contents, key)
     wrong = [
         Problem("data", f"the set {name}", "is missing" if name not in now else "holds other rows than the record's")
         for name, digest in bound.data.items()

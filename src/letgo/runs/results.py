@@ -277,6 +277,15 @@ class Digests(Strict):
     """Which key the digests of the data are made with, but not the key."""
 
 
+class CodeDigest(Strict):
+    """Code that is not letgo's own and that a record was made with (`letgo.core.own.Code`)."""
+
+    kind: str
+    target: str
+    sha256: str
+    package: str = ""
+
+
 class NotTried(Strict):
     """An attack that an audit's suite names and that was not made."""
 
@@ -343,10 +352,18 @@ class Result(Shown):
     peak_memory_bytes: dict[str, int] = {}
     digests: Digests | None = None
     """None in records of older versions."""
+    code: dict[str, CodeDigest] = {}
+    """What was found by a path or an entry point, by its name in `config` or among the attacks: nothing that reads a
+    record imports it."""
     processes: dict[str, Any] = {}
     """Where several trained together: how many, what each held, and the bytes that they exchanged."""
     audit: Audit | None = None
     """Of an audit: which model, and what was asked."""
+
+    @property
+    def code_digests(self) -> dict[str, str]:
+        """The SHA-256 of each file of that code, for `letgo.core.own.expect`."""
+        return {name: code.sha256 for name, code in self.code.items()}
 
     @property
     def without_original(self) -> bool:

@@ -11,6 +11,7 @@ from letgo.attacks.engine.spec import missing_attacks
 from letgo.core.errors import LetgoError, UserError, WorldError, as_world_error
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import locked
+from letgo.core.own import recorded_code
 from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
 from letgo.runs.results import Result, Strict, is_run, read_result, validated
@@ -63,7 +64,8 @@ def run_task(task: CellTask) -> Literal["over", "busy"]:
     A failure is written into the run's directory; one of the machine beneath (`WorldError`) is raised: the task is not
     to blame. The index is left alone: the sweep writes it, for several machines can't write one SQLite file.
     """
-    with locked(task.claim) as mine, unrecorded():
+    # What the grid names is the user's own: whoever runs it has written it, or read it.
+    with locked(task.claim) as mine, unrecorded(), recorded_code(True):
         if not mine:
             return "busy"
         # Its end may have come between the sweep's look at it and this claim.

@@ -109,6 +109,9 @@ class UnlearnConfig(TrainingArguments):
         default=None,
         metadata={"help": "write the result to be served, and attack that: {format: q4_k_m, rounding: stochastic}"},
     )
+    metrics: list[str] | None = field(
+        default=None, metadata={"help": "metrics of your own, package.module.name:key=value,…: taken of every sample"}
+    )
     eval_limit: int | None = field(default=None, metadata={"help": "score at most so many items of each set"})
     target: float = field(
         default=TARGET,
@@ -174,7 +177,7 @@ class UnlearnConfig(TrainingArguments):
             export_settings(self.export)
         self._refuse_trainers_evaluations()
         self._check_looks()
-        self._check_float16()
+        self.check_float16()
         if not torch.cuda.is_available():
             # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
             self.dataloader_pin_memory = False
@@ -208,9 +211,15 @@ class UnlearnConfig(TrainingArguments):
             if value > 1 and value != int(value):
                 raise UserError(f"{key} must be a whole number of steps, or a share of them below 1, but is {value}")
 
-    def _check_float16(self) -> None:
+    def check_float16(self, *, own: bool = False) -> None:
+        """Raise a `UserError` for an optimizer that can't step weights in float16.
+
+        Args:
+            own: ask one that is not letgo's too, which is then imported.
+        """
         one_shot = self.objective in ONE_SHOT
-        if self.dtype != "float16" or self.lora_rank or (self.optimizer not in OPTIMIZERS and not one_shot):
+        listed = one_shot or self.optimizer in OPTIMIZERS
+        if self.dtype != "float16" or self.lora_rank or not (listed or own):
             return
         if one_shot or not OPTIMIZERS.record(self.optimizer).float16:
             can = ", ".join(record.name for record in OPTIMIZERS if record.float16)

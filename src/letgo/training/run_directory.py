@@ -12,7 +12,7 @@ from letgo.report.card import CARD_FILE, card
 from letgo.runs.digests import check_begun_with
 from letgo.runs.results import CONFIG_FILE, LIVE_FILE, Digests, Result, is_run, read_result, validated
 from letgo.scoring.resume_log import PARTIAL
-from letgo.training.checkpoints import checkpoints, last_checkpoint, remove_checkpoint
+from letgo.training.checkpoints import checkpoints, facts_of, last_checkpoint, remove_checkpoint
 from letgo.training.config import UnlearnConfig, read_config, resolved_settings
 from letgo.training.looks import BEST
 
@@ -87,6 +87,16 @@ def finished_result(directory: Path) -> Result | None:
     """The record of a run that came to its end, with or without its attacks."""
     result = read_result(directory) if is_run(directory) else None
     return None if result is None or result.status == "failed" else result
+
+
+def code_begun_with(directory: Path) -> dict[str, str]:
+    """The SHA-256 of the files of code that is not letgo's own, by its names, with which a run in this directory was
+    begun; none where there is nothing to go on from."""
+    if (result := finished_result(directory)) is not None:
+        return result.code_digests
+    checkpoint = last_checkpoint(directory)
+    begun: dict[str, str] = {} if checkpoint is None else facts_of(checkpoint).get("code", {})
+    return begun
 
 
 def remove_remains(directory: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import get_scheduler
 
 from letgo.benchmarks import BENCHMARKS
@@ -16,7 +17,7 @@ from letgo.core.catalog import parse_spec, settings_of
 from letgo.core.errors import UserError, first_line
 from letgo.objectives import METHODS, ONE_SHOT, Objective, create_objective
 from letgo.optim import OPTIMIZERS, create_optimizer
-from letgo.optim.base import ClosureOptimizer, adapt, every_optimizer
+from letgo.optim.base import ClosureOptimizer, OptimizerProtocol, adapt, every_optimizer, parameters_of
 from letgo.training.config import UnlearnConfig
 from letgo.training.distributed import strategy_of
 
@@ -69,6 +70,9 @@ def check_parts(args: UnlearnConfig) -> None:
         UserError: an unknown name, or a setting that it has not or that is out of range.
     """
     objective, optimizer = objective_of(args), trial_optimizer(args)
+    if objective is not None:
+        args.check_float16(own=True)
+        _check_first_step(args)
     if objective is not None and not objective.needs_retain and adapt(optimizer).asks_for_terms:
         raise UserError(
             f"optimizer {args.optimizer} takes the forget and the retain term apart, and objective {args.objective} "
@@ -173,9 +177,35 @@ def check_shards(args: UnlearnConfig) -> None:
                 raise UserError(f"strategy: fsdp2 with optimizer {record.name!r}: {error}") from error
 
 
-def trial_optimizer(args: UnlearnConfig) -> Any:
+def trial_optimizer(args: UnlearnConfig, tensor: Tensor | None = None) -> Any:
     """The optimizer of a config on a small tensor: what it will need is asked of it before there is a model."""
-    return create_optimizer(args.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], **optimizer_settings(args))
+    trial = torch.nn.Parameter(torch.zeros(2, 2) if tensor is None else tensor)
+    return create_optimizer(args.optimizer, [trial], **optimizer_settings(args))
+
+
+def _check_first_step(args: UnlearnConfig) -> None:
+    """Let an optimizer that is not letgo's, here or inside another, take a step on a small matrix: what it can't do
+    (dense gradients, say) it tells only then."""
+    optimizer = trial_optimizer(args, torch.linspace(0.1, 1.0, 64).reshape(8, 8))
+    if all(isinstance(inner, OptimizerProtocol) for inner in every_optimizer(optimizer)):
+        return
+    parameters = parameters_of(optimizer)
+
+    def evaluate() -> Tensor:
+        return torch.stack([parameter.float().square().mean() for parameter in parameters]).sum()
+
+    def closure(part: str | None = None) -> Tensor:
+        optimizer.zero_grad()
+        loss = evaluate()
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
+
+    adapt(optimizer).use_labels(lambda generator: (evaluate(), 1))
+    try:
+        optimizer.step(closure)
+    except Exception as error:  # another library's, of any kind
+        raise UserError(f"optimizer {args.optimizer!r} can't step a dense matrix: {first_line(error)}") from error
 
 
 def planned_steps(args: UnlearnConfig, rows: int, readers: int | None = None) -> tuple[int, int]:

@@ -215,7 +215,7 @@ def check_attacks_early(specs: Iterable[str]) -> None:
         name, settings = parse_spec(link)
         # `search` alone stands for the usual number of trials.
         given = {key: value for key, value in settings.items() if (key, value) != ("search", True)}
-        ATTACKS.check_early(name, given, also="letgo.attacks.engine.spec:_Options", skip=("victim",))
+        ATTACKS.check_early(name, given, also="letgo.attacks.engine.spec:Options", skip=("victim",))
 
 
 def _fields() -> Kinds | None:

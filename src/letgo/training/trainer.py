@@ -1,9 +1,9 @@
 """`UnlearnTrainer`: transformers' Trainer, driving optimizers of every grade through one closure.
 
 `Trainer` calls `optimizer.step()` without a closure, at one place, and that loop is left alone. When the next step
-needs a closure (`optimizer.needs_closure`: zeroth order, the hybrid's zeroth-order phase), `training_step` does no
-backward pass and only keeps the micro-batches of the accumulation window; a step pre-hook then hands the optimizer a
-closure over them. Checkpoints, resuming, logging, clipping and schedules stay Trainer's own.
+needs a closure (`optimizer.needs_closure`: zeroth order, the hybrid's zeroth-order phase), it is handed one over the
+micro-batches of the accumulation window (`letgo.training.closures`). Checkpoints, resuming, logging, clipping and
+schedules stay Trainer's own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from letgo.core import processes
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.files import append_json_line, write_json_lines
+from letgo.core.own import code_in_use
 from letgo.core.progress import Quiet, Reporter, Task
 from letgo.core.ranks_lost import rank_loss_named
 from letgo.data.pairs import ForgetRetainDataset, collate_pairs
@@ -39,13 +40,14 @@ from letgo.optim.drive import Drive, sampled_labels_loss
 from letgo.optim.engine.moved import MEASURES, Gauge
 from letgo.optim.engine.shards import cut_state, whole_state
 from letgo.training.checkpoints import facts_of, last_checkpoint, mark_complete, remove_older
+from letgo.training.closures import KeepsWindow
 from letgo.training.config import UnlearnConfig
 from letgo.training.distributed import TrainingRanks, load_whole_weights
 from letgo.training.looks import Looks, is_look, look_of, looks_in
 from letgo.training.run_plan import NO_TERMS, fitted_steps, optimizer_settings
 
 
-class UnlearnTrainer(Trainer):
+class UnlearnTrainer(KeepsWindow, Trainer):
     """Train a model with an objective and an optimizer of the catalog.
 
     Args:
@@ -212,12 +214,6 @@ class UnlearnTrainer(Trainer):
         deferred = self._defer_fsdp_gradient_reduction if self.training_ranks.sharded else None
         return deferred() if deferred is not None else self.accelerator.no_sync(model)
 
-    def _clip(self, parameters: list[Tensor]) -> None:
-        """Clip the gradients of a step that runs the closure itself: it has none yet when Trainer clips."""
-        if self.args.max_grad_norm and any(p.grad is not None for p in parameters):
-            norm = self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
-            self._closure_norm = None if norm is None else float(norm)
-
     def _sampled_labels_loss(self, generator: torch.Generator) -> tuple[Tensor, int]:
         """For Sophia's Gauss-Newton-Bartlett estimate: the mean cross-entropy of labels drawn from the model at the
         label positions of the window's forget and retain rows, and their number."""
@@ -237,15 +233,11 @@ class UnlearnTrainer(Trainer):
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Trainer's own, but for a step that needs a closure: then the batch is only kept."""
-        inputs = self._prepare_inputs(inputs)
+        """As of any Trainer with closures; an objective may first shift the batch against the model."""
         model.train()
         # Of the model inside: what wraps it waits for a backward pass of its weights.
-        inputs = self.objective.attacked(self.model, inputs)
-        if not self.drive.protocol.needs_closure:
-            return super().training_step(model, inputs, num_items_in_batch)
-        self._window.append(inputs)
-        return torch.zeros((), device=self.args.device)
+        inputs = self.objective.attacked(self.model, self._prepare_inputs(inputs))
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self,
@@ -539,7 +531,8 @@ class _Bookkeeping(TrainerCallback):
         directory = Path(str(trainer.args.output_dir))
         checkpoint = directory / f"checkpoint-{trainer.state.global_step}"
         weight = {"retain_weight": trainer.objective.retain_weight} if trainer.objective.dual else {}
-        mark_complete(checkpoint, forget_rows_a_step=trainer.training_ranks.window_rows(), **weight)
+        code = {name: code.sha256 for name, code in code_in_use().items()}
+        mark_complete(checkpoint, forget_rows_a_step=trainer.training_ranks.window_rows(), code=code, **weight)
         if trainer.checkpoints_kept is not None:
             remove_older(directory, checkpoint, trainer.checkpoints_kept)
 

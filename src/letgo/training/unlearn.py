@@ -15,6 +15,7 @@ from letgo.core.environment import give_back_memory
 from letgo.core.errors import UserError
 from letgo.core.files import write_json_lines, write_text
 from letgo.core.locks import only_writer
+from letgo.core.own import expect, noted, recorded_code
 from letgo.core.progress import Reporter
 from letgo.data import check_disjoint
 from letgo.metrics.judgement import judge, levels, nothing_to_forget
@@ -48,6 +49,7 @@ from letgo.training.run_directory import (
     bind_to_beginning,
     check_complete,
     check_directory,
+    code_begun_with,
     finished_result,
     output_directory,
 )
@@ -63,6 +65,7 @@ class Run(LoadedRun):
     tokenizer: Any = None
 
 
+@noted()
 def unlearn(
     config: UnlearnConfig | None = None,
     *,
@@ -102,8 +105,10 @@ def unlearn(
     config = config if config is not None else make_config(settings, where="unlearn()")
     processes.start(config.processes)
     directory = output_directory(config)
-    with only_writer(directory, make=True), remote_code(config.trust_remote_code):
+    # What the config names is the user's own, also where an attack reads it in the record.
+    with only_writer(directory, make=True), remote_code(config.trust_remote_code), recorded_code(True):
         notes = processes.first_does(lambda: check_directory(directory, config, resume=resume)) or []
+        expect(code_begun_with(directory) if resume else {})
         opened = open_run(config, resume, reporter, shared_scores, notes)
         with contextlib.closing(opened.trackers):
             run = recorded_run(opened) or unlearned(opened)

@@ -28,13 +28,14 @@ from letgo.attacks.engine.prompts import only
 from letgo.attacks.engine.search import search
 from letgo.attacks.engine.served import ANSWERS, answers_kept, check_served, open_served
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, apply_attack, check_attacks, plan_attack, plan_attacks
-from letgo.attacks.engine.target import Target, about_audit, measured, open_target
+from letgo.attacks.engine.target import Target, about_audit, code_now, measured, open_target
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample
 from letgo.core import processes
 from letgo.core.catalog import check_arguments
 from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import LOCK_FILE, only_writer
+from letgo.core.own import expect, noted, recorded_code
 from letgo.core.progress import Quiet, Reporter, usual
 from letgo.core.values import Count, Share
 from letgo.data.encode import Template
@@ -65,6 +66,7 @@ MOST_REFERENCES = 16
 _REMEMBERED: dict[str, Answered] = {}
 
 
+@noted()
 def attack(
     directory: Path | str | Served,
     attacks: Sequence[str],
@@ -101,8 +103,8 @@ def attack(
         output: write the result here, and leave the run directory as it is. Without it, a bare model's is not written.
         shared_scores: a folder for runs under the same attack (a sweep's): the first leaves there what the attack left
             of the original and of the retrained model, and the others read it.
-        trust_remote_code: whether the models' own Python code may run; not by default, whatever the run's record says:
-            it may come from somebody else.
+        trust_remote_code: whether the models' own Python code may run, and a benchmark or metrics that the run's record
+            names by a path; not by default, whatever the record says: it may come from somebody else.
 
     In several processes of a launcher, each scores a part and takes a part of the rows of a relearning step; the first
     one writes.
@@ -120,7 +122,8 @@ def attack(
     settings: dict[str, Any] = {"benchmark": benchmark, "original": original, "limit": limit, "template": template}
     folder = output or run_directory(directory)
     # Two that read the record, add to it and write it would lose what the other one added.
-    with only_writer(folder, make=True), remote_code(trust_remote_code), ExitStack() as kept:
+    trusted = (remote_code(trust_remote_code), recorded_code(trust_remote_code or None))
+    with only_writer(folder, make=True), trusted[0], trusted[1], ExitStack() as kept:
         if isinstance(directory, Served):
             check_served(plans, directory, dtype=dtype, shared_scores=shared_scores)
             target = open_served(directory, **settings, retrained=retrained, reporter=reporter)
@@ -128,6 +131,7 @@ def attack(
         else:
             same_engine([directory, *(each for each in (original, retrained) if isinstance(each, Served))])
             target = open_target(directory, **settings, dtype=dtype, reporter=reporter)
+            expect(target.result.code_digests)
             target.check_original()
             processes.first_does(target.check_bound)
         check_attacks(plans, target.victim())
@@ -161,6 +165,7 @@ def with_attack(target: Target, plan: AttackSpec, shared_scores: Path | None = N
     update = {
         "robustness": robustness(merged.attacks),
         "judgement": with_attacks(merged.judgement, merged.attacks),
+        "code": code_now(merged),
     }
     return replace(target.with_rows(f"attack:{plan.label}", rows), result=merged.model_copy(update=update))
 

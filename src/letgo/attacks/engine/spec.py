@@ -21,7 +21,7 @@ from letgo.core.catalog import (
     split_chain,
 )
 from letgo.core.errors import EmptyScoreError, LetgoError, UserError
-from letgo.core.values import Count, Share, Weight, Within
+from letgo.core.values import Count, Share, Weight, Within, shown
 from letgo.runs.results import Result
 
 THRESHOLD = 0.5
@@ -74,8 +74,16 @@ class AttackSpec:
 
 
 @dataclass(frozen=True)
-class _Options:
-    """What a text may set beside the attack's own settings."""
+class Options:
+    """What a text may set beside the attack's own settings.
+
+    Attributes:
+        seeds: it is run under so many seeds, from `seed` on.
+        threshold: the least share of the forgetting kept to have survived.
+        search: so many settings are tried for the strongest.
+        bound: the most utility that an attack found by search may cost.
+        reference: whether the retrained model is attacked too, where there is one.
+    """
 
     seeds: Annotated[int, Within(1, 1000)] = 1
     threshold: Share = THRESHOLD
@@ -133,6 +141,8 @@ def _apply_link(victim: Victim, plan: AttackSpec, name: str, settings: Mapping[s
     ATTACKS.check_settings(name, {**settings, "seed": seed}, skip=("victim",))
     try:
         attacked: Attacked = ATTACKS.load(name)(victim, seed=seed, **settings)
+        if not isinstance(attacked, Attacked):
+            raise UserError(f"attack {name} returns {shown(attacked)}, which is no letgo.attacks Attacked")
         return attacked
     except (TypeError, ValueError) as error:
         if isinstance(error, LetgoError):
@@ -189,11 +199,11 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
     what = f"attack {join_chain(record.name for record in records)!r}"
     options: dict[str, Any] = {}
     for _, settings in parsed:
-        of_all = {key: settings[key] for key in (*settings_of(_Options), "seed") if key in settings}
+        of_all = {key: settings[key] for key in (*settings_of(Options), "seed") if key in settings}
         if twice := [key for key in of_all if key in options]:
             raise UserError(f"{what}: {twice[0]} is of the whole chain; give it in one link alone")
         options |= of_all
-        for key in settings_of(_Options):
+        for key in settings_of(Options):
             settings.pop(key, None)
     options.pop("seed", None)
     given: dict[str, Any] = {key: options[key] for key in ("search", "bound") if key in options}
@@ -204,8 +214,8 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
     if options.get("search") is True:
         options["search"] = TRIALS
     # Those that this attack has no use for are checked too.
-    check_settings(what, [_Options], {"seeds": usual if seeds is None else seeds})
-    check_settings(what, [_Options], options)
+    check_settings(what, [Options], {"seeds": usual if seeds is None else seeds})
+    check_settings(what, [Options], options)
     if given and len(records) > 1:
         raise UserError(
             f"{what}: {next(iter(given))}: a chain is not searched; search each attack by itself, and give the "
@@ -216,8 +226,8 @@ def plan_attack(spec: str, *, seeds: int | None = None, threshold: float = THRES
         raise UserError(f"{what}: {next(iter(given))}: it has no settings to search over; those that have: {known}")
     if "bound" in given and "search" not in given:
         raise UserError(f"{what}: bound is of a search; give search=N too")
-    for record, (_, settings) in zip(records, parsed, strict=True):
-        ATTACKS.check_settings(record.name, settings, skip=("victim",))
+    for name, settings in parsed:
+        ATTACKS.check_settings(name, {"seed": 0, **settings}, skip=("victim",))
     if still := [record.name for record in records[:-1] if not changes_weights(record.name)]:
         raise UserError(f"{what}: {still[0]} leaves the weights as they are: in a chain it can only stand last")
     if "search" in given and not searched(records[-1].name, parsed[-1][1]):

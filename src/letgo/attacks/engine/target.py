@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from letgo.core import processes
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_json_lines
+from letgo.core.own import code_in_use
 from letgo.core.progress import Quiet, Reporter
 from letgo.data.encode import Template
 from letgo.metrics.judgement import judge, judge_levels
@@ -30,6 +31,7 @@ from letgo.runs.digests import check_bound, digests_of, with_model
 from letgo.runs.results import (
     SAMPLES_FILE,
     Audit,
+    CodeDigest,
     Digests,
     Metrics,
     Result,
@@ -191,7 +193,7 @@ def open_targets(
         data: Benchmark = create_benchmark(benchmark)
         asked, measured_on = template, benchmark
     elif config is not None:
-        data = benchmark_of(config)
+        data = benchmark_of(config, recorded=True)
         asked, measured_on = template or config.get("template"), str(config.get("benchmark") or "the run's own rows")
     else:
         raise UserError("none of these is a run, so what to measure on is not known: name a --benchmark")
@@ -388,8 +390,14 @@ def measured(target: Target, folder: Path | None = None) -> Target:
         "headlines": floors,
         "digests": processes.first_does(lambda: digests_of_target(target)),
         "judgement": judgement,
+        "code": code_now(target.result),
     }
     return replace(target, weights=weights, result=target.result.model_copy(update=update))
+
+
+def code_now(result: Result) -> dict[str, CodeDigest]:
+    """The code that is not letgo's own by which a record was made, with what was imported since."""
+    return result.code | {name: CodeDigest(**asdict(code)) for name, code in code_in_use().items()}
 
 
 def digests_of_target(target: Target) -> Digests:

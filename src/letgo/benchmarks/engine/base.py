@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, get_args
 
-from letgo.benchmarks import BENCHMARKS
+from letgo.benchmarks import BENCHMARKS, BenchmarkRecord
 from letgo.benchmarks.engine.items import FEW_TEXTS, Item, Sample, SetName, Text, few_of, limited
+from letgo.benchmarks.engine.own_metrics import OwnMetric, metrics_over_sets, own_metrics, with_metrics
 from letgo.benchmarks.engine.questions import (
     QUESTION_SCORES,
     QUESTION_SETS,
@@ -32,6 +33,7 @@ from letgo.benchmarks.engine.requests import Work, asked_of, joined, run_works
 from letgo.core.catalog import did_you_mean
 from letgo.core.errors import EmptyScoreError, UserError
 from letgo.core.progress import Quiet, Reporter
+from letgo.core.values import shown
 from letgo.data.binding import row_value
 from letgo.data.encode import Encoded, EncodedRows, EncodeOptions, Template, encode_rows, resolve_template
 from letgo.data.rows import Row
@@ -45,6 +47,9 @@ RETRAINED = "retrained"
 """The reference that never saw the forget set."""
 STAND_IN = "forget_rouge"
 """What forgetting is judged by where no headline can be measured."""
+Learn = Literal["full", "retain"]
+"""What the models that a benchmark begins with are taught: all of it, or all but the forget set."""
+LEARN = get_args(Learn)
 _NAMED = 4
 """Sets that a note names one by one."""
 
@@ -67,6 +72,7 @@ class Benchmark:
         version: raised whenever the same model would score otherwise: scores of two versions are never compared.
         provenance: where the data came from (repository and commit, or folder), for the record.
         notes: remarks on the scores: what is missing and why.
+        own_metrics: the user's, which are taken of every sample beside the benchmark's scores.
         sequence: specs of the benchmarks that this one stands for, to be unlearned one after another; with `chained`
             each starts from the model that the one before it left, else all start from the same model.
     """
@@ -87,6 +93,7 @@ class Benchmark:
     sequence: tuple[str, ...] = ()
     chained: bool = False
     control: Sequence[Row] = ()
+    own_metrics: Sequence[OwnMetric] = ()
 
     def __post_init__(self) -> None:
         if not self.headlines and self.name in BENCHMARKS:
@@ -181,7 +188,7 @@ class Benchmark:
         work = self.work(model, tokenizer, limit=limit, template=template)
         if not work.size:
             raise EmptyScoreError(f"benchmark {self.name!r} has nothing to score")
-        return asked_of(self.name, work, backend_of(model))
+        return with_metrics(asked_of(self.name, work, backend_of(model)), self.own_metrics)
 
     def samples(
         self,
@@ -206,7 +213,7 @@ class Benchmark:
         """The metrics of samples: the benchmark's own, general perplexity and degeneration, and the membership AUC
         where forget and holdout texts were scored; an error where there is none."""
         every = list(samples)
-        metrics = self.metrics_of(every) | general_metrics(every)
+        metrics = self.metrics_of(every) | general_metrics(every) | metrics_over_sets(every, self.own_metrics)
         if "forget_membership_auc" not in metrics:
             metrics |= membership_metrics(every)
         if not metrics:
@@ -255,11 +262,33 @@ class Benchmark:
         return {"benchmark": self.name, "version": self.version, "template": form, **self.provenance}
 
 
+def completed(made: Any, record: BenchmarkRecord, settings: Mapping[str, Any], metrics: Sequence[str]) -> Benchmark:
+    """A benchmark with the user's own metrics, and the user's own benchmark under the name that leads to it."""
+    if not isinstance(made, Benchmark):
+        raise UserError(f"benchmark {record.name!r} gives {shown(made)}, which is no letgo Benchmark")
+    if record.faithfulness == "yours":
+        given = made.headlines or record.headlines
+        made = replace(made, name=record.name, settings=dict(settings), headlines=given)
+    return replace(made, own_metrics=own_metrics(metrics))
+
+
 def headlines_of(benchmark: Benchmark, measured: Metrics) -> dict[str, float]:
     """The headlines as a result records them, of those that were measured: metric -> what a model that knows nothing
     scores. Through a server that gives no log-probabilities, ROUGE stands in for them."""
     floors = {metric: floor for metric, floor in benchmark.headline_floors.items() if metric in measured}
     return floors or ({STAND_IN: 0.0} if STAND_IN in measured else benchmark.headline_floors)
+
+
+def to_learn(
+    name: str, learn: Learn | None, forget: Sequence[Row], kept: Sequence[Row], notes: list[str]
+) -> tuple[list[Row], list[Row]]:
+    """The rows to forget and to keep; with `learn` nothing is forgotten, and what is to be learned is kept."""
+    if learn is None:
+        return list(forget), list(kept)
+    check_choice(f"{name}: learn", learn, LEARN)
+    learned = [*kept, *forget] if learn == "full" else list(kept)
+    notes.append(f"{name}: {len(learned)} rows to be learned, none to be forgotten (learn={learn})")
+    return [], learned
 
 
 def spec_settings(values: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:

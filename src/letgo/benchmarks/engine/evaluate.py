@@ -19,6 +19,7 @@ from letgo.core.catalog import check_arguments, format_spec
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
 from letgo.core.files import write_json_lines
+from letgo.core.own import noted
 from letgo.core.progress import Quiet, Reporter, usual
 from letgo.core.values import Count
 from letgo.data.encode import Template
@@ -35,10 +36,12 @@ PARTIAL_FILE = "scores.partial.jsonl"
 """In an output directory: what an evaluation has scored so far; removed when it is finished."""
 
 
+@noted()
 def evaluate(
     model: str | Path | Served,
     benchmarks: Sequence[str | Benchmark],
     *,
+    metrics: Sequence[str] = (),
     limit: Count | None = None,
     output: Path | None = None,
     dtype: str = "float32",
@@ -54,6 +57,7 @@ def evaluate(
         model: a directory, a hub id, or a built-in model's name; or one behind a server
             (`letgo.scoring.server.served.connect`), which is asked as far as it can be.
         benchmarks: each "NAME:key=value,…", or a `Benchmark`.
+        metrics: of one's own, each "package.module.name:key=value,…": taken of every sample too.
         limit: at most so many items of each set.
         output: a directory for `result.json` and `samples.jsonl`, in a folder a benchmark where there are several.
         dtype: the weights' type.
@@ -77,7 +81,7 @@ def evaluate(
     check_arguments(evaluate, limit=limit, template=template)
     processes.start()
     processes.first_does(lambda: _check_output(output, resume))
-    built = _built(benchmarks)
+    built = _built(benchmarks, metrics)
     reporter = usual(reporter) if processes.is_first() else Quiet()
     for benchmark in built.values():
         benchmark.prepare()
@@ -115,6 +119,7 @@ def evaluate(
             "benchmark": spec,
             "eval_limit": limit,
             "template": template,
+            **({"metrics": list(metrics)} if metrics else {}),
         } | engine
         results[spec] = Result(
             run_id=processes.agreed(new_run_id(created, EVALUATION)),
@@ -167,10 +172,10 @@ def _engine(
     return engine, remarks
 
 
-def _built(benchmarks: Sequence[str | Benchmark]) -> dict[str, Benchmark]:
+def _built(benchmarks: Sequence[str | Benchmark], metrics: Sequence[str]) -> dict[str, Benchmark]:
     built: dict[str, Benchmark] = {}
     for given in benchmarks:
-        benchmark = given if isinstance(given, Benchmark) else create_benchmark(given)
+        benchmark = given if isinstance(given, Benchmark) else create_benchmark(given, metrics=metrics)
         spec = given if isinstance(given, str) else format_spec(benchmark.name, benchmark.settings)
         if spec in built:
             raise UserError(f"benchmark {spec!r} is named twice")

@@ -247,6 +247,10 @@ PINNED: Mapping[str, Source] = {
         Source("tofu", "locuslab/TOFU", "324592d84ae4f482ac7249b9285c2ecdb53e3a68"),
         Source("muse-news", "muse-bench/MUSE-News", "506bd5b150b92814d45e4404a82f120ab2d748bf"),
         Source("muse-books", "muse-bench/MUSE-Books", "051ba90319e920d410d87cfdbd61f25843c1b892"),
+        # Their commits can't be seen from where this was written: none is pinned, and the record has the one read.
+        Source("rwku", "jinzhuoran/RWKU", "main"),
+        Source("knowundo", "zjunlp/KnowUnDo", "main"),
+        Source("lume", "llmunlearningsemeval2025organization/semeval25-unlearning-dataset-public", "main", gated=True),
         Source("wmdp", "cais/wmdp", "7125571f22f032c56415e7980f48d877dd830ff8", beside=True),
         Source("wmdp-corpora", "cais/wmdp-corpora", "daf89fa9b618b63a624228061a9cebacca88009c", beside=True),
         # The form asks who one is and what for; its commits can't be seen without access, so none can be pinned here.

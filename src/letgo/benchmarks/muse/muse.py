@@ -12,7 +12,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Unpack
 
-from letgo.benchmarks.engine.base import Benchmark, Item, Sample, Text, check_choice, checked_limit, spec_settings
+from letgo.benchmarks.engine.base import (
+    Benchmark,
+    Item,
+    Learn,
+    Sample,
+    Text,
+    check_choice,
+    checked_limit,
+    spec_settings,
+    to_learn,
+)
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import limited
 from letgo.benchmarks.engine.open_unlearning import MUSE_FILE, eval_file, read_membership_auc
@@ -59,6 +69,7 @@ def muse(
     general: bool = True,
     limit: Count | None = None,
     train_limit: Count | None = None,
+    learn: Learn | None = None,
     data: str | None = None,
     revision: str | None = None,
 ) -> Muse:
@@ -74,6 +85,8 @@ def muse(
         general: also measure perplexity on letgo's own paragraphs, to tell a broken model from a forgetful one.
         limit: score at most so many rows of each set; the benchmark has 100.
         train_limit: train on at most so many forget texts, and as many retain texts.
+        learn: makes the models that the benchmark begins with, by objective `ft`: nothing is forgotten; the model
+            learns forget and retain texts (`full`) or the retain texts alone (`retain`, the model that never knew).
         data: a folder with the hub's layout; by default LETGO_DATA's `muse-news` or `muse-books`, else the hub.
         revision: another commit of the hub.
 
@@ -84,6 +97,8 @@ def muse(
     check_choice("muse: corpus", corpus, CORPORA)
     check_choice("muse: retain", retain, ("retain1", "retain2"))
     sequence: tuple[str, ...] = ()
+    if learn is not None and request in SEQUENCES:
+        raise UserError(f"muse: request={request} stands for four runs, and learn={learn} makes one model")
     if request is not None:
         check_choice("muse: request", request, [*SEQUENCES, *chain(*SEQUENCES.values())])
         if corpus != "news":
@@ -99,6 +114,7 @@ def muse(
     kept = reader.rows("raw", retain, trained)
     if trained is not None:
         notes.append(f"muse: trained on the first {len(forget)} forget and {len(kept)} retain texts (train_limit)")
+    forget, kept = to_learn("muse", learn, forget, kept, notes)
     texts = [text for split in ("forget", "retain", "holdout") for text in reader.texts(split, scored)]
     items = reader.items("verbmem", "forget", ("prompt", "gt"), scored)
     for name in ("forget", "retain"):

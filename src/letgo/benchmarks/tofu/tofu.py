@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack
 
-from letgo.benchmarks.engine.base import Benchmark, check_choice, check_whole, checked_limit, spec_settings
+from letgo.benchmarks.engine.base import (
+    Benchmark,
+    Learn,
+    check_choice,
+    check_whole,
+    checked_limit,
+    spec_settings,
+    to_learn,
+)
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.benchmarks.engine.items import Item, Sample, limited
 from letgo.benchmarks.engine.open_unlearning import TOFU_FILE, eval_file, read_truth_ratios
@@ -53,8 +61,6 @@ SCORED_ROWS = 300
 AUTHOR_ROWS = 20
 LENGTH = 200
 """Tokens, prompt and all, of what is scored and of what is generated."""
-Learn = Literal["full", "retain"]
-LEARN = get_args(Learn)
 _FEWEST_TOKENS = 16
 VERSION = 1
 
@@ -102,8 +108,6 @@ def tofu(
     check_choice("tofu: split", split, SPLITS)
     check_choice("tofu: template", template, ("auto", *FORMS))
     check_whole("tofu: length", length, _FEWEST_TOKENS)
-    if learn is not None:
-        check_choice("tofu: learn", learn, LEARN)
     scored, trained = checked_limit(limit), checked_limit(train_limit)
     tables = PINNED["tofu"].open(data=data, revision=revision)
     notes: list[str] = []
@@ -256,11 +260,7 @@ class _TofuReader:
         if limit is not None:
             counts = f"{len(forget)} forget and {len(kept)} retain rows"
             self.notes.append(f"tofu: trained on the first {counts} (train_limit)")
-        if learn is None:
-            return forget, kept
-        learned = [*kept, *forget] if learn == "full" else kept
-        self.notes.append(f"tofu: {len(learned)} rows to be learned, none to be forgotten (learn={learn})")
-        return [], learned
+        return to_learn("tofu", learn, forget, kept, self.notes)
 
     def rows(self, config: str, limit: int | None, first_author: int) -> list[Row]:
         table = self._table(config, (), limit, "what is trained on is")
