@@ -220,8 +220,13 @@ def _content(path: Path) -> Any:
         return _steady(json.loads(path.read_text(encoding="utf-8")))
     if path.suffix in (".safetensors", ".gguf"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
+    raw = path.read_bytes()
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return hashlib.sha256(raw).hexdigest()
     # A card and a page tell when it was made, how long it took, in how much memory.
-    return re.sub(r"\d{4}-\d\d-\d\dT\S+|[\d.,]+ (s|min|h|MB|GB)\b", "N", path.read_text(encoding="utf-8"))
+    return re.sub(r"\d{4}-\d\d-\d\dT\S+|[\d.,]+ (s|min|h|MB|GB)\b", "N", text)
 
 
 def _steady(value: Any) -> Any:

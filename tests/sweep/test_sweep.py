@@ -18,6 +18,7 @@ from letgo.sweep.cell import SCORES
 from letgo.sweep.execute import sweep
 from letgo.sweep.grid import read_grid
 from letgo.sweep.table import TABLE_FILE, lines
+from letgo.training.run_directory import BEGUN
 from tests.warm import HANGS
 
 TUNED = {
@@ -90,6 +91,18 @@ def test_a_damaged_cell_is_named_and_the_rest_goes_on(small, damage):
     assert sweep(grid, resume=True, retry_failed=True) == whole
     assert (grid.output / TABLE_FILE).read_text() == table
     assert os.path.lexists(path.with_name("result.json.unreadable")), "nothing is thrown away"
+
+
+def test_what_follows_a_record_is_finished_too(small):
+    """Killed after a run's record, or after an attack's: what only an unfinished run needs is there, the card is old."""
+    grid = small("out", attacks=["quantize:bits=4"])
+    sweep(grid)
+    first, second = (grid.output / "runs" / f"all-seed{seed}" for seed in (0, 1))
+    whole = {path: path.read_bytes() for run in (first, second) for path in run.iterdir() if path.is_file()}
+    (first / "README.md").write_text("of before the attack")
+    (second / BEGUN).write_text("{}")
+    assert len(sweep(grid, resume=True).cells("finished")) == 2
+    assert {path: path.read_bytes() for run in (first, second) for path in run.iterdir() if path.is_file()} == whole
 
 
 def test_a_folder_of_other_things_is_refused(small):

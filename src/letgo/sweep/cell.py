@@ -18,6 +18,7 @@ from letgo.runs.results import Result, Strict, is_run, read_result, validated
 from letgo.sweep.workers import CellTask
 from letgo.training.attack import attack
 from letgo.training.config import make_config
+from letgo.training.run_directory import unsettled
 from letgo.training.unlearn import unlearn
 
 ERROR_FILE = "error.json"
@@ -55,7 +56,9 @@ def outcome(task: CellTask) -> CellOutcome | None:
         return CellOutcome(None, str(damage))
     if result.status == "failed":
         return CellOutcome(None, "; ".join(result.reasons))
-    return CellOutcome(result) if not _missing(task, result) else None
+    if _missing(task, result) or unsettled(task.directory, result):
+        return None
+    return CellOutcome(result)
 
 
 def run_task(task: CellTask) -> Literal["over", "busy"]:
@@ -77,7 +80,8 @@ def run_task(task: CellTask) -> Literal["over", "busy"]:
 def _do(task: CellTask) -> None:
     directory, shared = task.directory, task.directory.parents[1] / SCORES
     try:
-        if not is_run(directory) or read_result(directory).status == "failed":
+        recorded = read_result(directory) if is_run(directory) else None
+        if recorded is None or recorded.status == "failed" or unsettled(directory, recorded):
             config = make_config({**task.settings, "output_dir": str(directory)}, where=directory.name)
             unlearn(config, resume=directory.is_dir(), shared_scores=shared)
         if task.tags and not (directory / TAGS_FILE).is_file():

@@ -119,7 +119,13 @@ def check_complete(directory: Path) -> None:
 
 def left_to_do(directory: Path, config: UnlearnConfig, result: Result) -> bool:
     """Whether a finished run's attacks, card or push are missing, or its remains were not removed."""
-    if config.push_to_hub or missing_attacks(config.attacks_made, result) or _remains(directory):
+    return config.push_to_hub or bool(missing_attacks(config.attacks_made, result)) or unsettled(directory, result)
+
+
+def unsettled(directory: Path, result: Result) -> bool:
+    """Whether what follows the record of a run, or of an attack on it, was cut off: what only an unfinished run needs
+    is still there, or the card is not this record's."""
+    if _remains(directory):
         return True
     path = directory / CARD_FILE
     return not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != card(result)
