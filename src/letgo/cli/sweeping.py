@@ -116,6 +116,8 @@ def _print_table(state: Sweep, grid: Grid) -> None:
         shown[short[label]] = [f"{fmean(kept):.0%}\nworst {min(kept):.0%}" if kept else "–" for kept in each]
     forget = [column.title for column in metrics if column.key.startswith("forget_")]
     print_columns(shown, [*reversed(short.values()), *reversed(forget), "group"])
+    if labels:
+        typer.echo(f"attacks: {'; '.join(labels)}")
     if state.unreached():
         typer.echo(f"* never reached {state.target}" + (f" with {state.bound}" if state.bound else ""))
     for status in ("collapsed", "failed", "pending"):
