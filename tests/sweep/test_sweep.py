@@ -94,7 +94,7 @@ def test_a_damaged_cell_is_named_and_the_rest_goes_on(small, damage):
 
 
 def test_what_follows_a_record_is_finished_too(small):
-    """Killed after the record of a run, or of an attack: what only an unfinished run needs is there, the card is old."""
+    """Killed after the record of a run, or of an attack: its remains are there, its card is old."""
     grid = small("out", attacks=["quantize:bits=4"])
     sweep(grid)
     first, second = (grid.output / "runs" / f"all-seed{seed}" for seed in (0, 1))
