@@ -70,7 +70,7 @@ def test_a_sweep_shows_a_row_for_each_group_with_means(swept):
     assert "Target: forget_accuracy &lt;= 0.4" in html
     assert "<td>0.50</td>" in html
     assert "<td>31 %</td>" in html
-    assert html.count("data:image/svg+xml;base64,") == 1
+    assert html.count("data:image/svg+xml;base64,") == 2, "the map and the frontier"
 
 
 def test_a_sweep_none_of_whose_cells_ran_is_shown(tmp_path):
@@ -144,7 +144,7 @@ def test_figures_take_a_run_a_result_a_directory_or_several(loaded, swept):
     one = letgo.plot_attacks(loaded)._repr_svg_()
     assert letgo.plot_attacks(loaded.result)._repr_svg_() == one
     assert letgo.plot_attacks(str(loaded.directory))._repr_svg_() == one
-    assert [row[0] for row in letgo.plot_runs(swept).table] == []
+    assert [row[0] for row in letgo.plot_runs(swept).table] == ["1†. seed 0", "2†. seed 1"]
     assert len(letgo.plot_runs([loaded, loaded.result]).table) == 2
     assert letgo.plot_attack(loaded, "relearn").title == "During the attack relearn"
 
