@@ -145,7 +145,7 @@ def test_figures_take_a_run_a_result_a_directory_or_several(loaded, swept):
     assert letgo.plot_attacks(loaded.result)._repr_svg_() == one
     assert letgo.plot_attacks(str(loaded.directory))._repr_svg_() == one
     assert [row[0] for row in letgo.plot_runs(swept).table] == ["1†. seed 0", "2†. seed 1"]
-    assert len(letgo.plot_runs([loaded, loaded.result]).table) == 2
+    assert len(letgo.plot_runs([loaded, loaded.directory]).table) == 2
     assert letgo.plot_attack(loaded, "relearn").title == "During the attack relearn"
 
 
