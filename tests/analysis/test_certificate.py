@@ -251,7 +251,7 @@ def test_a_document_of_another_schema_or_none_is_refused(run):
 def test_without_anything_to_keep_utility_is_said_to_be_unknown(run, monkeypatch):
     whole = benchmark_of(read_result(run).config)
     bare = replace(whole, items=[item for item in whole.items if item.set == "forget"], texts=[])
-    monkeypatch.setattr("letgo.attacks.engine.target.benchmark_of", lambda config: bare)
+    monkeypatch.setattr("letgo.attacks.engine.target.benchmark_of", lambda config, **_: bare)
     found = certificate(run, sigma=0.01, rerun=False, **QUICK)
     assert found.plain_utility == found.smoothed[0].utility == {}
     assert found.smoothed[0].collapsed == []

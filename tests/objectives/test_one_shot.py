@@ -208,7 +208,8 @@ def test_what_is_frozen_stays(data):
         before = copy.deepcopy(model)
         ONE_SHOT.load(name)(model, data)
         for (key, now), was in zip(model.named_parameters(), before.parameters(), strict=True):
-            assert torch.equal(now, was) == (not was.requires_grad), (name, key)
+            moves = was.requires_grad and (name != "repselect" or (".mlp." in key and was.ndim == 2))
+            assert torch.equal(now, was) != moves, (name, key)
 
 
 @pytest.mark.parametrize(

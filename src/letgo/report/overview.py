@@ -102,13 +102,15 @@ def heat_map(shown: Sequence[Entry], labels: Sequence[str], identifier: str) -> 
         caption += f" The {len(drawn)} settings that kept most; {len(shown) - len(drawn)} more stand in the table."
     table = [[e.title, names[label], *_row(e, label)] for e in shown for label in labels]
     weakest = [e.weakest.value for e in shown if e.weakest]
-    span = f"; under its hardest attack a setting kept {percent(min(weakest))} to {percent(max(weakest))}"
+    span = ""
+    if weakest:
+        span = f"; under its hardest attack a setting kept {percent(min(weakest))} to {percent(max(weakest))}"
     return Figure(
         plot,
         identifier,
         "Forgetting kept under each attack",
         caption,
-        f"{len(shown)} settings under {len(labels)} attacks{span if weakest else ''}; the table has every value",
+        f"{len(shown)} settings under {len(labels)} attacks{span}; the table has every value",
         header=["setting", "attack", "kept", "95 % interval", "worst run", "outcome"],
         table=table,
     )

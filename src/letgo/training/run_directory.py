@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from letgo.attacks.engine.spec import missing_attacks
@@ -94,9 +95,12 @@ def code_begun_with(directory: Path) -> dict[str, str]:
     begun; none where there is nothing to go on from."""
     if (result := finished_result(directory)) is not None:
         return result.code_digests
-    checkpoint = last_checkpoint(directory)
-    begun: dict[str, str] = {} if checkpoint is None else facts_of(checkpoint).get("code", {})
-    return begun
+    for checkpoint in checkpoints(directory):
+        # One that is damaged is not gone on from.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            begun: dict[str, str] = facts_of(checkpoint).get("code", {})
+            return begun
+    return {}
 
 
 def remove_remains(directory: Path) -> None:
