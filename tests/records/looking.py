@@ -131,7 +131,8 @@ def _look(root: Path) -> Counter[str]:
         check(len(left_out) == len(set(left_out)), words, f"named twice: {err}")
         text = page.read_text() if words[0] == "report" else brief.read_text()
         for name in ("good", *cells, *(["bad"] if run else [])):
-            check(re.search(rf"(\. |<h1>){name}</h|/{name} \(|title=\"{name}\"", text) is not None, words, f"{name} is not there")
+            there = re.search(rf"(\. |<h1>){name}</h|/{name} \(|title=\"{name}\"", text)
+            check(there is not None, words, f"{name} is not there")
         if words[0] == "report":
             check(len(left_out) == (not run) + lost + len(files), words, f"{err}\n{files}")
         check(not UNSAFE.search(text), words, "control characters in the page")
