@@ -12,7 +12,9 @@ import time
 import pytest
 
 from letgo.core.errors import UserError
+from letgo.report.card import card_of
 from letgo.runs import Index
+from letgo.runs.results import read_result
 from letgo.runs.sweeps import read_sweep
 from letgo.sweep.cell import SCORES
 from letgo.sweep.execute import sweep
@@ -103,6 +105,18 @@ def test_what_follows_a_record_is_finished_too(small):
     (second / BEGUN).write_text("{}")
     assert len(sweep(grid, resume=True).cells("finished")) == 2
     assert {path: path.read_bytes() for run in (first, second) for path in run.iterdir() if path.is_file()} == whole
+
+
+def test_an_old_card_is_written_anew_without_the_model(small, monkeypatch):
+    """Also of a run whose settings another letgo would no longer go on with."""
+    grid = small("out", attacks=["quantize:bits=4"])
+    sweep(grid)
+    run = grid.output / "runs" / "all-seed0"
+    (run / "README.md").write_text("of before the attack")
+    (run / "config.yaml").unlink()
+    monkeypatch.setattr("letgo.sweep.cell.unlearn", lambda *_, **__: pytest.fail("nothing is to be unlearned"))
+    assert len(sweep(grid, resume=True).cells("finished")) == 2
+    assert (run / "README.md").read_text() == card_of(run, read_result(run))
 
 
 def test_a_folder_of_other_things_is_refused(small):

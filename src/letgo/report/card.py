@@ -44,8 +44,13 @@ def write_model_card(directory: Path, result: Result) -> Path:
     """Write `directory`/README.md from the result; returns its path. It names the base model only where that is a hub's
     (`owner/name`), and no path of this machine."""
     path = directory / CARD_FILE
-    write_text(path, card(result, has_config=(directory / CONFIG_FILE).is_file()))
+    write_text(path, card_of(directory, result))
     return path
+
+
+def card_of(directory: Path, result: Result) -> str:
+    """The card that a directory is to have."""
+    return card(result, has_config=(directory / CONFIG_FILE).is_file())
 
 
 def card(result: Result, *, has_config: bool = True, published: bool = False, merged: bool = False) -> str:

@@ -12,13 +12,14 @@ from letgo.core.errors import LetgoError, UserError, WorldError, as_world_error
 from letgo.core.files import read_json, write_json
 from letgo.core.locks import locked
 from letgo.core.own import recorded_code
+from letgo.report.card import write_model_card
 from letgo.runs import unrecorded
 from letgo.runs.record import TAGS_FILE, write_tags
 from letgo.runs.results import Result, Strict, is_run, read_result, validated
 from letgo.sweep.workers import CellTask
 from letgo.training.attack import attack
 from letgo.training.config import make_config
-from letgo.training.run_directory import unsettled
+from letgo.training.run_directory import unpublished, unsettled
 from letgo.training.unlearn import unlearn
 
 ERROR_FILE = "error.json"
@@ -81,9 +82,11 @@ def _do(task: CellTask) -> None:
     directory, shared = task.directory, task.directory.parents[1] / SCORES
     try:
         recorded = read_result(directory) if is_run(directory) else None
-        if recorded is None or recorded.status == "failed" or unsettled(directory, recorded):
+        if recorded is None or recorded.status == "failed" or unpublished(directory):
             config = make_config({**task.settings, "output_dir": str(directory)}, where=directory.name)
             unlearn(config, resume=directory.is_dir(), shared_scores=shared)
+        elif unsettled(directory, recorded):
+            write_model_card(directory, recorded)
         if task.tags and not (directory / TAGS_FILE).is_file():
             write_tags(directory, tuple(task.tags))
         if missing := _missing(task, read_result(directory)):

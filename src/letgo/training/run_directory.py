@@ -9,7 +9,7 @@ from letgo.attacks.engine.spec import missing_attacks
 from letgo.core.errors import LetgoError, UserError
 from letgo.core.files import read_json, remove_abandoned, write_json
 from letgo.core.locks import LOCK_FILE
-from letgo.report.card import CARD_FILE, card
+from letgo.report.card import CARD_FILE, card_of
 from letgo.runs.digests import check_begun_with
 from letgo.runs.results import CONFIG_FILE, LIVE_FILE, Digests, Result, is_run, read_result, validated
 from letgo.scoring.resume_log import PARTIAL
@@ -127,12 +127,17 @@ def left_to_do(directory: Path, config: UnlearnConfig, result: Result) -> bool:
 
 
 def unsettled(directory: Path, result: Result) -> bool:
-    """Whether what follows the record of a run, or of an attack on it, was cut off: what only an unfinished run needs
-    is still there, or the card is not this record's."""
-    if _remains(directory):
+    """Whether what follows the record of a run, or of an attack on it, was cut off: it is `unpublished`, or its card is
+    not this record's."""
+    if unpublished(directory):
         return True
-    path = directory / CARD_FILE
-    return not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != card(result)
+    return (directory / CARD_FILE).read_text(encoding="utf-8", errors="replace") != card_of(directory, result)
+
+
+def unpublished(directory: Path) -> bool:
+    """Whether a recorded run was cut off before its first card: what only an unfinished run needs may still be there,
+    and its export may be missing."""
+    return bool(_remains(directory)) or not (directory / CARD_FILE).is_file()
 
 
 def _check_settings(directory: Path, config: UnlearnConfig) -> list[str]:
