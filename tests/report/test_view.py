@@ -87,6 +87,11 @@ def test_the_first_page_has_every_run_and_sweep_with_what_is_under_way(ask):
     assert "<b>" not in text.replace("<b>1 finished, 2 pending, 1 at work</b>", "")
 
 
+def test_a_sweeps_time_left_counts_the_attacks_of_what_is_finished_once(root):
+    [sweep] = works_in(root)[1]
+    assert sweep.left == 2 * made.result().total_seconds, "two cells are left, and one is at work"
+
+
 def test_a_run_under_way_shows_its_curve_as_it_comes(ask, root):
     status, headers, text = ask("/run/sweep/runs/fozo-0")
     assert (status, headers["Refresh"]) == (200, "3")

@@ -198,9 +198,7 @@ def _sweep(directory: Path, sweep: Sweep, root: Path, works: list[Work]) -> Swee
             cells.append({"name": cell.name, "seed": cell.seed, "status": status, "reason": cell.reason, "link": link})
     counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)]
     counts += [f"{len(busy)} at work"] if busy else []
-    took = [
-        work.result.total_seconds + sum(a.seconds for a in work.result.attacks) for work in mine.values() if work.result
-    ]
+    took = [work.result.total_seconds for work in mine.values() if work.result]
     pending = statuses.count("pending")
     left = sum(took) / len(took) * pending / len(busy) if took and busy and pending else None
     name = directory.relative_to(root).as_posix()
