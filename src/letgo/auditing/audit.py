@@ -13,7 +13,7 @@ import torch
 from letgo.attacks.engine.run import with_attack
 from letgo.attacks.engine.served import ANSWERS, answers_kept, needed, served_target
 from letgo.attacks.engine.spec import THRESHOLD, AttackSpec, check_attacks, plan_attack
-from letgo.attacks.engine.target import Target, about_audit, digests_of_target, measured, open_bare
+from letgo.attacks.engine.target import Target, about_audit, begun_with, measured, open_bare
 from letgo.auditing.early import check_asked, requirement, seconds_asked, tries_asked
 from letgo.auditing.gate import check_beforehand
 from letgo.auditing.suites import Suite, Try, tries_of
@@ -303,7 +303,7 @@ class Auditing:
         if not served and weights_fingerprint(load_model(str(asked.model), dtype=asked.dtype)) != about.weights:
             raise UserError(f"{asked.model}: its weights are others than those that {self.folder} is of")
         if earlier.digests is not None:
-            check_begun_with(self.folder, earlier.digests, digests_of_target(target))
+            check_begun_with(self.folder, earlier.digests, begun_with(target))
         by_label = {each.label: each for each in plans}
         if missing := [label for label in about.attacks if label not in by_label]:
             raise UserError(f"output directory {self.folder}: the attack {missing[0]} of its plan can't be made here")

@@ -160,7 +160,6 @@ def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = (), problems
         shown.read_samples(revealed)
     statuses = [result.status for result in results]
     style, script = asset("report.css"), asset("report.js")
-    drawn = overview.heat_map(settled, labels, "all-kept"), overview.frontier(settled, labels, "all-frontier")
     return template("report.html.j2").render(
         views=views,
         problems=problems,
@@ -170,7 +169,7 @@ def render(runs: Sequence[LoadedRun], directories: Sequence[Path] = (), problems
         labels=labels,
         names=short_labels(labels),
         varying=[name for name in varying([result.config for result in results]) if name != "seed"],
-        overview=[figure for figure in drawn if figure is not None],
+        overview=overview.figures_of_entries(settled, labels),
         compared=compared(lines, labels, directories, shared),
         subjects=revealed.subjects() if many else [],
         folded=len(runs) > MANY,

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from letgo.attacks import ATTACKS
 from letgo.core.catalog import links_of, parse_chain
 from letgo.core.errors import UserError
 from letgo.report.rendering import asset, policy, template, write_page
-from letgo.report.wording import MEANS, OTHER_MEANS
+from letgo.report.wording import means_of
 from letgo.runs.register import AS_IT_IS, Outcome, Request, SubjectOutcome, find_request, read_register, today
 
 
@@ -127,5 +126,4 @@ def _attacked(subject: SubjectOutcome, attacks: Sequence[str]) -> list[str]:
 
 def _words(labels: Sequence[str]) -> str:
     names = [name for label in labels for name, _ in links_of(*parse_chain(label))]
-    means = [MEANS[ATTACKS.record(name).means] if name in ATTACKS else OTHER_MEANS for name in names]
-    return "; ".join(dict.fromkeys(means))
+    return "; ".join(dict.fromkeys(map(means_of, names)))

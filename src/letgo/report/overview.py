@@ -74,7 +74,12 @@ def entries(lines: Sequence[Line], labels: Sequence[str]) -> list[Entry]:
 def figures_of(runs: Sequence[LoadedRun], directories: Sequence[Path] = ()) -> list[Figure]:
     """The map and the frontier of runs, as far as there is something to draw; `directories` as of `lines_of`."""
     labels = attack_labels([run.result for run in runs])
-    shown = entries(lines_of([run for run in runs if run.result.before and run.result.after], directories), labels)
+    lines = lines_of([run for run in runs if run.result.before and run.result.after], directories)
+    return figures_of_entries(entries(lines, labels), labels)
+
+
+def figures_of_entries(shown: Sequence[Entry], labels: Sequence[str]) -> list[Figure]:
+    """The map and the frontier of settings, as far as there is something to draw."""
     drawn = heat_map(shown, labels, "all-kept"), frontier(shown, labels, "all-frontier")
     return [figure for figure in drawn if figure is not None]
 

@@ -28,14 +28,17 @@ def in_words(label: str) -> str:
         names = [name for name, _ in links_of(*parse_chain(label))]
     except UserError:
         names = [label.partition(":")[0]]
-    return ", then ".join(map(_means, names))
+    return ", then ".join(map(_closest, names))
 
 
-def _means(name: str) -> str:
-    if name not in ATTACKS:
-        return OTHER_MEANS
-    record = ATTACKS.record(name)
-    return FAMILIES.get(record.family, MEANS[record.means])
+def means_of(name: str) -> str:
+    """By which means an attack of a name is made."""
+    return MEANS[ATTACKS.record(name).means] if name in ATTACKS else OTHER_MEANS
+
+
+def _closest(name: str) -> str:
+    family = ATTACKS.record(name).family if name in ATTACKS else ""
+    return FAMILIES.get(family) or means_of(name)
 
 
 def wording_caution(result: Result) -> str:

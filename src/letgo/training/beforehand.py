@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from letgo.attacks.engine.base import Victim
 from letgo.attacks.engine.spec import check_attacks, plan_attacks
@@ -22,10 +21,9 @@ from letgo.models.adapters import is_adapter, read_base
 from letgo.models.files import tensors_of, weight_files
 from letgo.models.formats import export_settings
 from letgo.models.load import DTYPES, resolve_model
-from letgo.optim import create_optimizer
-from letgo.optim.base import adapt, state_bytes
+from letgo.optim.base import state_bytes
 from letgo.training.config import UnlearnConfig
-from letgo.training.run_plan import objective_of, optimizer_settings, planned_steps
+from letgo.training.run_plan import objective_of, planned_steps, trial_optimizer, trial_step
 
 if TYPE_CHECKING:
     from letgo.benchmarks.engine.base import Benchmark
@@ -128,19 +126,7 @@ def checkpoints_kept(args: UnlearnConfig, steps: int, epochs: int) -> int:
 
 def _state_share(args: UnlearnConfig) -> float:
     """Bytes of the optimizer's state for each byte of what it trains, after a first step on a small tensor."""
-    parameter = torch.nn.Parameter(torch.ones(_SIDE, _SIDE, dtype=DTYPES[args.dtype]))
-    optimizer = create_optimizer(args.optimizer, [parameter], **optimizer_settings(args))
-
-    def evaluate() -> Tensor:
-        return parameter.float().square().mean()
-
-    def closure(part: str | None = None) -> Tensor:
-        optimizer.zero_grad()
-        loss = evaluate()
-        if loss.requires_grad:
-            loss.backward()
-        return loss.detach()
-
-    adapt(optimizer).use_labels(lambda generator: (evaluate(), 1))
-    optimizer.step(closure)  # type: ignore[arg-type]
-    return state_bytes(optimizer) / parameter.nbytes
+    tensor = torch.ones(_SIDE, _SIDE, dtype=DTYPES[args.dtype])
+    optimizer = trial_optimizer(args, tensor)
+    trial_step(optimizer)
+    return state_bytes(optimizer) / tensor.nbytes

@@ -183,12 +183,8 @@ def trial_optimizer(args: UnlearnConfig, tensor: Tensor | None = None) -> Any:
     return create_optimizer(args.optimizer, [trial], **optimizer_settings(args))
 
 
-def _check_first_step(args: UnlearnConfig) -> None:
-    """Let an optimizer that is not letgo's, here or inside another, take a step on a small matrix: what it can't do
-    (dense gradients, say) it tells only then."""
-    optimizer = trial_optimizer(args, torch.linspace(0.1, 1.0, 64).reshape(8, 8))
-    if all(isinstance(inner, OptimizerProtocol) for inner in every_optimizer(optimizer)):
-        return
+def trial_step(optimizer: Any) -> None:
+    """A first step on the mean squares of a trial optimizer's parameters."""
     parameters = parameters_of(optimizer)
 
     def evaluate() -> Tensor:
@@ -202,8 +198,17 @@ def _check_first_step(args: UnlearnConfig) -> None:
         return loss.detach()
 
     adapt(optimizer).use_labels(lambda generator: (evaluate(), 1))
+    optimizer.step(closure)
+
+
+def _check_first_step(args: UnlearnConfig) -> None:
+    """Let an optimizer that is not letgo's, here or inside another, take a step on a small matrix: what it can't do
+    (dense gradients, say) it tells only then."""
+    optimizer = trial_optimizer(args, torch.linspace(0.1, 1.0, 64).reshape(8, 8))
+    if all(isinstance(inner, OptimizerProtocol) for inner in every_optimizer(optimizer)):
+        return
     try:
-        optimizer.step(closure)
+        trial_step(optimizer)
     except Exception as error:  # another library's, of any kind
         raise UserError(f"optimizer {args.optimizer!r} can't step a dense matrix: {first_line(error)}") from error
 

@@ -234,9 +234,10 @@ class UnlearnTrainer(KeepsWindow, Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """As of any Trainer with closures; an objective may first shift the batch against the model."""
-        model.train()
-        # Of the model inside: what wraps it waits for a backward pass of its weights.
-        inputs = self.objective.attacked(self.model, self._prepare_inputs(inputs))
+        if self.objective.record.adversary is not None:
+            model.train()
+            # Of the model inside: what wraps it waits for a backward pass of its weights.
+            inputs = self.objective.attacked(self.model, self._prepare_inputs(inputs))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from letgo.attacks.engine.base import Victim
 from letgo.benchmarks.engine.base import Benchmark, Item
+from letgo.benchmarks.engine.questions import first_line
 from letgo.benchmarks.engine.requests import Work
 from letgo.core.errors import UserError
 from letgo.data.encode import question_text, resolve_template
@@ -105,7 +106,7 @@ def answers_of(
             samples=samples,
             advance=task.advance,
         )
-    return [[answer.text.strip().split("\n")[0].strip() for answer in answers] for answers in drawn]
+    return [[first_line(answer.text) for answer in answers] for answers in drawn]
 
 
 def spaced(item: Item) -> Item:

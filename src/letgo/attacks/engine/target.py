@@ -388,7 +388,7 @@ def measured(target: Target, folder: Path | None = None) -> Target:
         "status": "collapsed" if reasons else "finished",
         "reasons": reasons,
         "headlines": floors,
-        "digests": processes.first_does(lambda: digests_of_target(target)),
+        "digests": processes.first_does(lambda: _digests(target)),
         "judgement": judgement,
         "code": code_now(target.result),
     }
@@ -400,11 +400,16 @@ def code_now(result: Result) -> dict[str, CodeDigest]:
     return result.code | {name: CodeDigest(**asdict(code)) for name, code in code_in_use().items()}
 
 
-def digests_of_target(target: Target) -> Digests:
-    """What the record of a bare model speaks of."""
+def begun_with(target: Target) -> Digests:
+    """What the work on a bare model begins with: the model before unlearning and the data."""
     # Of a server's weights nothing is known.
     original = None if isinstance(target.original, Served) else target.original
-    known = digests_of(original, target.benchmark.contents, target.reporter)
+    return digests_of(original, target.benchmark.contents, target.reporter)
+
+
+def _digests(target: Target) -> Digests:
+    """What the record of a bare model speaks of."""
+    known = begun_with(target)
     return known if isinstance(target.model, Served) else with_model(known, target.model, target.reporter)
 
 

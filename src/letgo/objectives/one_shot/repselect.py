@@ -108,7 +108,8 @@ def repselect(
 
             step = within_budget(after, budget, 1e-3 / length)
             spent = f", at a KL divergence of {after(step):.2g} on retain rows"
-        go(step)
+        else:
+            go(step)
     finally:
         model.train(was_training)
     share = step * relative_length(directions, originals)
