@@ -10,7 +10,8 @@ import math
 from pathlib import Path
 
 from letgo.core.sizes import size
-from letgo.report.chart import Axis, Figure, Plot, tag
+from letgo.report.chart import Axis, Figure, Plot
+from letgo.report.svg import tag
 from research.scaling.run_step import short
 from research.scaling.scaling import MACHINES, StepWork, Strategy, efficiency, step_cost
 

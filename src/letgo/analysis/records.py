@@ -13,7 +13,8 @@ from pydantic import Field
 
 from letgo.core.errors import not_writable
 from letgo.core.files import write_text
-from letgo.runs.results import Metric, Metrics, Strict, read_document
+from letgo.runs.documents import read_document
+from letgo.runs.results import Metric, Metrics, Strict
 
 SCHEMA = 1
 KINDS = ("connectivity", "landscape", "sharpness", "certificate", "depth", "spectrum")

@@ -23,7 +23,7 @@ from letgo.core.catalog import check_arguments
 from letgo.core.environment import give_back_memory, peak_memory
 from letgo.core.errors import LetgoError, UserError, WorldError, as_world_error, first_line
 from letgo.core.files import remove_abandoned
-from letgo.core.locks import only_writer
+from letgo.core.locks import check_unused, only_writer
 from letgo.core.own import expect, noted
 from letgo.core.progress import Reporter, usual
 from letgo.core.values import Count, Share
@@ -43,7 +43,6 @@ from letgo.runs.results import (
     Audit,
     NotTried,
     Result,
-    check_unused,
     is_run,
     read_result,
     read_samples,

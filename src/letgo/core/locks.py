@@ -170,3 +170,13 @@ def take(handle: IO[Any] | int, how: int) -> Literal["held", "taken", "no locks"
             raise
         return "taken"
     return "held"
+
+
+def check_unused(output: Path | None) -> None:
+    """Raise a `UserError` unless an output directory is still to be made, or empty."""
+    if output is None or not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"output {output} is a file; name a directory")
+    if any(path.name != LOCK_FILE for path in output.iterdir()):
+        raise UserError(f"output directory {output} is not empty; name another one")

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from letgo.analysis.records import Certificate, Landscape, LinearPath, Sharpness
-from letgo.report.chart import Axis, Figure, Plot, Strip, Strips, domain, mark_key, rule_key, shade_key
+from letgo.report.chart import Axis, Figure, Plot, Strip, Strips, domain
 from letgo.report.contours import levels
 from letgo.report.numbers import MISSING, number, words
+from letgo.report.svg import mark_key, rule_key, shade_key
 from letgo.report.table import is_share
 from letgo.runs.results import Metric
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from letgo.core.errors import UserError, not_writable
 from letgo.core.files import write_text
@@ -24,6 +24,7 @@ from letgo.core.terminal import visible
 from letgo.report.assets import asset
 from letgo.report.contours import Segment, contour
 from letgo.report.numbers import number
+from letgo.report.svg import Key, hatch, hatched, line_key, mark_key, marker, tag
 
 WIDTH, HEIGHT = 520, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 18, 50
@@ -39,18 +40,6 @@ LARGE, LINE = 9.6, 18.0
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
-
-
-def tag(name: str, /, *children: str, **attributes: object) -> Markup:
-    """One element. `class_` becomes class, underscores dashes; floats are cut to two decimals; None is left out."""
-    parts = []
-    for key, value in attributes.items():
-        if value is None:
-            continue
-        text = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else escape(value)
-        parts.append(f' {key if key == "viewBox" else key.rstrip("_").replace("_", "-")}="{text}"')
-    # Joined by hand, each part escaped: `Markup.format` takes most of the time of a page of many runs.
-    return Markup(f"<{name}{''.join(parts)}>{''.join(map(escape, children))}</{name}>")
 
 
 def domain(values: Iterable[float], *, close: bool = False) -> tuple[float, float]:
@@ -100,15 +89,6 @@ class Axis:
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         values = [index * step for index in range(first, last + 1)]
         return [value for value in values if not self.whole or value == round(value)]
-
-
-@dataclass(frozen=True)
-class Key:
-    """One entry of a drawing's legend: a sample of the mark, what it is, and its short sign in the drawing."""
-
-    sample: Markup
-    text: str
-    sign: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -248,7 +228,7 @@ class Plot:
             if math.isfinite(y):
                 self._occupy(self.x(x), self.y(y), 6.0)
         self.parts += [tag("circle", class_=f"dot {class_}", cx=self.x(x), cy=self.y(y), r=3.5) for x, y in dots]
-        self.legend.append(Key(_sample(tag("path", class_=f"line {class_}", d="M1 10H29"), width=30), name))
+        self.legend.append(line_key(class_, name))
 
     def curves(self, lines: Mapping[str, Sequence[Point]], dots: Mapping[str, Sequence[Point]] | None = None) -> None:
         """Lines by name, each with a stroke of its own."""
@@ -280,10 +260,10 @@ class Plot:
 
     def bands(self, stretches: Iterable[tuple[float, float]], pattern: str) -> None:
         """Stretches of the horizontal axis, hatched; `pattern` is the identifier of the hatching."""
-        self.under.append(tag("defs", _hatch(pattern)))
+        self.under.append(tag("defs", hatch(pattern)))
         for first, last in stretches:
             left, right = self.x(first), self.x(last)
-            self.under += _hatched(pattern, left, TOP, max(right - left, 1.0), HEIGHT - TOP - BOTTOM)
+            self.under += hatched(pattern, left, TOP, max(right - left, 1.0), HEIGHT - TOP - BOTTOM)
 
     def heat(
         self, xs: Sequence[float], ys: Sequence[float], grid: Sequence[Sequence[float | None]], edges: Sequence[float]
@@ -425,7 +405,7 @@ class Matrix:
         self.height = round(self.top + self.row_height * len(rows) + 2)
 
     def drawn(self) -> list[Markup]:
-        parts = [tag("defs", _hatch(self.pattern))]
+        parts = [tag("defs", hatch(self.pattern))]
         for index, lines in enumerate(self.heads):
             middle = self.left + (index + 0.5) * self.width
             for above, line in enumerate(reversed(lines)):
@@ -465,49 +445,6 @@ def _broken(text: str, most: int, lines: int) -> list[str]:
 def _wrapped(text: str) -> list[tuple[bool, str]]:
     """The lines that a legend's entry takes, each with whether it is the first."""
     return [(index == 0, line) for index, line in enumerate(textwrap.wrap(text, LONGEST_LEGEND) or [""])]
-
-
-def mark_key(shape: str, class_: str, text: str, sign: str = "") -> Key:
-    return Key(_sample(marker(shape, 10, 10, class_)), text, sign)
-
-
-def rule_key(text: str, sign: str) -> Key:
-    return Key(_sample(tag("line", class_="here", x1=10, x2=10, y1=1, y2=19)), text, sign)
-
-
-def shade_key(class_: str, text: str, sign: str = "") -> Key:
-    return Key(_sample(tag("rect", class_=f"heat {class_} swatch", x=1, y=3, width=18, height=14)), text, sign)
-
-
-def band_key(pattern: str, text: str, sign: str = "") -> Key:
-    return Key(_sample(tag("defs", _hatch(pattern)), *_hatched(pattern, 1, 3, 28, 14), width=30), text, sign)
-
-
-def _hatch(identifier: str) -> Markup:
-    stroke = tag("line", class_="hatch", x1=0, y1=0, x2=0, y2=7)
-    frame = {"patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)"}
-    return tag("pattern", stroke, id=identifier, width=7, height=7, **frame)
-
-
-def _hatched(pattern: str, x: float, y: float, width: float, height: float) -> list[Markup]:
-    box = {"x": x, "y": y, "width": width, "height": height}
-    return [tag("rect", class_="phase", **box), tag("rect", fill=f"url(#{pattern})", **box)]
-
-
-def _sample(*shapes: Markup, width: int = 20) -> Markup:
-    return tag("svg", *shapes, class_="key", viewBox=f"0 0 {width} 20", aria_hidden="true")
-
-
-def marker(kind: str, x: float, y: float, class_: str) -> Markup:
-    """A shape for each kind of point, so that no two kinds differ by colour alone."""
-    shapes = {
-        "before": tag("circle", class_=f"mark hollow {class_}", cx=x, cy=y, r=6),
-        "after": tag("circle", class_=f"mark {class_}", cx=x, cy=y, r=6),
-        "reference": tag("path", class_=f"mark {class_}", d=f"M{x:.1f} {y - 8:.1f}l8 8l-8 8l-8 -8z"),
-        "survived": tag("rect", class_=f"mark {class_}", x=x - 5.5, y=y - 5.5, width=11, height=11),
-    }
-    cross = tag("path", class_=f"mark open {class_}", d=f"M{x - 6:.1f} {y - 6:.1f}l12 12m0 -12l-12 12")
-    return shapes.get(kind, cross)
 
 
 def _tick(value: float) -> str:

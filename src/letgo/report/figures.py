@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
-from letgo.report.chart import Axis, Figure, Plot, Point, Strip, Strips, band_key, domain
+from letgo.report.chart import Axis, Figure, Plot, Point, Strip, Strips, domain
 from letgo.report.numbers import MISSING, kept_text, measured, number, percent, words
+from letgo.report.svg import band_key
 from letgo.report.table import TableRow, columns, rows
 from letgo.runs.results import AttackResult, Metric, Metrics, Result
 

@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from letgo.core.terminal import visible
 from letgo.report import figures
-from letgo.report.chart import Figure, tag
+from letgo.report.chart import Figure
 from letgo.report.numbers import MISSING, interval, number
+from letgo.report.svg import tag
 from letgo.report.table import columns, rows
 from letgo.report.verdict import verdict
 from letgo.report.wording import wording_caution

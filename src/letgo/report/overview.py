@@ -12,11 +12,12 @@ from typing import TypeVar
 from markupsafe import Markup
 
 from letgo.core.terminal import visible
-from letgo.report.chart import Cell, Figure, Key, Matrix, band_key, mark_key, shade_key
+from letgo.report.chart import Cell, Figure, Matrix
 from letgo.report.comparison import Kept, Line, compare, lines_of
 from letgo.report.figures import axes_of, plane
 from letgo.report.load import LoadedRun
 from letgo.report.numbers import MISSING, kept_text, number, percent, words
+from letgo.report.svg import Key, band_key, mark_key, shade_key
 from letgo.report.table import Column, attack_labels, short_labels
 
 MOST_ROWS = 24

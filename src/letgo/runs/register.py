@@ -22,7 +22,8 @@ from letgo.core.errors import UserError, not_writable
 from letgo.core.files import damaged, read_json_lines, write_json_lines
 from letgo.core.locks import locked
 from letgo.core.values import flaw, shown
-from letgo.runs.results import Strict, Word, validated
+from letgo.runs.documents import validated
+from letgo.runs.results import Strict, Word
 
 State = Literal["open", "revealed", "done"]
 _ID = re.compile(r"[\w][\w.-]{0,63}")

@@ -9,14 +9,15 @@ import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from letgo.core.catalog import format_spec, parse_chain
 from letgo.core.errors import EmptyScoreError, NonFiniteLossError, UserError
-from letgo.core.files import damaged, read_json, read_json_lines, write_json
-from letgo.core.locks import LOCK_FILE, check_held
+from letgo.core.files import read_json_lines, write_json
+from letgo.core.locks import check_held
+from letgo.runs.documents import read_document, validated
 from letgo.runs.frames import check_table, metric_rows, table_of
 
 SCHEMA = 2
@@ -69,10 +70,6 @@ class Shown(Strict):
 
     def _repr_html_(self) -> str:
         return str(pkgutil.resolve_name(self.shown_by)(self))
-
-
-Document = TypeVar("Document", bound=Strict)
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def _spec(text: str) -> str:
@@ -466,16 +463,6 @@ def new_run_id(created: str, prefix: str = "") -> str:
     return f"{prefix}{created.replace(':', '').replace('+0000', 'Z')}-{uuid.uuid4().hex[:6]}"
 
 
-def check_unused(output: Path | None) -> None:
-    """Raise a `UserError` unless an output directory is still to be made, or empty."""
-    if output is None or not output.exists():
-        return
-    if not output.is_dir():
-        raise UserError(f"output {output} is a file; name a directory")
-    if any(path.name != LOCK_FILE for path in output.iterdir()):
-        raise UserError(f"output directory {output} is not empty; name another one")
-
-
 def write_result(directory: Path, result: Result) -> Path:
     """Write `result.json` whole; returns its path."""
     check_held(directory)
@@ -511,36 +498,3 @@ def _rows(path: Path, model: type[BaseModel]) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         validated(f"{path}:{number}", model, row)
     return rows
-
-
-def read_document(path: Path, model: type[Document], schema: int) -> Document:
-    """Read a JSON file of a versioned schema; a broken one, or one of another version, is a `UserError`."""
-    raw = read_json(path)
-    version = raw.get("schema") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version != schema:
-        raise UserError(f"{path}: schema {version}, but this letgo reads schema {schema}; {_way_out(version > schema)}")
-    if version != schema:
-        raise damaged(path, f"schema {_short(repr(version))}, but this letgo reads schema {schema}")
-    return validated(path, model, raw)
-
-
-def validated(where: Path | str, model: type[Model], raw: Any) -> Model:
-    """A record as its schema has it; one that is not so is a `UserError` that names the field."""
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field, got = ".".join(str(part) for part in first["loc"]), repr(first["input"])
-        raise damaged(where, f"field {_short(repr(field))}: {first['msg']} (got {_short(got)})") from error
-    except (NonFiniteLossError, EmptyScoreError) as error:
-        raise damaged(where, str(error)) from error
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:100]}…"
-
-
-def _way_out(newer: bool) -> str:
-    if newer:
-        return "it was written by a newer letgo: upgrade"
-    return "it was written by an older letgo, whose figures mean something else: run it again"

@@ -11,8 +11,9 @@ from pydantic import AfterValidator, Field, PrivateAttr
 
 from letgo.core.errors import UserError
 from letgo.core.files import write_json
+from letgo.runs.documents import read_document
 from letgo.runs.frames import table_of
-from letgo.runs.results import Result, Shown, Strict, read_document, read_result
+from letgo.runs.results import Result, Shown, Strict, read_result
 
 SWEEP_FILE = "sweep.json"
 RUNS_FOLDER = "runs"

@@ -14,8 +14,9 @@ from letgo.core.locks import locked
 from letgo.core.own import recorded_code
 from letgo.report.card import write_model_card
 from letgo.runs import unrecorded
+from letgo.runs.documents import validated
 from letgo.runs.record import TAGS_FILE, write_tags
-from letgo.runs.results import Result, Strict, is_run, read_result, validated
+from letgo.runs.results import Result, Strict, is_run, read_result
 from letgo.sweep.workers import CellTask
 from letgo.training.attack import attack
 from letgo.training.config import make_config

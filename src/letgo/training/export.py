@@ -8,13 +8,13 @@ from typing import Any
 from letgo.core.catalog import check_arguments
 from letgo.core.errors import UserError
 from letgo.core.files import remove_abandoned
-from letgo.core.locks import only_writer
+from letgo.core.locks import check_unused, only_writer
 from letgo.core.progress import Reporter
 from letgo.core.values import Rounding, Seed
 from letgo.models.export import export as export_model
 from letgo.models.files import remote_code
 from letgo.models.formats import FORMATS, MANIFEST, UNFINISHED
-from letgo.runs.results import check_unused, is_run, read_result
+from letgo.runs.results import is_run, read_result
 
 
 def export(

@@ -11,7 +11,8 @@ from letgo.core.files import read_json, remove_abandoned, write_json
 from letgo.core.locks import LOCK_FILE
 from letgo.report.card import CARD_FILE, card_of
 from letgo.runs.digests import check_begun_with
-from letgo.runs.results import CONFIG_FILE, LIVE_FILE, Digests, Result, is_run, read_result, validated
+from letgo.runs.documents import validated
+from letgo.runs.results import CONFIG_FILE, LIVE_FILE, Digests, Result, is_run, read_result
 from letgo.scoring.resume_log import PARTIAL
 from letgo.training.checkpoints import checkpoints, facts_of, last_checkpoint, remove_checkpoint
 from letgo.training.config import UnlearnConfig, read_config, resolved_settings

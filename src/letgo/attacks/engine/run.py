@@ -34,7 +34,7 @@ from letgo.core import processes
 from letgo.core.catalog import check_arguments
 from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_json
-from letgo.core.locks import LOCK_FILE, only_writer
+from letgo.core.locks import LOCK_FILE, check_unused, only_writer
 from letgo.core.own import expect, noted, recorded_code
 from letgo.core.progress import Quiet, Reporter, usual
 from letgo.core.values import Count, Share
@@ -42,17 +42,16 @@ from letgo.data.encode import Template
 from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
 from letgo.models.files import remote_code
 from letgo.models.load import arithmetic_of, weights_fingerprint
+from letgo.runs.documents import validated
 from letgo.runs.results import (
     SAMPLES_FILE,
     AttackResult,
     Metrics,
     Result,
     SampleRow,
-    check_unused,
     is_run,
     read_result,
     read_samples,
-    validated,
 )
 from letgo.scoring.resume_log import content_key
 from letgo.scoring.server.served import Served, same_engine

@@ -19,6 +19,7 @@ from letgo.core.catalog import check_arguments, format_spec
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
 from letgo.core.files import write_json_lines
+from letgo.core.locks import check_unused
 from letgo.core.own import noted
 from letgo.core.progress import Quiet, Reporter, usual
 from letgo.core.values import Count
@@ -27,7 +28,7 @@ from letgo.models.files import remote_code
 from letgo.models.load import resolve_model
 from letgo.runs import record_run
 from letgo.runs.digests import digests_of, with_model
-from letgo.runs.results import EVALUATION, SAMPLES_FILE, Digests, Result, check_unused, new_run_id, now, write_result
+from letgo.runs.results import EVALUATION, SAMPLES_FILE, Digests, Result, new_run_id, now, write_result
 from letgo.scoring.scoring import ResumeLog
 from letgo.scoring.server.calibration import calibrate, in_words
 from letgo.scoring.server.served import Served, identity_of, open_model, open_tokenizer
