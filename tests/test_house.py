@@ -129,6 +129,11 @@ def test_every_file_lives_in_one_of_the_seventeen_folders():
     assert all((LIBRARY / folder / "__init__.py").is_file() for folder in FLOORS)
 
 
+def test_no_file_is_too_long_to_be_read():
+    lengths = {path.relative_to(LIBRARY): len(path.read_text("utf-8").splitlines()) for path in LIBRARY.rglob("*.py")}
+    assert {path: lines for path, lines in lengths.items() if lines > 500} == {}
+
+
 def test_no_folder_imports_from_a_higher_floor():
     assert arrows_upwards(graph_of(LIBRARY)) == []
 

@@ -22,7 +22,7 @@ import yaml
 from tests import tiny, warm
 from tests.faults.injector import KINDS
 
-VOLATILE = {"run_id", "created", "seconds", "peak_memory_bytes"}
+VOLATILE = {"run_id", "created", "attested", "seconds", "peak_memory_bytes"}
 """What differs from run to run in a record of ours."""
 
 
@@ -67,6 +67,12 @@ AUDIT = (
     *("audit", "--model", "{folder}/model", "--base", "{folder}/model", "--forget", "{folder}/forget.jsonl"),
     *("--retain", "{folder}/retain.jsonl", "--suite", "quick", "-o", "{folder}/out/audit", "--quiet"),
 )
+REQUESTS = (
+    *("requests", "run", "{folder}/requested.yaml", "--data", "{folder}/people.jsonl", "--quiet"),
+    *("--register", "{folder}/out/requests.jsonl", "-o", "{folder}/out/requests", "--root", "{folder}/out"),
+)
+ASKED = ("requests", "add", "R-1", "--subject", tiny.FORGET[0]["group"], "--register", "{folder}/out/requests.jsonl")
+ATTEST = ("attest", "{folder}/out/run", "--quiet")
 REPORT = ("report", "{folder}/out", "--output", "{folder}/out/report.html")
 JOBS = {
     job.name: job
@@ -79,6 +85,8 @@ JOBS = {
         Job("analyze", ANALYZE, ANALYZE, before=[RUN]),
         Job("audit", AUDIT, (*AUDIT, "--resume")),
         Job("report", REPORT, REPORT, before=[RUN]),
+        Job("attest", ATTEST, ATTEST, before=[RUN]),
+        Job("requests", REQUESTS, (*REQUESTS, "--resume"), before=[ASKED]),
         Job("unlearn and export", EXPORTING, (*EXPORTING, "--resume")),
         Job("export", EXPORT, EXPORT),
         Job("export packed", PACKED, PACKED),
@@ -94,6 +102,9 @@ def make_folder(folder: Path) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(settings | attacks), encoding="utf-8")
     export = {"export": {"format": "fp8", "rounding": "stochastic"}, "output_dir": str(folder / "out" / "exporting")}
     (folder / "exporting.yaml").write_text(yaml.safe_dump(settings | {"max_steps": 1} | export), encoding="utf-8")
+    tiny.write_jsonl(folder / "people.jsonl", [*tiny.FORGET, *tiny.RETAIN])
+    asked = {key: value for key, value in settings.items() if key not in ("forget", "retain", "output_dir")}
+    (folder / "requested.yaml").write_text(yaml.safe_dump(asked | {"max_steps": 1}), encoding="utf-8")
     del settings["output_dir"]
     grid = {
         "output_dir": str(folder / "out" / "sweep"),

@@ -7,7 +7,7 @@ import pytest
 from tests.faults.jobs import JOBS, Bench, spread
 
 COUNTS = {"unlearn": 8, "attack": 2, "attack on a model": 1, "eval": 2, "sweep": 3, "analyze": 1, "report": 1}
-COUNTS |= {"unlearn and export": 2, "export": 2, "export packed": 2, "audit": 3}
+COUNTS |= {"attest": 1, "requests": 2, "unlearn and export": 2, "export": 2, "export packed": 2, "audit": 3}
 
 
 @pytest.mark.slow

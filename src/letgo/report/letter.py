@@ -68,8 +68,8 @@ def letter(request: Request, on: date) -> Letter:
     return Letter(
         id=request.id,
         subjects=request.subjects,
-        received=in_words(date.fromisoformat(request.received)),
-        deadline=in_words(date.fromisoformat(request.deadline)),
+        received=written_day(date.fromisoformat(request.received)),
+        deadline=written_day(date.fromisoformat(request.deadline)),
         basis=request.basis,
         carried=[_carried(outcome) for outcome in request.newest],
         state=request.state,
@@ -77,7 +77,7 @@ def letter(request: Request, on: date) -> Letter:
     )
 
 
-def in_words(day: date) -> str:
+def written_day(day: date) -> str:
     """A day as people write it: 3 November 2026."""
     return f"{day.day} {day:%B %Y}"
 
@@ -85,7 +85,7 @@ def in_words(day: date) -> str:
 def _carried(outcome: Outcome) -> Carried:
     return Carried(
         model=Path(outcome.base).name,
-        day=in_words(date.fromisoformat(outcome.created[:10])),
+        day=written_day(date.fromisoformat(outcome.created[:10])),
         answers=[Answer(name, _answer(subject, outcome.attacks)) for name, subject in outcome.subjects.items()],
         broken=outcome.word == "collapsed",
     )

@@ -17,7 +17,7 @@ from letgo.report.comparison import MARGIN, Kept, Line, compare
 from letgo.report.numbers import duration, number, percent
 from letgo.report.table import Column
 from letgo.report.verdict import verdict
-from letgo.report.wording import in_words, wordings
+from letgo.report.wording import attackers_way, wordings
 from letgo.runs.results import Outcome, Result, Subjects, Word
 
 UNMATCHED = 0.05
@@ -131,7 +131,7 @@ def under(entry: BriefEntry, signs: Mapping[str, str]) -> list[str]:
     sentences = []
     why = "is not known" if entry.results[0].without_original else "no longer knows it then either"
     for label in sorted(signs, key=lambda label: entry.kept[label].value if label in entry.kept else 2.0):
-        way, attacks = f"{in_words(label)} ({signs[label]})", entry.line.attacks_of(label)
+        way, attacks = f"{attackers_way(label)} ({signs[label]})", entry.line.attacks_of(label)
         outcomes = [attack.outcome for attack in attacks]
         if kept := entry.kept.get(label):
             left = f"{_capital(way)} left {percent(kept.value)} of the forgetting{interval(kept)}"

@@ -22,7 +22,7 @@ FAMILIES = {"quantization": "storing the model's numbers more coarsely"}
 OTHER_MEANS = "other means"
 
 
-def in_words(label: str) -> str:
+def attackers_way(label: str) -> str:
     """What the attacker of an attack does."""
     try:
         names = [name for name, _ in links_of(*parse_chain(label))]
