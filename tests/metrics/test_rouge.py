@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from letgo.metrics.memorization import rouge_l_f1, rouge_l_recall
-from letgo.metrics.rouge import Rouge, rouge_l
+from letgo.metrics.rouge import Rouge, _module_alone, rouge_l
 
 SCORERS = {stem: RougeScorer(["rougeL"], use_stemmer=stem) for stem in (True, False)}
 WORDS = st.lists(st.sampled_from(["the", "runs", "running", "Runner", "cat's", "1,000", "—", "é", "it", "is"]))
@@ -24,6 +26,18 @@ def test_long_texts_too():
     generated = " ".join(f"w{n * 7 % 41}" for n in range(300))
     expected = SCORERS[False].score(answer, generated)["rougeL"]
     assert rouge_l(answer, generated, stem=False) == Rouge(expected.recall, expected.precision, expected.fmeasure)
+
+
+def test_the_stemmer_is_loaded_without_all_else_of_its_package(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "nltk"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = set(sys.modules)
+    stemmer = _module_alone("nltk.stem.porter").PorterStemmer()
+    words = ["running", "flies", "generously", "dying", "skies"]
+    assert [stemmer.stem(word) for word in words] == ["run", "fli", "gener", "die", "sky"]
+    assert not {name.split(".")[0] for name in set(sys.modules) - before} & {"nltk", "scipy", "sklearn"}
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        _module_alone("no_such_package.module")
 
 
 def test_by_hand():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -35,9 +37,27 @@ def rouge_l(answer: str, generated: str, *, stem: bool) -> Rouge:
 @functools.cache
 def _stemmer() -> Any:
     """Porter's stemmer with a memory: texts of one data set use the same words over and over."""
-    from nltk.stem import porter  # type: ignore[import-untyped]
-
+    porter = _module_alone("nltk.stem.porter")
     return SimpleNamespace(stem=functools.lru_cache(maxsize=1 << 16)(porter.PorterStemmer().stem))
+
+
+def _module_alone(name: str) -> Any:
+    """A module without its packages' `__init__`: nltk's own imports scipy and scikit-learn, which takes a second."""
+    package = name.partition(".")[0]
+    if package in sys.modules:
+        return importlib.import_module(name)
+    try:
+        parts = name.split(".")
+        for parent in (".".join(parts[:depth]) for depth in range(1, len(parts))):
+            spec = importlib.util.find_spec(parent)
+            if spec is None:
+                raise ModuleNotFoundError(f"No module named {parent!r}", name=parent)
+            sys.modules[parent] = importlib.util.module_from_spec(spec)
+        return importlib.import_module(name)
+    finally:
+        # Whoever imports the package later gets it whole.
+        for loaded in [each for each in sys.modules if each == package or each.startswith(f"{package}.")]:
+            del sys.modules[loaded]
 
 
 @functools.lru_cache(maxsize=4096)
