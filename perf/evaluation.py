@@ -80,12 +80,12 @@ class Bench:
         same = [0, 0]
 
         def ours() -> None:
-            self.answers = generate(self.model, NoText(), prompts, max_new_tokens=room)
+            self.generated = generate(self.model, NoText(), prompts, max_new_tokens=room)
 
         def loop() -> None:
             for place in range(looped):
                 tokens = tuple(self.generate_one(prompts[place], room))
-                same[0] += tokens == self.answers[place][0].tokens
+                same[0] += tokens == self.generated[place][0].tokens
                 same[1] += 1
 
         timing = self.timed(ours, loop, len(prompts), looped)
