@@ -103,6 +103,11 @@ def test_its_bases_log_replays_it() -> None:
     assert same_bits(snapshot(model), snapshot(fresh))
 
 
+def test_a_wrong_setting_of_the_base_is_said_where_it_was_given() -> None:
+    with pytest.raises(UserError, match=r"base, base_options: optimizer 'zo_sgd' has no setting 'nosuch'"):
+        create_optimizer("random_walk", [nn.Parameter(torch.ones(2))], base_options={"nosuch": 1})
+
+
 def test_a_base_that_takes_gradients_is_refused() -> None:
     for options, words in (({}, "no setting 'mu'"), ({"base": "fozo"}, "is not")):
         with pytest.raises(UserError, match=words):

@@ -142,6 +142,11 @@ def test_what_is_dumped_makes_the_same_config_again():
         ("optim: adafactor\n", "changes nothing in letgo(.|\n)*optimizer_args"),
         ("adam_beta1: 0.5\n", "changes nothing in letgo"),
         ("label_smoothing_factor: 0.1\n", "changes nothing in letgo"),
+        ("bf16_full_eval: true\n", "bf16_full_eval is of transformers' Trainer(.|\n)*dtype"),
+        (
+            "seed: 3\ndataloader_prefetch_factor: 2\n",
+            r"run\.yaml: dataloader_prefetch_factor: transformers can't use it",
+        ),
         ("model: a\nseed: 1\nmodel: b\n", r"run\.yaml:3: not YAML \(the key 'model' is given twice\)"),
         ("optimizer_args: {mu: 1, mu: 2}\n", r"run\.yaml:1: not YAML \(the key 'mu' is given twice\)"),
         ("true: 1\nTrue: 2\n", r"run\.yaml:2: not YAML \(the key 'True' is given twice"),
@@ -160,6 +165,11 @@ def test_what_is_dumped_makes_the_same_config_again():
 def test_mistakes_name_the_file_and_the_key(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read_config(write(tmp_path / "run.yaml", text))
+
+
+def test_the_config_stays_what_was_given(tmp_path):
+    """Also where there is no device to copy to from pinned memory."""
+    assert read_config(write(tmp_path / "run.yaml", "dataloader_pin_memory: 1\n")).dataloader_pin_memory == 1
 
 
 def test_a_launcher_that_asks_for_deepspeed_is_refused(monkeypatch):

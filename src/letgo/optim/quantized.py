@@ -74,7 +74,7 @@ class Compressed(ClosureOptimizer):
         self.bits = int(bits)
         self.block = int(block)
         self.error_feedback = error_feedback
-        with located("base"):
+        with located("base, base_options" if base_options else "base"):
             self.base = self._make_base(base, dict(base_options or {}))
 
     def children(self) -> list[torch.optim.Optimizer]:

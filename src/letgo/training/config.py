@@ -178,12 +178,9 @@ class UnlearnConfig(TrainingArguments):
         self._refuse_trainers_evaluations()
         self._check_looks()
         self.check_float16()
-        if not torch.cuda.is_available():
-            # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
-            self.dataloader_pin_memory = False
-            # Otherwise each of several processes would take itself for the only one.
-            if processes.asked() > 1:
-                self.use_cpu = True
+        # Otherwise each of several processes would take itself for the only one.
+        if not torch.cuda.is_available() and processes.asked() > 1:
+            self.use_cpu = True
         given = self.output_dir
         super().__post_init__()
         # TrainingArguments would write to a folder of its own choosing where none is given.
@@ -263,7 +260,17 @@ def make_config(settings: Mapping[str, Any], *, where: str = "config") -> Unlear
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # transformers and accelerate raise many kinds
-        raise UserError(f"{where}: transformers can't use these settings ({first_line(error)})") from error
+        which = [key for key, value in resolved.items() if not _alone(key, value)] or ["these settings"]
+        raise UserError(f"{where}: {', '.join(which)}: transformers can't use it ({first_line(error)})") from error
+
+
+def _alone(key: str, value: Any) -> bool:
+    """Whether transformers can use a setting by itself."""
+    try:
+        UnlearnConfig(**{key: value})
+    except Exception:  # as in `make_config`
+        return False
+    return True
 
 
 def read_config(path: Path | None, assignments: Sequence[str] = (), **flags: Any) -> UnlearnConfig:

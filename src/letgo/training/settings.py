@@ -55,6 +55,7 @@ NOT_USED = {
     "resume_from_checkpoint": "to go on from the last checkpoint in output_dir: --resume, or resume=True",
     **dict.fromkeys(("optim", "optim_args", "optim_target_modules"), "name it by optimizer and optimizer_args"),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), "give optimizer_args: {betas: […], eps: …}"),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "letgo measures in the numbers that the model has: dtype"),
     "label_smoothing_factor": "the objective is the whole loss; see letgo list objectives",
 }
 """Settings of transformers' Trainer that would change nothing here, and what does."""

@@ -95,6 +95,8 @@ class UnlearnTrainer(KeepsWindow, Trainer):
         if args.ddp_find_unused_parameters is None:
             # Only hidden states of an inner layer leave weights without a gradient; to look for them costs a pass.
             args.ddp_find_unused_parameters = self.objective.layer is not None
+        # Pinned memory is for a device to copy from; asking for it without one only brings a warning.
+        args.dataloader_pin_memory = args.dataloader_pin_memory and torch.cuda.is_available()
         # Trainer removes older checkpoints before the new one is known to be whole.
         self.checkpoints_kept, args.save_total_limit = args.save_total_limit, None
         save_strategy = args.save_strategy

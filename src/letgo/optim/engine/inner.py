@@ -67,7 +67,7 @@ class Wrapper(ClosureOptimizer):
         check_number("weight_decay", weight_decay)
         super().__init__(params, {"lr": lr})
         options = {"weight_decay": weight_decay, **(base_options or {}), "lr": lr}
-        with located("base"):
+        with located("base, base_options" if base_options else "base"):
             self.base = inner_optimizer(base, self.param_groups, options)
 
     def children(self) -> list[torch.optim.Optimizer]:
