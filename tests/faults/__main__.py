@@ -1,4 +1,6 @@
-"""Every fault at every moment of every job: `python -m tests.faults [JOB…] [--every K [--first N]]`, a part of `make torture`.
+"""Every fault at every moment of every job: `python -m tests.faults [JOB…] [--every K [--first N]]`.
+
+A part of `make torture`.
 
 Prints each wrong end as it is found and, last, how many faults of each kind were made in each job; exits 1 if one of
 them ended wrongly.
