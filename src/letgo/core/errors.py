@@ -13,6 +13,14 @@ class LetgoError(Exception):
 
     exit_code = 1
 
+    def __init__(self, *message: object) -> None:
+        super().__init__(*("\n".join(map(_readable, str(part).split("\n"))) for part in message))
+
+
+def _readable(line: str, most: int = 2000) -> str:
+    """A line of a message; of one that repeats what nobody wrote by hand, its two ends."""
+    return line if len(line) <= most else f"{line[: most // 2]} … {line[-most // 4 :]}"
+
 
 class UserError(LetgoError):
     """A mistake in what the user gave: a file, a field, a value. Says what, where, and the way out (exit 2)."""
