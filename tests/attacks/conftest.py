@@ -4,7 +4,7 @@ form; and the shipped biographies model with a forgetting too small for 4 bits."
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from letgo.attacks.engine.base import Victim
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.data import encode_rows, pad_rows, read_rows
+from letgo.data.rows import rows_from_records
 from letgo.models.adapters import Base, add_lora, linear_targets, quick_fingerprint, save_adapter
 from letgo.models.load import load_model, load_tokenizer
 from letgo.objectives.retain import cross_entropy
@@ -37,6 +38,13 @@ def round_to_nearest(weight, **how):
 def victim(model_directory):
     benchmark = create_benchmark("rows", forget=tiny.FORGET, retain=tiny.RETAIN)
     return Victim(model_directory, benchmark, original=str(model_directory))
+
+
+@pytest.fixture
+def controlled(victim):
+    """The same with facts that no model knew."""
+    invented = [{**row, "group": f"invented {row['group']}"} for row in tiny.RETAIN]
+    return replace(victim, benchmark=replace(victim.benchmark, control=rows_from_records(invented, "control")))
 
 
 @dataclass(frozen=True)

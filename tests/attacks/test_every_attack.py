@@ -44,6 +44,8 @@ SPECS = [
     "noise:sigma=0.01,seeds=2",
     "interpolate:share=0.5",
     "merge:partner=ORIGINAL,weight=0.5,method=soup",
+    "merge:partner=ORIGINAL,method=ties,weight=1",
+    "merge:partner=ORIGINAL,method=dare,density=0.5",
     "ablate_direction",
     "ablate_direction:direction=contrast,layer=1",
     "ablate_direction:direction=random,seed=1",
@@ -62,9 +64,9 @@ SPECS = [
     "quantize:bits=8 then membership",
 ]
 FORMS = ("full", "sharded", "adapter")
-ELSEWHERE = {"requantize", "exported", "perturb_latent"}
-"""Attacks on models that came in a quantized format, or were exported to one: test_quantize_served.py; and one that
-needs what no model knew: test_perturb_latent.py."""
+ELSEWHERE = {"requantize", "exported", "perturb_latent", "perturb_embedding"}
+"""Attacks on models that came in a quantized format, or were exported to one: test_quantize_served.py; and those that
+need what no model knew: test_perturb_latent.py, test_perturb_embedding.py."""
 MODULES = {"gguf": "libgguf", "bitsandbytes": "bitsandbytes", "torchao": "torchao", "autoround": "auto_round"}
 
 
@@ -191,9 +193,11 @@ BIOGRAPHIES = [
     "prune:sparsity=0.1",
     "merge:partner=biographies,weight=0.2,method=soup",
     "merge:partner=biographies-retrained,weight=0.1",
+    "merge:partner=biographies-retrained,weight=0.1,method=dare,density=0.9",
     "ablate_direction",
     "logit_lens:layer=-1",
     "perturb_latent:steps=4",
+    "perturb_embedding:tokens=4,steps=4",
     "in_context:seeds=1",
     "prefill",
     "paraphrase",

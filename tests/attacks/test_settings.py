@@ -61,6 +61,7 @@ OUT_OF_RANGE = [
     (interpolate, {"share": 1.5}, "at most 1"),
     (merge, {"partner": "nowhere"}, "no such model"),
     (merge, {"partner": "biographies", "weight": 0.0}, "above 0"),
+    (merge, {"partner": "biographies", "density": 0.5}, "density is of the methods ties and dare; add"),
     (ablate_direction, {"direction": "down"}, "one of unlearning, contrast, random"),
     (ablate_direction, {"tokens": 0}, "at least 1"),
     (skip_layers, {"count": 0}, "at least 1"),
@@ -112,7 +113,7 @@ def test_every_attack_can_be_checked_without_a_model(data, tmp_path, name):
     needed = {"external": f":path={tmp_path}", "merge": ":partner=biographies"}
     plan = plan_attack(name + needed.get(name, ""))
     check_attacks([plan])
-    if name not in ("membership", "perturb_latent"):  # the rows have no holdout texts, and no controls
+    if name not in ("membership", "perturb_latent", "perturb_embedding"):  # the rows have no holdout texts, and no controls
         check_attacks([plan], Victim("", data))
 
 
@@ -161,6 +162,7 @@ def test_a_library_that_is_missing_is_named_before_there_is_a_model(monkeypatch)
         ("paraphrase", {"items": ()}, None, "no forget item"),
         ("ablate_direction", {"items": ()}, None, "no forget item"),
         ("perturb_latent", {}, None, "has no controls"),
+        ("perturb_embedding", {}, None, "has no controls"),
         ("perturb_latent:holdout=0.05", {"control": tiny.RETAIN}, None, "holds out none"),
         ("membership", {}, None, "no forget and holdout texts"),
     ],

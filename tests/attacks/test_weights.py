@@ -12,6 +12,7 @@ from letgo.core.errors import UserError
 from letgo.models.displacement import layer_row, summary
 from letgo.optim.engine.rounding import make_grid
 from tests import tiny
+from tests.reference.attacks import dare, ties
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,42 @@ def test_a_sibling_merged_in(victim, sibling):
         torch.testing.assert_close(parameter, saved[name] + 0.25 * (partner[name] - original[name]))
     for name, parameter in mean.named_parameters():
         torch.testing.assert_close(parameter, 0.75 * saved[name] + 0.25 * partner[name])
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_ties_equals_the_plain_way(victim, sibling):
+    saved, original = flat(victim.load()), flat(victim.load_original())
+    changes = [(each - original).tolist() for each in (saved, flat(tiny.make_model(seed=2)))]
+    attacked = merge(victim, partner=str(sibling), weight=0.7, method="ties", density=0.3)
+    expected = original + torch.tensor(ties(changes, 0.3, 0.7))
+    torch.testing.assert_close(flat(attacked.model), expected, rtol=1e-4, atol=1e-6)
+    whole = merge(victim, partner=str(victim.original), weight=1.0, method="ties", density=1.0)
+    assert flat(whole.model).equal(saved), "the mean of a whole change and of none is that change"
+
+
+def test_dare_equals_the_plain_way(victim, sibling):
+    saved, original = (dict(m.named_parameters()) for m in (victim.load(), victim.load_original()))
+    partner = dict(tiny.make_model(seed=2).named_parameters())
+    attacked, again, other = (
+        merge(victim, partner=str(sibling), weight=0.7, method="dare", density=0.3, seed=s).model for s in (5, 5, 6)
+    )
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in attacked.named_parameters():
+        start, expected = original[name].detach().flatten(), original[name].detach().flatten()
+        for model, weight in ((saved, 1.0), (partner, 0.7)):
+            drawn = torch.rand(parameter.shape, generator=generator).flatten().tolist()
+            change = (model[name].detach().flatten() - start).tolist()
+            expected = expected + weight * torch.tensor(dare(change, drawn, 0.3))
+        torch.testing.assert_close(parameter.detach().flatten(), expected, rtol=1e-4, atol=1e-5)
+    assert flat(attacked).equal(flat(again))
+    assert not flat(attacked).equal(flat(other))
+    whole, added = (
+        merge(victim, partner=str(sibling), weight=0.7, **how).model for how in ({"method": "dare", "density": 1.0}, {})
+    )
+    assert flat(whole).equal(flat(added)), "where nothing is dropped it is add"
 
 
 def test_the_original_as_the_partner(victim):

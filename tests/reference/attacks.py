@@ -72,3 +72,47 @@ def trained_vector(
                 delta *= longest / delta.norm()
     handle.remove()
     return delta.detach(), losses
+
+
+def trained_prompt(
+    model: Any, start: Tensor, batches: Sequence[Any], first: int, *, rate: float
+) -> tuple[Tensor, list[float]]:
+    """Vectors in the place of the tokens from `first` on, trained on batches one after another by the gradient's sign:
+    each row by itself, made of embeddings token by token."""
+    model.requires_grad_(False)
+    table, vectors, losses = model.get_input_embeddings().weight, start.clone(), []
+    for batch in batches:
+        vectors.requires_grad_(True)
+        total, count = torch.zeros(()), 0
+        for ids, real, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+            length = int(real.sum())
+            read = [table[i] if i < first else vectors[i - first] for i in ids[:length].tolist()]
+            logps = model(inputs_embeds=torch.stack(read)[None]).logits[0].log_softmax(-1)
+            for place in range(1, length):
+                if labels[place] != -100:
+                    total, count = total - logps[place - 1, labels[place]], count + 1
+        [gradient] = torch.autograd.grad(total / count, [vectors])
+        losses.append(float(total.detach() / count))
+        vectors = vectors.detach() - rate * gradient.sign()
+    return vectors, losses
+
+
+def ties(changes: Sequence[Sequence[float]], density: float, weight: float) -> list[float]:
+    """TIES-Merging of changes of one model, each a flat list of numbers: trim, elect, merge."""
+    count = len(changes[0])
+    trimmed = []
+    for change in changes:
+        by_size = sorted(range(count), key=[abs(value) for value in change].__getitem__)
+        smallest = set(by_size[: int((1.0 - density) * count)])
+        trimmed.append([0.0 if i in smallest else change[i] for i in range(count)])
+    merged = []
+    for i in range(count):
+        positive = sum(change[i] for change in trimmed) > 0
+        agreeing = [change[i] for change in trimmed if change[i] and (change[i] > 0) == positive]
+        merged.append(weight * sum(agreeing) / len(agreeing) if agreeing else 0.0)
+    return merged
+
+
+def dare(change: Sequence[float], drawn: Sequence[float], density: float) -> list[float]:
+    """DARE of a change: a number whose draw from 0 to 1 is not below the density is dropped; the others are scaled."""
+    return [value / density if draw < density else 0.0 for value, draw in zip(change, drawn, strict=True)]

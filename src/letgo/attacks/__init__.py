@@ -203,12 +203,12 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
         ),
         _attack(
             "weights:merge",
-            summary="another model's weights merged in: its change of the original added, or the mean of the two",
-            source="task arithmetic (arXiv 2212.04089); model soups (arXiv 2203.05482)",
+            summary="another model's weights merged in: linearly, by TIES-Merging, by DARE, or as the mean of the two",
+            source="task arithmetic (arXiv 2212.04089); model soups (arXiv 2203.05482); TIES-Merging (arXiv "
+            "2306.01708); DARE (arXiv 2311.03099)",
             faithfulness="variant",
-            note="one partner, one weight for all parameters; neither TIES nor DARE",
+            note="one partner, one weight for all parameters",
             means="weights",
-            random=False,
             space={"weight": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)},
         ),
         _attack(
@@ -227,6 +227,15 @@ ATTACKS: Catalog[AttackRecord] = Catalog(
             faithfulness="variant",
             note="one vector for all tokens and rows; refused without a retrained model or controls to compare with",
             means="data",
+        ),
+        _attack(
+            "perturb_embedding:perturb_embedding",
+            aliases=("soft_prompt",),
+            summary="a soft prompt: vectors in the place of words, trained on some questions and judged on others",
+            source="embedding space attacks (arXiv 2402.09063); what they make any model say (arXiv 2502.15836)",
+            faithfulness="variant",
+            note="one prompt for all rows; refused without a retrained model or controls to compare with",
+            means="prompts",
         ),
         _attack(
             "residual:logit_lens",

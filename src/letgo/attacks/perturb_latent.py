@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from letgo.attacks.residual import last_writer
 from letgo.benchmarks.engine.base import RETRAINED
 from letgo.core.errors import NonFiniteLossError, UserError
 from letgo.core.values import Count, Natural, Part, Positive, Seed
+from letgo.data.rows import Row
 from letgo.models.forward import block_number, find_blocks
 from letgo.models.load import context_length, disable_dropout
 from letgo.objectives.retain import cross_entropy
@@ -53,61 +57,94 @@ def perturb_latent(
 
     Source: the inner loop of latent adversarial training (arXiv 2407.15549), with one δ for all tokens and rows.
     """
-    benchmark = victim.benchmark
-    if not benchmark.control and RETRAINED not in benchmark.references:
-        raise UserError(
-            f"perturb_latent: benchmark {benchmark.name!r} has no controls (facts that no model knew), and there is no "
-            "retrained model: what it brings out of any model would pass for what this one still knows\n"
-            "  give control rows, or the retrained model"
-        )
     generator = torch.Generator().manual_seed(seed)
-    rows, seen = attackers_rows("perturb_latent", victim, "forget", holdout, samples, generator)
+    rows, seen = rows_beside_controls("perturb_latent", victim, holdout, samples, generator)
     tokenizer, model = victim.tokenizer(), victim.load()
     stored = model.dtype
-    model = model.float()
-    encoded, _ = benchmark.encode(
-        tokenizer, rows, template=victim.template, max_length=context_length(model), long_rows="cut", name="attack set"
-    )
-    disable_dropout(model)
-    model.requires_grad_(False)
+    batches = frozen_batches(victim, rows, tokenizer, model, batch_size, generator)
     at = block_number(model, layer)
     delta, start = _added(last_writer(find_blocks(model)[1][at], model))
-    batches = attackers_batches(encoded, batch_size, tokenizer.pad_token_id, generator, delta.device)
     first = next(batches)
     longest = bound * _mean_length(model, at, first)
     rate = learning_rate * longest / math.sqrt(delta.numel())
     optimizer = torch.optim.AdamW([delta], lr=rate, weight_decay=0.0)
-    losses: list[float] = []
-    with victim.reporter.task("training a latent perturbation", steps) as task:
-        for step in range(steps):
-            optimizer.zero_grad()
-            loss = cross_entropy(model, first if step == 0 else next(batches))
-            loss.backward()
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise NonFiniteLossError(f"perturb_latent: the loss is {losses[-1]} at step {step + 1}")
-            optimizer.step()
-            with torch.no_grad():
-                moved = delta - start
-                delta.copy_(start + moved * (longest / moved.norm().clamp_min(longest)))
-            task.advance()
+
+    def step() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+        moved = delta - start
+        delta.copy_(start + moved * (longest / moved.norm().clamp_min(longest)))
+
+    curve = descend("perturb_latent", victim, model, chain([first], batches), steps, step)
     length = float((delta - start).detach().norm())
     model = model.to(stored).eval().requires_grad_(True)
-    groups = set(benchmark.groups())
-    did: dict[str, Any] = {
-        "layer": at,
-        "length": length,
-        "longest": longest,
+    did = {"layer": at, "length": length, "longest": longest, **about_training(victim, rows, seen, curve)}
+    return replace(changed_model(victim, model, **did), seen=seen, curve=curve)
+
+
+def rows_beside_controls(
+    attack: str, victim: Victim, holdout: float, samples: int | None, generator: torch.Generator
+) -> tuple[list[Row], frozenset[str]]:
+    """As `attackers_rows` has them of the forget set; a `UserError` where there is nothing that no model knew."""
+    benchmark = victim.benchmark
+    if not benchmark.control and RETRAINED not in benchmark.references:
+        raise UserError(
+            f"{attack}: benchmark {benchmark.name!r} has no controls (facts that no model knew), and there is no "
+            "retrained model: what it brings out of any model would pass for what this one still knows\n"
+            "  give control rows, or the retrained model"
+        )
+    return attackers_rows(attack, victim, "forget", holdout, samples, generator)
+
+
+def frozen_batches(
+    victim: Victim, rows: Sequence[Row], tokenizer: Any, model: Any, size: int, generator: torch.Generator
+) -> Iterator[dict[str, Tensor]]:
+    """The rows in batches without end, for what is trained beside a model, which is frozen here, in float32."""
+    model.float().requires_grad_(False)
+    disable_dropout(model)
+    encoded, _ = victim.benchmark.encode(
+        tokenizer, rows, template=victim.template, max_length=context_length(model), long_rows="cut", name="attack set"
+    )
+    return attackers_batches(encoded, size, tokenizer.pad_token_id, generator, next(model.parameters()).device)
+
+
+def descend(
+    attack: str,
+    victim: Victim,
+    model: Any,
+    batches: Iterator[dict[str, Tensor]],
+    steps: int,
+    step: Callable[[], None],
+) -> list[dict[str, float]]:
+    """Take the gradient of the right answers' loss and then a step of it, so many times; returns the losses before
+    each step, as a curve."""
+    curve = []
+    with victim.reporter.task(f"{attack}: training", steps) as task:
+        for number in range(1, steps + 1):
+            loss = cross_entropy(model, next(batches))
+            loss.backward()
+            curve.append({"step": float(number), "loss": float(loss.detach())})
+            if not math.isfinite(curve[-1]["loss"]):
+                raise NonFiniteLossError(f"{attack}: the loss is {curve[-1]['loss']} at step {number}")
+            with torch.no_grad():
+                step()
+            task.advance()
+    return curve
+
+
+def about_training(
+    victim: Victim, rows: Sequence[Row], seen: frozenset[str], curve: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """What the record says of it."""
+    groups = set(victim.benchmark.groups())
+    return {
         "rows": len(rows),
-        "steps": steps,
+        "steps": len(curve),
         "groups_seen": len(seen & groups),
         "groups_held_out": len(groups - seen),
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
+        "first_loss": curve[0]["loss"],
+        "last_loss": curve[-1]["loss"],
     }
-    attacked = changed_model(victim, model, **did)
-    curve = [{"step": float(step), "loss": loss} for step, loss in enumerate(losses, start=1)]
-    return Attacked(attacked.model, attacked.did, seen, curve, layers=attacked.layers)
 
 
 def _added(writer: Any) -> tuple[nn.Parameter, Tensor]:

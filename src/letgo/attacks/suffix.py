@@ -16,7 +16,11 @@ from letgo.benchmarks.engine.base import Item
 from letgo.core.errors import UserError
 from letgo.core.values import Count, Natural, Part, Seed
 from letgo.data.encode import encode_target
+from letgo.data.rows import Row
 from letgo.scoring.scoring import Query, continuation_logps
+
+Place = Literal["auto", "suffix", "prefix"]
+"""After the question, or before it; "auto": before prompts that the answer completes, else after."""
 
 
 def suffix(
@@ -28,7 +32,7 @@ def suffix(
     top_k: Count = 64,
     items: Count = 8,
     holdout: Part = 0.5,
-    place: Literal["auto", "suffix", "prefix"] = "auto",
+    place: Place = "auto",
     seed: Seed = 0,
 ) -> Attacked:
     """Greedy coordinate gradient (GCG): one string for all questions.
@@ -75,7 +79,7 @@ def suffix(
             task.describe(f"loss {losses[-1]:.3f}")
             task.advance()
     text = search.text(best)
-    changed = [replace(item, row=attached(item, text, place)) for item in every if item.group not in seen]
+    changed = [replace(item, row=attached(item.row, text, place)) for item in every if item.group not in seen]
     did = {
         "suffix": text,
         "groups_seen": len(seen),
@@ -87,11 +91,11 @@ def suffix(
     return Attacked(model, did, frozenset(seen), curve, asked={"the suffix": only(victim.benchmark, changed)})
 
 
-def attached(item: Item, text: str, place: str) -> Any:
-    """The item's row with the string before its question or after it."""
-    before = place == "prefix" or (place == "auto" and form_of(item.row) == "completion")
-    question = question_of(item.row)
-    return with_question(item.row, f"{text} {question}" if before else f"{question} {text}")
+def attached(row: Row, text: str, place: str) -> Row:
+    """The row with the string before its question or after it."""
+    before = place == "prefix" or (place == "auto" and form_of(row) == "completion")
+    question = question_of(row)
+    return with_question(row, f"{text} {question}" if before else f"{question} {text}")
 
 
 @dataclass
@@ -138,7 +142,7 @@ class _SuffixSearch:
         text = self.text(tokens)
         prompts = []
         for item in self.items:
-            changed = replace(item, row=attached(item, text, self.place))
+            changed = replace(item, row=attached(item.row, text, self.place))
             # The benchmark's own prompt and, first of its continuations, the right answer.
             query = work_of(self.victim, only(self.victim.benchmark, [changed]), self.model, self.tokenizer).queries[0]
             prompt = list(query.prefix)

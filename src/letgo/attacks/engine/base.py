@@ -157,6 +157,7 @@ class Attacked:
             the judge takes the one that brings most back.
         scored: for an attack that scores by itself (sampling): its samples; `headlines` are then its own.
         measured: for an attack that compares all models by itself (membership inference): its judgement.
+        tokenizer: what asks the model, where the attack has given it new words.
     """
 
     model: Any
@@ -169,6 +170,7 @@ class Attacked:
     scored: Sequence[Sample] = ()
     headlines: Sequence[Headline] = ()
     measured: Judged | None = None
+    tokenizer: Any = None
 
 
 def linear_layers(model: torch.nn.Module) -> dict[str, Any]:

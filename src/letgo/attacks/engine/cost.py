@@ -23,7 +23,7 @@ def _ways(templates: Mapping[str, tuple[str, ...]]) -> Passes:
 
 def _trained(settings: Mapping[str, Any], items: int) -> float:
     batch = settings["batch_size"]
-    steps = settings["steps"] or math.ceil((settings["epochs"] or 0) * items / batch) or 20
+    steps = settings["steps"] or math.ceil((settings.get("epochs") or 0) * items / batch) or 20
     return (1.0 + BACKWARD) * steps * batch / items
 
 
@@ -42,7 +42,9 @@ _PASSES: Mapping[str, Passes] = {
     "multi_turn": lambda settings, items: sum(2.0 * number + 1.0 for number in range(1, settings["rounds"] + 1)),
     "sample": lambda settings, items: float(settings["samples"] or settings["k"]),
     "relearn": _trained,
-    "perturb_latent": lambda settings, items: (1.0 + BACKWARD) * settings["steps"] * settings["batch_size"] / items,
+    "perturb_latent": _trained,
+    # Its prompt then asks once more.
+    "perturb_embedding": lambda settings, items: 1.0 + _trained(settings, items),
     "suffix": _searched,
     # Each prompt goes through the model and, to compare, through another one, or another prompt does.
     "ablate_direction": lambda settings, items: 2.0 * min(settings["prompts"], items) / items,

@@ -253,7 +253,7 @@ def _plain(target: Target, plan: AttackSpec, attacked: Attacked) -> Metrics | No
 
 def _answered(target: Target, plan: AttackSpec, attacked: Attacked, benchmark: Benchmark) -> Answered:
     """Score what an attack left, in each of its ways of asking where it has several."""
-    tokenizer = target.tokenizer()
+    tokenizer = attacked.tokenizer or target.tokenizer()
     if attacked.headlines:
         ways: dict[str, Sequence[Sample]] = {"": attacked.scored}
     elif attacked.asked:
