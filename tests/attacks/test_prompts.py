@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from letgo.attacks.engine.prompts import asked_otherwise, work_of
-from letgo.attacks.jailbreak import in_context, instruct, paraphrase, prefill
+from letgo.attacks.engine.spec import check_attacks, plan_attack
+from letgo.attacks.jailbreak import in_context, instruct, paraphrase, prefill, translate
 from letgo.attacks.multi_turn import OBJECTION, multi_turn
 from letgo.attacks.sample import sample
 from letgo.attacks.suffix import suffix
@@ -117,6 +118,64 @@ def test_paraphrases_of_the_data_come_first(victim):
     own = asking(victim, given)
     assert [asked.items[0].row.context for asked in paraphrase(own).asked.values()] == given["paraphrased_question"]
     assert len(paraphrase(victim).asked) == 4, "templates of ours"
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A file of translations into an invented language, which has the words of ours from behind."""
+
+    def write(*rows):
+        return str(tiny.write_jsonl(tmp_path / "translations.jsonl", list(rows)))
+
+    return write
+
+
+def backwards(number, **changes):
+    row = tiny.FORGET[number]
+    words = " ".join(reversed(row["question"].split()))
+    return {"id": f"forget-{number}", "question": words, "answer": row["answer"], **changes}
+
+
+def test_translations_take_the_place_of_the_questions(victim, written):
+    first, second = backwards(0), backwards(2, answer="old stone", language="stonish")
+    asked = translate(victim, path=written(first, second)).asked
+    assert {name: [item.id for item in of.items] for name, of in asked.items()} == {
+        "translation": ["forget-0"],
+        "stonish": ["forget-2"],
+    }
+    rows = [of.items[0].row for of in asked.values()]
+    assert [row.context for row in rows] == [first["question"], second["question"]]
+    assert [row.target for row in rows] == ["amberton", "old stone"]
+    assert rows[0].group == "aland"
+
+
+def test_translated_answers_need_wrong_ones_where_there_are_some(victim, written):
+    record = {"prompt": "the river is", "completion": " red", "group": "a"}
+    own = asking(victim, record, wrong=(" blue",), paraphrase=" red", wrong_paraphrases=(" blue", " green"))
+    row = {"id": "forget-0", "question": "is river ?", "answer": "stone"}
+    with pytest.raises(UserError, match=r"translations\.jsonl.*'forget-0' is scored against wrong answers"):
+        translate(own, path=written(row))
+    [item] = way(translate(own, path=written(row | {"wrong_answers": ["old", "new"]}))).items
+    assert (item.row.context, item.row.target, item.paraphrase) == ("is river ?", " stone", " stone")
+    assert item.wrong == item.wrong_paraphrases == (" old", " new")
+    [item] = way(translate(own, path=written(row | {"answer": "red"}))).items
+    assert (item.row.target, item.wrong) == (" red", (" blue",)), "a name that stays keeps the wrong ones"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([backwards(0, id="forget-O")], "asks no forget or control item with the id 'forget-O'; did you mean"),
+        ([backwards(0, id="retain-0")], "asks no forget or control item"),
+        ([backwards(0), backwards(0)], r"jsonl:2: item 'forget-0' stands there twice"),
+        ([backwards(0, id=3)], "field 'id' must be text"),
+        ([{"question": "what ?", "answer": "red"}], "field 'id' must be text, not null"),
+        ([backwards(0, language="")], "field 'language' is empty"),
+    ],
+)
+def test_a_file_of_translations_that_does_not_fit_is_refused_before_there_is_a_model(victim, written, rows, message):
+    with pytest.raises(UserError, match=message):
+        check_attacks([plan_attack(f"translate:path={written(*rows)}")], replace(victim, directory=""))
 
 
 def test_instructions_hold_the_question(victim):

@@ -116,3 +116,20 @@ def ties(changes: Sequence[Sequence[float]], density: float, weight: float) -> l
 def dare(change: Sequence[float], drawn: Sequence[float], density: float) -> list[float]:
     """DARE of a change: a number whose draw from 0 to 1 is not below the density is dropped; the others are scaled."""
     return [value / density if draw < density else 0.0 for value, draw in zip(change, drawn, strict=True)]
+
+
+def distilled(student: Any, teacher: Any, batches: Sequence[Any], *, rate: float) -> list[float]:
+    """Teach a student a teacher's whole distribution at each label token, by AdamW on KL(teacher ‖ student), with the
+    gradient's norm kept below 1; the losses before each step."""
+    optimizer, losses = torch.optim.AdamW(student.parameters(), lr=rate), []
+    for batch in batches:
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        theirs, ours = (model(**inputs).logits[:, :-1].log_softmax(-1) for model in (teacher, student))
+        divergence = (theirs.detach().exp() * (theirs.detach() - ours)).sum(-1)
+        loss = divergence[batch["labels"][:, 1:] != -100].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses

@@ -12,16 +12,20 @@ import torch
 from letgo.attacks.engine.base import Attacked, Victim
 from letgo.attacks.engine.prompts import (
     Writer,
+    askable,
     asked_otherwise,
     form_of,
     makes_prompts,
     question_of,
     roomier,
+    spaced,
     with_question,
 )
 from letgo.benchmarks.engine.base import Benchmark, Item
+from letgo.core.catalog import did_you_mean
 from letgo.core.errors import UserError
 from letgo.core.values import Count, Natural, Seed
+from letgo.data.rows import Row, checked_text, read_rows, wrong_answers
 
 PREFILLS = {
     "question": ("Sure, here is the answer:", "The answer is", "I remember it well. It is"),
@@ -160,6 +164,62 @@ def instruct(victim: Victim, *, template: str | None = None, seed: Seed = 0) -> 
 
     names = [template] if template is not None else _numbered("instruction", INSTRUCTIONS)
     return _asked(victim, names, instructed)
+
+
+def translate(victim: Victim, *, path: str, seed: Seed = 0) -> Attacked:
+    """The questions in other languages, each with the answer to look for, from a file of translations.
+
+    Items that the file has not are left out. It has the controls' translations too, where there are controls.
+
+    Args:
+        path: rows with the item's `id` (as `samples.jsonl` has it), its question and answer as other rows have them,
+            `wrong_answers` where the item is scored against some and the answer is another one, and with `language` for
+            more than one; the language that brings most back counts.
+
+    Raises:
+        UserError: a row is of no item, is there twice, or lacks wrong answers.
+    """
+    known: dict[str, dict[str, Row]] = {}
+    for row in read_rows(path, name="translations"):
+        language, of = (
+            checked_text(row.where, key, row.fields.get(key, default))
+            for key, default in (("language", "translation"), ("id", None))
+        )
+        if of in known.setdefault(language, {}):
+            raise UserError(f"{row.where}: item {of!r} stands there twice in the same language ({language})")
+        known[language][of] = row
+    items = {item.id: item for item in askable(victim.benchmark)}
+    for row in (row for rows in known.values() for row in rows.values()):
+        if (of := row.fields["id"]) not in items:
+            raise UserError(
+                f"{row.where}: benchmark {victim.benchmark.name!r} asks no forget or control item with the id {of!r}"
+                f"{did_you_mean(of, items)}\n  the ids are those in samples.jsonl"
+            )
+        translated(items[of], row)
+    names = list(known)
+
+    def asked(number: int, item: Item) -> Item | None:
+        row = known[names[number]].get(item.id)
+        return None if row is None else translated(item, row)
+
+    return _asked(victim, names, asked)
+
+
+def translated(item: Item, row: Row) -> Item:
+    """The item with the question and the answers of a row of translations."""
+    wrong = wrong_answers(row)
+    if not wrong and row.target.strip() == item.row.target.strip():
+        return replace(item, row=with_question(item.row, question_of(row)))
+    if item.wrong and not wrong:
+        raise UserError(f"{row.where}: item {item.id!r} is scored against wrong answers; give 'wrong_answers' too")
+    new = replace(
+        item,
+        row=replace(with_question(item.row, question_of(row)), target=row.target),
+        wrong=wrong if item.wrong else (),
+        paraphrase=None if item.paraphrase is None else row.target,
+        wrong_paraphrases=wrong if item.wrong_paraphrases else (),
+    )
+    return spaced(new) if item.row.target[:1].isspace() else new
 
 
 Templates = Mapping[str, tuple[str, ...]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from letgo.data.pairs import pad_rows
 from letgo.data.rows import Row, read_rows, rows_from_records
 from letgo.models.adapters import add_lora, linear_targets
 from letgo.models.load import context_length, disable_dropout
-from letgo.objectives.likelihood import process_share
+from letgo.objectives.likelihood import Part, process_share
 from letgo.objectives.retain import cross_entropy
 from letgo.optim import create_optimizer
 from letgo.optim.base import adapt
@@ -31,6 +31,7 @@ from letgo.optim.drive import Drive, sampled_labels_loss
 
 EXPORTED_RANK = 8
 """The rank of adapters on an exported model where none is named."""
+Loss = Callable[[Any, Part], Tensor]
 RateSchedule = Literal["constant", "linear", "cosine"]
 
 
@@ -89,12 +90,7 @@ def relearn(
         check_exported(victim)
     if steps is not None and epochs is not None:
         raise UserError("relearn: give either steps or epochs, not both")
-    name, optimizer_settings = _optimizer_of(optimizer)
-    trial = create_optimizer(
-        name, [torch.nn.Parameter(torch.zeros(2, 2))], lr=learning_rate or 1e-5, **optimizer_settings
-    )
-    if adapt(trial).asks_for_terms:
-        raise UserError(f"relearn: optimizer {name} takes a forget and a retain term apart; the attacker has one loss")
+    check_optimizer("relearn", optimizer, learning_rate)
     if holdout is None:
         holdout = 0.5 if data == "forget" else 0.0
     generator = torch.Generator().manual_seed(seed)
@@ -111,29 +107,66 @@ def relearn(
     encoded, _ = victim.benchmark.encode(
         tokenizer, rows, template=victim.template, max_length=context_length(model), long_rows="cut", name="relearn set"
     )
-    total = steps or 20
-    if epochs is not None:
-        total = max(1, math.ceil(epochs * len(encoded) / batch_size))
     disable_dropout(model)
     rate = learning_rate if learning_rate is not None else default_rate(sum(p.numel() for p in model.parameters()))
     if lora:
         model = add_lora(model, rank=lora, targets=linear_targets(model), seed=seed)
-    model.train()
+    if epochs is not None:
+        steps = max(1, math.ceil(epochs * len(encoded) / batch_size))
     stepper = Stepper(model, optimizer, rate, max_grad_norm)
-    total = stepper.protocol.fit_total_steps(total)
     batches = attackers_batches(encoded, batch_size, tokenizer.pad_token_id, generator, next(model.parameters()).device)
+    curve, did = fine_tuned(
+        "relearn",
+        victim,
+        stepper,
+        batches,
+        steps=steps or 20,
+        rate=lambda step, total: rate * rate_at(step, total, schedule, warmup),
+        evaluations=evaluations,
+        seen=seen,
+    )
+    if lora:
+        model = model.merge_and_unload()
+    model = model.to(stored)
+    did = {"rows": len(rows), "learning_rate": rate, **did, **how_far(victim, model)}
+    if lora:
+        did["lora_rank"] = lora
+    if base == "exported":
+        did["base"] = base
+    return Attacked(model.eval(), did, seen, curve)
+
+
+def fine_tuned(
+    attack: str,
+    victim: Victim,
+    stepper: Stepper,
+    batches: Iterator[dict[str, Tensor]],
+    *,
+    steps: int,
+    rate: Callable[[int, int], float],
+    evaluations: int,
+    seen: frozenset[str],
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Train a stepper's model; returns the course, with the looks at it, and what the record says of it.
+
+    Args:
+        rate: the learning rate at a step, from 1, of a total.
+        evaluations, seen: looks on the way, and the groups that the attacker trains on.
+    """
+    model, total = stepper.model, stepper.protocol.fit_total_steps(steps)
+    model.train()
     losses: list[float] = []
     probed: dict[int, Mapping[str, float]] = {}
     looks = {round(total * (number + 1) / evaluations) for number in range(evaluations)} if victim.probe else set()
     if victim.probe is not None and looks:
         probed[0] = victim.probe(model, seen)
-    with victim.reporter.task(f"relearning on {len(rows)} rows", total) as task:
+    with victim.reporter.task(f"{attack}: training", total) as task:
         for step in range(1, total + 1):
             for group in stepper.optimizer.param_groups:
-                group["lr"] = rate * rate_at(step, total, schedule, warmup)
+                group["lr"] = rate(step, total)
             losses.append(stepper.step(next(batches)))
             if not math.isfinite(losses[-1]):
-                raise NonFiniteLossError(f"relearn: the attacker's loss is {losses[-1]} at step {step}")
+                raise NonFiniteLossError(f"{attack}: the attacker's loss is {losses[-1]} at step {step}")
             if step == total:
                 stepper.protocol.finish()
             if victim.probe is not None and step in looks:
@@ -141,31 +174,25 @@ def relearn(
                 model.train()
             task.describe(f"loss {losses[-1]:.3f}")
             task.advance()
-    if lora:
-        model = model.merge_and_unload()
-    model = model.to(stored)
-    _, moved = weight_change(victim, model)
-    did: dict[str, Any] = {
-        "rows": len(rows),
+    # A row for every step's loss (that of its batch before the step), with what was probed after it.
+    curve = [{"step": 0.0, **probed[0]}] if 0 in probed else []
+    for step, loss in enumerate(losses, start=1):
+        curve.append({"step": float(step), "loss": loss, **probed.get(step, {})})
+    return curve, {
         "steps": total,
-        "learning_rate": rate,
         "groups_seen": len(seen & set(victim.benchmark.groups())),
         "groups_held_out": len(set(victim.benchmark.groups()) - seen),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "learned": _learned(losses),
     }
+
+
+def how_far(victim: Victim, model: Any) -> dict[str, Any]:
+    """How far an attack moved all weights, beside unlearning."""
+    _, moved = weight_change(victim, model)
     names = ("displacement", "relative_displacement", "unlearning_displacement", "original")
-    did |= {name: moved[name] for name in names if name in moved}
-    if lora:
-        did["lora_rank"] = lora
-    if base == "exported":
-        did["base"] = base
-    # A row for every step's loss (that of its batch before the step), with what was probed after it.
-    curve = [{"step": 0.0, **probed[0]}] if 0 in probed else []
-    for step, loss in enumerate(losses, start=1):
-        curve.append({"step": float(step), "loss": loss, **probed.get(step, {})})
-    return Attacked(model.eval(), did, seen, curve)
+    return {name: moved[name] for name in names if name in moved}
 
 
 def default_rate(parameters: int) -> float:
@@ -197,11 +224,12 @@ def rate_at(step: int, total: int, schedule: str, warmup: float) -> float:
 
 
 class Stepper:
-    """The attacker's optimizer, of any grade, for a model's trainable parameters; `spec` is `relearn`'s `optimizer`."""
+    """The attacker's optimizer, of any grade, for a model's trainable parameters; `spec` is `relearn`'s `optimizer`,
+    `loss` a function of the model and a batch."""
 
-    def __init__(self, model: Any, spec: str, learning_rate: float, max_grad_norm: float) -> None:
+    def __init__(self, model: Any, spec: str, learning_rate: float, max_grad_norm: float, loss: Loss = cross_entropy) -> None:
         name, settings = _optimizer_of(spec)
-        self.model, self.max_grad_norm = model, max_grad_norm
+        self.model, self.max_grad_norm, self.loss = model, max_grad_norm, loss
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = create_optimizer(name, self.trained, lr=learning_rate, **settings)
         self.batch: dict[str, Tensor] = {}
@@ -224,7 +252,7 @@ class Stepper:
         losses: list[Tensor] = []
 
         def evaluate(part: str | None) -> Tensor:
-            loss = cross_entropy(self.model, self.batch)
+            loss = self.loss(self.model, self.batch)
             if loss.requires_grad:
                 loss.backward()
                 if several:
@@ -251,6 +279,14 @@ def _optimizer_of(spec: str) -> tuple[str, dict[str, Any]]:
         # The schedule sets it at every step.
         raise UserError(f"relearn: give learning_rate={settings['lr']} beside the optimizer, not lr within it")
     return name, settings
+
+
+def check_optimizer(attack: str, spec: str, learning_rate: float | None) -> None:
+    """Raise a `UserError` for an `optimizer` that is not known, or takes a forget and a retain term apart."""
+    name, settings = _optimizer_of(spec)
+    trial = create_optimizer(name, [torch.nn.Parameter(torch.zeros(2, 2))], lr=learning_rate or 1e-5, **settings)
+    if adapt(trial).asks_for_terms:
+        raise UserError(f"{attack}: optimizer {name} takes a forget and a retain term apart; the attacker has one loss")
 
 
 def attackers_batches(

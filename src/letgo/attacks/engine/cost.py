@@ -42,6 +42,8 @@ _PASSES: Mapping[str, Passes] = {
     "multi_turn": lambda settings, items: sum(2.0 * number + 1.0 for number in range(1, settings["rounds"] + 1)),
     "sample": lambda settings, items: float(settings["samples"] or settings["k"]),
     "relearn": _trained,
+    # The teacher answers each batch too.
+    "distill": lambda settings, items: _trained(settings, items) * (2.0 + BACKWARD) / (1.0 + BACKWARD),
     "perturb_latent": _trained,
     # Its prompt then asks once more.
     "perturb_embedding": lambda settings, items: 1.0 + _trained(settings, items),
@@ -55,7 +57,8 @@ _PASSES: Mapping[str, Passes] = {
 def trains(plan: AttackSpec) -> bool:
     """Whether it takes gradients and an optimizer's state of all weights: the most memory that an attack needs."""
     return any(
-        ATTACKS.record(name).family == "relearning" and not settings.get("lora") for name, settings in plan.links
+        name == "distill" or (ATTACKS.record(name).family == "relearning" and not settings.get("lora"))
+        for name, settings in plan.links
     )
 
 
