@@ -55,7 +55,7 @@ def test_the_last_blocks_alone_are_damaged_and_everything_is_taught(victim):
     moved = {
         name
         for name, value in attacked.model.named_parameters()
-        if float((value - saved.get_parameter(name)).abs().max()) > 1e-4
+        if float((value - saved.get_parameter(name)).detach().abs().max()) > 1e-4
     }
     assert moved == {name for name, _ in saved.named_parameters() if name.startswith("model.layers.1.")}
     assert all(parameter.requires_grad for parameter in attacked.model.parameters())

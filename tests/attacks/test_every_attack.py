@@ -40,6 +40,7 @@ SPECS = [
     "relearn:steps=4,learning_rate=2e-3,seeds=2",
     "relearn:data=retain,epochs=1,lora=2,schedule=linear,warmup=0.5,seeds=1",
     "relearn:data=benign,steps=1,batch_size=1,seeds=1",
+    "distill:steps=2,batch_size=1,evaluations=1",
     "prune:sparsity=0.2",
     "noise:sigma=0.01,seeds=2",
     "interpolate:share=0.5",
@@ -54,6 +55,7 @@ SPECS = [
     "in_context:seeds=1",
     "prefill",
     "paraphrase",
+    "translate:path=TRANSLATED",
     "instruct",
     "multi_turn",
     "sample:k=2,samples=4",
@@ -81,14 +83,26 @@ def with_holdout(spec):
     return replace(made, texts=[*made.texts[:2], *texts])
 
 
+def translations(folder, benchmark):
+    """A file of translations into an invented language, which is ours after some polite words."""
+    items = [item for item in benchmark.items if item.set == "forget" and item.task != "membership"]
+    rows = [
+        {"id": item.id, "question": f"Could you tell me this: {item.row.context}", "answer": item.row.target}
+        for item in items
+    ]
+    return str(tiny.write_jsonl(folder / "translations.jsonl", rows))
+
+
 @pytest.fixture(scope="module")
-def attacked(saved):
+def attacked(saved, tmp_path_factory):
     """What an attack finds on a saved form, and the rows of its samples. Each form is measured once; no attack is
     noted in it, so that each finds it as the first one did."""
     subjects, found = {}, {}
 
+    in_words = translations(tmp_path_factory.mktemp("translated"), create_benchmark(saved.benchmark))
+
     def run(form, spec):
-        plan = plan_attack(spec.replace("ORIGINAL", str(saved.original)))
+        plan = plan_attack(spec.replace("ORIGINAL", str(saved.original)).replace("TRANSLATED", in_words))
         for extra in filter(None, (ATTACKS.record(name).extra for name, _ in plan.links)):
             pytest.importorskip(MODULES[extra], reason=f"not installed: pip install 'letgo[{extra}]'")
         with pytest.MonkeyPatch.context() as patch:
@@ -190,6 +204,7 @@ BIOGRAPHIES = [
     "quantize_bnb",
     "relearn:steps=8,learning_rate=5e-4,batch_size=16,seeds=1,evaluations=1",
     "noise:sigma=0.005,seeds=1",
+    "distill:steps=4,evaluations=1",
     "prune:sparsity=0.1",
     "merge:partner=biographies,weight=0.2,method=soup",
     "merge:partner=biographies-retrained,weight=0.1",
@@ -201,6 +216,7 @@ BIOGRAPHIES = [
     "in_context:seeds=1",
     "prefill",
     "paraphrase",
+    "translate:path=TRANSLATED",
     "instruct",
     "multi_turn",
     "sample:k=4",
@@ -214,18 +230,21 @@ BIOGRAPHIES = [
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """The biographies with two questions about each person: a part of all people, rather than all of two."""
+def few(monkeypatch, tmp_path):
+    """The biographies with two questions about each person: a part of all people, rather than all of two. Gives every
+    attack on them."""
 
     def made(spec):
         benchmark = create_benchmark(spec)
         return replace(benchmark, items=few_of(benchmark.items, 40), texts=few_of(benchmark.texts, 12))
 
     monkeypatch.setattr("letgo.attacks.engine.target.create_benchmark", made)
+    in_words = translations(tmp_path, made("biographies"))
+    return [spec.replace("TRANSLATED", in_words) for spec in BIOGRAPHIES]
 
 
 def test_a_model_that_has_not_unlearned_keeps_nothing(few):
-    result = letgo.attack("biographies", BIOGRAPHIES, benchmark="biographies", original="biographies")
+    result = letgo.attack("biographies", few, benchmark="biographies", original="biographies")
     for attack in result.attacks:
         assert attack.kept == 0.0, attack.label
         assert not attack.survived, attack.label
@@ -234,7 +253,7 @@ def test_a_model_that_has_not_unlearned_keeps_nothing(few):
 
 
 def test_the_retrained_model_survives_everything(few, tmp_path):
-    attacks = [*BIOGRAPHIES, "relearn:steps=30,learning_rate=1e-3,batch_size=16,holdout=0,seeds=1,evaluations=1"]
+    attacks = [*few, "relearn:steps=30,learning_rate=1e-3,batch_size=16,holdout=0,seeds=1,evaluations=1"]
     output = tmp_path / "out"
     result = letgo.attack(
         "biographies-retrained", attacks, benchmark="biographies", original="biographies", output=output

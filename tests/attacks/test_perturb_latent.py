@@ -15,7 +15,9 @@ def test_it_equals_a_vector_trained_by_hand(controlled):
     attacked = perturb_latent(controlled, layer=1, steps=6, bound=0.2, learning_rate=0.5, batch_size=2, seed=3)
     generator = torch.Generator().manual_seed(3)
     rows, seen = attackers_rows("by hand", controlled, "forget", 0.5, None, generator)
-    encoded, _ = controlled.benchmark.encode(controlled.tokenizer(), rows, template="plain", max_length=64, name="by hand")
+    encoded, _ = controlled.benchmark.encode(
+        controlled.tokenizer(), rows, template="plain", max_length=64, name="by hand"
+    )
     batches = attackers_batches(encoded, 2, 0, generator, torch.device("cpu"))
     six = [next(batches) for _ in range(6)]
     longest = attacked.did["longest"]

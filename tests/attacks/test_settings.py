@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from letgo.attacks import ATTACKS
+from letgo.attacks.distill import distill
 from letgo.attacks.engine.base import Victim
 from letgo.attacks.engine.spec import AttackSpec, apply_attack, check_attacks, plan_attack, plan_attacks
 from letgo.attacks.jailbreak import in_context, instruct, prefill
@@ -52,6 +53,8 @@ OUT_OF_RANGE = [
     (relearn, {"optimizer": "sgd:momentun=0.9"}, "did you mean 'momentum'"),
     (relearn, {"optimizer": "sgd:lr=0.1"}, "give learning_rate=0.1 beside the optimizer"),
     (relearn, {"optimizer": "dual_optim"}, "the attacker has one loss"),
+    (distill, {"alpha": 1.0}, "alpha must be a number of at least 0 and below 1"),
+    (distill, {"data": "forget"}, "must not be taught on the forget set"),
     (relearn, {"learning_rate": 0.0}, "learning_rate must be a number above 0"),
     (relearn, {"learning_rate": float("nan")}, "learning_rate must be a number above 0"),
     (prune, {"sparsity": 0.0}, "above 0"),
@@ -110,10 +113,15 @@ def test_they_are_refused_before_there_is_a_model(data, attack, settings, messag
 def test_every_attack_can_be_checked_without_a_model(data, tmp_path, name):
     if name == "quantize_autoround":
         pytest.importorskip("auto_round")
-    needed = {"external": f":path={tmp_path}", "merge": ":partner=biographies"}
+    words = tiny.write_jsonl(tmp_path / "words.jsonl", [{"id": "forget-0", **tiny.FORGET[0]}])
+    needed = {"external": f":path={tmp_path}", "merge": ":partner=biographies", "translate": f":path={words}"}
     plan = plan_attack(name + needed.get(name, ""))
     check_attacks([plan])
-    if name not in ("membership", "perturb_latent", "perturb_embedding"):  # the rows have no holdout texts, and no controls
+    if name not in (
+        "membership",
+        "perturb_latent",
+        "perturb_embedding",
+    ):  # the rows have no holdout texts, and no controls
         check_attacks([plan], Victim("", data))
 
 
@@ -126,6 +134,7 @@ def test_every_attack_can_be_checked_without_a_model(data, tmp_path, name):
         (["relearn:optimizer=adamm"], "unknown optimizer 'adamm'; did you mean"),
         (["quantize", "quantize"], "named twice"),
         (["quantize:bits=4,granularity=group,symmetric=true,search=3"], "every setting that search goes over is given"),
+        (["translate:path=nowhere.jsonl"], "translations: no such file"),
         (["external:path=nowhere"], r"no such directory or \.gguf file: nowhere"),
         (["sample:k=x"], "sample"),
     ],

@@ -58,14 +58,16 @@ def perturb_embedding(
     if not rows or not any(item.set == "forget" for item in held_out):
         raise UserError(f"benchmark {victim.benchmark.name!r} has no forget item that can be asked in this way")
     tokenizer, model = victim.tokenizer(), victim.load()
-    stored, words = model.dtype, len(tokenizer)
+    stored, taken = model.dtype, tokenizer.get_vocab().values()
     names = [f"<soft-{number}>" for number in range(tokens)]
-    if tokenizer.add_tokens(names, special_tokens=True) != tokens:
-        raise UserError(f"perturb_embedding: the tokenizer already has words like {names[0]}")
-    text = "".join(names)
-    batches = frozen_batches(victim, [attached(row, text, place) for row in rows], tokenizer, model, batch_size, generator)
-    drawn = torch.randint(words, (tokens,), generator=generator)
-    vectors = _stand_in(model, tokenizer.convert_tokens_to_ids(names), drawn)
+    added = tokenizer.add_tokens(names, special_tokens=True)
+    text, ids = "".join(names), tokenizer.convert_tokens_to_ids(names)
+    if added != tokens or not set(ids).isdisjoint(taken):
+        raise UserError(f"perturb_embedding: the tokenizer can't be given {tokens} new words like {names[0]}")
+    batches = frozen_batches(
+        victim, [attached(row, text, place) for row in rows], tokenizer, model, batch_size, generator
+    )
+    vectors = _stand_in(model, ids, torch.randint(len(taken), (tokens,), generator=generator))
     rate = learning_rate * float(vectors.detach().square().mean().sqrt())
 
     def step() -> None:

@@ -227,7 +227,9 @@ class Stepper:
     """The attacker's optimizer, of any grade, for a model's trainable parameters; `spec` is `relearn`'s `optimizer`,
     `loss` a function of the model and a batch."""
 
-    def __init__(self, model: Any, spec: str, learning_rate: float, max_grad_norm: float, loss: Loss = cross_entropy) -> None:
+    def __init__(
+        self, model: Any, spec: str, learning_rate: float, max_grad_norm: float, loss: Loss = cross_entropy
+    ) -> None:
         name, settings = _optimizer_of(spec)
         self.model, self.max_grad_norm, self.loss = model, max_grad_norm, loss
         self.trained = [p for p in model.parameters() if p.requires_grad]
