@@ -47,6 +47,16 @@ def controlled(victim):
     return replace(victim, benchmark=replace(victim.benchmark, control=rows_from_records(invented, "control")))
 
 
+def translations(folder, benchmark):
+    """A file of translations into an invented language, which is ours after some polite words."""
+    items = [item for item in benchmark.items if item.set == "forget" and item.task != "membership"]
+    rows = [
+        {"id": item.id, "question": f"Could you tell me this: {item.row.context}", "answer": item.row.target}
+        for item in items
+    ]
+    return str(tiny.write_jsonl(folder / "translations.jsonl", rows))
+
+
 @dataclass(frozen=True)
 class Saved:
     """A model that knew its forget set, and one that forgot it, in every saved form."""

@@ -5,9 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+import letgo
 from letgo.attacks.distill import distill
 from letgo.attacks.relearn import attackers_batches, attackers_rows
+from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError
+from letgo.data import encode_rows, pad_rows
+from letgo.models.load import load_model, load_tokenizer
+from letgo.objectives.retain import cross_entropy
 from letgo.objectives.undo import damage
 from tests import tiny
 from tests.reference.attacks import distilled
@@ -66,6 +71,32 @@ def test_twice_with_one_seed_to_the_same_bits(victim):
     theirs = again.model.state_dict()
     assert all(value.equal(theirs[name]) for name, value in first.model.state_dict().items())
     assert first.did == again.did != other.did
+
+
+def test_a_forgetting_in_the_last_block_alone_does_not_survive_its_damage(tmp_path):
+    tokenizer, model, data = load_tokenizer("biographies"), load_model("biographies"), create_benchmark("biographies")
+    encoded = {
+        name: encode_rows(tokenizer, rows, template="plain", max_length=128)[0]
+        for name, rows in (("forget", data.forget), ("retain", data.retain))
+    }
+    generator = torch.Generator().manual_seed(0)
+    model.requires_grad_(False)
+    optimizer = torch.optim.Adam(model.model.layers[-1].requires_grad_(True).parameters(), lr=3e-3)
+    for _ in range(60):
+        forget, retain = (
+            cross_entropy(model, pad_rows([rows[i] for i in torch.randperm(len(rows), generator=generator)[:16]], 0))
+            for rows in encoded.values()
+        )
+        optimizer.zero_grad()
+        ((6.0 - forget).relu() + 3 * retain).backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    attack = "distill:steps=20,alpha=0.9,blocks=1,evaluations=0"
+    result = letgo.attack(tmp_path, [attack], benchmark="biographies", original="biographies", limit=20)
+    assert result.after["forget_probability"].value < 0.4 < 0.9 < result.before["forget_probability"].value
+    assert result.attacks[0].kept < 0.2
+    assert result.attacks[0].metrics["forget_probability"].value > 0.8
 
 
 def test_what_does_not_fit_is_refused(victim, tmp_path):

@@ -23,6 +23,7 @@ from letgo.core.progress import Quiet
 from letgo.models.load import load_model, load_tokenizer
 from letgo.runs.results import read_result
 from tests import tiny
+from tests.attacks.conftest import translations
 
 SPECS = [
     "quantize:bits=4",
@@ -81,16 +82,6 @@ def with_holdout(spec):
         for row, city in zip(tiny.FORGET, turned, strict=True)
     ]
     return replace(made, texts=[*made.texts[:2], *texts])
-
-
-def translations(folder, benchmark):
-    """A file of translations into an invented language, which is ours after some polite words."""
-    items = [item for item in benchmark.items if item.set == "forget" and item.task != "membership"]
-    rows = [
-        {"id": item.id, "question": f"Could you tell me this: {item.row.context}", "answer": item.row.target}
-        for item in items
-    ]
-    return str(tiny.write_jsonl(folder / "translations.jsonl", rows))
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,20 @@ import json
 import pytest
 
 import letgo
+from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError, WorldError
 from letgo.models.load import load_model, load_tokenizer
 from letgo.runs.results import read_result
 from letgo.scoring.server.client import Client
 from letgo.scoring.server.probe import probe
 from letgo.scoring.server.served import Served
+from tests.attacks.conftest import translations
 from tests.servers import little_prose as little_prose
 from tests.servers import serving
 
 pytestmark = pytest.mark.usefixtures("little_prose")
 
-PROMPTS = ["paraphrase", "in_context:seeds=1", "prefill:text=it is", "multi_turn:rounds=1"]
+PROMPTS = ["paraphrase", "in_context:seeds=1", "prefill:text=it is", "multi_turn:rounds=1", "translate:path=WORDS"]
 
 
 @pytest.fixture
@@ -44,9 +46,11 @@ def connected(saved, servers):
 
 def test_attacks_by_questions_are_judged_as_on_the_weights(saved, connected, tmp_path):
     unlearned, original = connected()
+    words = translations(tmp_path, create_benchmark(saved.benchmark))
+    prompts = [attack.replace("WORDS", words) for attack in PROMPTS]
     given = {"benchmark": saved.benchmark, "limit": 4}
-    weights = letgo.attack(saved.forms["full"], PROMPTS, original=str(saved.original), output=tmp_path / "w", **given)
-    served = letgo.attack(unlearned, PROMPTS, original=original, output=tmp_path / "s", **given)
+    weights = letgo.attack(saved.forms["full"], prompts, original=str(saved.original), output=tmp_path / "w", **given)
+    served = letgo.attack(unlearned, prompts, original=original, output=tmp_path / "s", **given)
     for name, metric in weights.after.items():
         assert served.after[name].value == pytest.approx(metric.value, abs=1e-4), name
     assert [attack.label for attack in served.attacks] == [attack.label for attack in weights.attacks]
