@@ -73,3 +73,26 @@ def test_the_retrained_model_is_attacked_anew_beside_another_original(attacked, 
     letgo.attack("biographies-retrained", [attack], **HOW)
     letgo.attack("biographies-retrained", [attack], **(HOW | {"original": str(other)}))
     assert len(attacked) == 6
+
+
+@pytest.mark.parametrize("folder", [None, "scores"])
+def test_what_lies_under_the_same_name_is_attacked_anew_where_it_has_changed(attacked, tmp_path, monkeypatch, folder):
+    """The original's weights and a file of the attacker's, in one process and by way of a shared folder."""
+    original = shutil.copytree(resolve_model("biographies"), tmp_path / "original")
+    texts = tmp_path / "texts.jsonl"
+    attack = f"relearn:data={texts},steps=1,learning_rate=1e-3,seeds=1,evaluations=0"
+    how = HOW | {"original": str(original), "limit": 4, "shared_scores": folder and tmp_path / folder}
+
+    def references():
+        if folder:
+            monkeypatch.setattr(attacking, "_REMEMBERED", {})
+        attacked.clear()
+        letgo.attack("biographies-retrained", [attack], **how)
+        return len(attacked) - 1
+
+    texts.write_text('{"text": "the river is old"}\n')
+    assert [references(), references()] == [2, 0]
+    texts.write_text('{"text": "the river is new"}\n')
+    assert references() == 2
+    shutil.copy(f"{resolve_model('biographies-retrained')}/model.safetensors", original)
+    assert references() == 2

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -150,12 +151,9 @@ def holder(path: Path) -> str:
 
 def has_locks(folder: Path) -> bool:
     """Whether the file system that a folder lies on has locks."""
-    path = folder / f".locks-{os.getpid()}"
-    try:
-        with open(path, "a+", encoding="utf-8") as handle:
-            return take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) != "no locks"
-    finally:
-        path.unlink(missing_ok=True)
+    # Of no name, so that whoever is killed here leaves nothing.
+    with tempfile.TemporaryFile(dir=folder) as handle:
+        return take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) != "no locks"
 
 
 def take(handle: IO[Any] | int, how: int) -> Literal["held", "taken", "no locks"]:

@@ -336,8 +336,8 @@ def _bare_config() -> UnlearnConfig:
 
 
 def _check_transformers(where: str, settings: Mapping[str, Any]) -> None:
-    trackers = settings.get("report_to") or []
-    for name in [trackers] if isinstance(trackers, str) else trackers:
+    trackers = settings.get("report_to")
+    for name in [trackers] if isinstance(trackers, str) else trackers or ():
         if name not in (known := ("none", "all", *INTEGRATION_TO_CALLBACK)):
             raise UserError(
                 f"{where}: report_to has {name!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}"

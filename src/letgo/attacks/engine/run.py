@@ -34,14 +34,15 @@ from letgo.core import processes
 from letgo.core.catalog import check_arguments
 from letgo.core.errors import UserError
 from letgo.core.files import read_json, write_json
+from letgo.core.fingerprints import digest_of, remembered_digest
 from letgo.core.locks import LOCK_FILE, check_unused, only_writer
-from letgo.core.own import expect, noted, recorded_code
+from letgo.core.own import code_in_use, expect, noted, recorded_code
 from letgo.core.progress import Quiet, Reporter, usual
 from letgo.core.values import Count, Share
 from letgo.data.encode import Template
 from letgo.metrics.judgement import FORGOTTEN_SETS, with_attacks
 from letgo.models.files import remote_code
-from letgo.models.load import arithmetic_of, weights_fingerprint
+from letgo.models.load import BUILTIN, arithmetic_of, weights_fingerprint
 from letgo.runs.documents import validated
 from letgo.runs.results import (
     SAMPLES_FILE,
@@ -294,11 +295,13 @@ def _attacked_reference(
         target.reporter.say(f"  the same on the {role} model, to compare with")
         return _answered(quiet, plan, apply_attack(victim, plan, settings, seed), benchmark)
 
-    scored = (target.benchmark.name, target.benchmark.settings, target.template, target.dtype, target.limit)
+    read = digest_of(target.benchmark.contents, [_content(value) for _, value in sorted(settings.items())])
+    code = sorted((name, each.sha256) for name, each in code_in_use().items())
+    scored = (target.benchmark.name, target.benchmark.settings, read, target.template, target.dtype, target.limit)
     # The original's own format is that to which the retrained model is rounded too.
-    format = (target.exported, target.original if role == "retrained" else None)
+    format = (target.exported, (target.original, _state(target.original)) if role == "retrained" else None)
     pair = weights_fingerprint(target.load()) if plan.of_pair else None
-    circumstances = (role, plan.name, sorted(settings.items()), seed, scored, format, pair)
+    circumstances = (role, plan.name, sorted(settings.items()), seed, scored, format, pair, code)
     return attacked_reference(victim, circumstances, make, shared_scores)
 
 
@@ -321,7 +324,7 @@ def attacked_reference(
     `circumstances` are what it depends on beside the weights: values that differ by their `repr`. A file's name depends
     on the weights, not on their directory, and on what the last bits depend on.
     """
-    key = repr((str(victim.directory), *circumstances))
+    key = repr((str(victim.directory), _state(victim.directory), *circumstances))
     if key in _REMEMBERED:
         return _REMEMBERED[key]
     path: Path | None = None
@@ -340,6 +343,20 @@ def attacked_reference(
         del _REMEMBERED[next(iter(_REMEMBERED))]
     _REMEMBERED[key] = answered
     return answered
+
+
+def _state(model: object) -> list[tuple[str, int, int]]:
+    """The files of a model's directory, with what changes when one is written anew; of another model none."""
+    folder = Path(str(BUILTIN[str(model)]() if str(model) in BUILTIN else model))
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def _content(setting: object) -> object:
+    """What a setting of an attack stands for: of a file its content, of a model's directory its files' state."""
+    if isinstance(setting, str) and Path(setting).is_file():
+        return remembered_digest(Path(setting))
+    return _state(setting) if isinstance(setting, str) else None
 
 
 class _AnsweredFile(BaseModel):
