@@ -12,6 +12,7 @@ from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError, WorldError
 from letgo.models.load import load_model, load_tokenizer
 from letgo.runs.results import read_result
+from letgo.scoring.server.calibration import MEAN, in_words
 from letgo.scoring.server.client import Client
 from letgo.scoring.server.probe import probe
 from letgo.scoring.server.served import Served
@@ -169,6 +170,57 @@ def test_a_served_model_is_audited_by_questions_alone(saved, connected, tmp_path
     alone = letgo.audit(unlearned, output=tmp_path / "alone", **given)
     assert alone.judgement.word == "can't tell"
     assert alone.after["forget_probability"] == result.after["forget_probability"]
+
+
+def test_a_served_model_is_compared_with_the_weights_at_hand(letgo, saved, servers, connected, tmp_path):
+    words = ["--server", servers[0].url, "--tokenizer", saved.original, "--benchmark", saved.benchmark, "--limit", 4]
+    full, audited = saved.forms["full"], tmp_path / "audit"
+    words += ["--weights", full, "-q", "-o"]
+    first = ["audit", "--model", "forgot", "--base", "knew", "--base-server", servers[1].url, "--suite", "quick"]
+    code, out, err = letgo(*first, *words, audited)
+    assert code == 0, err
+    then = ["attack", "forgot", "--original", "knew", "--original-server", servers[1].url, "--attack", "paraphrase"]
+    code, out, err = letgo(*then, *words, tmp_path / "attack", "--dtype", "float32")
+    assert code == 0, err
+    for record in (read_result(audited), read_result(tmp_path / "attack")):
+        calibration = record.config["calibration"]
+        assert (calibration["weights"], calibration["dtype"]) == (str(full), "float32")
+        assert 0 < calibration["mean"] <= calibration["largest"] < 1e-3
+        assert calibration["items"] > 8
+        assert in_words(calibration) in record.notes
+    assert "the server against torch on" in (audited / "report.html").read_text()
+    # It goes on with the same weights alone.
+    assert letgo(*first, *words, audited, "--resume")[0] == 0
+    code, _, err = letgo(*first, *[saved.original if word is full else word for word in words], audited, "--resume")
+    assert code == 2
+    assert "it differs in weights" in err
+
+
+def test_a_calibration_is_added_to_the_attacks_on_a_served_model(saved, connected, tmp_path):
+    unlearned, original = connected()
+    given = {"benchmark": saved.benchmark, "original": original, "limit": 2, "output": tmp_path / "out"}
+    assert "calibration" not in letgo.attack(unlearned, ["paraphrase"], **given).config
+    other = letgo.attack(unlearned, ["multi_turn:rounds=1"], weights=str(saved.original), **given)
+    assert [attack.label for attack in other.attacks] == ["paraphrase", "multi_turn:rounds=1"]
+    assert other.config["calibration"]["mean"] > MEAN, "the server serves other weights"
+    assert "is it another model" in other.notes[-1]
+    again = letgo.attack(unlearned, ["paraphrase"], **given)
+    assert (again.config, again.notes) == (other.config, other.notes)
+
+
+def test_weights_at_hand_are_checked_before_anything_is_asked(saved, connected, servers, tmp_path):
+    unlearned, original = connected()
+    before = [sum(state.asked.values()) for state in servers]
+    given = {"benchmark": saved.benchmark, "weights": "nowhere/at/all"}
+    with pytest.raises(UserError, match="no such model: 'nowhere/at/all'"):
+        letgo.attack(unlearned, ["paraphrase"], original=original, **given)
+    with pytest.raises(UserError, match="no such model: 'nowhere/at/all'"):
+        letgo.audit(unlearned, base=original, output=tmp_path / "audit", **given)
+    for call in (letgo.attack, letgo.audit):
+        names = {"original": "b"} if call is letgo.attack else {"base": "b", "output": tmp_path / "audit"}
+        with pytest.raises(UserError, match="name the server"):
+            call("a", *([["paraphrase"]] if call is letgo.attack else []), **names, **given)
+    assert [sum(state.asked.values()) for state in servers] == before
 
 
 def test_a_served_model_is_not_held_against_weights(saved, connected, tmp_path):

@@ -48,6 +48,7 @@ from letgo.runs.results import (
     read_samples,
 )
 from letgo.scoring.resume_log import PARTIAL
+from letgo.scoring.server.calibration import check_weights
 from letgo.scoring.server.served import Served, same_engine
 
 REPORT = "report.html"
@@ -76,6 +77,7 @@ class Asked:
     limit: int | None
     dtype: str
     template: Template | None
+    weights: str | None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def audit(
     limit: Count | None = None,
     dtype: str = "float32",
     template: Template | None = None,
+    weights: str | None = None,
     resume: bool = False,
     trust_remote_code: bool | None = None,
     reporter: Reporter | None = None,
@@ -131,6 +134,8 @@ def audit(
         output: the audit's directory: a new one, or with `resume` the one of an audit that was cut off.
         limit: at most so many items of each set.
         dtype, template: the weights' type, and how questions become prompts.
+        weights: of a served model, where its weights are at hand: some items are scored by both, and the differences
+            recorded (`config.calibration`).
         resume: go on with an audit that was cut off, to the same record.
         trust_remote_code: whether the models' own Python code may run; not by default.
         reporter: where progress goes.
@@ -156,6 +161,7 @@ def audit(
         limit=limit,
         dtype=dtype,
         template=template,
+        weights=weights,
     )
     folder = Path(output)
     with only_writer(folder, make=True), remote_code(trust_remote_code):
@@ -178,10 +184,12 @@ def checked(
     limit: int | None,
     dtype: str,
     template: Template | None,
+    weights: str | None = None,
 ) -> Asked:
     """What is asked for, as far as it can be checked before a model is read."""
     tries, seconds = tries_asked(suite, attacks), seconds_asked(budget)
     models = [each for each in (model, base, retrained) if each is not None]
+    check_weights(model, weights)
     same_engine(models)
     check_asked([str(each) for each in models if not isinstance(each, Served)], data)
     measured_by = benchmark_of({**data, "template": template})
@@ -202,6 +210,7 @@ def checked(
         limit,
         dtype,
         template,
+        weights,
     )
 
 
@@ -288,9 +297,11 @@ class Auditing:
         now = dict.fromkeys((*OWN_ROWS, "benchmark", "retrained")) | target.result.config
         served = isinstance(asked.model, Served)
         now |= {"engine": asked.model.engine} if isinstance(asked.model, Served) else {}
+        now["weights"] = asked.weights
         now |= {"dtype": None if served else asked.dtype, "eval_limit": asked.limit, "template": target.template}
         now |= {"suite": asked.suite, "budget": asked.budget, "threshold": asked.threshold}
-        then = earlier.config | {"suite": about.suite, "budget": about.budget, "threshold": about.threshold}
+        then = earlier.config | {"weights": earlier.config.get("calibration", {}).get("weights")}
+        then |= {"suite": about.suite, "budget": about.budget, "threshold": about.threshold}
         plans, left_out = chosen(asked, target)
         then["attacks"] = sorted({*about.attacks, *(each.attack for each in about.not_tried)})
         now["attacks"] = sorted([*(each.label for each in plans), *(each.attack for each in left_out)])
@@ -349,6 +360,7 @@ def opened(asked: Asked, reporter: Reporter) -> Target:
         return open_bare(asked.model, asked.benchmark, asked.data, original=original, dtype=asked.dtype, **how)
     known = asked.benchmark.references.get(RETRAINED)
     retrained = known if isinstance(known, Served) else None
+    how |= {"at_hand": asked.weights, "dtype": asked.dtype}
     return served_target(asked.model, asked.benchmark, asked.data, original=asked.base, retrained=retrained, **how)
 
 

@@ -53,6 +53,9 @@ TokenizerFlag = Annotated[
 ]
 KeyFlag = Annotated[str | None, Option("--key-env", help="The environment variable that holds the server's key.")]
 AtOnceFlag = Annotated[int | None, Option("--at-once", help="Requests to a server at a time; 8 by default.")]
+WeightsFlag = Annotated[
+    str | None, Option("--weights", help="Of a served model, where they are at hand: compare 32 items with torch.")
+]
 SERVER_FLAGS = ("server", "tokenizer", "key_env", "at_once")
 
 

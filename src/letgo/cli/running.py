@@ -16,6 +16,7 @@ from letgo.cli.common import (
     QuietFlag,
     ServerFlag,
     TokenizerFlag,
+    WeightsFlag,
     app,
     connected,
     passed_on,
@@ -131,6 +132,7 @@ def attack(
     tokenizer: TokenizerFlag = None,
     key_env: KeyFlag = None,
     at_once: AtOnceFlag = None,
+    weights: WeightsFlag = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Write the result here, not into the run.")] = None,
     trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
@@ -181,9 +183,7 @@ def evaluate(
     tokenizer: TokenizerFlag = None,
     key_env: KeyFlag = None,
     at_once: AtOnceFlag = None,
-    weights: Annotated[
-        str | None, Option("--weights", help="Of a served model, where they are at hand: compare 32 items with torch.")
-    ] = None,
+    weights: WeightsFlag = None,
     trust_remote_code: TrustFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,

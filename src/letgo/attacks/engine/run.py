@@ -55,6 +55,7 @@ from letgo.runs.results import (
     read_samples,
 )
 from letgo.scoring.resume_log import content_key
+from letgo.scoring.server.calibration import check_weights, in_words
 from letgo.scoring.server.served import Served, same_engine
 
 __all__ = ["THRESHOLD", "AttackSpec", "attack", "plan_attack", "run_attack"]
@@ -82,6 +83,7 @@ def attack(
     reporter: Reporter | None = None,
     output: Path | None = None,
     shared_scores: str | Path | None = None,
+    weights: str | None = None,
     trust_remote_code: bool | None = None,
 ) -> Result:
     """Attack a saved model, and add what came of it to the run's record.
@@ -97,6 +99,8 @@ def attack(
         retrained: beside a served model, the one that never saw the forget set, behind the same kind of server.
         template: for a bare model, how questions become prompts, where the benchmark leaves the choice.
         limit, dtype: for a bare model, at most so many items of each set, and the weights' type.
+        weights: of a served model, where its weights are at hand: some items are scored by both, and the differences
+            recorded (`config.calibration`).
         seeds: of each attack in which anything is random and that names none; by default the catalog's.
         threshold: the least share of the forgetting kept to have survived, for attacks that name none.
         reporter: where progress goes.
@@ -125,10 +129,12 @@ def attack(
     trusted = (remote_code(trust_remote_code), recorded_code(trust_remote_code or None))
     with only_writer(folder, make=True), trusted[0], trusted[1], ExitStack() as kept:
         if isinstance(directory, Served):
-            check_served(plans, directory, dtype=dtype, shared_scores=shared_scores)
-            target = open_served(directory, **settings, retrained=retrained, reporter=reporter)
+            check_served(plans, directory, dtype=None if weights else dtype, shared_scores=shared_scores)
+            compared = {"at_hand": weights, "dtype": dtype}
+            target = open_served(directory, **settings, **compared, retrained=retrained, reporter=reporter)
             kept.enter_context(answers_kept(target, output))
         else:
+            check_weights(directory, weights)
             same_engine([directory, *(each for each in (original, retrained) if isinstance(each, Served))])
             target = open_target(directory, **settings, dtype=dtype, reporter=reporter)
             expect(target.result.code_digests)
@@ -187,8 +193,14 @@ def _with_earlier(target: Target, output: Path | None) -> Target:
     if output is None or not is_run(output):
         return target
     earlier, ours = read_result(output), target.result
-    if (earlier.config, earlier.after) != (ours.config, ours.after):
+    # A calibration is no setting: it may be made in one call and not in the other one.
+    before, now = ({**result.config, "calibration": None} for result in (earlier, ours))
+    if (before, earlier.after) != (now, ours.after):
         raise UserError(f"output directory {output} holds the attacks on another model; name another one")
+    then, calibration = (result.config.get("calibration") for result in (earlier, ours))
+    if calibration is not None and (then is None or then["weights"] != calibration["weights"]):
+        notes = [*earlier.notes, in_words(calibration)]
+        earlier = earlier.model_copy(update={"config": ours.config, "notes": notes})
     return replace(target, result=earlier, rows=read_samples(output))
 
 

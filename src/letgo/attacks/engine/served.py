@@ -18,6 +18,7 @@ from letgo.core.fingerprints import text_fingerprint
 from letgo.core.progress import Reporter
 from letgo.data.encode import Template
 from letgo.scoring.resume_log import ResumeLog
+from letgo.scoring.server.calibration import check_weights
 from letgo.scoring.server.probe import LEVELS
 from letgo.scoring.server.served import Served, same_engine
 
@@ -58,6 +59,8 @@ def open_served(
     template: Template | None,
     limit: int | None,
     reporter: Reporter,
+    at_hand: str | None = None,
+    dtype: str | None = None,
 ) -> Target:
     """A served model as the target of attacks, still to be measured.
 
@@ -78,6 +81,8 @@ def open_served(
         template=template,
         limit=limit,
         reporter=reporter,
+        at_hand=at_hand,
+        dtype=dtype,
     )
 
 
@@ -92,9 +97,12 @@ def served_target(
     limit: int | None,
     reporter: Reporter,
     prefix: str = "attack-",
+    at_hand: str | None = None,
+    dtype: str | None = None,
 ) -> Target:
     """A served model, still to be measured; arguments as of `open_bare`. The retrained model is compared with only if
-    it is served too."""
+    it is served too. `at_hand` are the weights that are said to be served, to be compared with in `dtype`."""
+    check_weights(model, at_hand)
     same_engine([each for each in (model, original, retrained) if each is not None])
     for role, other in (("original", original), ("retrained model", retrained)):
         if str(other) == str(model):
@@ -105,17 +113,19 @@ def served_target(
     if RETRAINED in benchmark.references and retrained is None:
         notes.append("the retrained model is not served: what was never learned is taken to score the floor")
     benchmark = replace(benchmark, references={} if retrained is None else {RETRAINED: retrained})
-    return open_bare(
+    target = open_bare(
         model,
         benchmark,
         data,
         original=original,
         limit=limit,
+        dtype=dtype,
         template=template,
         prefix=prefix,
         notes=notes,
         reporter=reporter,
     )
+    return replace(target, at_hand=at_hand)
 
 
 @contextmanager

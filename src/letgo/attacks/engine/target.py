@@ -13,6 +13,7 @@ from letgo.attacks.engine.base import Probe, Victim
 from letgo.attacks.engine.judge import Recorded
 from letgo.benchmarks import benchmark_of, create_benchmark
 from letgo.benchmarks.engine.base import RETRAINED, Benchmark, Sample, headlines_of
+from letgo.benchmarks.engine.requests import calibrated
 from letgo.core import processes
 from letgo.core.environment import circumstances
 from letgo.core.errors import UserError
@@ -43,6 +44,7 @@ from letgo.runs.results import (
     write_result,
 )
 from letgo.scoring.resume_log import PARTIAL, ResumeLog
+from letgo.scoring.server.calibration import in_words
 from letgo.scoring.server.served import Served, identity_of, open_model, open_tokenizer
 
 _STAGES = ("before", "after", f"reference:{RETRAINED}")
@@ -62,6 +64,7 @@ class Target:
         original: the model that the forgetting started from, if known.
         rows: of the samples that are recorded.
         weights: of a bare model that was measured, the fingerprint of each stage's weights.
+        at_hand: of a served model, the weights that it is said to be, to compare its scores with.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Target:
     original: str | Served | None = None
     rows: Sequence[Mapping[str, Any]] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
+    at_hand: str | None = None
     reporter: Reporter = field(default_factory=Quiet)
 
     @property
@@ -338,6 +342,7 @@ def measured(target: Target, folder: Path | None = None) -> Target:
     if target.run:
         return target
     served = isinstance(target.model, Served)
+    calibration = _calibration(target)
     stages = {"before": target.original, "after": target.model}
     stages |= {f"reference:{name}": path for name, path in target.benchmark.references.items()}
     metrics: dict[str, Metrics] = {"before": {}}
@@ -370,6 +375,7 @@ def measured(target: Target, folder: Path | None = None) -> Target:
         "template": target.template,
         "scored": target.benchmark.identity(tokenizer, target.template),
         **({"engine": target.model.engine} if isinstance(target.model, Served) else {}),
+        **({} if calibration is None else {"calibration": calibration}),
     }
     retrained = samples.get(f"reference:{RETRAINED}", [])
     if target.original is None:
@@ -378,9 +384,10 @@ def measured(target: Target, folder: Path | None = None) -> Target:
         judgement = judge(
             target.benchmark.headlines, samples["before"], samples["after"], retrained=retrained, broken=reasons
         )
+    compared = [] if calibration is None else [in_words(calibration)]
     update = {
         "config": target.result.config | settings,
-        "notes": [*target.result.notes, *target.benchmark.notes_for(tokenizer)],
+        "notes": [*target.result.notes, *compared, *target.benchmark.notes_for(tokenizer)],
         "before": metrics["before"],
         "after": metrics["after"],
         "references": target.benchmark.reference_metrics()
@@ -393,6 +400,18 @@ def measured(target: Target, folder: Path | None = None) -> Target:
         "code": code_now(target.result),
     }
     return replace(target, weights=weights, result=target.result.model_copy(update=update))
+
+
+def _calibration(target: Target) -> dict[str, Any] | None:
+    """How far a served model is from the weights at hand; None where there are none. Said before long work begins."""
+    if target.at_hand is None or not isinstance(target.model, Served):
+        return None
+    target.benchmark.prepare()
+    how: dict[str, Any] = {"limit": target.limit, "template": target.template}
+    work = target.benchmark.asked(target.model, target.model.tokenizer, **how)
+    calibration = calibrated(target.model, [work], target.at_hand, target.dtype, None)
+    target.reporter.say(in_words(calibration))
+    return calibration
 
 
 def code_now(result: Result) -> dict[str, CodeDigest]:

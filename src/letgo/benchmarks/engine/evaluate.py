@@ -13,7 +13,7 @@ from typing import Any
 from letgo.benchmarks import create_benchmark
 from letgo.benchmarks.engine.base import Benchmark, headlines_of
 from letgo.benchmarks.engine.items import Sample
-from letgo.benchmarks.engine.requests import Work, run_works
+from letgo.benchmarks.engine.requests import Work, calibrated, run_works
 from letgo.core import processes
 from letgo.core.catalog import check_arguments, format_spec
 from letgo.core.environment import circumstances
@@ -25,12 +25,11 @@ from letgo.core.progress import Quiet, Reporter, usual
 from letgo.core.values import Count
 from letgo.data.encode import Template
 from letgo.models.files import remote_code
-from letgo.models.load import resolve_model
 from letgo.runs import record_run
 from letgo.runs.digests import digests_of, with_model
 from letgo.runs.results import EVALUATION, SAMPLES_FILE, Digests, Result, new_run_id, now, write_result
 from letgo.scoring.scoring import ResumeLog
-from letgo.scoring.server.calibration import calibrate, in_words
+from letgo.scoring.server.calibration import check_weights, in_words
 from letgo.scoring.server.served import Served, identity_of, open_model, open_tokenizer
 
 PARTIAL_FILE = "scores.partial.jsonl"
@@ -86,10 +85,7 @@ def evaluate(
     reporter = usual(reporter) if processes.is_first() else Quiet()
     for benchmark in built.values():
         benchmark.prepare()
-    if weights is not None:
-        if not isinstance(model, Served):
-            raise UserError("weights are what a server is compared with; name the server (--server URL)")
-        resolve_model(weights)
+    check_weights(model, weights)
     with remote_code(trust_remote_code):
         tokenizer, loaded = open_tokenizer(model), open_model(model, dtype=dtype)
     start, created = time.perf_counter(), processes.agreed(now())
@@ -161,15 +157,8 @@ def _engine(
     engine: dict[str, Any] = {"engine": loaded.engine, "dtype": None}
     remarks = [loaded.describe()]
     if weights is not None:
-
-        def make() -> dict[str, Any]:
-            queries = [query for work in works for query in work.queries]
-            asks = [(ask.prompt, ask.max_new_tokens) for work in works for ask in work.asks if ask.sampling is None]
-            return calibrate(loaded, weights, queries, asks, dtype)
-
-        calibration = make() if log is None else log.value(f"calibration {weights} {dtype}", make)
-        engine["calibration"] = calibration
-        remarks.append(in_words(calibration))
+        engine["calibration"] = calibrated(loaded, works, weights, dtype, log)
+        remarks.append(in_words(engine["calibration"]))
     return engine, remarks
 
 

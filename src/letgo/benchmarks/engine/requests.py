@@ -15,6 +15,8 @@ from letgo.core.errors import UserError
 from letgo.scoring.generation import most_generated_tokens
 from letgo.scoring.in_memory import most_scored_tokens
 from letgo.scoring.scoring import Backend, Generation, Query, ResumeLog, Sampling, Scores, generate, score
+from letgo.scoring.server.calibration import calibrate
+from letgo.scoring.server.served import Served
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,18 @@ def run_works(
         )
         for work in works
     ]
+
+
+def calibrated(model: Served, works: Sequence[Work], weights: str, dtype: str, log: ResumeLog | None) -> dict[str, Any]:
+    """How far a server's answers to some of what the works ask are from those of the weights that it is said to serve
+    (`letgo.scoring.server.calibration.calibrate`), for the record."""
+
+    def make() -> dict[str, Any]:
+        queries = [query for work in works for query in work.queries]
+        asks = [(ask.prompt, ask.max_new_tokens) for work in works for ask in work.asks if ask.sampling is None]
+        return calibrate(model, weights, queries, asks, dtype)
+
+    return make() if log is None else log.value(f"calibration {weights} {dtype}", make)
 
 
 def most_tokens(work: Work, scoring_budget: int, generation_budget: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from letgo.core.errors import UserError
-from letgo.models.load import load_model, load_tokenizer
+from letgo.models.load import load_model, load_tokenizer, resolve_model
 from letgo.scoring.backend import Query
 from letgo.scoring.scoring import continuation_logps, generate
 from letgo.scoring.server.served import Served
@@ -15,6 +15,15 @@ ITEMS = 32
 LARGEST, MEAN = 0.3, 0.05
 """Differences in nats a token of two sound engines that compute in floats: vLLM's bfloat16 against transformers'
 (vllm#18352)."""
+
+
+def check_weights(model: Any, weights: str | None) -> None:
+    """Raise a `UserError` for weights to compare with that are none, or beside a model that no server serves."""
+    if weights is None:
+        return
+    if not isinstance(model, Served):
+        raise UserError("weights are what a server is compared with; name the server (--server URL)")
+    resolve_model(weights)
 
 
 def calibrate(
