@@ -71,6 +71,8 @@ def test_what_passes(require, passed):
         ("survived(prefill) or forgotten", True),
         ("not (survived(prefill) or forgotten)", False),
         ("not (survived(prefill) and survived(quantize))", None),
+        # A word is true or not, and has no order.
+        ("not (forgotten >= 1)", None),
         # A model that the attack broke has not survived.
         ("survived(prune)", False),
     ],
@@ -97,6 +99,23 @@ def test_what_was_not_measured_is_no_slip_and_does_not_pass():
     assert [clause.passed for clause in failed.clauses] == [False, None, None]
     with pytest.raises(UserError, match="did you mean"):
         check(record(), "retian_accuracy > 0.5")
+
+
+def test_what_is_no_number_passes_neither_way():
+    after = record().after
+    broken = after["forget_probability"].model_copy(update={"value": float("nan")})
+    for require in ("forget_probability <= 0.5", "not (forget_probability > 0.5)", "forget_probability != 0.5"):
+        gate = check(record(after=after | {"forget_probability": broken}), require)
+        assert [clause.passed for clause in gate.clauses] == [None], require
+    # Without a metric of the retain set its name is that of the data, and a text is not above a number.
+    without = {
+        stage: {name: metric for name, metric in metrics.items() if not name.startswith("retain")}
+        for stage, metrics in (("before", record().before), ("after", after))
+    }
+    for require in ("retain >= 0.95*before", "retain >= 0", "not (retain < 0.95*before)"):
+        [clause] = check(record(**without), require).clauses
+        assert clause.passed is None, require
+        assert "retain not measured" in clause.figures
 
 
 def test_a_broken_model_reveals_nothing_and_passes_nothing():
@@ -135,6 +154,12 @@ def test_each_clause_has_its_own_text_and_figures():
         ("forgotten and", "expected a field's name at its end"),
         ("__import__('os')", "unknown __import__"),
         ("", "empty expression"),
+        ("retain >= before/0", "'before/0' is no number"),
+        ("forget_accuracy >= '0.1'", "'0.1' is no number"),
+        ("kept(*) > x", "'x' is no number"),
+        ("forget_accuracy <= nan", "'nan' is no number"),
+        ("retain >= nan*before", "'nan' is no number"),
+        ("1/0 > 0", "no run has a field '1/0'"),
     ],
 )
 def test_mistakes_are_told_with_near_names(require, message):

@@ -11,7 +11,6 @@ import sys
 
 import pytest
 
-import letgo as library
 from letgo.benchmarks.engine.general_text import general_paragraphs
 from letgo.core.errors import UserError
 from letgo.data.binding import key_path
@@ -24,7 +23,9 @@ from letgo.runs.results import (
     SAMPLES_FILE,
     SIGNATURE_FILE,
     STATEMENT_FILE,
+    Audit,
     Digests,
+    NotTried,
     read_result,
     write_result,
 )
@@ -36,33 +37,6 @@ pytest.importorskip("model_signing", reason="not installed: pip install 'letgo[s
 
 SCORED = len(tiny.FORGET) + len(tiny.RETAIN) + len(general_paragraphs(held_out=True))
 """Samples of a model on the tiny rows."""
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    """Two pairs of keys on P-256: name -> (private, public)."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    folder, pairs = tmp_path_factory.mktemp("keys"), {}
-    for name in ("ours", "theirs"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-        how = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        private.write_bytes(key.private_bytes(*how))
-        public.write_bytes(key.public_key().public_bytes(how[0], serialization.PublicFormat.SubjectPublicKeyInfo))
-        pairs[name] = (private, public)
-    return pairs
-
-
-@pytest.fixture(scope="module")
-def attested(tmp_path_factory, model_directory, keys):
-    """A run on own files, exported and attacked, with a signed statement."""
-    folder = tmp_path_factory.mktemp("attested")
-    settings = tiny.own_files(folder, model_directory, max_steps=2, learning_rate=1e-3, per_device_train_batch_size=2)
-    run = library.unlearn(**settings, attacks=["quantize:bits=4"], export={"format": "int4"})
-    attest(run.directory, sign_with=keys["ours"][0])
-    return run.directory
 
 
 @pytest.fixture
@@ -170,6 +144,33 @@ def test_a_statement_says_what_each_kind_of_record_leaves_open(tmp_path):
     attest(tmp_path / "run")
     assert "/home/ann" not in (tmp_path / "run" / STATEMENT_FILE).read_text()
     assert "Ann" not in (tmp_path / "run" / STATEMENT_FILE).read_text()
+
+
+def test_a_statement_on_an_audit_says_which_model_and_what_of_its_plan_was_not_made(tmp_path):
+    missing = [
+        NotTried(attack="quantize_gguf:type=q8_0", reason="/opt/x/lib is not installed"),
+        NotTried(attack="relearn:steps=9", reason="out of memory", failed=True),
+    ]
+    about = Audit(
+        model="/srv/models/loop",
+        kind="directory",
+        weights="ab" * 16,
+        made_by={"architecture": "Llama"},
+        suite="quick",
+        threshold=0.5,
+        attacks=["quantize:bits=4", "relearn:steps=9"],
+        not_tried=missing,
+    )
+    made.write_run(tmp_path / "audit", made.result(audit=about))
+    attest(tmp_path / "audit")
+    said = statement_of(tmp_path / "audit")["predicate"]
+    assert said["audit"]["model"] == "…/loop"
+    assert (said["audit"]["weights"], said["audit"]["made_by"]) == (about.weights, about.made_by)
+    assert [each["attack"] for each in said["audit"]["not_tried"]] == [each.attack for each in missing]
+    text = " ".join(said["limits"])
+    assert "quantize_gguf:type=q8_0 was left out: …/lib is not installed." in text
+    assert "relearn:steps=9 could not be finished: out of memory." in text
+    assert verify(tmp_path / "audit").passed
 
 
 def test_what_a_failed_run_says_is_not_attested(tmp_path):

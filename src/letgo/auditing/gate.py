@@ -19,7 +19,7 @@ from letgo.core.errors import UserError
 from letgo.metrics import METRICS, record_of
 from letgo.report.numbers import number, percent
 from letgo.report.table import SETS
-from letgo.runs.query import BARE, MISSING, Condition, Field, Joint, RunQuery, check_field, parse_query
+from letgo.runs.query import BARE, MISSING, ORDERS, Condition, Field, Joint, RunQuery, check_field, parse_query
 from letgo.runs.record import AttackSummary, RunRecord, attack_matches
 from letgo.runs.results import NotTried, Result, read_result
 
@@ -89,6 +89,7 @@ def check(run: Result | Path | str, require: str) -> Gate:
     record, not_tried = RunRecord.of("", result), result.audit.not_tried if result.audit else []
     for condition in _conditions(query.root):
         _check_stage(condition, record.stages)
+        _check_number(condition)
         for part in condition.parts(record):
             if not _unmeasured(part.field, record):
                 check_field(part.field, [record])
@@ -118,6 +119,7 @@ def check_beforehand(
     known = known_fields(benchmark)
     for condition in _conditions(query.root):
         _check_stage(condition, stages)
+        _check_number(condition)
         stage, dot, name = condition.field.name.rpartition(".")
         if condition.field.argument is None and ((dot and stage not in stages) or not _is_known(name, known)):
             near = did_you_mean(name, known)
@@ -170,6 +172,15 @@ def _check_stage(condition: Condition, stages: Iterable[str]) -> None:
     if condition.stage is not None and condition.stage not in stages:
         near = did_you_mean(condition.stage, stages)
         raise UserError(f"{condition.text}: no stage {condition.stage!r}{near}; known: {', '.join(stages)}")
+
+
+def _check_number(condition: Condition) -> None:
+    """Raise a `UserError` where something is compared with NaN, or is to be above or below a word: texts have an order,
+    but no gate means it."""
+    word = condition.op in ORDERS and isinstance(condition.value, str) and condition.field.name != "created"
+    if word or condition.value != condition.value:
+        wanted = "write one without quotes, or NUMBER*before"
+        raise UserError(f"{condition.text}: {str(condition.value)!r} is no number; {wanted}")
 
 
 def _check_patterns(query: RunQuery, known: Sequence[AttackSummary]) -> None:
@@ -228,7 +239,9 @@ def _survival(result: Result, pattern: str) -> str:
 
 def _compared(condition: Condition, record: RunRecord) -> str:
     value, bound = condition.field.of(record, strict=True), condition.bound(record)
-    shown = "not measured" if value is MISSING else number(value) if isinstance(value, float) else str(value)
+    # `retain` is also the name of a file: no figure.
+    text = condition.op in ORDERS and isinstance(value, str) and not isinstance(condition.value, str)
+    shown = "not measured" if value is MISSING or text else number(value) if isinstance(value, float) else str(value)
     asked = "not measured" if bound is MISSING else number(bound) if isinstance(bound, float) else str(bound)
     how = f" ({number(condition.value)} × {condition.stage})" if condition.stage else ""
     return f"{condition.field} {shown}, {condition.op} {asked}{how} asked"

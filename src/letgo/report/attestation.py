@@ -31,6 +31,7 @@ from letgo.runs.results import (
     SIGNATURE_FILE,
     STATEMENT_FILE,
     AttackResult,
+    Audit,
     Judgement,
     Metrics,
     Result,
@@ -122,6 +123,7 @@ def facts_of(result: Result) -> dict[str, Any]:
         "metrics": {stage: _metrics(metrics) for stage, metrics in stages.items() if metrics},
         "attacks": [_attack(attack) for attack in result.attacks],
         "robustness": result.robustness,
+        "audit": None if result.audit is None else _audit(result.audit),
     }
 
 
@@ -143,6 +145,21 @@ def _judgement(judgement: Judgement) -> dict[str, Any]:
         }
     plain = judgement.model_dump(mode="json", include={"word", "why", "target", "shares"})
     return plain | {"subjectsRevealed": counts}
+
+
+def _audit(audit: Audit) -> dict[str, Any]:
+    """Which model was audited, what was asked, and which attacks of the plan were not made."""
+    plain = audit.model_dump(mode="json", include={"kind", "weights", "base_weights", "suite", "threshold", "budget"})
+    return plain | {
+        "model": without_folders(audit.model),
+        "base": None if audit.base is None else without_folders(audit.base),
+        "made_by": {name: without_folders(said) for name, said in audit.made_by.items()},
+        "attacks": [without_folders(attack) for attack in audit.attacks],
+        "not_tried": [
+            {"attack": without_folders(each.attack), "reason": without_folders(each.reason), "failed": each.failed}
+            for each in audit.not_tried
+        ],
+    }
 
 
 def _attack(attack: AttackResult) -> dict[str, Any]:

@@ -27,9 +27,16 @@ def _attacks(result: Result) -> list[str]:
     if result.evaluation:
         return ["The model was only scored: whether it forgot anything, and whether that lasts, was not measured."]
     left = ", ".join(not_tried(result))
+    planned = [] if result.audit is None else result.audit.not_tried
+    of_plan = [
+        f"Of the audit's attacks {each.attack} {'could not be finished' if each.failed else 'was left out'}: "
+        f"{each.reason.rstrip('.')}."
+        for each in planned
+    ]
     if not result.attacks:
-        return [f"No attack was made, so whether the forgetting lasts was not measured. Not tried: {left}."]
-    sentences = [f"Attacks not tried: {left}."] if left else []
+        none = f"No attack was made, so whether the forgetting lasts was not measured. Not tried: {left}."
+        return [none, *of_plan]
+    sentences = [*([f"Attacks not tried: {left}."] if left else []), *of_plan]
     searched = {attack.name for attack in result.attacks if attack.trials}
     if plain := [attack.label for attack in result.attacks if attack.name not in searched]:
         sentences.append(

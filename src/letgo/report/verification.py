@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,11 @@ from letgo.report.attestation import (
 )
 from letgo.report.rescoring import rescore as score_anew
 from letgo.report.signature import signature_problem
-from letgo.runs.digests import base_digests, data_digests, differing
+from letgo.runs.digests import base_digests, data_digests, differing, model_files
 from letgo.runs.results import RESULT_FILE, SIGNATURE_FILE, STATEMENT_FILE, Result, read_result
+
+OF_MODEL = ("weights", "tokenizer")
+"""The parts that lie elsewhere where a record is of a model that was not made by the run."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def verify(
     statement = _statement(directory, found)
     _signature(directory, key, found)
     result = _record(directory, statement, found)
-    if statement is not None:
+    # A statement that is not the one signed says nothing of the other files.
+    if statement is not None and not any(problem.part == "statement" for problem in found.problems):
         _against_statement(directory, statement, result, found, reporter)
     elif result is not None:
         _against_record(directory, result, found, reporter)
@@ -165,11 +169,14 @@ def _against_statement(
     """Hold each file against the statement, and the statement against the record."""
     stated = {subject["name"]: subject["digest"]["sha256"] for subject in statement["subject"]}
     parts = {subject["name"]: _part(subject) for subject in statement["subject"]}
-    place = None if result is None else model_place(directory, result)
-    paths = {name: path for name in stated if (path := _path(directory, place, name)) is not None}
-    digests = file_digests(paths, reporter=reporter)
-    # A record that was changed says nothing of the other files, nor of the statement.
-    intact = result is not None and digests.get(RESULT_FILE) == stated.get(RESULT_FILE, "")
+    record = _digests([RESULT_FILE], directory, None, reporter)
+    # A record that was changed says nothing of the other files, where they lie, nor of the statement.
+    intact = result is not None and record.get(RESULT_FILE) == stated.get(RESULT_FILE, "")
+    place = model_place(directory, result) if intact and result is not None else None
+    if not intact and not model_files(directory) and (lost := [n for n, part in parts.items() if part in OF_MODEL]):
+        found.unchecked.append(f"{', '.join(lost)}: {RESULT_FILE}, which says where they are, was changed")
+        stated, parts = ({name: each[name] for name in each if name not in lost} for each in (stated, parts))
+    digests = _digests(stated, directory, place, reporter)
     bound = result.digests if intact and result is not None else None
     recorded = {} if bound is None else bound.model | bound.tokenizer
     problems = [
@@ -183,14 +190,21 @@ def _against_statement(
     found.problems += [problem for problem in problems if problem.part not in parts.values()]
     if result is None:
         return
-    for name, (part, _) in parts_of(directory, result).items():
-        if name not in stated:
+    for name, (part, path) in parts_of(directory, result).items():
+        if name not in stated and (intact or path.is_relative_to(directory)):
             found.note(part, [Problem(part, name, "was added after the run was attested")], "")
     if intact:
         facts = facts_of(result)
-        others = [name for name, fact in facts.items() if statement["predicate"].get(name) != fact]
+        said = {"audit": facts["audit"]} | statement["predicate"]  # Statements of an older letgo have it not.
+        others = [name for name, fact in facts.items() if said.get(name) != fact]
         wrong = [Problem("statement", STATEMENT_FILE, f"says other {name} than {RESULT_FILE}") for name in others]
         found.note("statement", wrong, "says what the record says")
+
+
+def _digests(names: Iterable[str], directory: Path, place: Path | None, reporter: Reporter) -> dict[str, str]:
+    """The digests of those of the attested files that are there."""
+    paths = {name: path for name in names if (path := _path(directory, place, name)) is not None}
+    return file_digests(paths, reporter=reporter)
 
 
 def _differs(name: str, part: str, digest: str | None, recorded: str | None) -> Problem:
@@ -237,7 +251,7 @@ def _against_record(directory: Path, result: Result, found: Verification, report
     ]
     found.note("model", wrong, "the files that the record is bound to")
     own = ", ".join(name for name in RECORDS if name in parts)
-    found.unchecked.append(f"{own}: nothing is bound to them without a statement (letgo attest)")
+    found.unchecked.append(f"{own}: nothing binds them but a statement (letgo attest) as it was made")
 
 
 def _data(result: Result, found: Verification) -> None:

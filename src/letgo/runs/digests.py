@@ -47,7 +47,8 @@ def place_of(model: str | Path) -> Path | None:
     try:
         name = resolve_model(model)
     except UserError:
-        return None
+        # Files that are not whole lie there all the same.
+        return path if path.is_dir() else None
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import try_to_load_from_cache

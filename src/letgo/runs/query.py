@@ -51,6 +51,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+ORDERS = ("<", "<=", ">", ">=")
 _CALLS = ("survived", "attacked", "kept", "tag")
 BARE = ("forgotten", "partly_forgotten", "finished")
 """Words that are conditions by themselves."""
@@ -153,15 +154,17 @@ class Condition:
 
     def _compared(self, record: RunRecord, *, strict: bool = False) -> bool | None:
         left, right = self.field.of(record, strict=strict), self.bound(record)
-        if left is MISSING or right is MISSING:
-            return None
+        if left is MISSING or right is MISSING or (strict and any(value != value for value in (left, right))):
+            return None  # NaN, too, is nothing that was measured
         if self.op == "~":
             return fnmatch.fnmatchcase(str(left), str(right))
         if _is_number(left) and _is_number(right):
             return _COMPARE[self.op](left, right)
+        if self.op in ORDERS and (isinstance(left, bool) or isinstance(right, bool)):
+            return None if strict else False
         if isinstance(left, bool) or isinstance(right, bool):
-            return _COMPARE[self.op](left, right) if self.op in ("=", "==", "!=") else False
-        if strict and _is_number(left) != _is_number(right) and self.op not in ("=", "==", "!="):
+            return _COMPARE[self.op](left, right)
+        if strict and self.op in ORDERS and _is_number(left) != _is_number(right):
             return None  # a text is neither above a number nor below it (`retain` may be the name of a file)
         return _COMPARE[self.op](str(left), str(right))
 
