@@ -301,8 +301,8 @@ def test_a_broken_model_is_collapsed_not_robust(tmp_path):
     )
     assert result.status == "collapsed"
     for attack in result.attacks:
-        assert not attack.survived
-        assert attack.collapsed
+        assert attack.outcome == "not survived"
+        assert attack.why == "the model was broken before the attack, which is not forgetting"
     assert result.robustness == {"R": 0.0, "Q": 0.0, "harmonic_mean": 0.0}
 
 

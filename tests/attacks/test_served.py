@@ -180,7 +180,7 @@ def test_a_served_model_is_compared_with_the_weights_at_hand(letgo, saved, serve
     code, out, err = letgo(*first, *words, audited)
     assert code == 0, err
     then = ["attack", "forgot", "--original", "knew", "--original-server", servers[1].url, "--attack", "paraphrase"]
-    code, out, err = letgo(*then, *words, tmp_path / "attack", "--dtype", "float32")
+    code, _, err = letgo(*then, *words, tmp_path / "attack", "--dtype", "float32")
     assert code == 0, err
     for record in (read_result(audited), read_result(tmp_path / "attack")):
         calibration = record.config["calibration"]

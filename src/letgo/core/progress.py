@@ -218,6 +218,8 @@ def quiet_libraries() -> None:
 
     # peft asks transformers for a name that it is about to drop.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # transformers 5.24 calls it `cache`; models of others still know the older name alone.
+    warnings.filterwarnings("ignore", message=".*past_key_values.*", category=FutureWarning)
     # accelerate hands the setting on under the name that it had before.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     transformers_logging.disable_progress_bar()

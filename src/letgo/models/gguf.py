@@ -9,6 +9,7 @@ it: it would split as GPT-2 does, and a number after two spaces or a blank line 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 import tempfile
@@ -132,9 +133,11 @@ def _read(source: Path) -> tuple[Any, Any]:
         reader = GGUFReader(source)
         tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
         _apply_pre_tokenizer(source, reader, tokenizer)
-        read, keys = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, **settings, **_dequantized()
-        )
+        # transformers shows a bar of its own here, whatever it is told.
+        with contextlib.redirect_stderr(io.StringIO()):
+            read, keys = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **settings, **_dequantized()
+            )
         check_loaded(read, keys, str(source))
         _check_rotary(source, reader, read.config)
     config = read.config

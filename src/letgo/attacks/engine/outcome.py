@@ -39,7 +39,8 @@ def result_of(
     which has `trials`, its strongest."""
     judged, first = [seed.judged for seed in seeds], seeds[0]
     metrics = pooled([seed.metrics for seed in judged])
-    reasons = list(dict.fromkeys(reason for seed in judged for reason in seed.reasons))
+    # What was broken before no attack has broken.
+    reasons = [] if recorded.broken else list(dict.fromkeys(reason for seed in judged for reason in seed.reasons))
     if plan.search and not any(trial["within_bound"] for trial in trials):
         reasons.append(f"no trial stayed within a utility loss of {plan.bound:g}: nothing is proven")
     # A chain's looks are at what its links left: it has no steps between them.
@@ -116,7 +117,7 @@ def _why(
     if reasons:
         return f"the attack broke the model, which proves nothing: {'; '.join(reasons)}"
     if recorded.broken:
-        return "the run itself is broken, which is not forgetting"
+        return "the model was broken before the attack, which is not forgetting"
     if recorded.without_original:
         return "the model before unlearning is not known, so there are levels and no shares"
     if bound is None:
