@@ -177,7 +177,7 @@ def test_a_served_model_is_compared_with_the_weights_at_hand(letgo, saved, serve
     full, audited = saved.forms["full"], tmp_path / "audit"
     words += ["--weights", full, "-q", "-o"]
     first = ["audit", "--model", "forgot", "--base", "knew", "--base-server", servers[1].url, "--suite", "quick"]
-    code, out, err = letgo(*first, *words, audited)
+    code, _, err = letgo(*first, *words, audited)
     assert code == 0, err
     then = ["attack", "forgot", "--original", "knew", "--original-server", servers[1].url, "--attack", "paraphrase"]
     code, _, err = letgo(*then, *words, tmp_path / "attack", "--dtype", "float32")
