@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from letgo.attacks.engine.run import attack
+from letgo import audit
+from letgo.auditing.suites import Try
 from letgo.benchmarks.engine.evaluate import evaluate
 from letgo.models.gguf_file import GgufFile, names_of
 from letgo.models.load import load_model, load_tokenizer
@@ -110,12 +111,21 @@ def test_a_benchmark_has_the_same_figures(url):
     assert texts.config["calibration"]["equal"] == 1.0
 
 
-def test_an_attack_is_made_through_it(url, serve):
+def test_an_audit_has_the_same_figures(url, serve, tmp_path, monkeypatch):
+    monkeypatch.setattr("letgo.auditing.suites.TRIES", (Try("paraphrase", "quick"), Try("prefill", "quick")))
     unlearned, original = (
         connect(serve("biographies-retrained"), tokenizer="biographies"),
         connect(url, tokenizer="biographies"),
     )
-    result = attack(unlearned, ["paraphrase"], benchmark="biographies", original=original, limit=2)
-    [outcome] = result.attacks
-    assert result.before["forget_probability"].value > 0.9 > result.after["forget_probability"].value
-    assert outcome.metrics["forget_probability"].value < 0.5
+    asked = {"benchmark": "biographies", "limit": 2, "suite": "quick"}
+    other = audit(unlearned, base=original, weights="biographies-retrained", output=tmp_path / "served", **asked)
+    mine = audit("biographies-retrained", base="biographies", output=tmp_path / "torch", **asked)
+    assert other.config["calibration"]["largest"] < LARGEST
+    assert mine.before["forget_probability"].value > 0.9 > mine.after["forget_probability"].value
+    assert {attack.label for attack in other.attacks} == {attack.label for attack in mine.attacks}
+    theirs = {attack.label: attack.metrics for attack in other.attacks}
+    pairs = [(mine.before, other.before), (mine.after, other.after)]
+    for ours, served in [*pairs, *((attack.metrics, theirs[attack.label]) for attack in mine.attacks)]:
+        assert served.keys() == ours.keys()
+        for name, metric in ours.items():
+            assert served[name].value == pytest.approx(metric.value, abs=FIGURE, rel=FIGURE), name
