@@ -4,6 +4,7 @@ failure; and refused, before anything is asked, where they can't be made."""
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -11,6 +12,7 @@ import letgo
 from letgo.benchmarks import create_benchmark
 from letgo.core.errors import UserError, WorldError
 from letgo.models.load import load_model, load_tokenizer
+from letgo.report.audited import command
 from letgo.runs.results import read_result
 from letgo.scoring.server.calibration import MEAN, in_words
 from letgo.scoring.server.client import Client
@@ -188,7 +190,16 @@ def test_a_served_model_is_compared_with_the_weights_at_hand(letgo, saved, serve
         assert 0 < calibration["mean"] <= calibration["largest"] < 1e-3
         assert calibration["items"] > 8
         assert in_words(calibration) in record.notes
-    assert "the server against torch on" in (audited / "report.html").read_text()
+    page = (audited / "report.html").read_text()
+    assert "the server against torch on" in page
+    assert "served model, weights that letgo has not seen" in page
+    again = shlex.split(command(read_result(audited), "again"))
+    servers_of = ["--server", servers[0].url, "--base-server", servers[1].url, "--tokenizer", "DIR"]
+    assert again[:6] == ["letgo", "audit", "--model", "forgot", "--base", "knew"]
+    assert again[6:14] == [*servers_of, "--weights", str(full)]
+    again[again.index("DIR")], again[-1] = str(saved.original), str(tmp_path / "again")
+    assert letgo(*again[1:], "-q")[0] == 0
+    assert read_result(tmp_path / "again").config == read_result(audited).config
     # It goes on with the same weights alone.
     assert letgo(*first, *words, audited, "--resume")[0] == 0
     code, _, err = letgo(*first, *[saved.original if word is full else word for word in words], audited, "--resume")

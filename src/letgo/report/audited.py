@@ -11,7 +11,12 @@ from letgo.runs.results import AttackResult, Digests, NotTried, Result
 SHORT = 16
 """So many digits of a fingerprint stand in a sentence; the whole one is in the table."""
 MOST_NAMED = 4
+NOT_SEEN = "weights that letgo has not seen"
 NAMED_ALONE = "Attacks that nobody named were not tried."
+
+
+_GIVEN = ("benchmark", "forget", "retain", "evaluate", "control", "retrained", "dtype")
+"""The command's options of the names that they have in a record."""
 
 
 def name_of_model(result: Result) -> str:
@@ -27,7 +32,8 @@ def subject(result: Result) -> str:
         return ""
     made = f", suite {about.suite}" if about.suite else ""
     made += f" within {duration(about.budget)}" if about.budget is not None else ""
-    return f"An audit of {name_of_model(result)} ({about.kind}, weights {about.weights[:SHORT]}){made}"
+    weights = f"weights {about.weights[:SHORT]}" if about.weights else NOT_SEEN
+    return f"An audit of {name_of_model(result)} ({about.kind}, {weights}){made}"
 
 
 def untried(result: Result) -> str:
@@ -47,7 +53,7 @@ def facts(result: Result) -> list[tuple[str, str]]:
     about = result.audit
     if about is None:
         return []
-    rows = [("model", about.model), ("it is a", about.kind), ("fingerprint of its weights", about.weights)]
+    rows = [("model", about.model), ("it is a", about.kind), ("fingerprint of its weights", about.weights or NOT_SEEN)]
     rows += [(f"SHA-256 of {name}", digest) for name, digest in (result.digests or Digests()).model.items()]
     rows += [(f"its files say: {name}", text) for name, text in about.made_by.items()]
     if not about.made_by:
@@ -79,12 +85,28 @@ def command(result: Result, output: str) -> str:
     about, config = result.audit, result.config
     if about is None:
         return ""
-    base = ["--base" if about.suite else "--original", about.base] if about.base else []
-    parts = ["letgo", *(["audit", "--model"] if about.suite else ["attack"]), about.model, *base]
-    for name in ("benchmark", "forget", "retain", "evaluate", "control", "retrained", "dtype"):
-        parts += [f"--{name}", str(config[name])] if config.get(name) is not None else []
+    original = "--base" if about.suite else "--original"
+    given = {name: str(config[name]) for name in _GIVEN if config.get(name) is not None}
+    model, base, more = about.model, about.base, list[str]()
+    engine, compared = config.get("engine"), config.get("calibration")
+    if isinstance(engine, dict):
+        # A served model is recorded as ADDRESS#NAME.
+        server, _, model = model.partition("#")
+        other, _, base = (base or "").partition("#")
+        more = ["--server", server, *([f"{original}-server", other] if other not in ("", server) else [])]
+        more += ["--tokenizer", "DIR"] if engine.get("level") == 1 else []
+        more += ["--weights", str(compared.get("weights"))] if isinstance(compared, dict) else []
+        given |= {"retrained": given["retrained"].partition("#")[2]} if "retrained" in given else {}
+    parts = [
+        "letgo",
+        *(["audit", "--model"] if about.suite else ["attack"]),
+        model,
+        *([original, base] if base else []),
+    ]
+    parts += [*more, *(word for name, value in given.items() for word in (f"--{name}", value))]
     parts += ["--limit", str(config["eval_limit"])] if config.get("eval_limit") is not None else []
     parts += ["--threshold", str(about.threshold)]
+    parts += ["--budget", f"{about.budget:.0f}s"] if about.budget is not None else []
     attacks = [] if about.suite else [word for attack in result.attacks for word in ("--attack", attack.label)]
     parts += [*(["--suite", about.suite] if about.suite else []), *attacks, "--output", output]
     return shlex.join(parts)

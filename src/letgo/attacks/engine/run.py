@@ -130,7 +130,7 @@ def attack(
     with only_writer(folder, make=True), trusted[0], trusted[1], ExitStack() as kept:
         if isinstance(directory, Served):
             check_served(plans, directory, dtype=None if weights else dtype, shared_scores=shared_scores)
-            compared = {"at_hand": weights, "dtype": dtype}
+            compared: dict[str, Any] = {"at_hand": weights, "dtype": dtype}
             target = open_served(directory, **settings, **compared, retrained=retrained, reporter=reporter)
             kept.enter_context(answers_kept(target, output))
         else:
