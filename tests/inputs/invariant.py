@@ -3,6 +3,7 @@ Never another error, never silence, never more than a second."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 from letgo.attacks.engine.spec import plan_attack
 from letgo.core.catalog import parse_spec
@@ -29,10 +31,6 @@ _PYTHONS = re.compile(
     "could not convert|unhashable|has no attribute|Traceback|<class '|NoneType"
 )
 """Words of Python's own messages."""
-
-
-_TRANSFORMERS_OWN = ("report_to", "include_num_input_tokens_seen", "accelerator_config")
-"""Settings that transformers itself turns into something else."""
 
 
 class Wrong(AssertionError):
@@ -141,14 +139,18 @@ def _same(key: str, given: Any, kept: Any) -> None:
     kept = getattr(kept, "value", kept)
     if given == kept or given is None or str(given) == str(kept):
         return
-    if key in _TRANSFORMERS_OWN:
-        return
     try:
         same = float(given) == float(kept)
     except (TypeError, ValueError):
         same = str(given).strip().lower() in ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f")
-    if not same and not isinstance(given, list):
+    if not same and not isinstance(given, list) and not _as_transformers_has_it(key, given, kept):
         raise Wrong(f"{key} is {kept!r}, but {given!r} was given")
+
+
+def _as_transformers_has_it(key: str, given: Any, kept: Any) -> bool:
+    """Whether it is transformers that turned a setting of its own into something else."""
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    return key in names and getattr(TrainingArguments(use_cpu=True, **{key: given}), key) == kept
 
 
 def _check_sound(value: Any, *, finite: bool = True) -> None:
