@@ -31,6 +31,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "low rank": ("zo_sgd", {"num_directions": 3, "rank": 2}),
     "ada_zo": ("ada_zo", {"num_directions": 2}),
     "zo_muon": ("zo_muon", {"num_directions": 3, "rank": 1, "period": 5}),
+    "zo_subspace": ("zo_subspace", {"num_directions": 3, "rank": 1, "period": 5}),
+    "zo_svrg": ("zo_svrg", {"num_directions": 1, "anchor_directions": 2, "period": 2}),
     "batched": ("zo_sgd", {"num_directions": 3, "engine": "batched", "rank": 1}),
 }
 

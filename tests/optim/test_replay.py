@@ -9,15 +9,15 @@ from torch import nn
 
 from letgo.optim import OPTIMIZERS, ZOSGD, ReplayLog, create_optimizer, replay
 
-# A random walk is replayed by its base's log (test_random_walk.py).
-ZEROTH = [r.name for r in OPTIMIZERS if r.grade == "zeroth" and r.name != "random_walk"]
+# What wraps another is replayed by its base's log (test_random_walk.py, test_auto_rate.py).
+ZEROTH = [r.name for r in OPTIMIZERS if r.grade == "zeroth" and r.name not in ("random_walk", "auto_rate")]
 
 
 @pytest.mark.parametrize("name", ZEROTH)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("noise", ["rademacher", "sphere"])
 def test_a_replayed_run_ends_with_the_same_bits_and_goes_on(name, dtype, noise, tmp_path) -> None:
-    if name == "zo_muon" and noise == "sphere":
+    if name in ("zo_muon", "zo_subspace") and noise == "sphere":
         noise = "gaussian"  # a subspace has no sphere
     model, loss_of = make_problem(dtype)
     others = [p for p in model.parameters() if p is not model.mixing]

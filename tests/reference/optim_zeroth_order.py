@@ -139,3 +139,42 @@ class FZOO:
         for loss, v in zip(losses, directions, strict=True):
             new = moved(new, v, -self.lr * (loss - base) / (self.mu * len(losses) * spread))
         return new
+
+
+class Subspace:
+    """LOZO-M (arXiv 2410.07698) on one matrix, its rows in a subspace: everything dense, with whole projectors."""
+
+    def __init__(self, lr: float, b: float) -> None:
+        self.lr, self.b = lr, b
+        self.basis: Tensor | None = None
+        self.m = torch.zeros(())
+
+    def step(
+        self, f: Callable[[Tensor], Tensor], w: Tensor, p: Tensor, psis: list[Tensor], mu: float
+    ) -> tuple[Tensor, Tensor]:
+        """New weights, and the dense momentum that moved them."""
+        vs = [(w.shape[0] / p.shape[1]) ** 0.5 * p @ psi for psi in psis]
+        g = sum((float(f(w + mu * v) - f(w - mu * v)) / (2 * mu) * v / len(vs) for v in vs), torch.zeros_like(w))
+        if self.basis is not None and not torch.equal(self.basis, p):
+            self.m = p @ p.t() @ self.m
+        self.basis = p
+        self.m = self.b * self.m + g
+        return w - self.lr * self.m, self.m
+
+
+class SVRG:
+    """MeZO-SVRG (arXiv 2404.08080), its anchor's estimate from the directions that are given then."""
+
+    def __init__(self, lr: float, mu: float, difference: str = "central") -> None:
+        self.lr, self.mu, self.difference = lr, mu, difference
+        self.y: list[Tensor] = []
+        self.h: list[Tensor] = []
+
+    def step(self, f: Function, xs: list[Tensor], directions: list[list[Tensor]], anchor: bool) -> list[Tensor]:
+        g = estimate(f, xs, directions, self.mu, self.difference)
+        if anchor:
+            self.y, self.h = xs, g
+        else:
+            there = estimate(f, self.y, directions, self.mu, self.difference)
+            g = [h + here - t for h, here, t in zip(self.h, g, there, strict=True)]
+        return [x - self.lr * part for x, part in zip(xs, g, strict=True)]

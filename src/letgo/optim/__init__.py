@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from letgo.optim.registry import OPTIMIZERS, OptimizerRecord, create_optimizer, list_optimizers
 
 if TYPE_CHECKING:
+    from letgo.optim.auto_rate import AutoRate as AutoRate
     from letgo.optim.averaging import WeightAveraging as WeightAveraging
     from letgo.optim.base import ClosureOptimizer as ClosureOptimizer
     from letgo.optim.bin_floor import BinFloor as BinFloor
@@ -50,9 +51,12 @@ if TYPE_CHECKING:
     from letgo.optim.zeroth_order_adaptive import ZOAdam as ZOAdam
     from letgo.optim.zeroth_order_adaptive import ZOSignSGD as ZOSignSGD
     from letgo.optim.zeroth_order_subspace import ZOMuon as ZOMuon
+    from letgo.optim.zeroth_order_subspace import ZOSubspace as ZOSubspace
+    from letgo.optim.zeroth_order_svrg import ZOSVRG as ZOSVRG
 
 _PUBLIC = {
     "AdaZO": "zeroth_order_adaptive",
+    "AutoRate": "auto_rate",
     "BinFloor": "bin_floor",
     "ClosureOptimizer": "base",
     "Compressed": "quantized",
@@ -76,7 +80,9 @@ _PUBLIC = {
     "ZOAdam": "zeroth_order_adaptive",
     "ZOMuon": "zeroth_order_subspace",
     "ZOSGD": "zeroth_order",
+    "ZOSVRG": "zeroth_order_svrg",
     "ZOSignSGD": "zeroth_order_adaptive",
+    "ZOSubspace": "zeroth_order_subspace",
     "gnb_loss": "second_order",
     "replay": "replay_log",
 }

@@ -44,6 +44,8 @@ class OptimizerProtocol:
     `fit_total_steps` the number of steps to plan for when about n are wanted.
     `attach`          to be called before the first step, with the model.
     `use_labels`      to be called before the first step, with the loss of labels drawn from the model.
+    `prepare`         to be called before each step, with its closure: what a step would else evaluate beforehand.
+    `notes`           what a record of the run is to say of the optimizer.
     `finish`          to be called after the last step; most do nothing.
     `finished`        within it, the weights are those that `finish` would leave now.
     `check_shards`    raises where the optimizer can't step parameters that FSDP2 has sharded.
@@ -92,6 +94,16 @@ class OptimizerProtocol:
         number, for an estimate that needs it, here or inside."""
         for inner in self.children():
             adapt(inner).use_labels(hessian_closure)
+
+    def prepare(self, closure: Closure) -> None:
+        """Do now what the next step would else do first, and is no part of it: a search for the rate, say. Most do
+        nothing."""
+        for inner in self.children():
+            adapt(inner).prepare(closure)
+
+    def notes(self) -> list[str]:
+        """What a record of the run is to say, after the last step."""
+        return [note for inner in self.children() for note in adapt(inner).notes()]
 
     def finish(self) -> None:
         """To be called once after the last step: leaves the weights that the run is to end with (averages, say)."""

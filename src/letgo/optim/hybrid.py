@@ -118,6 +118,11 @@ class Phases(ClosureOptimizer):
     def children(self) -> list[torch.optim.Optimizer]:
         return [turn.optimizer for turn in self.turns]
 
+    def prepare(self, closure: Closure) -> None:
+        # The others when it is their turn.
+        follow(self.turn.optimizer, self)
+        adapt(self.turn.optimizer).prepare(closure)
+
     def fit_total_steps(self, n: int) -> int:
         """The smallest number of steps >= n after which the last optimizer has just had a whole turn."""
         return -(-n // self.cycle) * self.cycle

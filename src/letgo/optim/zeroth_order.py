@@ -231,7 +231,11 @@ class ZerothOrder(ClosureOptimizer):
 
     def directions(self, parameters: Sequence[Tensor]) -> list[Direction]:
         """The directions of the step that comes next."""
-        keys = [(self.seed, self.steps_taken, i) for i in range(self.num_directions)]
+        return self.draw(parameters, self.num_directions)
+
+    def draw(self, parameters: Sequence[Tensor], count: int) -> list[Direction]:
+        """So many directions of the step that comes next."""
+        keys = [(self.seed, self.steps_taken, i) for i in range(count)]
         pieces = list(map(piece_of, parameters))
         if self.rank:
             return [LowRankDirection(self.noise, key, parameters, self.rank, pieces) for key in keys]
@@ -271,6 +275,12 @@ class ZerothOrder(ClosureOptimizer):
         self.ranks.note_gathers(list(map(piece_of, parameters)), len(assigned))
         self.ranks.bytes_exchanged += sum(direction.sent for direction in directions)
         return self.last_losses, like
+
+    def loss_here(self, closure: Closure) -> float:
+        """The loss at the weights, without gradients, averaged over the ranks."""
+        with torch.no_grad():
+            losses, _ = self._evaluate(closure, [], parameters_of(self))
+        return losses[0]
 
     def check_shards(self) -> None:
         if isinstance(self._engine, BatchedEngine):
@@ -359,15 +369,22 @@ class ZOSGD(ZerothOrder):
         )
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
-        lr, momentum = float(group["lr"]), group["momentum"]
-        if not momentum:
-            estimate.move(index, lr)
-            return
-        x, buffer = local(parameter), local(state_like(self.state[parameter], "momentum_buffer", parameter))
-        for block, values, factor in estimate.blocks(index):
-            m = block.of(buffer).mul_(momentum).add_(values, alpha=factor)
-            # In the noise's dtype: bf16's own sum rounds the last elements of a tensor otherwise than the others.
-            block.of(x).add_(m.to(values.dtype), alpha=-lr)
+        move_with_momentum(self.state[parameter], group, parameter, estimate, index)
+
+
+def move_with_momentum(
+    state: dict[str, Any], group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int
+) -> None:
+    """m = b m + g; x -= lr m, at tensor `index`."""
+    lr, momentum = float(group["lr"]), group["momentum"]
+    if not momentum:
+        estimate.move(index, lr)
+        return
+    x, buffer = local(parameter), local(state_like(state, "momentum_buffer", parameter))
+    for block, values, factor in estimate.blocks(index):
+        m = block.of(buffer).mul_(momentum).add_(values, alpha=factor)
+        # In the noise's dtype: bf16's own sum rounds the last elements of a tensor otherwise than the others.
+        block.of(x).add_(m.to(values.dtype), alpha=-lr)
 
 
 def _representable(mu: float, parameters: Sequence[Tensor]) -> float:

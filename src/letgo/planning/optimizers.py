@@ -98,6 +98,9 @@ def _try(
         for _ in range(total):
             base = tally.now
             if protocol.needs_closure:
+                counted = dict(calls)
+                protocol.prepare(closure)
+                calls.update(counted)
                 tally.peak = tally.now
                 before = calls[False]
                 optimizer.step(closure)  # type: ignore[arg-type]

@@ -112,7 +112,10 @@ class HandsClosures(KeepsWindow):
             return None
         window, self._window, self._evaluated = self._window, [], []
         self._phase = self.drive.protocol.phase
-        return (args[0], self.drive.closure(functools.partial(self._evaluate, window))), {}
+        closure = self.drive.closure(functools.partial(self._evaluate, window))
+        self.drive.protocol.prepare(closure)
+        self._evaluated.clear()
+        return (args[0], closure), {}
 
     def _count_loss(self, *_: Any) -> None:
         """Step post-hook: what Trainer logs of a step with a closure is the loss where the weights were: the first that

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,15 +178,23 @@ class UnlearnTrainer(KeepsWindow, Trainer):
             return None
         window, self._window = self._window, []
         closure = self.drive.closure(functools.partial(self._evaluate_window, window))
+        with self._unlogged():
+            self.drive.protocol.prepare(closure)
         self._measure(closure)
         return (args[0], closure), {}
 
     def _measure(self, closure: Closure | None = None) -> None:
         """Let the step that comes next be measured, if it is time to."""
         if self.args.moved_every and (self.state.global_step + 1) % self.args.moved_every == 0:
-            kept = list(self._terms), list(self._retain_losses)
-            self._gauge.before(closure)
-            self._terms, self._retain_losses = kept
+            with self._unlogged():
+                self._gauge.before(closure)
+
+    @contextlib.contextmanager
+    def _unlogged(self) -> Iterator[None]:
+        """Within: what is evaluated is no part of a step, and neither logged nor felt by a dual λ."""
+        kept = list(self._terms), list(self._retain_losses)
+        yield
+        self._terms, self._retain_losses = kept
 
     def _evaluate_window(self, window: Sequence[Mapping[str, Any]], part: str | None) -> Tensor:
         """The loss of a window's micro-batches, or a term of it, and where gradients are enabled its gradient."""
@@ -376,6 +384,7 @@ class UnlearnTrainer(KeepsWindow, Trainer):
             with rank_loss_named():
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             self.drive.protocol.finish()
+            self.notes += self.drive.protocol.notes()
             if self.looks is not None:
                 self.notes += self.looks.end(self.model, self.state.log_history, self.state.max_steps)
             return output

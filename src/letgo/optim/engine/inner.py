@@ -60,6 +60,9 @@ class Wrapper(ClosureOptimizer):
         weight_decay: of the base.
     """
 
+    scale = 1.0
+    """What the base's rates are, in multiples of the groups' own."""
+
     def __init__(
         self, params: ParamsT, lr: float, base: str, base_options: Mapping[str, Any] | None, weight_decay: float
     ) -> None:
@@ -77,7 +80,7 @@ class Wrapper(ClosureOptimizer):
         """One step of the base at the rates that the groups have now."""
         follow(self.base, self)
         for outer, inner in zip(self.param_groups, self.base.param_groups, strict=True):
-            inner["lr"] = outer["lr"]
+            inner["lr"] = outer["lr"] if self.scale == 1.0 else self.scale * outer["lr"]
         return self.base.step(*arguments)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
