@@ -35,6 +35,14 @@ def ascend(model, forget, *, scale: float = 1.0):
     return -scale * loss
 
 
+def wither(model, data, *, share: float = 0.5):
+    """Every weight smaller, in one shot."""
+    data.say(f"withered for {sum(len(part['labels']) for part in data.forget(2))} rows")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(share)
+
+
 @described(means="weights", random=False, summary="every weight smaller")
 def shrink(victim, *, seed, share: float = 0.5):
     model = victim.load()

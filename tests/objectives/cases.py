@@ -72,6 +72,7 @@ def prepared(name: str, model: Any, tokenizer: Any, *, moved: float = 0.0, **set
     for part, names in objective.reference.items():
         whole = pad_rows(getattr(dataset, part), 0)
         dataset.reference[part] = reference_quantities(model, whole, names, layer=objective.layer)
+    objective.fit(model, dataset.reference)
     original = copy.deepcopy(model)
     if moved:
         generator = torch.Generator().manual_seed(5)

@@ -32,6 +32,7 @@ SETTINGS = {
     "ce_u": {"ignore_first": 1},
     "rmu": {"layer": 1, "steering": 2.0, "seed": 3},
     "rmu_lat": {"layer": 1, "steering": 2.0, "seed": 3, "inner_steps": 3, "radius": 0.1},
+    "mcu": {"layer": 1, "steering": 2.0, "seed": 3, "removed": 4},
     "ft_l1": {"sparsity": 1e-3},
 }
 # Gemma's norms are in float32 whatever its weights are, so a batch of other rows differs in their last bits.
@@ -44,7 +45,7 @@ ALONE = [name for name in OBJECTIVES.names() if not name.endswith(("_gdr", "_klr
 def expected_forget(name, model, original, batch, settings):
     function = getattr(reference, OBJECTIVES.record(name).target.rpartition(":")[2])
     more = {key: value for key, value in settings.items() if key != "seed"}
-    if name in ("rmu", "rmu_lat"):
+    if name in ("rmu", "rmu_lat", "mcu"):
         more["direction"] = control_vector(model.config.hidden_size, settings["seed"]).to(torch.float64)
     if name == "random_label":
         more["labels"] = random_labels(batch["forget"], model.config.vocab_size, 0)
@@ -328,6 +329,20 @@ def test_rmu_without_inner_steps_is_rmu_to_the_bit(architecture, tokenizer):
     assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
 
 
+def test_mcu_that_removes_nothing_is_rmu_to_the_bit_and_one_that_removes_all_is_constant(tokenizer):
+    found = {}
+    for name, settings in (("mcu", {"removed": 0}), ("rmu", {}), ("mcu", {"removed": 16}), ("mcu", {"removed": 99})):
+        model = make("llama")
+        objective, batch, _ = prepared(name, model, tokenizer, moved=0.05, layer=1, retain_loss="none", **settings)
+        loss = objective.terms(model, batch)["forget"]
+        found[name, settings.get("removed")] = loss, gradient(model, loss)
+    assert all(map(torch.equal, found["mcu", 0], found["rmu", None]))
+    for removed in (16, 99):
+        loss, slope = found["mcu", removed]
+        assert float(loss.detach()) == pytest.approx(6.5**2 / 16, rel=1e-4)
+        assert float(slope.norm()) < 1e-4 * float(found["rmu", None][1].norm())
+
+
 @pytest.mark.parametrize(("attacked", "radius"), [(0, 0.15), (1, 10.0)])
 def test_the_latent_attack_equals_a_plain_loop(tokenizer, attacked, radius):
     model = make("gpt2").double()
@@ -502,7 +517,7 @@ def test_presets_are_their_parts():
 def test_what_a_record_names_beside_its_term_has_the_terms_defaults():
     for record in OBJECTIVES:
         settings = settings_of(OBJECTIVES.load(record.name))
-        for named in (record.trainable, record.adversary, record.start):
+        for named in (record.trainable, record.adversary, record.components, record.start):
             if named is not None:
                 theirs = settings_of(resolve_name(named), skip=("model", "forget"))
                 assert theirs

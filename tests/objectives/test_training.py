@@ -27,6 +27,7 @@ SETTINGS = {
     "simnpo": {"beta": 0.5},
     "rmu": {"steering": 2.0, "retain_weight": 10.0},
     "rmu_lat": {"steering": 2.0, "retain_weight": 10.0, "inner_steps": 2},
+    "mcu": {"steering": 2.0, "retain_weight": 10.0, "removed": 3},
     "satimp": {"beta1": 1.0},
     "ft_l1": {"sparsity": 1e-4},
 }

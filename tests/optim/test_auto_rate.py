@@ -39,15 +39,15 @@ def test_a_smaller_share_allows_a_larger_rate(share: float) -> None:
     assert NEAR * 0.999 <= found(1.0, share=share, lr=1e-5) * D / (2 * (1 - share)) <= 1.001
 
 
-@pytest.mark.parametrize("base", ["ada_zo", "fzoo", "zo_muon", "zo_svrg", "zo_subspace", "zo_adam", "zo_sign_sgd"])
+@pytest.mark.parametrize("base", ["ada_zo", "zo_muon", "zo_svrg"])
 def test_the_run_descends_at_the_rate_found_whatever_lr_was(base: str) -> None:
     rates = []
     for lr in (1e-8, 1e-1):
         model, loss_of = make_problem(torch.float64)
         many = {} if base == "zo_muon" else {"num_directions": 8}
-        optimizer = AutoRate(model.parameters(), lr, base=base, seed=4, **many)
+        optimizer = AutoRate(model.parameters(), lr, base=base, seed=4, steps=2, **many)
         start = float(loss_of().detach())
-        for _ in range(20):
+        for _ in range(10):
             optimizer.step(closure_of(optimizer, loss_of))
         assert float(loss_of().detach()) < start - 0.01
         rates.append(optimizer.scale * lr)

@@ -72,7 +72,9 @@ def test_directions_shared_by_two_ranks_give_the_bits_of_one_process(case, evalu
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ["three directions", "momentum", "low rank", "ada_zo", "zo_muon", "zo_subspace", "zo_svrg"])
+@pytest.mark.parametrize(
+    "case", ["three directions", "momentum", "low rank", "ada_zo", "zo_muon", "zo_subspace", "zo_svrg"]
+)
 def test_the_log_of_two_ranks_is_a_checkpoint_for_one(case, done):
     straight = ranked.run(case, Ranks("directions"), steps=ranked.STEPS + 5)
     begun = replay(ranked.problem(), done[0]["folder"] / f"{case}.json")

@@ -1,4 +1,4 @@
-"""Descent in a subspace that stays for a while: against its plain reference, and the limits in which it is another's."""
+"""Descent in a subspace that stays for a while: against its plain reference, and where it equals another method."""
 
 from __future__ import annotations
 

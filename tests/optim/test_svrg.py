@@ -48,13 +48,14 @@ def test_with_an_anchor_at_every_step_it_is_zo_sgd() -> None:
 
 @torch.no_grad()
 def test_near_the_anchor_an_estimate_varies_less_than_a_plain_one() -> None:
-    """The variance over directions, at one place: that of a plain estimate over |grad|^2, here over the difference's."""
+    """The variance over directions goes with the square of a gradient: here of the difference of two."""
     generator = torch.Generator().manual_seed(0)
     place = torch.randn(12, generator=generator).double()
     near = place + 0.05 * torch.randn(12, generator=generator).double()
+    x = nn.Parameter(place.clone())
     steps: dict[str, list[Tensor]] = {"svrg": [], "plain": []}
     for seed in range(300):
-        x = nn.Parameter(place.clone())
+        x.copy_(place)
         optimizer = ZOSVRG([x], 1.0, period=1000, anchor_directions=1, seed=seed)
         optimizer.step(lambda: bowl(x))
         estimate = optimizer.state[x]["anchor_estimate"].clone()
@@ -107,8 +108,9 @@ def test_a_closure_that_fails_at_the_anchor_leaves_the_weights_as_they_were() ->
 
     with pytest.raises(RuntimeError, match="out of memory"):
         optimizer.step(failing)
-    assert torch.equal(calls[2], anchor)
-    assert not torch.equal(before, anchor)
+    # Perturbed by mu there.
+    torch.testing.assert_close(calls[2], anchor, rtol=0, atol=1.01e-3)
+    assert float((before - anchor).abs().max()) > 5e-3
     assert torch.equal(x, before)
     assert torch.equal(optimizer.state[x]["anchor"], anchor)
     with pytest.raises(NonFiniteLossError):

@@ -165,6 +165,27 @@ def rmu(model, original, batch, layer=1, steering=6.5, direction=None):
     return sum(squares) / len(squares)
 
 
+def mcu(model, original, batch, layer=1, steering=6.5, direction=None, removed=8):
+    """With the components taken one after the other out of the original's states, Gram and Schmidt's way."""
+    part, rows = batch["forget"], range(len(batch["forget"]["labels"]))
+    with torch.no_grad():
+        states = torch.stack([h for row in rows for h in after_block(original, part, row, layer)])
+    mean = states.mean(0)
+    _, _, leading = torch.linalg.svd(states - mean)
+    basis = []
+    for vector in [mean, *leading][:removed]:
+        for earlier in basis:
+            vector = vector - (vector @ earlier) * earlier
+        basis.append(vector / vector.norm())
+    squares = []
+    for row in rows:
+        for h in after_block(model, part, row, layer):
+            for vector in basis:
+                h = h - (h @ vector) * vector
+            squares.append(((h - steering * direction) ** 2).sum() / len(h))
+    return sum(squares) / len(squares)
+
+
 def rmu_lat(model, original, batch, layer=1, steering=6.5, direction=None, attacked_layer=None, **inner):
     """With the shifts that the batch brings, row by row, added by a hook on the block's input."""
     part = batch["forget"]

@@ -6,14 +6,18 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import letgo as library
 from letgo.core import own
 from letgo.core.errors import UserError
 from letgo.runs.results import read_result
 from letgo.training import unlearn as page
+from letgo.training.config import make_config
 from tests import own_things, tiny
 from tests.training.test_going_on import killed_at
 
@@ -84,6 +88,32 @@ def test_a_run_of_ones_own_is_recorded_with_the_digest_of_its_source(job, tmp_pa
     now = hashlib.sha256((tmp_path / "mine_own.py").read_bytes()).hexdigest()
     assert digest in err
     assert now in err
+
+
+def test_a_one_shot_method_of_ones_own(job, tmp_path, letgo):
+    for name in ("optimizer", "retain_loss", "attacks", "metrics", "save_steps"):
+        del job[name]
+    job |= {"objective": "mine_own.wither", "objective_args": {"share": 0.25}}
+    run = library.unlearn(**job)
+    digest = hashlib.sha256((tmp_path / "mine_own.py").read_bytes()).hexdigest()
+    code = run.result.code["mine_own.wither"]
+    assert (code.kind, code.target, code.sha256) == ("objective", "mine_own:wither", digest)
+    assert f"withered for {len(tiny.FORGET)} rows" in run.result.notes
+    before, after = (load_file(Path(at) / "model.safetensors") for at in (job["model"], run.directory))
+    assert all(torch.equal(after[name], 0.25 * before[name]) for name in after)
+    for changed, message in (
+        ({"objective_args": {"shar": 1.0}}, r"no setting 'shar'; did you mean 'share'"),
+        ({"objective_args": {"share": "much"}}, "share must be a number"),
+        ({"evaluate_every": 2}, "changes the weights in one shot"),
+        ({"dtype": "float16"}, "dtype: float16 with mine_own.wither"),
+    ):
+        with pytest.raises(UserError, match=message):
+            library.unlearn(**job | changed)
+    with pytest.raises(UserError, match="a one-shot method of your own"):
+        library.plan(make_config(job))
+    code, out, err = letgo("list", "objectives", "mine_own.wither", "--json")
+    assert code == 0, err
+    assert [setting["name"] for setting in json.loads(out)[0]["settings"]] == ["share"]
 
 
 def test_a_run_is_not_resumed_with_another_source(job, tmp_path, monkeypatch):

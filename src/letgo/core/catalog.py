@@ -78,6 +78,8 @@ class Own(Generic[R]):
     group: str
     record: type[R]
     describe: Callable[[Any], Mapping[str, Any]]
+    record_of: Callable[[Any], type[R] | None] = lambda thing: None
+    """Of things of more than one kind: the type of this one's record, where it is not `record`."""
 
 
 class Catalog(Generic[R]):
@@ -144,13 +146,15 @@ class Catalog(Generic[R]):
         target, thing = import_path(path, what, did_you_mean)
         if not callable(thing):
             raise UserError(f"{what} is {shown(thing)}, which can't be called")
-        said, fields_known = description_of(thing), [f.name for f in fields(self.own.record)]
+        kind = self.own.record_of(thing) or self.own.record
+        said, fields_known = description_of(thing), [f.name for f in fields(kind)]
         for key in said:
             if key not in fields_known or key in ("name", "target", "aliases", "extra", "faithfulness"):
                 raise UserError(f"{what}: @described has no field {key!r}{did_you_mean(key, fields_known)}")
         try:
-            told = {**_told_of(thing, target), **self.own.describe(thing), **said}
-            record = self.own.record(name=name, target=target, faithfulness="yours", **told)
+            described = self.own.describe(thing) if kind is self.own.record else {}
+            told = {**_told_of(thing, target), **described, **said}
+            record = kind(name=name, target=target, faithfulness="yours", **told)
         except (TypeError, ValueError) as error:
             raise UserError(f"{what}: {error}") from error
         except UserError as error:

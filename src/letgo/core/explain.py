@@ -99,8 +99,9 @@ def _text(default: Any) -> str:
 
 
 def _meanings(target: Any) -> dict[str, str]:
-    """Setting -> what the docstrings say of it: the thing's own, its constructor's, its bases' behind them."""
-    places = list(target.__mro__) if isinstance(target, type) else [target]
+    """Setting -> what the docstrings say of it: the thing's own, its constructor's, behind them its bases' or those
+    of what it is `taking` from."""
+    places = list(target.__mro__) if isinstance(target, type) else [target, getattr(target, "__taken__", None)]
     docs = [doc for place in places for doc in (place.__doc__, _constructor_doc(place)) if doc]
     meanings: dict[str, str] = {}
     for doc in docs:

@@ -7,12 +7,15 @@ import ast
 import builtins
 import contextlib
 import functools
+import inspect
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from letgo.core import values
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 Kinds = Mapping[str, Any]
 """Name -> the type that the annotation names; Any where it can't be told."""
@@ -37,9 +40,47 @@ def keywords(target: str) -> Kinds | None:
         if node is None:
             return None
     assert isinstance(node, ast.FunctionDef)
-    arguments = [*node.args.args, *node.args.kwonlyargs]
+    own = {each.arg: _kind(each.annotation, tree) for each in (*node.args.args, *node.args.kwonlyargs)}
+    if not node.args.kwarg:
+        return own
     # The settings of another callable, handed on.
-    return None if node.args.kwarg else {each.arg: _kind(each.annotation, tree) for each in arguments}
+    taken = _taken(node, tree)
+    return None if taken is None else {**taken, **own}
+
+
+def taking(other: Callable[..., Any]) -> Callable[[Function], Function]:
+    """A decorator of a function that hands its `**` arguments on to another: it shows the keyword arguments of both, as
+    if it repeated the other's. `keywords` reads the same from the text."""
+
+    def mark(function: Function) -> Function:
+        own = inspect.signature(function)
+        kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        theirs = [
+            p
+            for name, p in inspect.signature(other).parameters.items()
+            if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in own.parameters
+        ]
+        keyword_only = [p for p in kept if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        first = kept[: len(kept) - len(keyword_only)]
+        function.__signature__ = own.replace(parameters=[*first, *theirs, *keyword_only])  # type: ignore[attr-defined]
+        shown = {p.name for p in kept} | {"return"}
+        function.__annotations__ = values.annotations_of(other) | {
+            name: kind for name, kind in function.__annotations__.items() if name in shown
+        }
+        function.__taken__ = other  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def _taken(node: ast.FunctionDef, tree: ast.Module) -> Kinds | None:
+    """The keyword arguments of what a function is decorated to be `taking` from another module."""
+    named = [each.args[0] for each in node.decorator_list if isinstance(each, ast.Call) and len(each.args) == 1]
+    for each in tree.body:
+        for alias in each.names if isinstance(each, ast.ImportFrom) else ():
+            if any(isinstance(other, ast.Name) and other.id == (alias.asname or alias.name) for other in named):
+                return keywords(f"{each.module}:{alias.name}")  # type: ignore[union-attr]
+    return None
 
 
 @functools.cache

@@ -23,10 +23,10 @@ from letgo.objectives.schedules import Dual, parse_schedule
 if TYPE_CHECKING:
     from letgo.objectives.objective import Objective as Objective
 
-NOT_SETTINGS = ("model", "forget", "retain", "alternative", "reference_head")
+PART_NAMES = ("forget", "retain", "alternative")
+"""Arguments of the terms that are parts of a batch."""
+NOT_SETTINGS = ("model", *PART_NAMES, "reference_head", "components")
 """Arguments of the terms that a run gives, not its user."""
-PART_NAMES = NOT_SETTINGS[1:-1]
-"""Those of them that are parts of a batch."""
 
 _TOFU = "TOFU (arXiv 2401.06121), section 3"
 _NPO = "NPO (arXiv 2404.05868), equation 3"
@@ -78,7 +78,8 @@ def _described(term: Any) -> dict[str, Any]:
     if first != "model" or not parts:
         raise UserError(
             f"must take the model and then the parts of a batch by their names, (model, forget, …), of "
-            f"{', '.join(PART_NAMES)}; it takes ({', '.join([first, *others])})"
+            f"{', '.join(PART_NAMES)}; it takes ({', '.join([first, *others])})\n"
+            "  a method that changes the weights in one shot takes (model, data, …)"
         )
     return {"parts": parts}
 
@@ -195,6 +196,21 @@ OBJECTIVES: Catalog[ObjectiveRecord] = Catalog(
             hidden="layer",
             trainable="letgo.objectives.rmu:trainable_pattern",
             adversary="letgo.objectives.rmu_lat:adversary",
+        ),
+        ObjectiveRecord(
+            name="mcu",
+            target="letgo.objectives.mcu:mcu",
+            summary="rmu on the hidden states without the mean and the leading components of the forget set",
+            source="MCU (arXiv 2605.11685), its RMU",
+            faithfulness="variant",
+            note="P is a projection, which it is not in the public code; of that code's run only this loss: with RMU's "
+            "retain term and optimizer, without its own collapse of gradients (CIR)",
+            reference={"forget": ("layer_hidden",)},
+            retain="embedding",
+            retain_weight=1200.0,
+            hidden="layer",
+            trainable="letgo.objectives.rmu:trainable_pattern",
+            components="letgo.objectives.mcu:shared_components",
         ),
         ObjectiveRecord(
             name="pdu",
@@ -371,8 +387,21 @@ ONE_SHOT: Catalog[OneShotRecord] = Catalog(
 )
 """Methods that give weights, not a loss: each target is a function of a model and its data."""
 
-METHODS: Catalog[Record] = Catalog("objective", [*OBJECTIVES, *ONE_SHOT], _OWN_OBJECTIVE)
+
+def _own_one_shot(method: Any) -> type[Record] | None:
+    """Somebody's own one-shot method is a function of (model, data, …)."""
+    return OneShotRecord if list(inspect.signature(method).parameters)[:2] == ["model", "data"] else None
+
+
+METHODS: Catalog[Record] = Catalog(
+    "objective", [*OBJECTIVES, *ONE_SHOT], replace(_OWN_OBJECTIVE, record_of=_own_one_shot)
+)
 """All that a run's `objective` may name."""
+
+
+def is_one_shot(name: str) -> bool:
+    """Whether a method gives weights, not a loss. One of somebody's own is imported."""
+    return isinstance(METHODS.record(name), OneShotRecord)
 
 
 def create_objective(
@@ -399,8 +428,8 @@ def create_objective(
     Raises:
         UserError: an unknown name, setting or schedule, or a setting that is missing.
     """
-    if name in ONE_SHOT and name not in OBJECTIVES:
-        raise UserError(f"{ONE_SHOT.record(name).name!r} changes the weights in one shot: it has no loss to train with")
+    if name not in OBJECTIVES and is_one_shot(name):
+        raise UserError(f"{METHODS.record(name).name!r} changes the weights in one shot: it has no loss to train with")
     record = OBJECTIVES.record(name)
     own = {key: value for key, value in locals().items() if key in settings_of(create_objective, skip=("name",))}
     check_settings(f"objective {record.name!r}", [create_objective], own, skip=("name",))

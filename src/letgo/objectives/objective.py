@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -28,6 +28,8 @@ class Term:
     record: TermRecord
     function: Callable[..., Tensor]
     settings: dict[str, Any]
+    components: Any = None
+    """What `Objective.fit` made for it."""
 
     @property
     def reads_hidden(self) -> bool:
@@ -35,7 +37,8 @@ class Term:
         return any("hidden" in names for names in self.record.reference.values())
 
     def __call__(self, model: Any, batch: Batch, head: OutputHead | None) -> Tensor:
-        more = {"reference_head": head} if self.reads_hidden else {}
+        more: dict[str, Any] = {"reference_head": head} if self.reads_hidden else {}
+        more |= {} if self.components is None else {"components": self.components}
         return self.function(model, *(batch[part] for part in self.record.parts), **self.settings, **more)
 
 
@@ -130,6 +133,15 @@ class Objective:
             return None
         pattern: str = self._by_settings(self.record.trainable, model)
         return pattern
+
+    def fit(self, model: Any, reference: Mapping[str, Mapping[str, Sequence[Tensor]]]) -> None:
+        """Take what the method needs of all rows at once.
+
+        Args:
+            reference: part -> quantity -> one tensor a row, of the model before training.
+        """
+        if self.record.components is not None:
+            self.forget.components = self._by_settings(self.record.components, model, reference["forget"])
 
     def begin(self, model: Any) -> str | None:
         """Change the model's weights to those that training begins from, where the method has such, once all that it

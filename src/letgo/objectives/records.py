@@ -45,5 +45,8 @@ class ObjectiveRecord(TermRecord):
     adversary: str | None = None
     """Where the forget rows' hidden states are attacked before each step: the function that gives what is added to
     them (the part's `latent`), or None."""
+    components: str | None = None
+    """Where the forget term's argument `components` is made of the reference quantities of all forget rows: the
+    function that makes it."""
     start: str | None = None
     """Where training begins from other weights than the model's: the function that changes them, and gives a note."""

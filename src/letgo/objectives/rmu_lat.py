@@ -8,25 +8,23 @@ import torch
 from torch import Tensor
 
 from letgo.core.errors import UserError
-from letgo.core.values import Count, Natural, Positive, Seed
+from letgo.core.signatures import taking
+from letgo.core.values import Natural, Positive
 from letgo.models.forward import block_number, real_columns, shifted
 from letgo.objectives.likelihood import Part, label_counts, token_logps
 from letgo.objectives.rmu import rmu
 
 
+@taking(rmu)
 def rmu_lat(
     model: Any,
     forget: Part,
     *,
-    layer: Natural | str | None = None,
-    steering: Positive = 6.5,
-    parameters: str | None = None,
-    trained_layers: Count = 3,
-    seed: Seed = 0,
     attacked_layer: Natural | str | None = None,
     inner_steps: Natural = 16,
     inner_lr: Positive = 5e-2,
     radius: Positive = 2.0,
+    **of_rmu: Any,
 ) -> Tensor:
     """ℓ_f of `rmu` with δ_t added to the input of block `attacked_layer` at every token   (latent adversarial training,
     arXiv 2407.15549, on RMU).
@@ -35,18 +33,17 @@ def rmu_lat(
 
     Args:
         forget: the forget part, with `latent` of shape (real tokens, width): δ; without it ℓ_f is RMU's.
-        layer, steering, parameters, trained_layers, seed: as in `rmu`.
         attacked_layer: the block whose input is shifted, as in `block_number`, `layer` or one below it; by default
             `layer`.
         inner_steps: of the adversary; with 0 there is none.
         inner_lr: of its AdamW.
         radius: the longest that a token's δ_t may be.
     """
-    settings: dict[str, Any] = {"layer": layer, "steering": steering, "seed": seed}
     if "latent" not in forget:
-        return rmu(model, forget, **settings)
-    with shifted(model, attacked_block(model, layer, attacked_layer), spread(forget, forget["latent"])):
-        return rmu(model, forget, **settings)
+        return rmu(model, forget, **of_rmu)
+    block = attacked_block(model, of_rmu.get("layer"), attacked_layer)
+    with shifted(model, block, spread(forget, forget["latent"])):
+        return rmu(model, forget, **of_rmu)
 
 
 def adversary(

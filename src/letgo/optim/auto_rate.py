@@ -190,8 +190,8 @@ class AutoRate(PassingWrapper):
                 return a
             a *= mu / length if math.isfinite(after) and math.isfinite(length) else 0.1
         raise UserError(
-            f"auto_rate: no rate moves the weights by about mu ({mu:g}): the loss is the same everywhere, or not finite, "
-            "or lr is 0"
+            f"auto_rate: no rate moves the weights by about mu ({mu:g}): the loss is the same everywhere, or not "
+            "finite, or lr is 0"
         )
 
 

@@ -369,18 +369,18 @@ class ZOSGD(ZerothOrder):
         )
 
     def update(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
-        move_with_momentum(self.state[parameter], group, parameter, estimate, index)
+        move_with_momentum(self, group, parameter, estimate, index)
 
 
 def move_with_momentum(
-    state: dict[str, Any], group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int
+    optimizer: ZerothOrder, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int
 ) -> None:
     """m = b m + g; x -= lr m, at tensor `index`."""
     lr, momentum = float(group["lr"]), group["momentum"]
     if not momentum:
         estimate.move(index, lr)
         return
-    x, buffer = local(parameter), local(state_like(state, "momentum_buffer", parameter))
+    x, buffer = local(parameter), local(state_like(optimizer.state[parameter], "momentum_buffer", parameter))
     for block, values, factor in estimate.blocks(index):
         m = block.of(buffer).mul_(momentum).add_(values, alpha=factor)
         # In the noise's dtype: bf16's own sum rounds the last elements of a tensor otherwise than the others.

@@ -185,7 +185,7 @@ class ZOSubspace(ZerothOrder):
 
     def update_whole(self, group: dict[str, Any], parameter: Tensor, estimate: Estimate, index: int) -> None:
         """Move a tensor that has no subspace."""
-        move_with_momentum(self.state[parameter], group, parameter, estimate, index)
+        move_with_momentum(self, group, parameter, estimate, index)
 
     def _with_momentum(
         self, state: dict[str, Any], momentum: float, inside: Tensor, direction: SubspaceDirection, index: int
@@ -218,9 +218,9 @@ class ZOMuon(ZOSubspace):
 
     Source: Lang et al., Powering Up Zeroth-Order Training via Subspace Gradient Orthogonalization (arXiv 2602.17155).
     Ours: s, so that mu is the root mean square of the perturbation here too (theirs is mu s, for each matrix); msign
-    by an eigendecomposition of the r x r matrix S S^T instead of Newton-Schulz iterations; and tensors that are not
-    matrices (or have a side of at most r), whose estimate g moves them by -lr g / |g|, which is msign of one column; and
-    the momentum of matrices, which is `zo_subspace`'s and off by default.
+    by an eigendecomposition of the r x r matrix S S^T instead of Newton-Schulz iterations; tensors that are not
+    matrices (or have a side of at most r), whose estimate g moves them by -lr g / |g|, which is msign of one column;
+    and the momentum of matrices, which is `zo_subspace`'s and off by default.
 
     Args:
         lr: spectral norm of a matrix's step.

@@ -352,6 +352,9 @@ class Planned:
                 for quantity in quantities:
                     dtype = torch.float32 if quantity == "logps" else self.dtype
                     part[f"reference_{quantity}"] = torch.empty(shapes[quantity], dtype=dtype)
+        with faking():
+            taken = {n: {q: [batch[n][f"reference_{q}"]] for q in names} for n, names in objective.reference.items()}
+            objective.fit(self.model, taken)
         return batch
 
     def trace_training(self, loss: Callable[[], Tensor], windows: int) -> Traced:

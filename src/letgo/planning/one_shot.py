@@ -12,7 +12,7 @@ from torch import Tensor
 from letgo.core.catalog import settings_of
 from letgo.core.errors import UserError
 from letgo.models.head import reference_head
-from letgo.objectives import ONE_SHOT
+from letgo.objectives import METHODS
 from letgo.objectives.likelihood import Part, label_hidden, labels_of
 from letgo.objectives.one_shot.influence import gradients_held
 from letgo.objectives.one_shot.repselect import mlp_layers
@@ -31,9 +31,12 @@ budget, to which the step goes by its square root."""
 def one_shot_work(run: Planned) -> RunWork:
     """The work of the method that the config names, with its settings."""
     name = run.args.objective
-    settings = settings_of(ONE_SHOT.load(name), skip=("model", "data")) | (run.args.objective_args or {})
+    settings = settings_of(METHODS.load(name), skip=("model", "data")) | (run.args.objective_args or {})
     run.model.eval()
-    return _WORK[ONE_SHOT.record(name).name](run, settings)
+    work = _WORK.get(METHODS.record(name).name)
+    if work is None:
+        raise UserError(f"objective {name} is a one-shot method of your own: what it takes can't be planned")
+    return work(run, settings)
 
 
 def _fine_tuning(

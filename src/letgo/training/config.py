@@ -29,7 +29,7 @@ from letgo.core.values import shown
 from letgo.metrics.judgement import TARGET
 from letgo.models.adapters import QUANTIZATIONS
 from letgo.models.formats import export_settings
-from letgo.objectives import ONE_SHOT
+from letgo.objectives import METHODS, is_one_shot
 from letgo.optim import OPTIMIZERS
 from letgo.training.settings import CHOICES, HIDDEN, KEEP, LOOKS, NOT_USED, TRAINERS, gathered, out_of_range, resolve
 
@@ -214,7 +214,7 @@ class UnlearnConfig(TrainingArguments):
         Args:
             own: ask one that is not letgo's too, which is then imported.
         """
-        one_shot = self.objective in ONE_SHOT
+        one_shot = (self.objective in METHODS or own) and is_one_shot(self.objective)
         listed = one_shot or self.optimizer in OPTIMIZERS
         if self.dtype != "float16" or self.lora_rank or not (listed or own):
             return

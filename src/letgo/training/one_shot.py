@@ -9,9 +9,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from letgo.core.catalog import settings_of
 from letgo.core.progress import Reporter, Task
 from letgo.data import ForgetRetainDataset
-from letgo.objectives import ONE_SHOT
+from letgo.objectives import METHODS
 from letgo.objectives.one_shot import Data
 from letgo.objectives.one_shot.data import batches_of
 
@@ -36,7 +37,7 @@ class OneShot:
     ) -> None:
         self.model, self.args, self.dataset, self.pad_id, self.reporter = model, args, dataset, pad_id, reporter
         self.settings = dict(args.objective_args or {})
-        name = ONE_SHOT.record(args.objective).name
+        name = METHODS.record(args.objective).name
         self.notes = [
             f"{name} changes the weights in one shot: its settings are objective_args alone; no optimizer, no learning "
             "rate of the run's, no checkpoints, no history"
@@ -47,12 +48,14 @@ class OneShot:
         device = next(self.model.parameters()).device
         forget = batches_of(self.dataset.forget, self.pad_id, device)
         retain = batches_of(self.dataset.retain, self.pad_id, device) if self.dataset.retain else None
-        method = ONE_SHOT.load(self.args.objective)
+        method = METHODS.load(self.args.objective)
         notes: list[str] = []
         self.reporter.say(f"  {self.notes[0]}")
         with _Stages(self.reporter) as stages:
             data = Data(forget, retain, stages.advance, notes.append)
-            method(self.model, data, **{"seed": self.args.seed} | self.settings)
+            # One of somebody's own may draw nothing.
+            seed = {"seed": self.args.seed} if "seed" in settings_of(method) else {}
+            method(self.model, data, **seed | self.settings)
         for note in notes:
             self.reporter.say(f"  {note}")
         self.notes += notes

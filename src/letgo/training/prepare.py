@@ -215,6 +215,7 @@ def take_references(
         dataset.reference[part] = {
             name: quantities[name] if complete else SomeRows(chosen_rows, quantities[name], len(rows)) for name in names
         }
+    objective.fit(model, dataset.reference)
 
 
 def drawn_retain_rows(dataset: ForgetRetainDataset, epochs: int) -> list[int]:

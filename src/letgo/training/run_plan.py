@@ -15,7 +15,8 @@ from letgo.benchmarks import BENCHMARKS
 from letgo.core import processes
 from letgo.core.catalog import parse_spec, settings_of
 from letgo.core.errors import UserError, first_line
-from letgo.objectives import METHODS, ONE_SHOT, Objective, create_objective
+from letgo.objectives import METHODS, Objective, create_objective
+from letgo.objectives.records import OneShotRecord
 from letgo.optim import OPTIMIZERS, create_optimizer
 from letgo.optim.base import ClosureOptimizer, OptimizerProtocol, adapt, every_optimizer, parameters_of
 from letgo.training.config import UnlearnConfig
@@ -103,9 +104,9 @@ def objective_of(args: UnlearnConfig) -> Objective | None:
         UserError: an unknown name, or a setting that it has not.
     """
     settings = args.objective_args or {}
-    if METHODS.record(args.objective).name in ONE_SHOT:
-        ONE_SHOT.check_settings(args.objective, settings, skip=("model", "data"))
-        if args.lora_rank and not ONE_SHOT.record(args.objective).adapters:
+    if isinstance(record := METHODS.record(args.objective), OneShotRecord):
+        METHODS.check_settings(args.objective, settings, skip=("model", "data"))
+        if args.lora_rank and not record.adapters:
             raise UserError(f"{args.objective} changes matrices of the model itself, not adapters: leave lora_rank out")
         if args.moved_every:
             raise UserError(f"moved_every measures steps, and {args.objective} takes none: leave it out")
