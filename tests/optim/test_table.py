@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fzoo": {"lr": 2e-6},
     "zo_subspace": {"lr": 0.02, "num_directions": 4, "rank": 3, "period": 4, "momentum": 0.5},
     "zo_svrg": {"lr": 0.02, "num_directions": 4, "period": 3},
-    "auto_rate": {"lr": 0.02, "num_directions": 4, "steps": 2},
+    "auto_rate": {"lr": 0.02, "num_directions": 4, "steps": 2, "mu": 4e-3},
     "random_walk": {"lr": 0.01, "num_directions": 4},
     "sign_sgd": {"lr": 0.01},
     "sign_adam": {"lr": 0.01},

@@ -188,7 +188,9 @@ class AutoRate(PassingWrapper):
                 break
             if math.isfinite(after) and mu / 2 <= length <= 2 * mu:
                 return a
-            a *= mu / length if math.isfinite(after) and math.isfinite(length) else 0.1
+            nearer = mu / length if math.isfinite(after) and math.isfinite(length) else 0.1
+            # A power of 2: the same whatever the order in which ranks sum.
+            a = 2.0 ** round(math.log2(a * nearer))
         raise UserError(
             f"auto_rate: no rate moves the weights by about mu ({mu:g}): the loss is the same everywhere, or not "
             "finite, or lr is 0"
