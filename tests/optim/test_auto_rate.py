@@ -44,8 +44,7 @@ def test_the_run_descends_at_the_rate_found_whatever_lr_was(base: str) -> None:
     rates = []
     for lr in (1e-8, 1e-1):
         model, loss_of = make_problem(torch.float64)
-        many = {} if base == "zo_muon" else {"num_directions": 8}
-        optimizer = AutoRate(model.parameters(), lr, base=base, seed=4, steps=2, **many)
+        optimizer = AutoRate(model.parameters(), lr, base=base, seed=4, steps=3, num_directions=16)
         start = float(loss_of().detach())
         for _ in range(10):
             optimizer.step(closure_of(optimizer, loss_of))
@@ -57,15 +56,17 @@ def test_the_run_descends_at_the_rate_found_whatever_lr_was(base: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_looking_leaves_no_trace(dtype: torch.dtype) -> None:
     """Afterwards it is the base at that rate, to the bit, its log included; dropout draws what it would have."""
+    # What bf16 rounds off is as large as what one small perturbation changes.
+    many = {"num_directions": 8, "mu": 1e-3 if dtype == torch.float32 else 1e-2}
     ends, logs, draws = [], [], []
     for automatic in (True, False):
         torch.manual_seed(0)
         model, loss_of = make_problem(dtype)
         if automatic:
-            optimizer = AutoRate(model.parameters(), 1e-3, base="ada_zo", steps=3)
+            optimizer = AutoRate(model.parameters(), 1e-3, base="ada_zo", steps=3, **many)
             base = optimizer.base
         else:
-            optimizer = base = create_optimizer("ada_zo", model.parameters(), lr=logs[0].steps[0][0][0])
+            optimizer = base = create_optimizer("ada_zo", model.parameters(), lr=logs[0].steps[0][0][0], **many)
         logs.append(ReplayLog.attach(base))
 
         def noisy(loss_of=loss_of) -> Tensor:
@@ -112,15 +113,15 @@ def test_rates_of_groups_keep_their_relation_and_warm_ups_do_not_matter() -> Non
 
 
 def test_what_no_rate_lowers_is_said() -> None:
-    x = nn.Parameter(torch.ones(5))
+    x = nn.Parameter(torch.ones(5, dtype=torch.float64))
     for loss, words in (
         (lambda: torch.tensor(3.0), "the loss is the same everywhere"),
         (lambda: x.sum() * torch.nan, "not finite"),
         (lambda: x.sum(), "as promised at every rate"),
     ):
         with pytest.raises(UserError, match=words):
-            AutoRate([x], 1e-3).step(loss)
-        assert torch.equal(x, torch.ones(5))
+            AutoRate([x], 1e-3, steps=1).step(loss)
+        assert torch.equal(x, torch.ones_like(x))
     with pytest.raises(UserError, match="is not"):
         create_optimizer("auto_rate", [x], base="random_walk", base_options={"base": "zo_sgd"})
 

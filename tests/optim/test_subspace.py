@@ -61,12 +61,12 @@ def test_where_no_matrix_has_a_subspace_it_is_zo_sgd(momentum: float) -> None:
 def test_averaged_over_subspaces_the_estimate_is_the_gradient() -> None:
     slope = torch.randn(6, 5, generator=torch.Generator().manual_seed(1)).double()
     w = nn.Parameter(torch.zeros(6, 5, dtype=torch.float64))
-    optimizer = ZOSubspace([w], 1.0, rank=2, period=1, momentum=0.0, num_directions=4)
-    for _ in range(3000):
+    optimizer = ZOSubspace([w], 1.0, rank=2, period=1, momentum=0.0, num_directions=16)
+    for _ in range(500):
         optimizer.step(lambda: (slope * w).sum())
-    mean = w.detach() / -3000
-    assert float((mean - slope).norm() / slope.norm()) < 0.12
-    assert float((mean * slope).sum() / slope.square().sum()) == pytest.approx(1, abs=0.04)
+    mean = w.detach() / -500
+    assert float((mean - slope).norm() / slope.norm()) < 0.2
+    assert float((mean * slope).sum() / slope.square().sum()) == pytest.approx(1, abs=0.08)
 
 
 def test_momentum_is_as_small_as_the_subspace_and_is_carried_over() -> None:

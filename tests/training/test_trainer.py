@@ -210,17 +210,17 @@ def test_how_far_along_the_gradient_a_step_went_is_in_the_history(tmp_path, toke
 
 
 def test_looking_for_a_rate_is_noted_and_is_no_step(tmp_path, tokenizer):
+    same = {"max_steps": 4, "lr_scheduler_type": "constant"}
     settings = {"base": "ada_zo", "steps": 2, "num_directions": 2}
-    looked = make_trainer(tmp_path / "a", tokenizer, optimizer="auto_rate", optimizer_args=settings, max_steps=4)
+    looked = make_trainer(tmp_path / "a", tokenizer, optimizer="auto_rate", optimizer_args=settings, **same)
     looked.train()
     (note,) = [note for note in looked.notes if note.startswith("auto_rate")]
     rate = float(re.search(r"AdaZO stepped at (\S+),", note)[1])
     found = looked.drive.optimizer.scale * 1e-3
     assert rate == pytest.approx(found, rel=1e-2)
     settings = {"num_directions": 2}
-    plain = make_trainer(
-        tmp_path / "b", tokenizer, optimizer="ada_zo", optimizer_args=settings, max_steps=4, learning_rate=found
-    )
+    same["learning_rate"] = found
+    plain = make_trainer(tmp_path / "b", tokenizer, optimizer="ada_zo", optimizer_args=settings, **same)
     plain.train()
     assert [row["loss"] for row in looked.history] == [row["loss"] for row in plain.history]
     assert weights_fingerprint(looked.model) == weights_fingerprint(plain.model)

@@ -76,10 +76,12 @@ def taking(other: Callable[..., Any]) -> Callable[[Function], Function]:
 def _taken(node: ast.FunctionDef, tree: ast.Module) -> Kinds | None:
     """The keyword arguments of what a function is decorated to be `taking` from another module."""
     named = [each.args[0] for each in node.decorator_list if isinstance(each, ast.Call) and len(each.args) == 1]
+    names = {each.id for each in named if isinstance(each, ast.Name)}
     for each in tree.body:
-        for alias in each.names if isinstance(each, ast.ImportFrom) else ():
-            if any(isinstance(other, ast.Name) and other.id == (alias.asname or alias.name) for other in named):
-                return keywords(f"{each.module}:{alias.name}")  # type: ignore[union-attr]
+        if isinstance(each, ast.ImportFrom):
+            for alias in each.names:
+                if (alias.asname or alias.name) in names:
+                    return keywords(f"{each.module}:{alias.name}")
     return None
 
 
