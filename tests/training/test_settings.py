@@ -123,6 +123,10 @@ def test_torch_is_not_loaded_for_a_mistake(tmp_path):
         ["show-config", tmp_path / "run.yaml"],
         ["sweep", tmp_path / "grid.yaml"],
         ["attack", tmp_path, "--attack", "quantise"],
+        ["attack", tmp_path, "--attack", "quantize", "--benchmark", "tofu:splt=forget10"],
+        ["eval", tmp_path, "--benchmark", "tofu:splt=forget10"],
+        ["audit", "--model", tmp_path, "--benchmark", "tofu:splt=forget10", "--output", tmp_path / "audit"],
+        ["analyze", "depth", tmp_path, "--benchmark", "tofu:splt=forget10"],
     ):
         done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "2 []", words

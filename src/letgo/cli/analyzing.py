@@ -44,6 +44,9 @@ def _analysis(options: Callable[..., None], *, without: Sequence[str] = ()) -> N
     name = options.__name__
 
     def command(**given: Any) -> None:
+        from letgo.training.settings import check_benchmarks_early
+
+        check_benchmarks_early([given["benchmark"]])
         from letgo.analysis import ANALYSES
         from letgo.report.analyses import in_text
 

@@ -72,9 +72,11 @@ def audit(
     options = passed_on(flags, "model", "junit", "base_server", *SERVER_FLAGS) | {"attacks": attacks or []}
     _check_gate(require, junit)
     from letgo.auditing.early import check_asked, seconds_asked, tries_asked
+    from letgo.training.settings import check_benchmarks_early
 
     given = {"benchmark": benchmark, "forget": forget, "retain": retain, "evaluate": evaluate, "control": control}
     check_asked([model, base], {name for name, value in given.items() if value is not None})
+    check_benchmarks_early([benchmark])
     tries_asked(suite, attacks or ())
     seconds_asked(budget)
     audited = connected(model, flags)

@@ -142,9 +142,10 @@ def attack(
     given = dict(locals())
     options = passed_on(given, "run", "attacks", "original_server", *SERVER_FLAGS)
     from letgo.core.errors import UserError
-    from letgo.training.settings import check_attacks_early
+    from letgo.training.settings import check_attacks_early, check_benchmarks_early
 
     check_attacks_early(attacks)
+    check_benchmarks_early([benchmark])
     model = connected(run, given)
     if server is not None and (original is not None or original_server is not None):
         options["original"] = connected(original, given, server=original_server)
@@ -195,6 +196,9 @@ def evaluate(
     options = passed_on(given, "model", "benchmarks", *SERVER_FLAGS)
     if model is None and server is None:
         raise UserError("name a model, or a server that has it (--server URL)")
+    from letgo.training.settings import check_benchmarks_early
+
+    check_benchmarks_early(benchmarks)
     from letgo.benchmarks.engine.evaluate import evaluate as run_evaluate
     from letgo.report.numbers import interval, number
 

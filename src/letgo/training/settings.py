@@ -203,8 +203,7 @@ def _check_early(settings: Mapping[str, Any], where: str) -> None:
         METHODS.check_early(method.name, given.get("objective_args") or {}, also=more, skip=(*NOT_SETTINGS, "data"))
     if given.get("optimizer"):
         OPTIMIZERS.check_early(given["optimizer"], {"lr": 1.0, **(given.get("optimizer_args") or {})})
-    if given.get("benchmark"):
-        BENCHMARKS.check_early(*parse_spec(given["benchmark"]))
+    check_benchmarks_early([given.get("benchmark")])
     if given.get("export"):
         export_settings(given["export"], f"{where}: export")
     check_attacks_early(given.get("attacks") or ())
@@ -217,6 +216,12 @@ def check_attacks_early(specs: Iterable[str]) -> None:
         # `search` alone stands for the usual number of trials.
         given = {key: value for key, value in settings.items() if (key, value) != ("search", True)}
         ATTACKS.check_early(name, given, also="letgo.attacks.engine.spec:Options", skip=("victim",))
+
+
+def check_benchmarks_early(specs: Iterable[str | None]) -> None:
+    """Likewise, of benchmarks; None stands for one that is not given."""
+    for spec in filter(None, specs):
+        BENCHMARKS.check_early(*parse_spec(spec))
 
 
 def _fields() -> Kinds | None:
