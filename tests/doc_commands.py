@@ -45,7 +45,7 @@ def commands_of(page: str, text: str) -> list[Command]:
     found: dict[tuple[str, ...], Command] = {}
     for line, command, variables in _written(text):
         for words in _variants(command):
-            known = tuple(re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[1]), word) for word in words)
+            known = tuple(_expanded(word, variables) for word in words)
             found.setdefault(known, Command(page, line, known))
     return list(found.values())
 
@@ -55,6 +55,11 @@ def mentions_of(text: str) -> list[list[str]]:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     spans = re.findall(r"(?<!`)`letgo\s([^`]+)`", prose)
     return [list(words) for span in spans for words in _variants("letgo " + " ".join(span.split()))]
+
+
+def files_of(text: str) -> dict[str, str]:
+    """The files of rows that a page shows whole, each after its name."""
+    return dict(re.findall(r"`(\w+\.jsonl)`:\n\n```json\n(.*?)```", text, flags=re.DOTALL))
 
 
 def _written(text: str) -> Iterator[tuple[int, str, dict[str, str]]]:
@@ -86,6 +91,11 @@ def _variables(document: Any) -> dict[str, str]:
         return {}
     own = {key: str(value) for name in ("env", "variables") for key, value in (document.get(name) or {}).items()}
     return own | {key: value for part in document.values() for key, value in _variables(part).items()}
+
+
+def _expanded(word: str, variables: dict[str, str]) -> str:
+    """A variable that the job does not set stands for a file of its name."""
+    return re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[1]), word)
 
 
 def _strings(document: Any) -> Iterator[str]:

@@ -5,11 +5,15 @@ forget.jsonl, …): the stand-ins have these names."""
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
+import pkgutil
 import re
+import shlex
 import shutil
+import subprocess
 from collections.abc import Sequence
+from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,9 @@ import yaml
 import letgo as package
 from letgo.analysis import ANALYSES
 from letgo.cli import app
+from letgo.optim.engine.rounding import make_grid
 from tests import own_things, shaped, stand_ins, tiny
-from tests.doc_commands import PAGES, ROOT, Command, commands_of, mentions_of
+from tests.doc_commands import PAGES, ROOT, Command, commands_of, files_of, mentions_of
 from tests.once import made_once
 
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
@@ -139,7 +144,10 @@ def _write(folder: Path) -> None:
             "model": {"model_args": {"pretrained_model_name_or_path": MODEL}},
             "trainer": {"handler": "NPO", "args": {"learning_rate": 1e-5}, "method_args": {"beta": 0.1}},
             "data": {"forget": {"TOFU_QA_forget": {"handler": "QADataset"}}, "anchor": "forget"},
-            **{"forget_split": "forget10", "retain_split": "retain90", "task_name": "npo", "mode": "unlearn"},
+            "forget_split": "forget10",
+            "retain_split": "retain90",
+            "task_name": "npo",
+            "mode": "unlearn",
         },
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -260,3 +268,162 @@ def test_a_wrong_option_in_a_sentence_is_seen():
     assert (unknown_options(right), unknown_options(wrong)) == ([], ["--outpt"])
     with pytest.raises(AssertionError, match="no command 'evaluate'"):
         unknown_options(none)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, written):
+    return made_once(tmp_path_factory, "doc-models", lambda folder: _make(folder, written))
+
+
+ORIGINALS = ("MODEL", "A", "ANY", "BASE", "base", "ORIGINAL", "ORIGINAL-gptq", "RETAIN_MODEL", "T", "DIR_OR_ID")
+CHANGED = ("B", "model", "SIBLING")
+RUNS = ("RUN", "run", "OLD", "RUN-gptq")
+KEYS = ("openssl ecparam -name prime256v1 -genkey -noout -out key.pem", "openssl ec -in key.pem -pubout -out key.pub")
+
+
+def _make(folder: Path, written: Path) -> None:
+    """The files and the models and runs that commands name. The original is on the grid of a 4-bit format."""
+    shutil.copytree(written, folder, symlinks=True, dirs_exist_ok=True)
+    tokenizer = stand_ins.word_tokenizer(shaped.words(), " ".join(tiny.WORDS))
+    model = tiny.make_model(vocab_size=len(tokenizer), max_position_embeddings=512)
+    with torch.no_grad():
+        for layer in (each for each in model.modules() if isinstance(each, torch.nn.Linear)):
+            if layer is not model.lm_head:
+                grid = make_grid(layer.weight, bits=4, group_size=32)
+                layer.weight.copy_(grid.values(grid.index(layer.weight)))
+    tiny.save(folder / "MODEL", model, tokenizer)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
+    tiny.save(folder / "B", model, tokenizer)
+    run = package.unlearn(
+        **tiny.own_files(folder, folder / "MODEL", max_steps=2, per_device_train_batch_size=2),
+        attacks=["quantize:bits=8", "relearn:steps=2,learning_rate=1e-3,holdout=0.5"],
+    )
+    for names, source in ((ORIGINALS, folder / "MODEL"), (CHANGED, folder / "B"), (RUNS, run.directory)):
+        for name in names:
+            shutil.copytree(source, folder / name, dirs_exist_ok=True)
+    for name in ("OLD", "RUN-gptq"):
+        (folder / name / "result.json").unlink()
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """A folder with all that commands name, in which they run."""
+    shutil.copytree(made, tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LETGO_DATA", "data")
+    return tmp_path
+
+
+def test_what_is_not_run_is_there():
+    lines = [" ".join(command.words) for found in COMMANDS.values() for command in found]
+    for pattern in NOT_RUN:
+        assert any(re.search(pattern, line) for line in lines), pattern
+
+
+RUN = {
+    page: run
+    for page, found in COMMANDS.items()
+    if page not in ELSEWHERE
+    and (run := [each for each in found if not any(re.search(not_run, " ".join(each.words)) for not_run in NOT_RUN)])
+}
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_commands_of_a_page_run(page, letgo, place):
+    prepare(page, place)
+    for number, command in enumerate(RUN[page]):
+        name, _ = leaf(command.words)
+        words = [reduce(lambda word, few: re.sub(*few, word), FEWER.items(), word) for word in filled(command)]
+        words += SMALLER.get(name, [])
+        if name == "unlearn" and not {"--output", "-o"} & {*words}:
+            words += ["--output", f"run-{number}"]
+        if name in ("unlearn", "eval", "export", "audit"):
+            for at in (place / after for word, after in pairwise(words) if word in ("--output", "-o")):
+                shutil.rmtree(at, ignore_errors=True)
+        code, _, err = letgo(*words)
+        assert code in ((0, 3) if "--require" in words else (0,)), f"{command}\n{err}"
+
+
+def prepare(page: str, place: Path) -> None:
+    """What the commands of one page need beside the rest."""
+    for name, rows in files_of(TEXTS[page]).items():
+        (place / name).write_text(rows, encoding="utf-8")
+    if page == "docs/requests.md":
+        rows = [
+            {"question": f"Where was {who} born?", "answer": "Ulm", "group": who} for who in ("Ada Noll", "Bo Quill")
+        ]
+        tiny.write_jsonl(place / "people.jsonl", [*rows, rows[0] | {"group": "Lovenk Wembasko"}])
+        (place / "run.yaml").write_text("objective: npo_gdr\n", encoding="utf-8")
+    if page == "docs/open-unlearning.md":
+        shutil.rmtree(place / "RUN")
+        package.evaluate("MODEL", ["tofu:split=forget10"], output=place / "RUN", limit=4)
+    if page in ("README.md", "docs/attestation.md"):
+        assert all(key in TEXTS["docs/attestation.md"] for key in KEYS)
+        for key in KEYS:
+            subprocess.run(shlex.split(key), cwd=place, check=True, capture_output=True)
+
+
+PYTHON = [
+    pytest.param(block, id=f"{page}-{number}")
+    for page, text in TEXTS.items()
+    if page.endswith(".md")
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+]
+
+
+def there(path: str) -> Any:
+    try:
+        return pkgutil.resolve_name(path)
+    except (AttributeError, ImportError):
+        return None
+
+
+def wrong_calls(block: str) -> list[str]:
+    """Names of letgo that a block uses and that are not there, and calls of them that don't fit their signatures."""
+    tree, names, wrong = ast.parse(block), {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {each.asname or each.name.partition(".")[0]: each.name.partition(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("letgo"):
+            # Names that are imported and not used here.
+            wrong += [f"no {node.module}.{each.name}" for each in node.names if not there(f"{node.module}.{each.name}")]
+        called = node.func if isinstance(node, ast.Call) else node
+        if not isinstance(called, (ast.Name, ast.Attribute)):
+            continue
+        first, *others = ast.unparse(called).split(".")
+        path = ".".join([names.get(first, first), *others])
+        if first not in names or not path.startswith("letgo."):
+            continue
+        if (thing := there(path)) is None:
+            wrong.append(f"no {path}")
+        elif isinstance(node, ast.Call) and not any(isinstance(each, ast.Starred) for each in node.args):
+            keywords = {each.arg: None for each in node.keywords if each.arg}
+            whole = all(each.arg for each in node.keywords)
+            signature = inspect.signature(thing)
+            try:
+                (signature.bind if whole else signature.bind_partial)(*node.args, **keywords)
+            except TypeError as error:
+                wrong.append(f"{path}: {error}")
+    return wrong
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python_calls_what_there_is(block):
+    assert not wrong_calls(block)
+
+
+@pytest.mark.parametrize(
+    ("block", "wrong"),
+    [
+        ("import letgo\n\nletgo.unlern(model='m')", "no letgo.unlern"),
+        ("import letgo\n\nletgo.write_report(['run'], 'r.html', outptu='x')", "'outptu'"),
+        ("from letgo.optim import FOZA", "no letgo.optim.FOZA"),
+        ("from letgo.optim import FOZO as F\n\nF(p, zo_rate=1)", "'zo_rate'"),
+    ],
+)
+def test_a_wrong_call_is_seen(block, wrong):
+    assert wrong in str(wrong_calls(block))

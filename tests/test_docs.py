@@ -43,7 +43,7 @@ def test_every_public_name_is_in_the_reference():
     assert set(re.findall(r"^::: letgo\.(\w+)$", text, re.M)) == set(letgo.__all__) - {"__version__"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
 def test_no_page_is_too_long_to_be_read(page):
     words = len(page.read_text(encoding="utf-8").split())
     assert words <= MOST_WORDS or page.stem in REFERENCES, words

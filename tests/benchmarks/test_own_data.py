@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-import shlex
-from pathlib import Path
 
 import pytest
 
 from letgo.report.wording import wording_caution
 from letgo.runs.results import ON_TRAINED_ROWS, read_result
+from tests.doc_commands import ROOT, commands_of, files_of
 
-TEXT = (Path(__file__).parents[2] / "docs" / "own-data.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"`(\w+\.jsonl)`:\n\n```json\n(.*?)```", TEXT, flags=re.DOTALL))
-COMMANDS = [
-    shlex.split(line) for line in re.findall(r"^    letgo (.+)$", TEXT.replace("\\\n", " "), flags=re.MULTILINE)
-]
+TEXT = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+FILES = files_of(TEXT)
+COMMANDS = [command.words for command in commands_of("own-data.md", TEXT)]
 METRICS = re.findall(r"^  (\w+) +[\d.]+  \[.+\]  (n=\d+)$", TEXT, flags=re.MULTILINE)
 
 
