@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise
@@ -300,7 +301,7 @@ def _make(folder: Path, written: Path) -> None:
         attacks=["quantize:bits=8", "relearn:steps=2,learning_rate=1e-3,holdout=0.5"],
     )
     for names, source in ((ORIGINALS, folder / "MODEL"), (CHANGED, folder / "B"), (RUNS, run.directory)):
-        for name in names:
+        for name in (name for name in names if name not in source.parts):
             shutil.copytree(source, folder / name, dirs_exist_ok=True)
     for name in ("OLD", "RUN-gptq"):
         (folder / name / "result.json").unlink()
@@ -427,3 +428,37 @@ def test_python_calls_what_there_is(block):
 )
 def test_a_wrong_call_is_seen(block, wrong):
     assert wrong in str(wrong_calls(block))
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if page.endswith(".md")])
+def test_the_scripts_and_targets_that_a_page_names_are_there(page):
+    assert not missing(TEXTS[page])
+
+
+def missing(text: str) -> list[str]:
+    """Of the repository's scripts, their options, make's targets and the extras: what a page names and is not there."""
+    lines = re.findall(r"^ {4}(?:\w+=\S+ |sbatch )*(?:python )?(-m \S+|\S+/\S+\.(?:py|sh))([^#\n]*)", text, flags=re.M)
+    wrong = []
+    for script, options in lines:
+        path = ROOT / (f"{script[3:].replace('.', '/')}.py" if script.startswith("-m ") else script)
+        source = path.read_text(encoding="utf-8") if path.is_file() else None
+        wrong += [script] if source is None else []
+        if path.suffix == ".py" and source is not None:
+            wrong += [each for each in re.findall(r"--[a-z-]+", options) if f'"{each}"' not in source]
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    wrong += [f"make {name}" for name in re.findall(r"(?:^ {4}|`)make ([\w-]+)", text, re.M) if name not in targets]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = [name for some in re.findall(r"pip install '[^']*\[([\w,]+)\]'", text) for name in some.split(",")]
+    return wrong + [f"extra {name}" for name in named if name not in extras]
+
+
+def test_a_missing_script_is_seen():
+    page = """
+    python perf/intervals.py [--quick|--quik]
+    python -m research.scaling.nothing run.yaml
+    PARTS=8 recipes/launch/slurm-aray.sh grid.yaml
+    make tset
+    pip install '.[ray,rays]'
+"""
+    scripts = ["--quik", "-m research.scaling.nothing", "recipes/launch/slurm-aray.sh"]
+    assert missing(page) == [*scripts, "make tset", "extra rays"]
