@@ -30,6 +30,11 @@ INTERFACES = {
 @pytest.fixture
 def little_prose(monkeypatch):
     """Each general text costs a continuation of forty tokens, a request a text."""
+    few_texts(monkeypatch)
+
+
+def few_texts(monkeypatch):
+    """Let a user's rows be scored with two general texts."""
     few = general_paragraphs(held_out=True)[:2]
     monkeypatch.setattr("letgo.benchmarks.user_rows.general_paragraphs", lambda held_out: few)
 

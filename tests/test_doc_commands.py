@@ -5,6 +5,7 @@ forget.jsonl, …): the stand-ins have these names."""
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import pkgutil
 import re
@@ -25,11 +26,14 @@ import yaml
 
 import letgo as package
 from letgo.analysis import ANALYSES
+from letgo.auditing.suites import Try
 from letgo.cli import app
+from letgo.models.load import load_tokenizer
 from letgo.optim.engine.rounding import make_grid
-from tests import own_things, shaped, stand_ins, tiny
+from tests import own_things, shaped, tiny
 from tests.doc_commands import PAGES, ROOT, Command, commands_of, files_of, mentions_of
 from tests.once import made_once
+from tests.servers import few_texts
 
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 COMMANDS = {page: found for page, text in TEXTS.items() if (found := commands_of(page, text))}
@@ -61,10 +65,12 @@ NOT_RUN = {
     r"^demo": "minutes; tests/cli/test_demo.py",
     r" (--model )?[\w-]+/[\w.-]+-[\w.-]+ |--model smollm2": "a model of the hub, or of 135 million parameters",
     r" --server ": "a server; tests/scoring/test_server.py and tests/attacks/test_served.py have one",
+    r"strategy=fsdp2": "several processes; tests/distributed",
+    r"^analyze depth": "a model that knew and one that never did; tests/analysis/test_depth.py",
     r"^push": "a hub; tests/report/test_publish.py",
     r"^view": "until Ctrl-C; tests/report/test_view.py",
     r"^unlearn recipes/": "models and data of the hub; tests/test_recipes.py plans each",
-    r"^sweep recipes/\S+$": "minutes; tests/sweep",
+    r"^sweep recipes/": "minutes; tests/sweep",
     r"^sweep .*(--workers|--backend ray)": "processes of their own; tests/sweep",
     r"--benchmark (knowundo|mmlu|lm_eval|copyright)|^runs convert scores": "data of the hub; tests/benchmarks",
     r"saves/eval": "open-unlearning's own files; tests/benchmarks/test_open_unlearning.py",
@@ -75,16 +81,20 @@ SMALLER = {
     "unlearn": ["--set", "max_steps=2", "--set", "eval_limit=4", "--set", "use_cpu=true", "--batch-size", "2"],
     "requests run": ["--set", "max_steps=1", "--set", "eval_limit=4", "--set", "use_cpu=true"],
     "eval": ["--limit", "4"],
-    "audit": ["--suite", "quick", "--limit", "4"],
+    "audit": ["--limit", "4"],
     "analyze landscape": ["--points", "3", "--limit", "4"],
     "analyze connectivity": ["--points", "3", "--limit", "4"],
     "analyze sharpness": ["--steps", "1", "--draws", "1", "--trace-draws", "1", "--limit", "4"],
-    "analyze certificate": ["--draws", "4", "--utility-draws", "1", "--no-rerun", "--limit", "2"],
-    "analyze depth": ["--limit", "2"],
+    "analyze certificate": ["--draws", "8", "--utility-draws", "1", "--no-rerun", "--limit", "2"],
     "analyze spectrum": ["--no-rerun"],
 }
 """Options that make a command's work small; the later of two counts."""
-FEWER = {r"\bsteps=\d+": "steps=2", r"\bseeds=\d+": "seeds=1", r"\bsearch(=\d+|$)": "search=2"}
+FEWER = {
+    r"(relearn:data=benign)(?!,steps)": r"\1,steps=2,seeds=1",
+    r"\bsteps=\d+": "steps=2",
+    r"\bseeds=\d+": "seeds=1",
+    r"\bsearch(=\d+|$)": "search=2",
+}
 
 
 class Begun(BaseException):
@@ -175,6 +185,11 @@ MODEL = "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"
 def checked(letgo, written, tmp_path, monkeypatch):
     """Gives `checked(command)`: what is wrong with a command, as far as it shows before the command's work begins;
     None if nothing is."""
+
+    # A module that is first imported while a stand-in is in place would keep it.
+    for module in pkgutil.walk_packages(package.__path__, "letgo."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
     def begin(*_: Any, **__: Any) -> None:
         raise Begun
@@ -282,10 +297,14 @@ RUNS = ("RUN", "run", "OLD", "RUN-gptq")
 KEYS = ("openssl ecparam -name prime256v1 -genkey -noout -out key.pem", "openssl ec -in key.pem -pubout -out key.pub")
 
 
+TRIES = (Try("quantize:bits=8", "quick"), Try("relearn:steps=2,seeds=1", "standard"))
+
+
 def _make(folder: Path, written: Path) -> None:
-    """The files and the models and runs that commands name. The original is on the grid of a 4-bit format."""
+    """The files and the models and runs that commands name. The original is on the grid of a 4-bit format, and
+    its tokenizer is one that GGUF files can hold."""
     shutil.copytree(written, folder, symlinks=True, dirs_exist_ok=True)
-    tokenizer = stand_ins.word_tokenizer(shaped.words(), " ".join(tiny.WORDS))
+    tokenizer = load_tokenizer("biographies")
     model = tiny.make_model(vocab_size=len(tokenizer), max_position_embeddings=512)
     with torch.no_grad():
         for layer in (each for each in model.modules() if isinstance(each, torch.nn.Linear)):
@@ -296,10 +315,12 @@ def _make(folder: Path, written: Path) -> None:
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
     tiny.save(folder / "B", model, tokenizer)
-    run = package.unlearn(
-        **tiny.own_files(folder, folder / "MODEL", max_steps=2, per_device_train_batch_size=2),
-        attacks=["quantize:bits=8", "relearn:steps=2,learning_rate=1e-3,holdout=0.5"],
-    )
+    with pytest.MonkeyPatch.context() as patched:
+        few_texts(patched)
+        run = package.unlearn(
+            **tiny.own_files(folder, folder / "MODEL", max_steps=2, per_device_train_batch_size=2),
+            attacks=["quantize:bits=8", "relearn:steps=2,learning_rate=1e-3,holdout=0.5"],
+        )
     for names, source in ((ORIGINALS, folder / "MODEL"), (CHANGED, folder / "B"), (RUNS, run.directory)):
         for name in (name for name in names if name not in source.parts):
             shutil.copytree(source, folder / name, dirs_exist_ok=True)
@@ -309,7 +330,9 @@ def _make(folder: Path, written: Path) -> None:
 
 @pytest.fixture
 def place(made, tmp_path, monkeypatch):
-    """A folder with all that commands name, in which they run."""
+    """A folder with all that commands name, in which they run. An audit makes two attacks."""
+    few_texts(monkeypatch)
+    monkeypatch.setattr("letgo.auditing.suites.TRIES", TRIES)
     shutil.copytree(made, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LETGO_DATA", "data")
@@ -358,7 +381,8 @@ def prepare(page: str, place: Path) -> None:
         (place / "run.yaml").write_text("objective: npo_gdr\n", encoding="utf-8")
     if page == "docs/open-unlearning.md":
         shutil.rmtree(place / "RUN")
-        package.evaluate("MODEL", ["tofu:split=forget10"], output=place / "RUN", limit=4)
+        benchmark = {"benchmark": "tofu:split=forget10", "eval_limit": 4}
+        package.unlearn(model="MODEL", **benchmark, max_steps=1, use_cpu=True, output_dir="RUN")
     if page in ("README.md", "docs/attestation.md"):
         assert all(key in TEXTS["docs/attestation.md"] for key in KEYS)
         for key in KEYS:
