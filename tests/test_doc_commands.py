@@ -292,7 +292,7 @@ def made(tmp_path_factory, written):
 
 
 ORIGINALS = ("MODEL", "A", "ANY", "BASE", "base", "ORIGINAL", "ORIGINAL-gptq", "RETAIN_MODEL", "T", "DIR_OR_ID")
-CHANGED = ("B", "model", "SIBLING")
+CHANGED = ("B", "model", "SIBLING", "SMALLER")
 RUNS = ("RUN", "run", "OLD", "RUN-gptq")
 KEYS = ("openssl ecparam -name prime256v1 -genkey -noout -out key.pem", "openssl ec -in key.pem -pubout -out key.pub")
 
