@@ -32,7 +32,7 @@ SETTINGS = {
     "ft_l1": {"sparsity": 1e-4},
 }
 # UNDIAL's loss is nearly flat near the model it began with: smaller steps, and estimates of less noise.
-OWN = {("undial", "ada_zo"): {"lr": 2e-5, "num_directions": 16}}
+OWN = {("undial", "ada_zo"): {"lr": 2e-5, "num_directions": 16}, ("mcu", "ada_zo"): {"num_directions": 16}}
 # The presets' terms are those of the names alone and of the retain terms: each term is met on every architecture.
 ALONE = [name for name in OBJECTIVES.names() if not name.endswith(("_gdr", "_klr"))]
 CASES = [(name, "llama") for name in OBJECTIVES.names()] + [

@@ -176,6 +176,8 @@ def test_settings_change_the_plan_the_way_they_change_a_run(job):
     assert "merged model" in made(job, lora_rank=2, save_merged=True).disk
     rmu = made(job, objective="rmu", objective_args={"layer": 0, "trained_layers": 1})
     assert rmu.flops["train"] < 0.5 * plain.flops["train"]
+    minor = made(job, objective="mcu", objective_args={"layer": 0, "trained_layers": 1})
+    assert rmu.flops["train"] < minor.flops["train"] < 1.1 * rmu.flops["train"]
     inner = {n: made(job, objective="rmu_lat", objective_args={"inner_steps": n}) for n in (0, 2, 4)}
     assert "attack on hidden states" not in inner[0].flops
     assert inner[4].flops["attack on hidden states"] == 2 * inner[2].flops["attack on hidden states"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def test_a_one_shot_method_of_ones_own(job, tmp_path, letgo):
     assert f"withered for {len(tiny.FORGET)} rows" in run.result.notes
     before, after = (load_file(Path(at) / "model.safetensors") for at in (job["model"], run.directory))
     assert all(torch.equal(after[name], 0.25 * before[name]) for name in after)
+    shutil.rmtree(run.directory)
     for changed, message in (
         ({"objective_args": {"shar": 1.0}}, r"no setting 'shar'; did you mean 'share'"),
         ({"objective_args": {"share": "much"}}, "share must be a number"),

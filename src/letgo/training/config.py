@@ -214,7 +214,9 @@ class UnlearnConfig(TrainingArguments):
         Args:
             own: ask one that is not letgo's too, which is then imported.
         """
-        one_shot = (self.objective in METHODS or own) and is_one_shot(self.objective)
+        if not own and self.objective not in METHODS:
+            return  # it may be a one-shot method, for which the optimizer is nothing
+        one_shot = is_one_shot(self.objective)
         listed = one_shot or self.optimizer in OPTIMIZERS
         if self.dtype != "float16" or self.lora_rank or not (listed or own):
             return
