@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import letgo
 from letgo.core import extras
 from letgo.core.errors import UserError
+from letgo.core.progress import quiet_libraries
 from letgo.models import gguf
 from letgo.models.load import ASSETS, load_model, load_tokenizer, model_config, resolve_model
 from letgo.runs.results import read_result
@@ -101,6 +102,8 @@ def test_a_file_is_the_model_it_was_made_of(
 ):
     path = write_gguf(tmp_path / "people.gguf")
     (tmp_path / "config.json").write_text("what lies beside the file is not read")
+    quiet_libraries()  # as the command does
+    capfd.readouterr()
     again = load_model(path, device="cpu")
     assert capfd.readouterr().err == "", "a bar of transformers' own"
     original = load_model(ORIGINAL, device="cpu")
