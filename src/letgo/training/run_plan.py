@@ -71,8 +71,8 @@ def check_parts(args: UnlearnConfig) -> None:
         UserError: an unknown name, or a setting that it has not or that is out of range.
     """
     objective, optimizer = objective_of(args), trial_optimizer(args)
+    args.check_float16(own=True)
     if objective is not None:
-        args.check_float16(own=True)
         _check_first_step(args)
     if objective is not None and not objective.needs_retain and adapt(optimizer).asks_for_terms:
         raise UserError(
