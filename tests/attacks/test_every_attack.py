@@ -137,7 +137,8 @@ def test_what_every_result_says(attacked, spec):
     attack, _ = attacked("full", spec)
     assert all(metric.n > 0 for metric in attack.metrics.values())
     if attack.kept is None:
-        assert attack.outcome == "can't tell"
+        # An attack may break a model so small.
+        assert attack.outcome == ("collapsed" if attack.reasons else "can't tell")
         # The shares are of all seeds together; under one of them the original may no longer know.
         assert not any(share.known for share in attack.shares) or None in [s.get("kept") for s in attack.per_seed]
     else:

@@ -148,9 +148,9 @@ def test_directions_are_not_shared_over_shards(done: list[dict[str, Any]]) -> No
 @pytest.mark.parametrize("case", ZEROTH)
 def test_bytes_are_counted(case: str, done: list[dict[str, Any]], alone: Any) -> None:
     described = done[0][case]["ranks"]
-    _, settings = sharded.CASES[case]
-    q = settings.get("num_directions", 4 if case == "zo_muon" else 1)
-    forward = settings.get("difference", "forward" if case in ("zo_muon", "fzoo") else "central") == "forward"
+    name, settings = sharded.CASES[case]
+    q = settings.get("num_directions", 4 if name == "zo_muon" else 1)
+    forward = settings.get("difference", "forward" if name in ("zo_muon", "fzoo") else "central") == "forward"
     scalars = q + 1 if forward else 2 * q
     lengths = q if settings.get("noise") == "sphere" else 0
     # What a ring sends of this rank's rows to the one other rank, for every evaluation; frozen rows too.

@@ -21,7 +21,7 @@ from letgo.core.progress import Quiet
 from letgo.models.load import weights_fingerprint
 from letgo.runs.results import is_run, read_result
 from letgo.scoring.resume_log import PARTIAL
-from letgo.training import afterwards, trainer
+from letgo.training import afterwards, bookkeeping
 from letgo.training import unlearn as page
 from letgo.training.checkpoints import COMPLETE, last_checkpoint, whole_checkpoint
 from letgo.training.run_directory import BEGUN
@@ -93,7 +93,7 @@ def test_a_run_goes_on_with_what_was_asked_for_after_its_record(job, tmp_path, m
 def test_a_run_goes_on_only_with_the_data_and_the_model_that_it_began_with(job, monkeypatch, tmp_path):
     job |= {"model": str(shutil.copytree(job["model"], tmp_path / "model")), "save_steps": 1}
     forget, config = Path(job["forget"]), tmp_path / "model" / "config.json"
-    with killed_at(monkeypatch, (trainer, "mark_complete"), after=1):
+    with killed_at(monkeypatch, (bookkeeping, "mark_complete"), after=1):
         letgo.unlearn(**job)
     for path, edited, message in (
         (forget, (b"amberton", b"elsewhere"), "the set forget, the set scored changed since"),
@@ -185,7 +185,7 @@ def test_without_a_whole_checkpoint_the_run_begins_anew(job, tmp_path, monkeypat
 
 
 def test_an_older_checkpoint_goes_when_the_new_one_is_known_to_be_whole(job, monkeypatch):
-    with killed_at(monkeypatch, (trainer, "mark_complete"), after=1):
+    with killed_at(monkeypatch, (bookkeeping, "mark_complete"), after=1):
         letgo.unlearn(**job)
     assert last_checkpoint(Path(job["output_dir"])).name == "checkpoint-2"
 

@@ -40,6 +40,6 @@ def test_that_it_can_not_be_written_is_no_reason_to_fail(model_directory, tmp_pa
     def fails(path, row):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("letgo.training.trainer.append_json_line", fails)
+    monkeypatch.setattr("letgo.training.bookkeeping.append_json_line", fails)
     run = main_job.unlearn(**tiny.own_files(tmp_path, model_directory, **SETTINGS | {"max_steps": 2}))
     assert len(read_json_lines(run.directory / HISTORY_FILE)) == 2

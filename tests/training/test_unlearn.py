@@ -153,8 +153,8 @@ def test_a_broken_model_is_called_collapsed_not_forgetful(tmp_path):
     assert run.result.status == "collapsed"
     assert any("perplexity" in reason or "degenerate" in reason for reason in run.result.reasons)
     [quantized] = run.result.attacks
-    assert not quantized.survived
-    assert quantized.collapsed
+    assert quantized.outcome == "not survived"
+    assert "broken before the attack" in quantized.why
 
 
 def test_a_loss_that_is_not_finite_leaves_a_failed_result(job, monkeypatch):

@@ -56,7 +56,8 @@ def distill(
         alpha: α, the share of every weight of the copy that is lost; 0 leaves it what the teacher is.
         beta: β, of the noise N.
         blocks: only the last so many blocks are damaged; 0 for all weights.
-        data: "benign" (plain prose), "retain", or a file of rows; at most `samples` of them, drawn.
+        data: "benign" (plain prose), "retain", or a file of rows.
+        samples: at most so many of the rows, drawn.
         steps, batch_size: of the student's training.
         learning_rate: by default `default_rate` of the student's size.
         optimizer: as in `relearn`.
