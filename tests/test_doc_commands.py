@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Sequence
 from functools import reduce
@@ -196,6 +197,7 @@ def checked(letgo, written, tmp_path, monkeypatch):
 
     shutil.copytree(written, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which letgo adds the folder for code beside it
     monkeypatch.setenv("LETGO_DATA", "data")
     for target in WORK:
         monkeypatch.setattr(target.replace(":", "."), begin)
@@ -335,6 +337,7 @@ def place(made, tmp_path, monkeypatch):
     monkeypatch.setattr("letgo.auditing.suites.TRIES", TRIES)
     shutil.copytree(made, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which letgo adds the folder for code beside it
     monkeypatch.setenv("LETGO_DATA", "data")
     return tmp_path
 

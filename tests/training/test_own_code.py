@@ -35,7 +35,7 @@ def job(tmp_path, model_directory, monkeypatch):
     """A run with one of each."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
+    before = set(sys.modules) - {"mine_own"}  # of another test
     forget_modules(before)
     own_things.write(tmp_path)
     files = tiny.own_files(tmp_path, model_directory, learning_rate=1e-2, max_steps=3, per_device_train_batch_size=2)
