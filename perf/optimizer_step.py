@@ -57,7 +57,8 @@ class Setting:
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
-        return (torch.bfloat16,) if self.shape == "1b" else (torch.float32, torch.bfloat16)
+        of_shape = {"1b": (torch.bfloat16,), "quick": (torch.float32,)}
+        return of_shape.get(self.shape, (torch.float32, torch.bfloat16))
 
     def finish(self) -> None:
         """Wait for what the device was asked to do."""
@@ -315,7 +316,7 @@ def all_rows(setting: Setting) -> Iterator[Row]:
             yield from batched_rows(setting, dtype)
         yield from perturbing_rows(setting, dtype)
     # Each peak is a process of its own.
-    for dtype in setting.dtypes[:1] if setting.shape == "quick" else setting.dtypes:
+    for dtype in setting.dtypes:
         yield from memory_rows(setting, dtype)
 
 
