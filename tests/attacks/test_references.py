@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 
 import pytest
@@ -96,3 +97,12 @@ def test_what_lies_under_the_same_name_is_attacked_anew_where_it_has_changed(att
     assert references() == 2
     shutil.copy(f"{resolve_model('biographies-retrained')}/model.safetensors", original)
     assert references() == 2
+
+
+def test_a_setting_may_be_any_text_and_a_folder_may_have_broken_links(tmp_path):
+    assert [attacking._content(text) for text in ("a word", "long " * 1000, "", 3, None)] == [[], [], [], None, None]
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "weights").write_text("old")
+    [(name, size, _)] = attacking._content(str(tmp_path))
+    assert (name, size) == ("weights", 3)
+    assert attacking._content(str(tmp_path / "weights")) == hashlib.sha256(b"old").hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -359,16 +360,17 @@ def attacked_reference(
 
 def _state(model: object) -> list[tuple[str, int, int]]:
     """The files of a model's directory, with what changes when one is written anew; of another model none."""
-    folder = Path(str(BUILTIN[str(model)]() if str(model) in BUILTIN else model))
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    folder = str(BUILTIN[str(model)]() if str(model) in BUILTIN else model)
+    files = [file for file in sorted(Path(folder).iterdir()) if file.is_file()] if os.path.isdir(folder) else []
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _content(setting: object) -> object:
     """What a setting of an attack stands for: of a file its content, of a model's directory its files' state."""
-    if isinstance(setting, str) and Path(setting).is_file():
-        return remembered_digest(Path(setting))
-    return _state(setting) if isinstance(setting, str) else None
+    if not isinstance(setting, str):
+        return None
+    # Unlike a Path these take any text: a prompt may be longer than a file's name can be.
+    return remembered_digest(Path(setting)) if os.path.isfile(setting) else _state(setting)
 
 
 class _AnsweredFile(BaseModel):
